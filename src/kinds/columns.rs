@@ -1,0 +1,1 @@
+//! The cells of `kubectl get`, as upstream's printers fill them (`pkg/printers/internalversion/printers.go`).

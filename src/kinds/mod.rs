@@ -1,0 +1,246 @@
+//! The kinds: a row each. Everything that differs between kinds is data here; routes, discovery, tables, OpenAPI and storage
+//! keys are computed from the row. A custom resource yields the same row at run time (`crd.rs`).
+//!
+//! Read `table.rs` first. A kind with behaviour of its own has a file for it, reached through its [`Strategy`].
+
+pub mod columns;
+pub mod crd;
+pub mod registry;
+pub mod strategy;
+pub mod table;
+
+pub use registry::Registry;
+pub use strategy::{Change, Strategy};
+
+use std::sync::Arc;
+
+use crate::{
+    meta::{Value, object::{GroupKind, GroupResource, Str}},
+    schema::SchemaRef,
+};
+
+/// One row: one set of objects in the store, served in one or several versions.
+#[derive(Clone, Debug)]
+pub struct Kind {
+    pub group: Str,
+    pub kind: Str,
+    pub list_kind: Str,
+    /// The resource in a path: `deployments`.
+    pub plural: Str,
+    pub singular: Str,
+    pub short_names: Vec<Str>,
+    pub categories: Vec<Str>,
+    pub scope: Scope,
+    /// What discovery lists and the API accepts.
+    pub verbs: &'static [Verb],
+    /// In order of preference; the first is the preferred one.
+    pub versions: Vec<Version>,
+    /// The version in which objects are stored: a place in `versions`.
+    pub stored: usize,
+    pub subresources: Vec<Subresource>,
+    pub strategy: &'static Strategy,
+    /// Objects under another kind's key: `events.k8s.io/events` are stored as `events`. Otherwise the key is the row's own.
+    pub storage: Option<&'static str>,
+    /// Set for a custom resource: the CRD it comes from.
+    pub custom: Option<Arc<Custom>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    Cluster,
+    Namespaced,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verb {
+    Create,
+    Delete,
+    DeleteCollection,
+    Get,
+    List,
+    Patch,
+    Update,
+    Watch,
+}
+
+impl Verb {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Delete => "delete",
+            Self::DeleteCollection => "deletecollection",
+            Self::Get => "get",
+            Self::List => "list",
+            Self::Patch => "patch",
+            Self::Update => "update",
+            Self::Watch => "watch",
+        }
+    }
+}
+
+/// All verbs, in the order in which discovery lists them.
+pub const ALL_VERBS: &[Verb] =
+    &[Verb::Create, Verb::Delete, Verb::DeleteCollection, Verb::Get, Verb::List, Verb::Patch, Verb::Update, Verb::Watch];
+/// Kinds that exist only as the answer to a question: reviews, bindings.
+pub const CREATE_ONLY: &[Verb] = &[Verb::Create];
+
+#[derive(Clone, Debug)]
+pub struct Version {
+    pub name: Str,
+    pub schema: SchemaRef,
+    pub is_served: bool,
+    pub columns: Vec<Column>,
+    /// Fields beside `metadata.name` and `metadata.namespace` that a field selector may name.
+    pub selectable: Vec<Selectable>,
+    pub convert: Convert,
+    /// Told to clients in a `Warning` header.
+    pub deprecation: Option<Str>,
+    /// Changes when a stored object may read differently: the generation of a CRD, 0 for built-in kinds.
+    pub generation: u64,
+}
+
+/// How an object in the stored version becomes one of this version, and back.
+#[derive(Clone, Copy, Debug)]
+pub enum Convert {
+    /// Only `apiVersion` differs.
+    Same,
+    Fn { from_stored: fn(&mut Value), to_stored: fn(&mut Value) },
+}
+
+/// A column of `kubectl get`.
+#[derive(Clone, Debug)]
+pub struct Column {
+    pub name: Str,
+    /// `string`, `integer`, `number`, `boolean` or `date`, as OpenAPI has it.
+    pub data_type: Str,
+    pub format: Str,
+    pub description: Str,
+    /// 0 is always shown, above only with `-o wide`.
+    pub priority: i32,
+    pub cell: Cell,
+}
+
+/// Where a column's value comes from. Functions get the object and the time now.
+#[derive(Clone, Debug)]
+pub enum Cell {
+    Name,
+    /// `<age>` of a timestamp at this path: `["metadata", "creationTimestamp"]`.
+    Age(&'static [&'static str]),
+    Path(&'static [&'static str]),
+    Fn(fn(&Value, jiff::Timestamp) -> Value),
+    /// A custom resource's JSONPath, as the CRD wrote it.
+    JsonPath(Str),
+}
+
+/// A field that a field selector may name, and the text that stands there.
+#[derive(Clone, Debug)]
+pub struct Selectable {
+    pub name: Str,
+    pub value: FieldValue,
+}
+
+#[derive(Clone, Debug)]
+pub enum FieldValue {
+    Path(Vec<Str>),
+    Fn(fn(&Value) -> String),
+}
+
+#[derive(Clone, Debug)]
+pub struct Subresource {
+    pub name: &'static str,
+    pub action: Action,
+    /// Group, version and kind of the body that discovery names.
+    pub body: Body,
+    /// In discovery's words: `["get", "patch", "update"]`.
+    pub verbs: &'static [&'static str],
+}
+
+/// `group` and `version` are empty where they are the kind's own.
+#[derive(Clone, Copy, Debug)]
+pub struct Body {
+    pub group: &'static str,
+    pub version: &'static str,
+    pub kind: &'static str,
+}
+
+/// What a subresource does; the API floor has one function for each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    Status,
+    /// Paths of replicas in spec, in status, and of the label selector in status (a text, or a LabelSelector at a spec path).
+    Scale { spec: Vec<Str>, status: Vec<Str>, selector: Vec<Str> },
+    /// Another part of the object that is written apart: `ephemeralcontainers`, `resize`, `approval`, `finalize`.
+    Part,
+    Binding,
+    Eviction,
+    Token,
+    Log,
+    Exec,
+    Attach,
+    PortForward,
+    Proxy,
+}
+
+/// Where a custom resource comes from.
+#[derive(Debug)]
+pub struct Custom {
+    pub crd: String,
+    pub uid: String,
+}
+
+impl Kind {
+    pub fn group_resource(&self) -> GroupResource {
+        GroupResource { group: self.group.clone(), resource: self.plural.clone() }
+    }
+
+    pub fn group_kind(&self) -> GroupKind {
+        GroupKind { group: self.group.clone(), kind: self.kind.clone() }
+    }
+
+    /// The key of the kind's objects in the store: `pods`, `apps/deployments`.
+    pub fn resource(&self) -> String {
+        match self.storage {
+            Some(storage) => storage.to_owned(),
+            None if self.group.is_empty() => self.plural.to_string(),
+            None => format!("{}/{}", self.group, self.plural),
+        }
+    }
+
+    pub fn is_namespaced(&self) -> bool {
+        self.scope == Scope::Namespaced
+    }
+
+    pub fn version(&self, name: &str) -> Option<&Version> {
+        self.versions.iter().find(|it| it.name == name)
+    }
+
+    pub fn stored_version(&self) -> &Version {
+        &self.versions[self.stored]
+    }
+
+    pub fn subresource(&self, name: &str) -> Option<&Subresource> {
+        self.subresources.iter().find(|it| it.name == name)
+    }
+
+    pub fn has_status(&self) -> bool {
+        self.subresources.iter().any(|it| it.action == Action::Status)
+    }
+
+    pub fn accepts(&self, verb: Verb) -> bool {
+        self.verbs.contains(&verb)
+    }
+}
+
+impl Selectable {
+    /// The text of this field in `object`; "" where it is absent.
+    pub fn text(&self, object: &Value) -> String {
+        match &self.value {
+            FieldValue::Fn(read) => read(object),
+            FieldValue::Path(path) => match path.iter().try_fold(object, |value, field| value.get(field.as_ref())) {
+                Some(Value::String(text)) => text.clone(),
+                Some(value @ (Value::Bool(_) | Value::Number(_))) => value.to_string(),
+                _ => String::new(),
+            },
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The vocabulary of Kubernetes objects, without IO and without a clock: metadata, `Status`, field errors,
+//! selectors, names, quantities, request options.
+
+pub mod field;
+pub mod names;
+pub mod object;
+pub mod options;
+pub mod quantity;
+pub mod selector;
+pub mod status;
+
+pub use field::{FieldError, FieldErrors, Path};
+pub use object::{GroupVersionKind, GroupVersionResource, Meta};
+pub use quantity::Quantity;
+pub use selector::{FieldSelector, LabelSelector};
+pub use status::{Cause, Details, Result, Status};
+
+pub use serde_json::{Map, Value};

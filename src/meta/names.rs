@@ -1,0 +1,248 @@
+//! What may be a name, a label, an annotation key. Each check returns upstream's sentences, none when the text is fine.
+//! Source: apimachinery `pkg/util/validation/validation.go`, `pkg/api/validation/path/name.go`.
+
+use std::{borrow::Cow, sync::LazyLock};
+
+use regex::Regex;
+
+pub type Problems = Vec<Cow<'static, str>>;
+
+pub const LABEL_MAX: usize = 63;
+pub const SUBDOMAIN_MAX: usize = 253;
+/// `totalAnnotationSizeLimitB`: keys and values of all annotations, in bytes.
+pub const ANNOTATIONS_MAX: usize = 256 << 10;
+
+const LABEL: &str = "[a-z0-9]([-a-z0-9]*[a-z0-9])?";
+const QUALIFIED: &str = "([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]";
+
+fn anchored(pattern: &str) -> Regex {
+    Regex::new(&format!("^(?:{pattern})$")).expect("a constant pattern")
+}
+
+macro_rules! pattern {
+    ($name:ident, $pattern:expr) => {
+        static $name: LazyLock<Regex> = LazyLock::new(|| anchored($pattern));
+    };
+}
+
+pattern!(DNS1123_LABEL, LABEL);
+pattern!(DNS1123_SUBDOMAIN, &format!(r"{LABEL}(\.{LABEL})*"));
+pattern!(DNS1035_LABEL, "[a-z]([-a-z0-9]*[a-z0-9])?");
+pattern!(QUALIFIED_NAME, QUALIFIED);
+pattern!(LABEL_VALUE, &format!("({QUALIFIED})?"));
+pattern!(C_IDENTIFIER, "[A-Za-z_][A-Za-z0-9_]*");
+pattern!(CONFIG_MAP_KEY, "[-._a-zA-Z0-9]+");
+pattern!(PORT_NAME_CHARS, "[-a-z0-9]+");
+pattern!(HTTP_HEADER, "[-A-Za-z0-9]+");
+
+const LABEL_MSG: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character";
+const SUBDOMAIN_MSG: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character";
+const DNS1035_MSG: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character";
+const QUALIFIED_MSG: &str = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character";
+const LABEL_VALUE_MSG: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character";
+
+/// `MaxLenError`.
+pub fn max_len(most: usize) -> Cow<'static, str> {
+    format!("must be no more than {most} bytes").into()
+}
+
+/// `RegexError`.
+fn regex_error(message: &str, pattern: &str, examples: &[&str]) -> Cow<'static, str> {
+    let quoted: Vec<String> = examples.iter().map(|it| format!("'{it}'")).collect();
+    let shown = match quoted.split_first() {
+        None => String::new(),
+        Some((first, rest)) => rest.iter().fold(format!("e.g. {first}"), |text, it| format!("{text}, or {it}")) + ", ",
+    };
+    // Upstream writes ",  or" between examples: the comma, the space of the join and one more.
+    let shown = shown.replace(", or '", ",  or '");
+    format!("{message} ({shown}regex used for validation is '{pattern}')").into()
+}
+
+pub fn dns1123_label(text: &str) -> Problems {
+    let mut problems = Problems::new();
+    if text.len() > LABEL_MAX {
+        problems.push(max_len(LABEL_MAX));
+    }
+    if !DNS1123_LABEL.is_match(text) {
+        problems.push(if DNS1123_SUBDOMAIN.is_match(text) {
+            "must not contain dots".into()
+        } else {
+            regex_error(LABEL_MSG, LABEL, &["my-name", "123-abc"])
+        });
+    }
+    problems
+}
+
+pub fn dns1123_subdomain(text: &str) -> Problems {
+    let mut problems = Problems::new();
+    if text.len() > SUBDOMAIN_MAX {
+        problems.push(max_len(SUBDOMAIN_MAX));
+    }
+    if !DNS1123_SUBDOMAIN.is_match(text) {
+        problems.push(regex_error(SUBDOMAIN_MSG, &format!(r"{LABEL}(\.{LABEL})*"), &["example.com"]));
+    }
+    problems
+}
+
+pub fn dns1035_label(text: &str) -> Problems {
+    let mut problems = Problems::new();
+    if text.len() > LABEL_MAX {
+        problems.push(max_len(LABEL_MAX));
+    }
+    if !DNS1035_LABEL.is_match(text) {
+        problems.push(regex_error(DNS1035_MSG, "[a-z]([-a-z0-9]*[a-z0-9])?", &["my-name", "abc-123"]));
+    }
+    problems
+}
+
+/// Names that only must fit into a path: RBAC's.
+pub fn path_segment(text: &str) -> Problems {
+    if text == "." || text == ".." {
+        return vec![format!("may not be '{text}'").into()];
+    }
+    ["/", "%"].iter().filter(|it| text.contains(**it)).map(|it| format!("may not contain '{it}'").into()).collect()
+}
+
+/// The key of a label or an annotation: `[prefix/]name`.
+pub fn qualified_name(text: &str) -> Problems {
+    let mut problems = Problems::new();
+    let parts: Vec<&str> = text.split('/').collect();
+    let name = match parts.as_slice() {
+        [name] => name,
+        [prefix, name] => {
+            if prefix.is_empty() {
+                problems.push("prefix part must be non-empty".into());
+            } else {
+                problems.extend(dns1123_subdomain(prefix).into_iter().map(|it| format!("prefix part {it}").into()));
+            }
+            name
+        }
+        _ => {
+            let message = format!("a qualified name {QUALIFIED_MSG}");
+            let error = regex_error(&message, QUALIFIED, &["MyName", "my.name", "123-abc"]);
+            problems.push(format!("{error} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')").into());
+            return problems;
+        }
+    };
+    if name.is_empty() {
+        problems.push("name part must be non-empty".into());
+    } else if name.len() > LABEL_MAX {
+        problems.push(format!("name part {}", max_len(LABEL_MAX)).into());
+    }
+    if !QUALIFIED_NAME.is_match(name) {
+        let error = regex_error(QUALIFIED_MSG, QUALIFIED, &["MyName", "my.name", "123-abc"]);
+        problems.push(format!("name part {error}").into());
+    }
+    problems
+}
+
+pub fn label_value(text: &str) -> Problems {
+    let mut problems = Problems::new();
+    if text.len() > LABEL_MAX {
+        problems.push(max_len(LABEL_MAX));
+    }
+    if !LABEL_VALUE.is_match(text) {
+        problems.push(regex_error(LABEL_VALUE_MSG, &format!("({QUALIFIED})?"), &["MyValue", "my_value", "12345"]));
+    }
+    problems
+}
+
+/// A key of a ConfigMap or a Secret.
+pub fn config_map_key(text: &str) -> Problems {
+    let mut problems = Problems::new();
+    if text.len() > SUBDOMAIN_MAX {
+        problems.push(max_len(SUBDOMAIN_MAX));
+    }
+    if !CONFIG_MAP_KEY.is_match(text) {
+        let message = "a valid config key must consist of alphanumeric characters, '-', '_' or '.'";
+        problems.push(regex_error(message, "[-._a-zA-Z0-9]+", &["key.name", "KEY_NAME", "key-name"]));
+    }
+    problems.extend(dots(text));
+    problems
+}
+
+fn dots(text: &str) -> Option<Cow<'static, str>> {
+    match text {
+        "." => Some("must not be '.'".into()),
+        ".." => Some("must not be '..'".into()),
+        _ if text.starts_with("..") => Some("must not start with '..'".into()),
+        _ => None,
+    }
+}
+
+/// `IsRelaxedEnvVarName`: printable ASCII without `=`.
+pub fn env_var_name(text: &str) -> Problems {
+    let is_fine = !text.is_empty() && text.chars().all(|it| (' '..='~').contains(&it) && it != '=');
+    if is_fine {
+        return Problems::new();
+    }
+    vec!["a valid environment variable name must consist only of printable ASCII characters other than '='".into()]
+}
+
+pub fn c_identifier(text: &str) -> Problems {
+    if C_IDENTIFIER.is_match(text) {
+        return Problems::new();
+    }
+    let message = "a valid C identifier must start with alphabetic character or '_', followed by a string of alphanumeric characters or '_'";
+    vec![regex_error(message, "[A-Za-z_][A-Za-z0-9_]*", &["my_name", "MY_NAME", "MyName"])]
+}
+
+/// `IsValidPortName`: an IANA service name.
+pub fn port_name(text: &str) -> Problems {
+    let mut problems = Problems::new();
+    if text.len() > 15 {
+        problems.push("must be no more than 15 characters".into());
+    }
+    if !PORT_NAME_CHARS.is_match(text) {
+        problems.push("must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".into());
+    }
+    if !text.bytes().any(|it| it.is_ascii_lowercase()) {
+        problems.push("must contain at least one letter (a-z)".into());
+    }
+    if text.contains("--") {
+        problems.push("must not contain consecutive hyphens".into());
+    }
+    if text.starts_with('-') || text.ends_with('-') {
+        problems.push("must not begin or end with a hyphen".into());
+    }
+    problems
+}
+
+pub fn port_number(port: i64) -> Problems {
+    if (1..=65535).contains(&port) { Problems::new() } else { vec!["must be between 1 and 65535, inclusive".into()] }
+}
+
+pub fn http_header_name(text: &str) -> Problems {
+    if HTTP_HEADER.is_match(text) {
+        return Problems::new();
+    }
+    let message = "a valid HTTP header must consist of alphanumeric characters or '-'";
+    vec![regex_error(message, "[-A-Za-z0-9]+", &["X-Header-Name"])]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_pass_and_the_sentences_for_those_that_do_not() {
+        type Check = fn(&str) -> Problems;
+        let cases: &[(Check, &str, &[&str])] = &[
+            (dns1123_label, "web-1", &[]),
+            (dns1123_label, "a.b", &["must not contain dots"]),
+            (dns1123_subdomain, "a.b-c", &[]),
+            (dns1123_subdomain, "Web", &["a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"]),
+            (dns1123_label, "A", &["a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"]),
+            (qualified_name, "app.kubernetes.io/name", &[]),
+            (qualified_name, "/x", &["prefix part must be non-empty"]),
+            (label_value, "", &[]),
+            (path_segment, "system:node", &[]),
+            (path_segment, "a/b", &["may not contain '/'"]),
+            (config_map_key, "..x", &["must not start with '..'"]),
+            (port_name, "8080", &["must contain at least one letter (a-z)"]),
+        ];
+        for (check, text, problems) in cases {
+            assert_eq!(&check(text), problems, "{text}");
+        }
+    }
+}

@@ -1,0 +1,444 @@
+//! Label and field selectors: their texts, `metav1.LabelSelector`, and what they match.
+//! Source: apimachinery `pkg/labels/selector.go`, `pkg/fields/selector.go`, `pkg/apis/meta/v1/helpers.go`.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde_json::Value;
+
+use super::{names, object::Meta};
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LabelSelector {
+    requirements: Vec<Requirement>,
+    is_nothing: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Requirement {
+    pub key: String,
+    pub operator: Operator,
+    pub values: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operator {
+    In,
+    NotIn,
+    Exists,
+    DoesNotExist,
+    Equals,
+    NotEquals,
+    GreaterThan,
+    LessThan,
+}
+
+impl LabelSelector {
+    pub fn everything() -> Self {
+        Self::default()
+    }
+
+    pub fn nothing() -> Self {
+        Self { requirements: Vec::new(), is_nothing: true }
+    }
+
+    pub fn is_everything(&self) -> bool {
+        self.requirements.is_empty() && !self.is_nothing
+    }
+
+    /// From `matchLabels`: all of them must be equal.
+    pub fn from_map<'a>(labels: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let requirement = |(key, value): (&str, &str)| Requirement { key: key.to_owned(), operator: Operator::Equals, values: vec![value.to_owned()] };
+        Self { requirements: labels.into_iter().map(requirement).collect(), is_nothing: false }
+    }
+
+    /// From a `metav1.LabelSelector` in JSON. Absent selects nothing, empty everything (`LabelSelectorAsSelector`).
+    pub fn from_value(selector: Option<&Value>) -> Result<Self, String> {
+        let Some(selector) = selector.filter(|it| !it.is_null()) else {
+            return Ok(Self::nothing());
+        };
+        let labels = selector.map_at(&["matchLabels"]).into_iter().flatten();
+        let mut res = Self::from_map(labels.filter_map(|(key, value)| Some((key.as_str(), value.as_str()?))));
+        for expression in selector.items_at(&["matchExpressions"]) {
+            let values = expression.items_at(&["values"]).iter().filter_map(Value::as_str).map(str::to_owned).collect();
+            let operator = match expression.text("operator") {
+                "In" => Operator::In,
+                "NotIn" => Operator::NotIn,
+                "Exists" => Operator::Exists,
+                "DoesNotExist" => Operator::DoesNotExist,
+                other => return Err(format!("{other:?} is not a valid label selector operator")),
+            };
+            res.requirements.push(Requirement { key: expression.text("key").to_owned(), operator, values });
+        }
+        res.requirements.iter().try_for_each(Requirement::check)?;
+        Ok(res)
+    }
+
+    /// Parses the text form, `a=b,c in (d,e),!f`. The error is the text after upstream's "unable to parse requirement: ".
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut parser = Parser { tokens: lex(text), at: 0 };
+        let requirements = parser.requirements()?;
+        requirements.iter().try_for_each(Requirement::check)?;
+        Ok(Self { requirements, is_nothing: false })
+    }
+
+    pub fn matches_with<'a>(&self, get: impl Fn(&str) -> Option<&'a str>) -> bool {
+        !self.is_nothing && self.requirements.iter().all(|it| it.matches(get(&it.key)))
+    }
+
+    pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.matches_with(|key| labels.get(key).map(String::as_str))
+    }
+
+    /// Whether the object's labels match.
+    pub fn matches_object(&self, object: &Value) -> bool {
+        let labels = object.map_at(&["metadata", "labels"]);
+        self.matches_with(|key| labels?.get(key)?.as_str())
+    }
+
+    pub fn requirements(&self) -> &[Requirement] {
+        &self.requirements
+    }
+}
+
+impl Requirement {
+    fn matches(&self, value: Option<&str>) -> bool {
+        let is_member = || value.is_some_and(|it| self.values.iter().any(|other| other == it));
+        match self.operator {
+            Operator::In | Operator::Equals => is_member(),
+            Operator::NotIn | Operator::NotEquals => !is_member(),
+            Operator::Exists => value.is_some(),
+            Operator::DoesNotExist => value.is_none(),
+            Operator::GreaterThan => self.compares(value, |left, right| left > right),
+            Operator::LessThan => self.compares(value, |left, right| left < right),
+        }
+    }
+
+    fn compares(&self, value: Option<&str>, is_so: fn(i64, i64) -> bool) -> bool {
+        let number = |text: &str| text.parse::<i64>().ok();
+        let pair = value.and_then(number).zip(self.values.first().and_then(|it| number(it)));
+        pair.is_some_and(|(left, right)| is_so(left, right))
+    }
+
+    /// `NewRequirement`'s checks.
+    fn check(&self) -> Result<(), String> {
+        if let Some(problem) = names::qualified_name(&self.key).first() {
+            return Err(format!("key: Invalid value: {:?}: {problem}", self.key));
+        }
+        match self.operator {
+            Operator::In | Operator::NotIn if self.values.is_empty() => {
+                return Err("values: Invalid value: []: for 'in', 'notin' operators, values set can't be empty".into());
+            }
+            Operator::Exists | Operator::DoesNotExist if !self.values.is_empty() => {
+                return Err("values: Invalid value: []: values set must be empty for exists and does not exist".into());
+            }
+            Operator::GreaterThan | Operator::LessThan if self.values.iter().any(|it| it.parse::<i64>().is_err()) => {
+                return Err(format!("values[0]: Invalid value: {:?}: for 'Gt', 'Lt' operators, the value must be an integer", self.values[0]));
+            }
+            _ => (),
+        }
+        for (at, value) in self.values.iter().enumerate() {
+            if let Some(problem) = names::label_value(value).first() {
+                return Err(format!("values[{at}][{}]: Invalid value: {value:?}: {problem}", self.key));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for LabelSelector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let texts: Vec<String> = self.requirements.iter().map(ToString::to_string).collect();
+        f.write_str(&texts.join(","))
+    }
+}
+
+impl fmt::Display for Requirement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (key, values) = (&self.key, self.values.join(","));
+        match self.operator {
+            Operator::In => write!(f, "{key} in ({values})"),
+            Operator::NotIn => write!(f, "{key} notin ({values})"),
+            Operator::Exists => f.write_str(key),
+            Operator::DoesNotExist => write!(f, "!{key}"),
+            Operator::Equals => write!(f, "{key}={values}"),
+            Operator::NotEquals => write!(f, "{key}!={values}"),
+            Operator::GreaterThan => write!(f, "{key}>{values}"),
+            Operator::LessThan => write!(f, "{key}<{values}"),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Token {
+    Symbol(&'static str),
+    Word(String),
+}
+
+fn lex(text: &str) -> Vec<Token> {
+    const SYMBOLS: [&str; 10] = ["==", "!=", "!", "=", "(", ")", ",", ">", "<", "\u{0}"];
+    let mut tokens = Vec::new();
+    let mut rest = text.trim_start();
+    while !rest.is_empty() {
+        if let Some(symbol) = SYMBOLS.iter().find(|it| rest.starts_with(**it)) {
+            tokens.push(Token::Symbol(symbol));
+            rest = &rest[symbol.len()..];
+        } else {
+            let end = rest.find(|it: char| it.is_whitespace() || "!=(),><\u{0}".contains(it)).unwrap_or(rest.len());
+            tokens.push(Token::Word(rest[..end].to_owned()));
+            rest = &rest[end..];
+        }
+        rest = rest.trim_start();
+    }
+    tokens
+}
+
+struct Parser {
+    tokens: Vec<Token>,
+    at: usize,
+}
+
+impl Parser {
+    fn next(&mut self) -> Option<Token> {
+        let token = self.tokens.get(self.at).cloned();
+        self.at += 1;
+        token
+    }
+
+    fn peek(&self) -> Option<&Token> {
+        self.tokens.get(self.at)
+    }
+
+    fn requirements(&mut self) -> Result<Vec<Requirement>, String> {
+        let mut res = Vec::new();
+        while self.peek().is_some() {
+            res.push(self.requirement()?);
+            match self.next() {
+                None => break,
+                Some(Token::Symbol(",")) if matches!(self.peek(), Some(Token::Word(_) | Token::Symbol("!"))) => (),
+                Some(Token::Symbol(",")) => return Err(format!("found '{}', expected: identifier after ','", found(self.peek()))),
+                Some(other) => return Err(format!("found '{}', expected: ',' or 'end of string'", found(Some(&other)))),
+            }
+        }
+        Ok(res)
+    }
+
+    fn requirement(&mut self) -> Result<Requirement, String> {
+        let is_negated = self.peek() == Some(&Token::Symbol("!"));
+        if is_negated {
+            self.next();
+        }
+        let key = match self.next() {
+            Some(Token::Word(key)) => key,
+            other => return Err(format!("found '{}', expected: identifier", found(other.as_ref()))),
+        };
+        if is_negated {
+            return Ok(Requirement { key, operator: Operator::DoesNotExist, values: Vec::new() });
+        }
+        let operator = match self.peek() {
+            None | Some(Token::Symbol(",")) => return Ok(Requirement { key, operator: Operator::Exists, values: Vec::new() }),
+            Some(Token::Symbol("=" | "==")) => Operator::Equals,
+            Some(Token::Symbol("!=")) => Operator::NotEquals,
+            Some(Token::Symbol(">")) => Operator::GreaterThan,
+            Some(Token::Symbol("<")) => Operator::LessThan,
+            Some(Token::Word(word)) if word == "in" => Operator::In,
+            Some(Token::Word(word)) if word == "notin" => Operator::NotIn,
+            other => return Err(format!("found '{}', expected: in, notin, =, ==, !=, gt, lt", found(other))),
+        };
+        self.next();
+        let values = match operator {
+            Operator::In | Operator::NotIn => self.values()?,
+            _ => vec![self.exact_value()?],
+        };
+        Ok(Requirement { key, operator, values })
+    }
+
+    fn exact_value(&mut self) -> Result<String, String> {
+        match self.peek() {
+            None | Some(Token::Symbol(",")) => Ok(String::new()),
+            Some(Token::Word(_)) => match self.next() {
+                Some(Token::Word(word)) => Ok(word),
+                _ => Ok(String::new()),
+            },
+            other => Err(format!("found '{}', expected: identifier", found(other))),
+        }
+    }
+
+    fn values(&mut self) -> Result<Vec<String>, String> {
+        match self.next() {
+            Some(Token::Symbol("(")) => (),
+            other => return Err(format!("found '{}' expected: '('", found(other.as_ref()))),
+        }
+        let mut values = vec![self.list_item()?];
+        loop {
+            match self.next() {
+                Some(Token::Symbol(",")) => values.push(self.list_item()?),
+                Some(Token::Symbol(")")) => break,
+                other => return Err(format!("found '{}', expected: ',' or ')'", found(other.as_ref()))),
+            }
+        }
+        values.sort();
+        values.dedup();
+        Ok(values)
+    }
+
+    fn list_item(&mut self) -> Result<String, String> {
+        match self.peek() {
+            Some(Token::Symbol("," | ")")) => Ok(String::new()),
+            Some(Token::Word(word)) => {
+                let word = word.clone();
+                self.next();
+                Ok(word)
+            }
+            other => Err(format!("found '{}', expected: ',', or ')' or identifier", found(other))),
+        }
+    }
+}
+
+fn found(token: Option<&Token>) -> &str {
+    match token {
+        None => "",
+        Some(Token::Symbol(symbol)) => symbol,
+        Some(Token::Word(word)) => word,
+    }
+}
+
+/// `metadata.name=web,status.phase!=Failed`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FieldSelector {
+    terms: Vec<FieldTerm>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldTerm {
+    pub field: String,
+    pub is_equal: bool,
+    pub value: String,
+}
+
+impl FieldSelector {
+    pub fn everything() -> Self {
+        Self::default()
+    }
+
+    pub fn is_everything(&self) -> bool {
+        self.terms.is_empty()
+    }
+
+    pub fn terms(&self) -> &[FieldTerm] {
+        &self.terms
+    }
+
+    /// The value that `field` must have, when exactly one is asked for (`RequiresExactMatch`).
+    pub fn exact(&self, field: &str) -> Option<&str> {
+        self.terms.iter().find(|it| it.is_equal && it.field == field).map(|it| it.value.as_str())
+    }
+
+    /// Parses the text form. The values may escape `\`, `,` and `=` with a backslash.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let terms = split_unescaped(text).into_iter().filter(|it| !it.is_empty()).map(FieldTerm::parse);
+        Ok(Self { terms: terms.collect::<Result<_, _>>()? })
+    }
+
+    pub fn matches_with<'a>(&self, get: impl Fn(&str) -> std::borrow::Cow<'a, str>) -> bool {
+        self.terms.iter().all(|it| (get(&it.field) == it.value) == it.is_equal)
+    }
+}
+
+impl FieldTerm {
+    fn parse(text: &str) -> Result<Self, String> {
+        let bytes = text.as_bytes();
+        let mut at = 0;
+        while at < bytes.len() {
+            let (operator, is_equal) = match &bytes[at..] {
+                [b'\\', ..] => {
+                    at += 2;
+                    continue;
+                }
+                [b'!', b'=', ..] => ("!=", false),
+                [b'=', b'=', ..] => ("==", true),
+                [b'=', ..] => ("=", true),
+                _ => {
+                    at += 1;
+                    continue;
+                }
+            };
+            let value = unescape(&text[at + operator.len()..])?;
+            return Ok(Self { field: text[..at].to_owned(), is_equal, value });
+        }
+        Err(format!("invalid selector: '{text}'; can't understand '{text}'"))
+    }
+}
+
+fn split_unescaped(text: &str) -> Vec<&str> {
+    let (mut terms, mut start, mut is_escaped) = (Vec::new(), 0, false);
+    for (at, char) in text.char_indices() {
+        match char {
+            _ if is_escaped => is_escaped = false,
+            '\\' => is_escaped = true,
+            ',' => {
+                terms.push(&text[start..at]);
+                start = at + 1;
+            }
+            _ => (),
+        }
+    }
+    terms.push(&text[start..]);
+    terms
+}
+
+fn unescape(text: &str) -> Result<String, String> {
+    let mut res = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(char) = chars.next() {
+        match char {
+            '\\' => match chars.next() {
+                Some(escaped @ ('\\' | ',' | '=')) => res.push(escaped),
+                Some(other) => return Err(format!("invalid field selector: invalid escape sequence: \\{other}")),
+                None => return Err("invalid field selector: invalid escape sequence: \\".into()),
+            },
+            ',' | '=' => return Err(format!("invalid field selector: unescaped character in value: {char}")),
+            _ => res.push(char),
+        }
+    }
+    Ok(res)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+    }
+
+    #[test]
+    fn label_selectors_match() {
+        let web = labels(&[("app", "web"), ("tier", "2")]);
+        let cases = [
+            ("", true), ("app=web", true), ("app==web", true), ("app!=web", false), ("x!=y", true), ("app", true), ("!app", false),
+            ("app in (db, web)", true), ("app notin (db)", true), ("x notin (db)", true), ("tier>1", true), ("tier<2", false),
+            ("app=web,tier=3", false), ("app in (web),!x", true), ("app=", false),
+        ];
+        for (text, is_match) in cases {
+            assert_eq!(LabelSelector::parse(text).map(|it| it.matches(&web)), Ok(is_match), "{text}");
+        }
+    }
+
+    #[test]
+    fn bad_label_selectors_are_refused() {
+        for text in ["app in", "app in ()x", "=x", "a=b,", "a b", "a in (b", "a>x", "-a", "a=b c"] {
+            assert!(LabelSelector::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn field_selectors_match_and_escape() {
+        let get = |field: &str| std::borrow::Cow::from(if field == "metadata.name" { "a,b" } else { "" });
+        for (text, is_match) in [("metadata.name=a\\,b", true), ("metadata.name!=x", true), ("metadata.name==x", false), ("", true)] {
+            assert_eq!(FieldSelector::parse(text).map(|it| it.matches_with(get)), Ok(is_match), "{text}");
+        }
+        for text in ["metadata.name", "a=b=c", "a=\\x"] {
+            assert!(FieldSelector::parse(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! `metav1.Status`: the one error type of the API, in upstream's wording.
+//! Source: apimachinery `pkg/api/errors/errors.go`, apiserver `pkg/endpoints/handlers/responsewriters/errors.go`.
+
+use std::{borrow::Cow, fmt};
+
+use serde_json::{Value, json};
+
+use super::{
+    field::FieldErrors,
+    object::{GroupKind, GroupResource},
+};
+
+pub type Result<T> = std::result::Result<T, Status>;
+
+/// An error as clients see it. What happened inside belongs into the log, not in here.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Status {
+    pub code: u16,
+    pub reason: Cow<'static, str>,
+    pub message: String,
+    pub details: Option<Box<Details>>,
+}
+
+/// What the error is about. `kind` holds the resource (plural) for most errors and the kind for `Invalid`, as upstream.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Details {
+    pub name: String,
+    pub group: String,
+    pub kind: String,
+    pub uid: String,
+    pub causes: Vec<Cause>,
+    pub retry_after_seconds: u32,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cause {
+    pub reason: Cow<'static, str>,
+    pub message: String,
+    pub field: String,
+}
+
+impl Status {
+    pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { code, reason: Cow::Borrowed(reason), message: message.into(), details: None }
+    }
+
+    fn about(mut self, resource: &GroupResource, name: &str) -> Self {
+        self.details = Some(Box::new(Details {
+            name: name.to_owned(),
+            group: resource.group.to_string(),
+            kind: resource.resource.to_string(),
+            ..Details::default()
+        }));
+        self
+    }
+
+    pub fn with_cause(mut self, reason: &'static str, message: impl Into<String>, field: impl Into<String>) -> Self {
+        let details = self.details.get_or_insert_default();
+        details.causes.push(Cause { reason: Cow::Borrowed(reason), message: message.into(), field: field.into() });
+        self
+    }
+
+    pub fn with_retry_after(mut self, seconds: u32) -> Self {
+        self.details.get_or_insert_default().retry_after_seconds = seconds;
+        self
+    }
+
+    pub fn not_found(resource: &GroupResource, name: &str) -> Self {
+        Self::new(404, "NotFound", format!("{resource} \"{name}\" not found")).about(resource, name)
+    }
+
+    /// No such path: what upstream's mux answers.
+    pub fn no_route() -> Self {
+        let mut status = Self::new(404, "NotFound", "the server could not find the requested resource");
+        status.details = Some(Box::default());
+        status
+    }
+
+    pub fn already_exists(resource: &GroupResource, name: &str) -> Self {
+        Self::new(409, "AlreadyExists", format!("{resource} \"{name}\" already exists")).about(resource, name)
+    }
+
+    /// `NewGenerateNameConflict`.
+    pub fn generate_name_conflict(resource: &GroupResource, name: &str, retry_after: u32) -> Self {
+        let message = format!("{resource} \"{name}\" already exists, the server was not able to generate a unique name for the object");
+        Self::new(409, "AlreadyExists", message).about(resource, name).with_retry_after(retry_after)
+    }
+
+    pub fn conflict(resource: &GroupResource, name: &str, why: impl fmt::Display) -> Self {
+        let message = format!("Operation cannot be fulfilled on {resource} \"{name}\": {why}");
+        Self::new(409, "Conflict", message).about(resource, name)
+    }
+
+    /// The conflict of optimistic concurrency (`registry.OptimisticLockErrorMsg`).
+    pub fn modified(resource: &GroupResource, name: &str) -> Self {
+        Self::conflict(resource, name, "the object has been modified; please apply your changes to the latest version and try again")
+    }
+
+    pub fn invalid(kind: &GroupKind, name: &str, errors: FieldErrors) -> Self {
+        let causes: Vec<Cause> = errors.iter().map(|error| error.to_cause()).collect();
+        let text = match errors.as_slice() {
+            [] => String::new(),
+            [one] => format!(": {one}"),
+            many => {
+                let mut seen: Vec<String> = Vec::new();
+                for error in many.iter().map(ToString::to_string) {
+                    if !seen.contains(&error) {
+                        seen.push(error);
+                    }
+                }
+                if seen.len() == 1 { format!(": {}", seen[0]) } else { format!(": [{}]", seen.join(", ")) }
+            }
+        };
+        let mut status = Self::new(422, "Invalid", format!("{kind} \"{name}\" is invalid{text}"));
+        status.details = Some(Box::new(Details {
+            name: name.to_owned(),
+            group: kind.group.to_string(),
+            kind: kind.kind.to_string(),
+            causes,
+            ..Details::default()
+        }));
+        status
+    }
+
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(400, "BadRequest", message)
+    }
+
+    pub fn unauthorized() -> Self {
+        Self::new(401, "Unauthorized", "Unauthorized")
+    }
+
+    pub fn forbidden(resource: &GroupResource, name: &str, why: impl fmt::Display) -> Self {
+        let message = match (resource.resource.is_empty(), name.is_empty()) {
+            (true, _) => format!("forbidden: {why}"),
+            (false, true) => format!("{resource} is forbidden: {why}"),
+            (false, false) => format!("{resource} \"{name}\" is forbidden: {why}"),
+        };
+        Self::new(403, "Forbidden", message).about(resource, name)
+    }
+
+    pub fn method_not_supported(resource: &GroupResource, action: &str) -> Self {
+        Self::new(405, "MethodNotAllowed", format!("{action} is not supported on resources of kind \"{resource}\"")).about(resource, "")
+    }
+
+    /// `NewGenericServerResponse` for 405 on paths that exist with other methods.
+    pub fn method_not_allowed() -> Self {
+        let mut status = Self::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource");
+        status.details = Some(Box::default());
+        status
+    }
+
+    /// `NewNotAcceptableError`: none of the asked media types can be served.
+    pub fn not_acceptable(served: &[&str]) -> Self {
+        Self::new(406, "NotAcceptable", format!("only the following media types are accepted: {}", served.join(", ")))
+    }
+
+    pub fn unsupported_media_type(accepted: &[&str]) -> Self {
+        let message = format!("the body of the request was in an unknown format - accepted media types include: {}", accepted.join(", "));
+        Self::new(415, "UnsupportedMediaType", message)
+    }
+
+    pub fn gone(message: impl Into<String>) -> Self {
+        Self::new(410, "Gone", message)
+    }
+
+    /// A resourceVersion or continue token older than the kept history (`NewResourceExpired`).
+    pub fn expired(message: impl Into<String>) -> Self {
+        Self::new(410, "Expired", message)
+    }
+
+    pub fn too_large(message: impl Into<String>) -> Self {
+        Self::new(413, "RequestEntityTooLarge", message)
+    }
+
+    pub fn too_many_requests(message: impl Into<String>, retry_after: u32) -> Self {
+        Self::new(429, "TooManyRequests", message).with_retry_after(retry_after)
+    }
+
+    /// The reader asks for a revision that has not been reached (`storage.NewTooLargeResourceVersionError`).
+    pub fn too_large_resource_version(asked: u64, current: u64) -> Self {
+        Self::new(504, "Timeout", format!("Too large resource version: {asked}, current: {current}"))
+            .with_cause("ResourceVersionTooLarge", "Too large resource version", "")
+            .with_retry_after(1)
+    }
+
+    pub fn timeout(message: impl Into<String>) -> Self {
+        Self::new(504, "Timeout", message)
+    }
+
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(503, "ServiceUnavailable", message)
+    }
+
+    pub fn internal(why: impl fmt::Display) -> Self {
+        Self::new(500, "InternalError", format!("Internal error occurred: {why}")).with_cause_text(why.to_string())
+    }
+
+    fn with_cause_text(mut self, message: String) -> Self {
+        self.details.get_or_insert_default().causes.push(Cause { reason: "".into(), message, field: String::new() });
+        self
+    }
+
+    pub fn is_conflict(&self) -> bool {
+        self.reason == "Conflict"
+    }
+
+    pub fn is_not_found(&self) -> bool {
+        self.reason == "NotFound"
+    }
+
+    pub fn is_already_exists(&self) -> bool {
+        self.reason == "AlreadyExists"
+    }
+
+    /// The JSON object that goes over the wire.
+    pub fn to_value(&self) -> Value {
+        let mut body = json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {},
+            "status": "Failure", "message": self.message, "reason": self.reason, "code": self.code,
+        });
+        if let Some(details) = &self.details {
+            body["details"] = details.to_value();
+        }
+        body
+    }
+
+    /// `Status` of a deletion that removed the object (`kind: Status, status: Success`).
+    pub fn success(resource: &GroupResource, name: &str, uid: &str) -> Value {
+        let details = Details { name: name.into(), group: resource.group.to_string(), kind: resource.resource.to_string(), uid: uid.into(), ..Details::default() };
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details.to_value()})
+    }
+}
+
+impl Details {
+    fn to_value(&self) -> Value {
+        let mut details = serde_json::Map::new();
+        let texts = [("name", &self.name), ("group", &self.group), ("kind", &self.kind), ("uid", &self.uid)];
+        for (key, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
+            details.insert(key.to_owned(), text.as_str().into());
+        }
+        if !self.causes.is_empty() {
+            details.insert("causes".to_owned(), self.causes.iter().map(Cause::to_value).collect());
+        }
+        if self.retry_after_seconds > 0 {
+            details.insert("retryAfterSeconds".to_owned(), self.retry_after_seconds.into());
+        }
+        Value::Object(details)
+    }
+}
+
+impl Cause {
+    fn to_value(&self) -> Value {
+        let mut cause = serde_json::Map::new();
+        let texts = [("reason", self.reason.as_ref()), ("message", &self.message), ("field", &self.field)];
+        for (key, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
+            cause.insert(key.to_owned(), text.into());
+        }
+        Value::Object(cause)
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Status {}

@@ -1,0 +1,1 @@
+//! Batches and entries of the journal, and their bytes.

@@ -1,0 +1,1 @@
+//! The writer: the one place where revisions are made.
