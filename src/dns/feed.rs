@@ -1,0 +1,1 @@
+//! Keeps the zone as the informers see Services and EndpointSlices.

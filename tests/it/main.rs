@@ -1,0 +1,3 @@
+//! Tests at the boundary of the whole program.
+
+mod tidy;
