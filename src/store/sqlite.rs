@@ -19,6 +19,8 @@ use super::{
 
 /// Seconds that folded batches are kept, for servers and watchers that lag.
 const RETENTION: i64 = 3600;
+/// How long a file may still be held by a process that is ending.
+const LOCK_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
 
 pub struct Sqlite {
     connection: Mutex<SqliteConnection>,
@@ -36,7 +38,7 @@ impl Sqlite {
             .journal_mode(SqliteJournalMode::Wal)
             .locking_mode(SqliteLockingMode::Exclusive)
             .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(std::time::Duration::ZERO);
+            .busy_timeout(LOCK_WAIT);
         let in_use = |error: sqlx::Error| match error.as_database_error().and_then(|it| it.code()) {
             Some(code) if code == "5" => Error::InUse(path.display().to_string()),
             _ => database(error),
