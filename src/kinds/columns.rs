@@ -77,7 +77,12 @@ pub fn pod_ready(pod: &Value, _: Timestamp) -> Value {
     let total = pod.items_at(&["spec", "containers"]).len() + sidecars.len();
     let is_ready = |it: &&Value| it.get("ready") == Some(&Value::Bool(true)) && it.at(&["state", "running"]).is_some();
     let main = pod.items_at(&["status", "containerStatuses"]).iter().filter(is_ready).count();
-    let init = pod.items_at(&["status", "initContainerStatuses"]).iter().filter(|it| sidecars.contains(&it.text("name"))).filter(|it| it.get("started") == Some(&Value::Bool(true)) && is_ready(it)).count();
+    let init = pod
+        .items_at(&["status", "initContainerStatuses"])
+        .iter()
+        .filter(|it| sidecars.contains(&it.text("name")))
+        .filter(|it| it.get("started") == Some(&Value::Bool(true)) && is_ready(it))
+        .count();
     format!("{}/{total}", main + init).into()
 }
 
@@ -290,7 +295,10 @@ pub fn event_subobject(event: &Value, _: Timestamp) -> Value {
 
 pub fn event_source(event: &Value, _: Timestamp) -> Value {
     let source = event.get("source").or_else(|| event.get("deprecatedSource")).unwrap_or(&Value::Null);
-    let component = [source.text("component"), event.text("reportingComponent"), event.text("reportingController")].into_iter().find(|it| !it.is_empty()).unwrap_or_default();
+    let component = [source.text("component"), event.text("reportingComponent"), event.text("reportingController")]
+        .into_iter()
+        .find(|it| !it.is_empty())
+        .unwrap_or_default();
     let host = [source.text("host"), event.text("reportingInstance")].into_iter().find(|it| !it.is_empty()).unwrap_or_default();
     if host.is_empty() { component.into() } else { format!("{component}, {host}").into() }
 }
@@ -440,7 +448,8 @@ pub fn binding_role(binding: &Value, _: Timestamp) -> Value {
 
 fn subjects(binding: &Value, kind: &str) -> Value {
     let subjects = binding.items_at(&["subjects"]).iter().filter(|it| it.text("kind") == kind);
-    let names = subjects.map(|it| if kind == "ServiceAccount" { format!("{}/{}", it.text("namespace"), it.text("name")) } else { it.text("name").to_owned() });
+    let names = subjects
+        .map(|it| if kind == "ServiceAccount" { format!("{}/{}", it.text("namespace"), it.text("name")) } else { it.text("name").to_owned() });
     names.collect::<Vec<_>>().join(", ").into()
 }
 
@@ -463,8 +472,24 @@ mod tests {
 
     #[test]
     fn durations_read_as_upstreams() {
-        let cases = [(-5, "<invalid>"), (-1, "0s"), (0, "0s"), (119, "119s"), (120, "2m"), (200, "3m20s"), (600, "10m"), (10_700, "178m"), (10_800, "3h"),
-            (12_000, "3h20m"), (28_800, "8h"), (172_800, "2d"), (180_000, "2d2h"), (700_000, "8d"), (63_072_000, "2y"), (64_000_000, "2y10d")];
+        let cases = [
+            (-5, "<invalid>"),
+            (-1, "0s"),
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (200, "3m20s"),
+            (600, "10m"),
+            (10_700, "178m"),
+            (10_800, "3h"),
+            (12_000, "3h20m"),
+            (28_800, "8h"),
+            (172_800, "2d"),
+            (180_000, "2d2h"),
+            (700_000, "8d"),
+            (63_072_000, "2y"),
+            (64_000_000, "2y10d"),
+        ];
         for (seconds, text) in cases {
             assert_eq!(human_duration(seconds), text, "{seconds}");
         }
@@ -473,16 +498,29 @@ mod tests {
     #[test]
     fn pods_print_their_state() {
         let now: Timestamp = "2024-01-01T00:10:00Z".parse().expect("a time");
-        let container = |state: Value, ready: bool| json!({"name": "c", "ready": ready, "restartCount": 2, "state": state,
-            "lastState": {"terminated": {"finishedAt": "2024-01-01T00:09:00Z"}}});
-        let pod = |phase: &str, status: Value| json!({"spec": {"containers": [{"name": "c"}]}, "status": {"phase": phase, "containerStatuses": [status]}});
+        let container = |state: Value, ready: bool| {
+            json!({"name": "c", "ready": ready, "restartCount": 2, "state": state,
+            "lastState": {"terminated": {"finishedAt": "2024-01-01T00:09:00Z"}}})
+        };
+        let pod =
+            |phase: &str, status: Value| json!({"spec": {"containers": [{"name": "c"}]}, "status": {"phase": phase, "containerStatuses": [status]}});
         let cases = [
             (pod("Running", container(json!({"running": {}}), true)), "1/1", "Running", "2 (60s ago)"),
             (pod("Running", container(json!({"waiting": {"reason": "CrashLoopBackOff"}}), false)), "0/1", "CrashLoopBackOff", "2 (60s ago)"),
             (pod("Failed", container(json!({"terminated": {"exitCode": 3}}), false)), "0/1", "ExitCode:3", "2 (60s ago)"),
             (json!({"spec": {"containers": [{"name": "c"}]}, "status": {"phase": "Pending"}}), "0/1", "Pending", "0"),
-            (json!({"metadata": {"deletionTimestamp": "2024-01-01T00:00:00Z"}, "spec": {"containers": [{}]}, "status": {"phase": "Running"}}), "0/1", "Terminating", "0"),
-            (json!({"spec": {"containers": [{}], "initContainers": [{"name": "i"}]}, "status": {"phase": "Pending", "initContainerStatuses": [{"name": "i", "state": {"running": {}}}]}}), "0/1", "Init:0/1", "0"),
+            (
+                json!({"metadata": {"deletionTimestamp": "2024-01-01T00:00:00Z"}, "spec": {"containers": [{}]}, "status": {"phase": "Running"}}),
+                "0/1",
+                "Terminating",
+                "0",
+            ),
+            (
+                json!({"spec": {"containers": [{}], "initContainers": [{"name": "i"}]}, "status": {"phase": "Pending", "initContainerStatuses": [{"name": "i", "state": {"running": {}}}]}}),
+                "0/1",
+                "Init:0/1",
+                "0",
+            ),
         ];
         for (pod, ready, status, restarts) in cases {
             let cells = [pod_ready(&pod, now), pod_status(&pod, now), pod_restarts(&pod, now)];

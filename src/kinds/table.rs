@@ -84,10 +84,24 @@ const PROXY: &[&str] = &["create", "delete", "get", "patch", "update"];
 const AGE: Col = Col { name: "Age", data_type: "string", priority: 0, cell: Cell::Age(&["metadata", "creationTimestamp"]) };
 const CREATED: Col = Col { name: "Created At", data_type: "date", priority: 0, cell: Cell::Path(&["metadata", "creationTimestamp"]) };
 const EVENT: &[Col] = &[
-    fun("Last Seen", "string", event_last_seen), path("Type", &["type"]), path("Reason", &["reason"]), fun("Object", "string", event_object),
-    wide("Subobject", event_subobject), wide("Source", event_source), fun("Message", "string", event_message), wide("First Seen", event_first_seen), wide("Count", event_count), Col { name: "Name", data_type: "string", priority: 1, cell: Cell::Name },
+    fun("Last Seen", "string", event_last_seen),
+    path("Type", &["type"]),
+    path("Reason", &["reason"]),
+    fun("Object", "string", event_object),
+    wide("Subobject", event_subobject),
+    wide("Source", event_source),
+    fun("Message", "string", event_message),
+    wide("First Seen", event_first_seen),
+    wide("Count", event_count),
+    Col { name: "Name", data_type: "string", priority: 1, cell: Cell::Name },
 ];
-const BINDING: &[Col] = &[fun("Role", "string", binding_role), AGE, wide("Users", binding_users), wide("Groups", binding_groups), wide("ServiceAccounts", binding_accounts)];
+const BINDING: &[Col] = &[
+    fun("Role", "string", binding_role),
+    AGE,
+    wide("Users", binding_users),
+    wide("Groups", binding_groups),
+    wide("ServiceAccounts", binding_accounts),
+];
 
 /// A column in the making.
 #[derive(Clone)]
@@ -137,7 +151,14 @@ fn type_name(group: &str, version: &str, kind: &str) -> String {
 
 fn row(scope: Scope, group: &'static str, version: &'static str, plural: &'static str, kind: &'static str) -> Row {
     let is_plain = matches!(kind, "Endpoints");
-    let name = Column { name: "Name".into(), data_type: "string".into(), format: "name".into(), description: NAME_DESCRIPTION.into(), priority: 0, cell: Cell::Name };
+    let name = Column {
+        name: "Name".into(),
+        data_type: "string".into(),
+        format: "name".into(),
+        description: NAME_DESCRIPTION.into(),
+        priority: 0,
+        cell: Cell::Name,
+    };
     let version = Version {
         name: version.into(),
         schema: schema::builtin(&type_name(group, version, kind)).unwrap_or_default(),
@@ -245,7 +266,13 @@ impl Row {
         self.sub_of(name, action, ("", "", kind), verbs)
     }
 
-    fn sub_of(mut self, name: &'static str, action: Action, (group, version, kind): (&'static str, &'static str, &'static str), verbs: &'static [&'static str]) -> Self {
+    fn sub_of(
+        mut self,
+        name: &'static str,
+        action: Action,
+        (group, version, kind): (&'static str, &'static str, &'static str),
+        verbs: &'static [&'static str],
+    ) -> Self {
         self.0.subresources.push(Subresource { name, action, body: Body { group, version, kind }, verbs });
         self
     }
@@ -261,7 +288,11 @@ impl Row {
     /// `selector` is the path of a LabelSelector; without one `spec.selector` is a plain map.
     fn scale(self, selector: Option<&'static [&'static str]>) -> Self {
         let texts = |path: &[&'static str]| path.iter().map(|it| (*it).into()).collect();
-        let action = Action::Scale { spec: texts(&["spec", "replicas"]), status: texts(&["status", "replicas"]), selector: texts(selector.unwrap_or(&["spec", "selector"])) };
+        let action = Action::Scale {
+            spec: texts(&["spec", "replicas"]),
+            status: texts(&["status", "replicas"]),
+            selector: texts(selector.unwrap_or(&["spec", "selector"])),
+        };
         self.sub_of("scale", action, ("autoscaling", "v1", "Scale"), PART)
     }
 }

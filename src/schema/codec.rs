@@ -365,9 +365,9 @@ fn check_base64(text: &str) -> Result<()> {
 }
 
 fn time(text: &str, is_micro: bool) -> Result<Value> {
-    let at: Timestamp = text.parse().map_err(|_| {
-        Status::bad_request(format!("parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {text:?} as \"2006\""))
-    })?;
+    let at: Timestamp = text
+        .parse()
+        .map_err(|_| Status::bad_request(format!("parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {text:?} as \"2006\"")))?;
     Ok(at.strftime(if is_micro { "%Y-%m-%dT%H:%M:%S.%6fZ" } else { "%Y-%m-%dT%H:%M:%SZ" }).to_string().into())
 }
 

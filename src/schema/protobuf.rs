@@ -99,7 +99,9 @@ struct Envelope<'a> {
 
 impl<'a> Envelope<'a> {
     fn read(bytes: &'a [u8]) -> Result<Self> {
-        let body = bytes.strip_prefix(MAGIC).ok_or_else(|| Status::bad_request("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]"))?;
+        let body = bytes
+            .strip_prefix(MAGIC)
+            .ok_or_else(|| Status::bad_request("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]"))?;
         let mut envelope = Self { api_version: "", kind: "", message: &[] };
         let mut reader = Reader(body);
         while let Some((number, wire)) = reader.next()? {
@@ -502,7 +504,10 @@ mod tests {
             "spec": {"group": "g", "names": {"plural": "p", "kind": "K"}, "scope": "Namespaced", "versions": [{"name": "v1", "served": true, "storage": true,
                 "subresources": {"status": {}}, "schema": {"openAPIV3Schema": {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "string", "default": "x"}},
                     "b": {"additionalProperties": true}}}}}]}});
-        for (name, object) in [("io.k8s.api.apps.v1.Deployment", deployment), ("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition", crd)] {
+        for (name, object) in [
+            ("io.k8s.api.apps.v1.Deployment", deployment),
+            ("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition", crd),
+        ] {
             let schema = builtin(name).expect("a type");
             let bytes = encode(&object, &schema).expect("encodes");
             assert_eq!(decode(&bytes, &schema).expect("decodes"), object);

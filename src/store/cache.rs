@@ -53,7 +53,12 @@ impl Snapshot {
     }
 
     /// The objects of a resource in key order, of one namespace or of all, after `after` (namespace, name) exclusively.
-    pub fn list<'a>(&'a self, resource: &str, namespace: Option<&'a str>, after: Option<(&str, &str)>) -> Box<dyn Iterator<Item = &'a Arc<Stored>> + 'a> {
+    pub fn list<'a>(
+        &'a self,
+        resource: &str,
+        namespace: Option<&'a str>,
+        after: Option<(&str, &str)>,
+    ) -> Box<dyn Iterator<Item = &'a Arc<Stored>> + 'a> {
         let Some(objects) = self.0.resources.get(resource) else { return Box::new(std::iter::empty()) };
         let place = |(namespace, name): (&str, &str)| (Arc::from(namespace), Arc::from(name));
         let start = match (after, namespace) {

@@ -102,7 +102,13 @@ mod tests {
 
     #[test]
     fn batches_survive_and_damage_is_found() {
-        let entry = |revision, is_delete| Entry { revision, key: Key::new("apps/deployments", "ns", "web"), is_delete, schema: 3, json: Bytes::from_static(b"{}") };
+        let entry = |revision, is_delete| Entry {
+            revision,
+            key: Key::new("apps/deployments", "ns", "web"),
+            is_delete,
+            schema: 3,
+            json: Bytes::from_static(b"{}"),
+        };
         let batch = Batch { prev: 4, last: 6, id: -7, entries: vec![entry(5, false), entry(6, true)] };
         let data = batch.encode();
         assert_eq!(Batch::decode(4, 6, -7, &data).expect("decodes"), batch);

@@ -94,7 +94,8 @@ impl Engine for Sqlite {
     fn load(&self) -> Answer<'_, Loaded> {
         async {
             let mut connection = self.connection.lock().await;
-            let revision: i64 = sqlx::query("SELECT rev FROM fold").fetch_one(&mut *connection).await.and_then(|it| it.try_get(0)).map_err(database)?;
+            let revision: i64 =
+                sqlx::query("SELECT rev FROM fold").fetch_one(&mut *connection).await.and_then(|it| it.try_get(0)).map_err(database)?;
             let rows = sqlx::query("SELECT res, ns, name, rev, schema, val FROM object").fetch_all(&mut *connection).await.map_err(database)?;
             let objects = rows.iter().map(object).collect::<Result<_, _>>().map_err(database)?;
             drop(connection);

@@ -163,7 +163,13 @@ impl Topics {
         }
     }
 
-    pub fn subscribe(self: &Arc<Self>, scope: &Scope, from: Revision, floor: Revision, revisions: watch::Receiver<Revision>) -> Result<Cursor, ReadError> {
+    pub fn subscribe(
+        self: &Arc<Self>,
+        scope: &Scope,
+        from: Revision,
+        floor: Revision,
+        revisions: watch::Receiver<Revision>,
+    ) -> Result<Cursor, ReadError> {
         let mut all = lock(&self.by_resource);
         let topics = all.entry(scope.resource.clone()).or_default();
         let root = Scope::resource(&scope.resource);

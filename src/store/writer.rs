@@ -142,7 +142,12 @@ impl<'a> Group<'a> {
     }
 
     fn batch(&self, id: i64) -> Batch {
-        Batch { prev: self.state.revision, last: self.revision, id, entries: self.changes.iter().map(|(object, is_delete)| object.entry(*is_delete)).collect() }
+        Batch {
+            prev: self.state.revision,
+            last: self.revision,
+            id,
+            entries: self.changes.iter().map(|(object, is_delete)| object.entry(*is_delete)).collect(),
+        }
     }
 
     /// All writes of the transaction, or none.
