@@ -84,8 +84,8 @@ impl Authorizer {
 
 impl Stamp {
     fn of(snapshot: &Snapshot) -> Self {
-        let revisions = || ROLES.iter().chain(&BINDINGS).flat_map(|it| snapshot.list(it, None, None)).map(|it| it.revision);
-        Self { newest: revisions().max().unwrap_or(0), count: revisions().count() }
+        let objects = ROLES.iter().chain(&BINDINGS).flat_map(|it| snapshot.list(it, None, None));
+        objects.fold(Self::default(), |stamp, it| Self { newest: stamp.newest.max(it.revision), count: stamp.count + 1 })
     }
 }
 
@@ -135,7 +135,42 @@ fn read(snapshot: &Snapshot) -> Index {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::store::{Change, Draft, Expect, Header, Key, Store, Transaction, Write, memory::Memory};
+
+    #[tokio::test]
+    async fn decisions_follow_the_stored_objects() {
+        let tasks = crate::base::Tasks::new();
+        let store = Store::open(Arc::new(Memory::new()), Arc::new(|_, _| Header::default()), &tasks).await.unwrap();
+        let authorizer = Authorizer::new();
+        let jane = User { name: "jane".into(), ..User::default() };
+        let question = Attributes { verb: "get".into(), resource: "pods".into(), ..Attributes::default() };
+        let role = json!({"metadata": {"name": "r"}, "rules": [{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}]});
+        let other = json!({"metadata": {"name": "r"}, "rules": []});
+        let binding =
+            json!({"metadata": {"name": "b"}, "roleRef": {"kind": "ClusterRole", "name": "r"}, "subjects": [{"kind": "User", "name": "jane"}]});
+        // (resource, what is stored there or deleted, whether jane may)
+        let steps = [
+            (ROLES[0], Some(&role), false),
+            (BINDINGS[0], Some(&binding), true),
+            ("pods", Some(&other), true),
+            (ROLES[0], Some(&other), false),
+            (ROLES[0], Some(&role), true),
+            (BINDINGS[0], None, false),
+        ];
+        for (resource, object, expected) in steps {
+            let change = match object {
+                Some(object) => Change::Put(Draft::new(object, Header::default())),
+                None => Change::Delete(Draft::new(&binding, Header::default())),
+            };
+            let key = Key::new(resource, "", object.unwrap_or(&binding)["metadata"]["name"].as_str().unwrap());
+            let expect = store.snapshot().get(&key).map_or(Expect::Absent, |it| Expect::At(it.revision));
+            store.submit(Transaction { writes: vec![Write { key, expect, change }] }).await.unwrap();
+            assert_eq!(authorizer.authorize(&jane, &question, &store.snapshot()).is_allowed(), expected, "{resource} {object:?}");
+        }
+    }
 
     #[test]
     fn refusals_read_as_upstreams() {

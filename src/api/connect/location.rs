@@ -102,9 +102,8 @@ impl<'a> Lookup<'a> {
         Self {
             get: Box::new(move |key| parse(&snapshot.get(key)?)),
             slices: Box::new(move |namespace, service| {
-                let all: Vec<Arc<Stored>> =
-                    snapshot.list("discovery.k8s.io/endpointslices", None, None).filter(|it| &*it.key.namespace == namespace).cloned().collect();
-                all.iter().filter(|it| is_of(it, service)).filter_map(parse).collect()
+                let slices = snapshot.list("discovery.k8s.io/endpointslices", Some(namespace), None);
+                slices.filter(|it| is_of(it, service)).filter_map(parse).collect()
             }),
         }
     }
