@@ -33,7 +33,7 @@ use tokio_rustls::TlsConnector;
 pub use location::split_target;
 use location::{Lookup, Place, Security, Target};
 
-use super::{Body, Request, Response, authn::remove_credentials, identity::Peer};
+use super::{Body, BodyError, Request, Response, authn::remove_credentials, identity::Peer};
 use crate::{
     base::Tasks,
     kinds::Action,
@@ -178,7 +178,7 @@ impl Nodes {
             }
         });
         let response = sender.send_request(request).await.map_err(|why| failed(&why))?;
-        Ok(response.map(|body| Body::new(body.map_err(Into::into))))
+        Ok(response.map(|body| Body::new(body.map_err(BodyError::new))))
     }
 
     async fn dial(&self, target: &Target) -> std::result::Result<Box<dyn Stream>, DialError> {

@@ -2,25 +2,59 @@
 //!
 //! Read `http.rs` (how a request comes in), `request.rs` (what it asks for), `verbs.rs` (what is done), in that order.
 
+pub mod admission;
 pub mod authn;
 pub mod authz;
+pub mod body;
 pub mod connect;
+pub mod delete;
+pub mod discovery;
+pub mod forms;
+pub mod http;
 pub mod identity;
+pub mod list;
+pub mod negotiation;
+pub mod openapi;
+pub mod patch;
 pub mod rbac;
+pub mod registration;
+pub mod request;
 pub mod reviews;
+pub mod service;
+pub mod subresources;
+pub mod target;
 pub mod tokens;
+pub mod verbs;
+pub mod watch;
+pub mod write;
 
-use std::{error::Error, sync::Arc};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 
-use crate::{base::Tasks, kinds::Registry, store::Store};
+use crate::{
+    base::Tasks,
+    kinds::{self, Kind, Registry},
+    store::{Extract, Store},
+};
 
 /// A body of a request or an answer, whatever carries it.
-pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, Box<dyn Error + Send + Sync>>;
-pub type Request = http::Request<Body>;
-pub type Response = http::Response<Body>;
+pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, BodyError>;
+
+/// Why a body broke off.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BodyError(String);
+
+impl BodyError {
+    pub fn new(why: impl std::fmt::Display) -> Self {
+        Self(why.to_string())
+    }
+}
+
+pub type Request = ::http::Request<Body>;
+pub type Response = ::http::Response<Body>;
 
 /// What all requests share. One per process; behind an `Arc`.
 pub struct Server {
@@ -31,5 +65,67 @@ pub struct Server {
     pub authorizer: authz::Authorizer,
     pub tokens: Arc<tokens::Tokens>,
     pub nodes: connect::Nodes,
+    pub documents: openapi::Documents,
     pub tasks: Tasks,
+}
+
+impl Server {
+    /// A server over an open store; its kinds are the built-in ones until [`Server::start`].
+    pub fn new(store: Store, tokens: Arc<tokens::Tokens>, nodes: connect::Nodes, tasks: Tasks) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            registry: ArcSwap::from_pointee(kinds::table::registry()),
+            authenticator: authn::Authenticator::new(tokens.clone()),
+            authorizer: authz::Authorizer::new(),
+            tokens,
+            nodes,
+            documents: openapi::Documents::default(),
+            tasks,
+        })
+    }
+
+    /// Follows the custom resource definitions from now on.
+    pub fn start(self: &Arc<Self>) {
+        self.tasks.spawn_vital("api-registration", registration::follow(self.clone()));
+    }
+}
+
+/// What the store extracts of each object when it loads it, by the kinds of `registry`.
+pub fn extract(registry: Arc<Registry>) -> Extract {
+    Arc::new(move |key, object| match registry.by_storage(&key.resource) {
+        Some(kind) => write::header(kind, object),
+        None => write::header(&plain(), object),
+    })
+}
+
+/// A kind of which nothing is known but that its objects have labels: custom resources before their definition is read.
+fn plain() -> Kind {
+    let none = || std::borrow::Cow::Borrowed("");
+    let version = kinds::Version {
+        name: none(),
+        schema: Default::default(),
+        is_served: false,
+        columns: Vec::new(),
+        selectable: Vec::new(),
+        convert: kinds::Convert::Same,
+        deprecation: None,
+        generation: 0,
+    };
+    Kind {
+        group: none(),
+        kind: none(),
+        list_kind: none(),
+        plural: none(),
+        singular: none(),
+        short_names: Vec::new(),
+        categories: Vec::new(),
+        scope: kinds::Scope::Namespaced,
+        verbs: &[],
+        versions: vec![version],
+        stored: 0,
+        subresources: Vec::new(),
+        strategy: &kinds::Strategy::PLAIN,
+        storage: None,
+        custom: None,
+    }
 }

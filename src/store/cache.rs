@@ -58,7 +58,7 @@ impl Snapshot {
         resource: &str,
         namespace: Option<&'a str>,
         after: Option<(&str, &str)>,
-    ) -> Box<dyn Iterator<Item = &'a Arc<Stored>> + 'a> {
+    ) -> Box<dyn Iterator<Item = &'a Arc<Stored>> + Send + 'a> {
         let Some(objects) = self.0.resources.get(resource) else { return Box::new(std::iter::empty()) };
         let place = |(namespace, name): (&str, &str)| (Arc::from(namespace), Arc::from(name));
         let start = match (after, namespace) {

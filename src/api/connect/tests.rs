@@ -246,7 +246,7 @@ async fn client_of(nodes: Nodes, target: Target) -> TcpStream {
         let (stream, _) = listener.accept().await.unwrap();
         let (nodes, target) = (&nodes, &target);
         let service = service_fn(move |request: http::Request<Incoming>| async move {
-            let request = request.map(|body| Body::new(body.map_err(Into::into)));
+            let request = request.map(|body| Body::new(body.map_err(crate::api::BodyError::new)));
             let answered = nodes.stream(target.clone(), request).await;
             Ok::<_, std::convert::Infallible>(answered.unwrap_or_else(|status| empty(StatusCode::from_u16(status.code).unwrap())))
         });

@@ -1,0 +1,195 @@
+//! The built-in admission chain: what the cluster adds to objects, and what it refuses, beyond their own validity.
+//! Source: apiserver `pkg/admission/plugin/namespace/lifecycle`, kubernetes `plugin/pkg/admission/{serviceaccount,priority,
+//! defaulttolerationseconds,nodetaint,runtimeclass}`.
+
+use serde_json::json;
+
+use super::{Server, forms::parse, identity::User, rbac, target::Target};
+use crate::{
+    meta::{Meta, Result, Status, Value, object::GroupResource},
+    store::{Key, Snapshot},
+};
+
+/// What a plugin knows of the write.
+pub struct Context<'a> {
+    pub server: &'a Server,
+    pub user: &'a User,
+    pub target: &'a Target,
+    pub snapshot: &'a Snapshot,
+    /// `None` on create.
+    pub old: Option<&'a Value>,
+}
+
+type Mutate = fn(&Context<'_>, &mut Value) -> Result<()>;
+type Validate = fn(&Context<'_>, &Value) -> Result<()>;
+
+/// In upstream's order. Each looks at what it is for and lets the rest pass.
+const MUTATING: &[Mutate] = &[namespace_lifecycle, service_account, node_taint, priority, toleration_seconds];
+const VALIDATING: &[Validate] = &[rbac_escalation];
+
+pub fn mutate(context: &Context<'_>, object: &mut Value) -> Result<()> {
+    MUTATING.iter().try_for_each(|plugin| plugin(context, object))
+}
+
+pub fn validate(context: &Context<'_>, object: &Value) -> Result<()> {
+    VALIDATING.iter().try_for_each(|plugin| plugin(context, object))
+}
+
+impl Context<'_> {
+    /// Whether this is a write of the main resource `plural` of `group`.
+    fn is(&self, group: &str, plural: &str) -> bool {
+        self.target.kind.group == group && self.target.kind.plural == plural && self.target.subresource.is_none()
+    }
+
+    fn is_create(&self) -> bool {
+        self.old.is_none()
+    }
+
+    fn find(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
+        Some(parse(&self.snapshot.get(&Key::new(resource, namespace, name))?.json))
+    }
+}
+
+/// Nothing is made in a namespace that is not there, or that ends.
+fn namespace_lifecycle(context: &Context<'_>, object: &mut Value) -> Result<()> {
+    let namespace = &context.target.namespace;
+    if !context.is_create() || namespace.is_empty() {
+        return Ok(());
+    }
+    let found = context.find("namespaces", "", namespace).ok_or_else(|| Status::not_found(&GroupResource::new("", "namespaces"), namespace))?;
+    if found.deletion_timestamp().is_none() && found.text_at(&["status", "phase"]) != "Terminating" {
+        return Ok(());
+    }
+    let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
+    let cause = format!("namespace {namespace} is being terminated");
+    Err(Status::forbidden(&context.target.resource(), object.name(), why).with_cause("NamespaceTerminating", cause, "metadata.namespace"))
+}
+
+const TOKEN_VOLUME: &str = "kube-api-access-";
+const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// An hour and seven seconds: the seconds tell this token's requests apart from others (`WarnOnlyBoundTokenExpirationSeconds`).
+const TOKEN_SECONDS: u32 = 3607;
+
+/// Gives a pod its service account, and the account's token as a volume.
+fn service_account(context: &Context<'_>, pod: &mut Value) -> Result<()> {
+    if !context.is("", "pods") || !context.is_create() || pod.annotations().any(|(key, _)| key == "kubernetes.io/config.mirror") {
+        return Ok(());
+    }
+    if pod.text_at(&["spec", "serviceAccountName"]).is_empty() {
+        pod.set_at(&["spec", "serviceAccountName"], "default");
+    }
+    let name = pod.text_at(&["spec", "serviceAccountName"]).to_owned();
+    let Some(account) = context.find("serviceaccounts", &context.target.namespace, &name) else {
+        let why = format!("error looking up service account {}/{name}: serviceaccount \"{name}\" not found", context.target.namespace);
+        return Err(Status::forbidden(&context.target.resource(), pod.name(), why));
+    };
+    pod.set_at(&["spec", "serviceAccount"], name.as_str());
+    let wants = |object: &Value, path: &[&str]| object.at(path).and_then(Value::as_bool);
+    let is_mounted = wants(pod, &["spec", "automountServiceAccountToken"]).or_else(|| wants(&account, &["automountServiceAccountToken"])).unwrap_or(true);
+    if is_mounted {
+        mount_token(pod);
+    }
+    Ok(())
+}
+
+fn mount_token(pod: &mut Value) {
+    let existing = pod.items_at(&["spec", "volumes"]).iter().map(|it| it.text("name")).find(|it| it.starts_with(TOKEN_VOLUME));
+    let has_volume = existing.is_some();
+    let random = uuid::Uuid::new_v4().simple().to_string();
+    let volume = existing.map_or_else(|| format!("{TOKEN_VOLUME}{}", &random[..5]), str::to_owned);
+    let mut is_used = false;
+    for list in ["initContainers", "containers"] {
+        for container in crate::kinds::check::each(pod, &["spec", list]) {
+            let mut mounts = container.items_at(&["volumeMounts"]).to_vec();
+            if mounts.iter().all(|it| it.text("mountPath") != TOKEN_PATH) {
+                mounts.push(json!({"name": volume, "mountPath": TOKEN_PATH, "readOnly": true}));
+                container["volumeMounts"] = mounts.into();
+                is_used = true;
+            }
+        }
+    }
+    if has_volume || !is_used {
+        return;
+    }
+    let mut volumes = pod.items_at(&["spec", "volumes"]).to_vec();
+    volumes.push(json!({"name": volume, "projected": {"defaultMode": 0o644, "sources": [
+        {"serviceAccountToken": {"expirationSeconds": TOKEN_SECONDS, "path": "token"}},
+        {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+        {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}]}},
+    ]}}));
+    pod.set_at(&["spec", "volumes"], volumes);
+}
+
+/// A new node is not ready: nothing is scheduled onto it before it says so.
+fn node_taint(context: &Context<'_>, node: &mut Value) -> Result<()> {
+    const NOT_READY: &str = "node.kubernetes.io/not-ready";
+    if !context.is("", "nodes") || !context.is_create() {
+        return Ok(());
+    }
+    let mut taints = node.items_at(&["spec", "taints"]).to_vec();
+    if taints.iter().all(|it| it.text("key") != NOT_READY) {
+        taints.push(json!({"key": NOT_READY, "effect": "NoSchedule"}));
+        node.set_at(&["spec", "taints"], taints);
+    }
+    Ok(())
+}
+
+/// The priority of a pod from its class, or from the default class.
+fn priority(context: &Context<'_>, pod: &mut Value) -> Result<()> {
+    const CLASSES: &str = "scheduling.k8s.io/priorityclasses";
+    if !context.is("", "pods") || !context.is_create() {
+        return Ok(());
+    }
+    let name = pod.text_at(&["spec", "priorityClassName"]).to_owned();
+    let class = match name.as_str() {
+        "" => context.snapshot.list(CLASSES, None, None).map(|it| parse(&it.json)).find(|it| it["globalDefault"] == true),
+        name => {
+            let class = context.find(CLASSES, "", name);
+            let why = || Status::forbidden(&context.target.resource(), pod.name(), format!("no PriorityClass with name {name} was found"));
+            Some(class.ok_or_else(why)?)
+        }
+    };
+    let value = class.as_ref().and_then(|it| it.int_at(&["value"])).unwrap_or(0);
+    if pod.int_at(&["spec", "priority"]).is_some_and(|it| it != value) {
+        let why = format!("the integer value of priority ({}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name", pod["spec"]["priority"]);
+        return Err(Status::forbidden(&context.target.resource(), pod.name(), why));
+    }
+    let policy = class.as_ref().map(|it| it.text("preemptionPolicy").to_owned()).filter(|it| !it.is_empty());
+    if let (Some(class), true) = (&class, name.is_empty()) {
+        pod.set_at(&["spec", "priorityClassName"], class.name());
+    }
+    pod.set_at(&["spec", "priority"], value);
+    if pod.text_at(&["spec", "preemptionPolicy"]).is_empty() {
+        pod.set_at(&["spec", "preemptionPolicy"], policy.unwrap_or_else(|| "PreemptLowerPriority".to_owned()));
+    }
+    Ok(())
+}
+
+/// A pod stays for five minutes on a node that is not ready or not reached, unless it says otherwise.
+fn toleration_seconds(context: &Context<'_>, pod: &mut Value) -> Result<()> {
+    const SECONDS: u32 = 300;
+    if !context.is("", "pods") || !context.is_create() {
+        return Ok(());
+    }
+    let mut tolerations = pod.items_at(&["spec", "tolerations"]).to_vec();
+    for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+        let covers = |it: &Value| matches!(it.text("key"), "" ) && it.text("operator") == "Exists" || it.text("key") == key;
+        let has_effect = |it: &Value| matches!(it.text("effect"), "" | "NoExecute");
+        if !tolerations.iter().any(|it| covers(it) && has_effect(it)) {
+            tolerations.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": SECONDS}));
+        }
+    }
+    pod.set_at(&["spec", "tolerations"], tolerations);
+    Ok(())
+}
+
+/// Nobody grants what they do not hold.
+fn rbac_escalation(context: &Context<'_>, object: &Value) -> Result<()> {
+    if context.target.kind.group != rbac::GROUP {
+        return Ok(());
+    }
+    let authorizer = &context.server.authorizer;
+    let index = authorizer.index(context.snapshot);
+    let allowed = |attributes: &super::identity::Attributes| authorizer.authorize(context.user, attributes, context.snapshot).is_allowed();
+    rbac::check_escalation(&index, context.user, &context.target.kind.plural, &context.target.namespace, object, context.old, allowed)
+}

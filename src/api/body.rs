@@ -1,0 +1,63 @@
+//! Bodies: reading them whole, within a limit, and making answers.
+
+use bytes::{Bytes, BytesMut};
+use futures::Stream;
+use http::{HeaderValue, StatusCode, header};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::Frame;
+
+use super::{Body, BodyError, Response};
+use crate::meta::{Result, Status, Value};
+
+/// The largest body of a request (`MaxRequestBodyBytes`).
+pub const REQUEST_MAX: usize = 3 << 20;
+
+pub const JSON: &str = "application/json";
+
+/// Reads a body to its end; 413 for one that is too large.
+pub async fn read(mut body: Body) -> Result<Bytes> {
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Status::bad_request(format!("the request body could not be read: {error}")))?;
+        if let Ok(data) = frame.into_data() {
+            if whole.len() + data.len() > REQUEST_MAX {
+                return Err(Status::too_large(format!("limit is {REQUEST_MAX}")));
+            }
+            whole.extend_from_slice(&data);
+        }
+    }
+    Ok(whole.freeze())
+}
+
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    UnsyncBoxBody::new(Full::new(bytes.into()).map_err(|never| match never {}))
+}
+
+pub fn empty() -> Body {
+    full(Bytes::new())
+}
+
+/// A body of chunks as they come.
+pub fn stream(chunks: impl Stream<Item = std::result::Result<Bytes, BodyError>> + Send + 'static) -> Body {
+    use futures::TryStreamExt;
+    UnsyncBoxBody::new(StreamBody::new(chunks.map_ok(Frame::data)))
+}
+
+pub fn respond(code: u16, content_type: &str, body: Body) -> Response {
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    if let Ok(value) = HeaderValue::from_str(content_type) {
+        response.headers_mut().insert(header::CONTENT_TYPE, value);
+    }
+    response
+}
+
+pub fn json(code: u16, value: &Value) -> Response {
+    respond(code, JSON, full(value.to_string()))
+}
+
+pub fn text(code: u16, text: impl Into<String>) -> Response {
+    let mut response = respond(code, "text/plain; charset=utf-8", full(text.into()));
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}

@@ -1,0 +1,166 @@
+//! Deletion: preconditions, grace, finalizers, and what becomes of the dependents.
+//! Source: apiserver `pkg/registry/rest/delete.go`, `pkg/registry/generic/registry/store.go` (`deletionFinalizersForGarbageCollection`).
+
+use std::sync::Arc;
+
+use jiff::SignedDuration;
+
+use super::{Server, service, target::Target, write::{header, rejection}};
+use crate::{
+    base::clock,
+    meta::{
+        Meta, Result, Status, Value,
+        options::{DeleteOptions, Propagation, Query, dry_run},
+    },
+    store::{Change, Draft, Expect, Stored, Transaction, Write},
+};
+
+/// Attempts at a deletion that others overtake.
+const ATTEMPTS: u32 = 100;
+const ORPHAN: &str = "orphan";
+const FOREGROUND: &str = "foregroundDeletion";
+
+/// What a deletion left.
+pub enum Deleted {
+    /// The object waits for its grace period or finalizers.
+    Waiting(Arc<Stored>),
+    Gone(Arc<Stored>),
+}
+
+/// The options of a deletion: from the body, and where it has none from the query.
+pub fn options(body: &Value, query: &Query) -> Result<DeleteOptions> {
+    let text = |path: &[&str]| Some(body.text_at(path)).filter(|it| !it.is_empty()).map(str::to_owned);
+    let policy = text(&["propagationPolicy"]).or_else(|| query.get("propagationPolicy").map(str::to_owned));
+    let propagation = match policy.as_deref() {
+        None | Some("") => orphan_flag(body, query),
+        Some(policy) => Some(Propagation::parse(policy).ok_or_else(|| {
+            let supported = "supported values: \"Background\", \"Foreground\", \"Orphan\"";
+            Status::new(422, "Invalid", format!("DeleteOptions.meta.k8s.io \"\" is invalid: propagationPolicy: Unsupported value: {policy:?}: {supported}"))
+        })?),
+    };
+    let values: Vec<&str> = body.items_at(&["dryRun"]).iter().filter_map(Value::as_str).chain(query.all("dryRun")).collect();
+    Ok(DeleteOptions {
+        grace_period_seconds: match body.int_at(&["gracePeriodSeconds"]) {
+            Some(seconds) => Some(seconds),
+            None => query.number("gracePeriodSeconds")?,
+        },
+        uid: text(&["preconditions", "uid"]),
+        resource_version: text(&["preconditions", "resourceVersion"]),
+        propagation,
+        is_dry_run: dry_run(values.into_iter())?,
+    })
+}
+
+/// `orphanDependents`, the older word.
+fn orphan_flag(body: &Value, query: &Query) -> Option<Propagation> {
+    let flag = body.get("orphanDependents").and_then(Value::as_bool).or_else(|| query.flag("orphanDependents"))?;
+    Some(if flag { Propagation::Orphan } else { Propagation::Background })
+}
+
+/// Deletes one object, or begins to.
+pub async fn delete(server: &Server, target: &Target, options: &DeleteOptions) -> Result<Deleted> {
+    let resource = target.resource();
+    for _ in 0..ATTEMPTS {
+        let snapshot = server.store.snapshot();
+        let stored = snapshot.get(&target.key()).ok_or_else(|| Status::not_found(&resource, &target.name))?;
+        let old = super::write::value(&stored);
+        preconditions(target, &old, options)?;
+        let (mut new, is_gone) = plan(target, &old, options);
+        if options.is_dry_run {
+            return Ok(if is_gone { Deleted::Gone(stored) } else { Deleted::Waiting(stored) });
+        }
+        if new == old && !is_gone {
+            return Ok(Deleted::Waiting(stored));
+        }
+        if !is_gone && target.kind.strategy.has_generation && old.deletion_timestamp().is_none() {
+            new.set_metadata("generation", old.generation() + 1);
+        }
+        let draft = Draft::new(&new, header(&target.kind, &new));
+        let change = if is_gone { Change::Delete(draft) } else { Change::Put(draft) };
+        let mut writes = vec![Write { key: stored.key.clone(), expect: Expect::At(stored.revision), change }];
+        if is_gone {
+            writes.extend(service::release(&snapshot, target, &new));
+        }
+        match server.store.submit(Transaction { writes }).await {
+            Ok(committed) => {
+                let object = committed.objects.into_iter().next().flatten().ok_or_else(|| Status::internal("nothing was deleted"))?;
+                return Ok(if is_gone { Deleted::Gone(object) } else { Deleted::Waiting(object) });
+            }
+            Err(rejected) => match rejection(rejected, target, &stored.key) {
+                status if status.is_conflict() => (),
+                status => return Err(status),
+            },
+        }
+    }
+    Err(Status::modified(&resource, &target.name))
+}
+
+fn preconditions(target: &Target, old: &Value, options: &DeleteOptions) -> Result<()> {
+    let resource = target.resource();
+    if target.kind.plural == "namespaces" && matches!(old.name(), "default" | "kube-system" | "kube-public") && target.kind.group.is_empty() {
+        return Err(Status::forbidden(&resource, old.name(), "this namespace may not be deleted"));
+    }
+    let fail = |what: &str, asked: &str, found: &str| {
+        Err(Status::conflict(&resource, old.name(), format!("Precondition failed: {what} in precondition: {asked}, {what} in object meta: {found}")))
+    };
+    match (&options.uid, &options.resource_version) {
+        (Some(uid), _) if *uid != old.uid() => fail("UID", uid, old.uid()),
+        (_, Some(revision)) if *revision != old.resource_version() => fail("ResourceVersion", revision, old.resource_version()),
+        _ => Ok(()),
+    }
+}
+
+/// The object as the deletion leaves it, and whether it goes at once.
+fn plan(target: &Target, old: &Value, options: &DeleteOptions) -> (Value, bool) {
+    let mut new = old.clone();
+    let strategy = target.kind.strategy;
+    let asked = options.grace_period_seconds.map(|it| if it < 0 { 1 } else { it });
+    let grace = strategy.grace.map_or(0, |default| match (asked, default(old)) {
+        (_, 0) => 0,
+        (Some(asked), _) => asked,
+        (None, default) => default,
+    });
+    set_finalizers(&mut new, target, options);
+    let waits_for_finalizers = new.finalizers().next().is_some() || !new.items_at(&["spec", "finalizers"]).is_empty() && target.kind.plural == "namespaces";
+    let running = old.int_at(&["metadata", "deletionGracePeriodSeconds"]);
+    let is_shortened = match (old.deletion_timestamp(), running) {
+        (None, _) => true,
+        (Some(_), Some(running)) => options.grace_period_seconds.is_some() && grace < running,
+        (Some(_), None) => false,
+    };
+    if is_shortened {
+        let at = clock::now().checked_add(SignedDuration::from_secs(grace)).unwrap_or_else(|_| clock::now());
+        if old.deletion_timestamp().is_none() || grace < running.unwrap_or(i64::MAX) {
+            new.set_metadata("deletionTimestamp", clock::rfc3339(at));
+            new.set_metadata("deletionGracePeriodSeconds", grace);
+        }
+    }
+    if target.kind.plural == "namespaces" && target.kind.group.is_empty() {
+        new.set_at(&["status", "phase"], "Terminating");
+    }
+    let left = new.int_at(&["metadata", "deletionGracePeriodSeconds"]).unwrap_or(0);
+    let is_gone = !waits_for_finalizers && (left == 0 || strategy.grace.is_none());
+    (new, is_gone)
+}
+
+/// Orphaning and foreground deletion are finalizers that the garbage collector takes away.
+fn set_finalizers(new: &mut Value, target: &Target, options: &DeleteOptions) {
+    let has = |name: &str| new.finalizers().any(|it| it == name);
+    let orphans = match options.propagation {
+        Some(Propagation::Orphan) => true,
+        Some(_) => false,
+        None => has(ORPHAN) || (target.kind.strategy.orphans_by_default && !has(FOREGROUND)),
+    };
+    let is_foreground = match options.propagation {
+        Some(Propagation::Foreground) => true,
+        Some(_) => false,
+        None => has(FOREGROUND),
+    };
+    let mut finalizers: Vec<Value> = new.finalizers().filter(|it| !matches!(*it, ORPHAN | FOREGROUND)).map(Value::from).collect();
+    finalizers.extend(orphans.then(|| ORPHAN.into()));
+    finalizers.extend(is_foreground.then(|| FOREGROUND.into()));
+    match finalizers.is_empty() {
+        true => new.remove_metadata("finalizers"),
+        false => new.set_metadata("finalizers", finalizers),
+    }
+}

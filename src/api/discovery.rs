@@ -1,0 +1,185 @@
+//! Discovery: which groups, versions and resources are served; legacy documents and the aggregated one (KEP-3352).
+
+use std::collections::BTreeMap;
+
+use http::HeaderMap;
+use ring::digest;
+use serde_json::json;
+
+use super::{Response, body};
+use crate::{
+    kinds::{Kind, Registry, Verb, Version},
+    meta::{Value, object::api_version},
+};
+
+const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+/// The order of groups that clients show; others follow by name.
+const FIRST: [&str; 4] = ["apps", "batch", "autoscaling", "networking.k8s.io"];
+
+/// Answers `/api`, `/apis` and what lies below them; `None` for other paths.
+pub fn serve(registry: &Registry, path: &str, headers: &HeaderMap, server_address: &str) -> Option<Response> {
+    let parts: Vec<&str> = path.split('/').filter(|it| !it.is_empty()).collect();
+    let is_aggregated = headers.get(http::header::ACCEPT).and_then(|it| it.to_str().ok()).is_some_and(|it| it.split(',').any(is_aggregated_clause));
+    let value = match parts.as_slice() {
+        ["api"] if is_aggregated => return Some(aggregated(registry, headers, |group| group.is_empty())),
+        ["apis"] if is_aggregated => return Some(aggregated(registry, headers, |group| !group.is_empty())),
+        ["api"] => json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": server_address}]}),
+        ["apis"] => {
+            let groups: Vec<Value> = groups(registry).iter().filter(|(name, _)| !name.is_empty()).map(|(name, versions)| group(name, versions)).collect();
+            json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+        }
+        ["api", version] => resources(registry, "", version)?,
+        ["apis", name] => {
+            let found = groups(registry).into_iter().find(|(it, _)| it == name)?;
+            let mut group = group(&found.0, &found.1);
+            group["kind"] = "APIGroup".into();
+            group["apiVersion"] = "v1".into();
+            group
+        }
+        ["apis", group, version] => resources(registry, group, version)?,
+        _ => return None,
+    };
+    Some(body::json(200, &value))
+}
+
+fn is_aggregated_clause(clause: &str) -> bool {
+    let has = |word: &str| clause.split(';').any(|it| it.trim() == word);
+    has("g=apidiscovery.k8s.io") && has("v=v2") && has("as=APIGroupDiscoveryList")
+}
+
+/// Groups with their served versions, in the order in which clients prefer them.
+fn groups(registry: &Registry) -> Vec<(String, Vec<String>)> {
+    let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for kind in registry.iter() {
+        let versions = groups.entry(kind.group.to_string()).or_default();
+        for version in kind.versions.iter().filter(|it| it.is_served) {
+            if !versions.iter().any(|it| *it == version.name) {
+                versions.push(version.name.to_string());
+            }
+        }
+    }
+    let mut list: Vec<(String, Vec<String>)> = groups.into_iter().filter(|(_, versions)| !versions.is_empty()).collect();
+    let rank = |name: &str| FIRST.iter().position(|it| *it == name).unwrap_or(FIRST.len());
+    list.sort_by(|(left, _), (right, _)| (rank(left), left).cmp(&(rank(right), right)));
+    list.iter_mut().for_each(|(_, versions)| versions.sort_by(|left, right| version_rank(right).cmp(&version_rank(left))));
+    list
+}
+
+/// `v2` before `v1` before `v1beta2` before `v1alpha1` before anything else (`version.CompareKubeAwareVersionStrings`).
+fn version_rank(version: &str) -> (u8, u32, u32) {
+    let rest = version.strip_prefix('v').unwrap_or_default();
+    let digits = |text: &str| text.chars().take_while(char::is_ascii_digit).collect::<String>();
+    let major = digits(rest);
+    let tail = &rest[major.len()..];
+    let (stage, minor) = match (tail.strip_prefix("beta"), tail.strip_prefix("alpha")) {
+        _ if tail.is_empty() && !major.is_empty() => (3, ""),
+        (Some(minor), _) => (2, minor),
+        (_, Some(minor)) => (1, minor),
+        _ => (0, ""),
+    };
+    (stage, major.parse().unwrap_or(0), minor.parse().unwrap_or(0))
+}
+
+fn group(name: &str, versions: &[String]) -> Value {
+    let versions: Vec<Value> = versions.iter().map(|it| json!({"groupVersion": api_version(name, it), "version": it})).collect();
+    json!({"name": name, "versions": versions, "preferredVersion": versions.first()})
+}
+
+fn served<'a>(registry: &'a Registry, group: &'a str, version: &'a str) -> impl Iterator<Item = (&'a Kind, &'a Version)> {
+    let kinds = registry.iter().filter(move |it| it.group == group);
+    kinds.filter_map(move |kind| Some((kind.as_ref(), kind.version(version).filter(|it| it.is_served)?)))
+}
+
+/// `APIResourceList`.
+fn resources(registry: &Registry, group: &str, version: &str) -> Option<Value> {
+    let mut list = Vec::new();
+    for (kind, _) in served(registry, group, version) {
+        let verbs: Vec<&str> = kind.verbs.iter().copied().map(Verb::as_str).collect();
+        let mut resource = json!({"name": kind.plural, "singularName": kind.singular, "namespaced": kind.is_namespaced(), "kind": kind.kind, "verbs": verbs});
+        if !kind.short_names.is_empty() {
+            resource["shortNames"] = json!(kind.short_names);
+        }
+        if !kind.categories.is_empty() {
+            resource["categories"] = json!(kind.categories);
+        }
+        list.push(resource);
+        for part in &kind.subresources {
+            let body_kind = if part.body.kind.is_empty() { kind.kind.as_ref() } else { part.body.kind };
+            let mut resource = json!({"name": format!("{}/{}", kind.plural, part.name), "singularName": "", "namespaced": kind.is_namespaced(), "kind": body_kind, "verbs": part.verbs});
+            if !part.body.version.is_empty() {
+                resource["group"] = part.body.group.into();
+                resource["version"] = part.body.version.into();
+            }
+            list.push(resource);
+        }
+    }
+    (!list.is_empty()).then(|| json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version(group, version), "resources": list}))
+}
+
+/// `APIGroupDiscoveryList`, with an ETag, so that clients ask for it once.
+fn aggregated(registry: &Registry, headers: &HeaderMap, is_wanted: impl Fn(&str) -> bool) -> Response {
+    let items: Vec<Value> = groups(registry).iter().filter(|(name, _)| is_wanted(name)).map(|(name, versions)| {
+        let versions: Vec<Value> = versions.iter().map(|version| {
+            let resources: Vec<Value> = served(registry, name, version).map(|(kind, _)| discovery(kind, name, version)).collect();
+            json!({"version": version, "resources": resources, "freshness": "Current"})
+        }).collect();
+        let metadata = if name.is_empty() { json!({"creationTimestamp": null}) } else { json!({"name": name, "creationTimestamp": null}) };
+        json!({"metadata": metadata, "versions": versions})
+    }).collect();
+    let text = json!({"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items}).to_string();
+    with_etag(text, AGGREGATED, headers)
+}
+
+/// A document with an ETag; 304 for a client that has it.
+pub fn with_etag(text: String, content_type: &str, headers: &HeaderMap) -> Response {
+    let etag = format!("\"{}\"", hash(text.as_bytes()));
+    let is_known = headers.get(http::header::IF_NONE_MATCH).is_some_and(|it| it.as_bytes() == etag.as_bytes());
+    let mut response = match is_known {
+        true => body::respond(304, content_type, body::empty()),
+        false => body::respond(200, content_type, body::full(text)),
+    };
+    if let Ok(value) = etag.parse() {
+        response.headers_mut().insert(http::header::ETAG, value);
+    }
+    response.headers_mut().insert(http::header::VARY, http::HeaderValue::from_static("Accept"));
+    response
+}
+
+/// SHA-512 in upper-case hex, as upstream's.
+pub fn hash(bytes: &[u8]) -> String {
+    digest::digest(&digest::SHA512, bytes).as_ref().iter().map(|byte| format!("{byte:02X}")).collect()
+}
+
+fn discovery(kind: &Kind, group: &str, version: &str) -> Value {
+    let scope = if kind.is_namespaced() { "Namespaced" } else { "Cluster" };
+    let verbs: Vec<&str> = kind.verbs.iter().copied().map(Verb::as_str).collect();
+    let mut resource = json!({"resource": kind.plural, "responseKind": {"group": group, "version": version, "kind": kind.kind}, "scope": scope, "singularResource": kind.singular, "verbs": verbs});
+    if !kind.short_names.is_empty() {
+        resource["shortNames"] = json!(kind.short_names);
+    }
+    if !kind.categories.is_empty() {
+        resource["categories"] = json!(kind.categories);
+    }
+    let parts: Vec<Value> = kind.subresources.iter().map(|part| {
+        let own = part.body.version.is_empty();
+        let (group, version) = if own { (group, version) } else { (part.body.group, part.body.version) };
+        let body_kind = if part.body.kind.is_empty() { kind.kind.as_ref() } else { part.body.kind };
+        json!({"subresource": part.name, "responseKind": {"group": group, "version": version, "kind": body_kind}, "verbs": part.verbs})
+    }).collect();
+    if !parts.is_empty() {
+        resource["subresources"] = parts.into();
+    }
+    resource
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_come_in_order_of_maturity() {
+        let mut versions = ["v1alpha1", "v1", "foo", "v2beta1", "v2", "v1beta2"];
+        versions.sort_by_key(|it| std::cmp::Reverse(version_rank(it)));
+        assert_eq!(versions, ["v2", "v1", "v2beta1", "v1beta2", "v1alpha1", "foo"]);
+    }
+}

@@ -1,0 +1,183 @@
+//! Objects, lists and events in the form that a client asked for. The common case gathers stored bytes and parses nothing.
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::negotiation::{Encoding, Form, Include, Shape};
+use crate::{
+    base::clock,
+    kinds::{Convert, Kind, Version},
+    meta::{Meta, Result, Status, Value, object::api_version},
+    schema::{default, protobuf, prune},
+    store::Stored,
+};
+
+/// One version of one kind: what an object is read and written as.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    pub kind: &'a Kind,
+    pub version: &'a Version,
+}
+
+/// Numbers of memoised forms: the version's place, then what it is.
+const FORM_VALUE: u64 = 0;
+const FORM_PROTOBUF: u64 = 1;
+const FORM_METADATA: u64 = 2;
+
+impl View<'_> {
+    pub fn api_version(&self) -> String {
+        api_version(&self.kind.group, &self.version.name)
+    }
+
+    /// The number of a memoised form of this version under this generation of the schema.
+    fn form_id(&self, form: u64) -> u64 {
+        let place = self.kind.versions.iter().position(|it| it.name == self.version.name).unwrap_or(0) as u64;
+        let is_renamed = u64::from(self.kind.storage.is_some());
+        (self.version.generation << 16) | (is_renamed << 12) | (place << 4) | form
+    }
+
+    /// Whether the stored bytes are already what this version serves.
+    fn is_stored_form(&self, object: &Stored) -> bool {
+        let is_same = matches!(self.version.convert, Convert::Same) && self.kind.stored_version().name == self.version.name;
+        is_same && object.header.schema == self.version.generation
+    }
+
+    /// The object as JSON in this version.
+    pub fn json(&self, object: &Stored) -> Bytes {
+        if self.is_stored_form(object) {
+            return object.json.clone();
+        }
+        object.forms.get_or_make(self.form_id(FORM_VALUE), || self.convert(object).to_string().into())
+    }
+
+    /// The object as a tree in this version.
+    pub fn value(&self, object: &Stored) -> Value {
+        if self.is_stored_form(object) { parse(&object.json) } else { parse(&self.json(object)) }
+    }
+
+    /// Stored bytes are the truth only for the schema that they were written under: they are converted, pruned and defaulted anew.
+    fn convert(&self, object: &Stored) -> Value {
+        let mut value = parse(&object.json);
+        if let Convert::Fn { from_stored, .. } = self.version.convert {
+            from_stored(&mut value);
+        }
+        value["apiVersion"] = self.api_version().into();
+        if self.kind.custom.is_some() {
+            prune::prune(&mut value, &self.version.schema);
+            default::default(&mut value, &self.version.schema);
+        }
+        value
+    }
+
+    /// One object in `form`.
+    pub fn encode(&self, object: &Stored, form: Form) -> Result<Bytes> {
+        match (form.shape, form.encoding) {
+            (Shape::Object, Encoding::Json) => Ok(self.json(object)),
+            (Shape::Object, Encoding::Protobuf) => self.protobuf(object),
+            (Shape::Metadata, Encoding::Json) => Ok(self.metadata(object)),
+            (Shape::Table(include), _) => encode(&self.table(&[object], include, json!({"resourceVersion": object.revision.to_string()})), form.encoding),
+            (Shape::Object, Encoding::Yaml) => encode(&self.value(object), Encoding::Yaml),
+            (Shape::Metadata, _) => encode(&parse(&self.metadata(object)), form.encoding),
+        }
+    }
+
+    fn protobuf(&self, object: &Stored) -> Result<Bytes> {
+        if self.kind.custom.is_some() {
+            return Err(Status::not_acceptable(&["application/json", "application/yaml"]));
+        }
+        // An object that has no protobuf form is a defect of the table; the client gets an empty body and the log the reason.
+        Ok(object.forms.get_or_make(self.form_id(FORM_PROTOBUF), || {
+            protobuf::encode(&self.value(object), &self.version.schema).map(Bytes::from).unwrap_or_else(|error| {
+                tracing::error!(%error, kind = %self.kind.kind, name = %object.key.name, "no protobuf form");
+                Bytes::new()
+            })
+        }))
+    }
+
+    fn metadata(&self, object: &Stored) -> Bytes {
+        object.forms.get_or_make(self.form_id(FORM_METADATA), || partial(&self.value(object)).to_string().into())
+    }
+
+    /// A list in `form`; `continues` and `remaining` where there is more.
+    pub fn list(&self, objects: &[&Stored], form: Form, metadata: Value) -> Result<Bytes> {
+        match (form.shape, form.encoding) {
+            (Shape::Object, Encoding::Json) => Ok(self.json_list(objects, &metadata, &self.api_version(), &self.kind.list_kind, |it| self.json(it))),
+            (Shape::Metadata, Encoding::Json) => {
+                Ok(self.json_list(objects, &metadata, "meta.k8s.io/v1", "PartialObjectMetadataList", |it| self.metadata(it)))
+            }
+            (Shape::Object, Encoding::Protobuf) if self.kind.custom.is_none() => {
+                let items = objects.iter().map(|it| protobuf::encode_message(&self.value(it), &self.version.schema)).collect::<Result<Vec<_>>>()?;
+                Ok(protobuf::encode_list(&self.api_version(), &self.kind.list_kind, &metadata, &items)?.into())
+            }
+            (Shape::Table(include), encoding) => encode(&self.table(objects, include, metadata), encoding),
+            (_, encoding) => {
+                let json = self.list(objects, Form { encoding: Encoding::Json, ..form }, metadata)?;
+                encode(&parse(&json), encoding)
+            }
+        }
+    }
+
+    fn json_list(&self, objects: &[&Stored], metadata: &Value, api_version: &str, kind: &str, item: impl Fn(&Stored) -> Bytes) -> Bytes {
+        let items: Vec<Bytes> = objects.iter().map(|it| item(it)).collect();
+        let mut out = Vec::with_capacity(items.iter().map(|it| it.len() + 1).sum::<usize>() + 256);
+        out.extend(format!("{{\"kind\":{},\"apiVersion\":{},\"metadata\":{metadata},\"items\":[", Value::from(kind), Value::from(api_version)).bytes());
+        for (at, item) in items.iter().enumerate() {
+            if at > 0 {
+                out.push(b',');
+            }
+            out.extend_from_slice(item);
+        }
+        out.extend(b"]}");
+        out.into()
+    }
+
+    /// `meta.k8s.io/v1` Table.
+    pub fn table(&self, objects: &[&Stored], include: Include, metadata: Value) -> Value {
+        let now = clock::now();
+        let values: Vec<Value> = objects.iter().map(|it| self.value(it)).collect();
+        self.table_of(&values, include, metadata, now)
+    }
+
+    pub fn table_of(&self, objects: &[Value], include: Include, metadata: Value, now: Timestamp) -> Value {
+        let columns: Vec<Value> = self.version.columns.iter().map(|it| {
+            json!({"name": it.name, "type": it.data_type, "format": it.format, "description": it.description, "priority": it.priority})
+        }).collect();
+        let rows: Vec<Value> = objects.iter().map(|object| {
+            let cells: Vec<Value> = self.version.columns.iter().map(|it| it.value(object, now)).collect();
+            let mut row = json!({"cells": cells});
+            match include {
+                Include::None => (),
+                Include::Metadata => row["object"] = partial(object),
+                Include::Object => row["object"] = object.clone(),
+            }
+            row
+        }).collect();
+        json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "columnDefinitions": columns, "rows": rows})
+    }
+}
+
+/// `PartialObjectMetadata` of an object.
+fn partial(object: &Value) -> Value {
+    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object.get("metadata").cloned().unwrap_or_default()})
+}
+
+pub fn parse(json: &[u8]) -> Value {
+    serde_json::from_slice(json).unwrap_or_default()
+}
+
+/// A tree as JSON or YAML; protobuf only for what is no kind of the table, such as Status.
+pub fn encode(value: &Value, encoding: Encoding) -> Result<Bytes> {
+    match encoding {
+        Encoding::Json => Ok(value.to_string().into()),
+        Encoding::Yaml => serde_saphyr::to_string(value).map(Bytes::from).map_err(Status::internal),
+        Encoding::Protobuf => {
+            let kind = value.text("kind");
+            let schema = ["io.k8s.apimachinery.pkg.apis.meta.v1", "io.k8s.api.autoscaling.v1", "io.k8s.api.authentication.v1", "io.k8s.api.authorization.v1", "io.k8s.api.core.v1"]
+                .iter()
+                .find_map(|package| crate::schema::builtin(&format!("{package}.{kind}")));
+            let schema = schema.ok_or_else(|| Status::not_acceptable(&["application/json", "application/yaml"]))?;
+            protobuf::encode(value, &schema).map(Bytes::from)
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! How a request comes in: over TLS or from within the process, through authentication and authorization, to the verbs.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{Router, body::Body as AxumBody, extract::Request as AxumRequest};
+use bytes::Bytes;
+use futures::FutureExt;
+use http::HeaderValue;
+use http_body_util::BodyExt;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use super::{
+    Body, BodyError, Request, Response, Server, authn, body, discovery, forms,
+    identity::{Peer, User},
+    negotiation::{Encoding, Form},
+    request::RequestInfo,
+    tokens, verbs,
+};
+use crate::{
+    base::Tasks,
+    meta::{Result, Status, options::Query},
+};
+
+/// The version of Kubernetes whose API this is.
+pub const GIT_VERSION: &str = "v1.36.0";
+/// A client that does not finish its TLS handshake is let go.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// Watches that one HTTP/2 connection may hold: an informer factory has some hundred.
+const STREAMS_MAX: u32 = 1000;
+
+/// Accepts TLS connections until `tasks` stop.
+pub async fn listen(server: Arc<Server>, listener: TcpListener, tls: Arc<rustls::ServerConfig>, tasks: Tasks) {
+    let acceptor = TlsAcceptor::from(tls);
+    let router = router(server);
+    loop {
+        let Ok((stream, address)) = listener.accept().await else {
+            // Out of descriptors: waiting lets others end.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let _ = stream.set_nodelay(true);
+        let (acceptor, router) = (acceptor.clone(), router.clone());
+        tasks.spawn("api-connection", async move {
+            match tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => serve_connection(stream, address, router).await,
+                Ok(Err(error)) => tracing::debug!(%address, %error, "a TLS handshake failed"),
+                Err(_) => tracing::debug!(%address, "a TLS handshake took too long"),
+            }
+        });
+    }
+}
+
+async fn serve_connection(stream: tokio_rustls::server::TlsStream<tokio::net::TcpStream>, address: SocketAddr, router: Router) {
+    let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|it| it.to_vec()).collect();
+    let peer = Peer { certificates, user: None, address: Some(address) };
+    let service = hyper::service::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(peer.clone());
+        let mut router = router.clone();
+        async move { tower::Service::call(&mut router, request.map(AxumBody::new)).await }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http2().max_concurrent_streams(STREAMS_MAX);
+    if let Err(error) = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await {
+        tracing::debug!(%address, %error, "a connection ended");
+    }
+}
+
+/// All paths lead into [`Server::serve`]; axum carries the bodies.
+fn router(server: Arc<Server>) -> Router {
+    Router::new().fallback(move |request: AxumRequest| {
+        let server = server.clone();
+        async move {
+            let request = request.map(|it| Body::new(it.map_err(BodyError::new)));
+            server.serve(request).await.map(AxumBody::new)
+        }
+    })
+}
+
+impl Server {
+    /// Answers a request, whatever happens: an error is a Status, and so is a panic.
+    pub async fn serve(self: &Arc<Self>, request: Request) -> Response {
+        let form = Form::negotiate(request.headers(), &Query::default()).ok();
+        let encoding = form.map_or(Encoding::Json, |it| it.encoding);
+        let what = format!("{} {}", request.method(), request.uri().path());
+        let answered = AssertUnwindSafe(self.answer(request)).catch_unwind().await;
+        let mut response = match answered {
+            Ok(Ok(response)) => response,
+            Ok(Err(status)) => error(&status, encoding),
+            Err(_) => {
+                tracing::error!(request = what, "a request panicked");
+                error(&Status::internal("this request caused apiserver to panic. Look in the logs for details."), encoding)
+            }
+        };
+        let id = uuid::Uuid::new_v4().to_string();
+        let headers = response.headers_mut();
+        headers.entry("cache-control").or_insert(HeaderValue::from_static("no-cache, private"));
+        if let Ok(value) = id.parse() {
+            headers.insert("audit-id", value);
+        }
+        response
+    }
+
+    async fn answer(self: &Arc<Self>, request: Request) -> Result<Response> {
+        let query = Query::parse(request.uri().query().unwrap_or_default());
+        let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
+        let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
+        let snapshot = self.store.snapshot();
+        let user = self.authenticator.authenticate(request.headers(), &peer, &snapshot)?;
+        let user = authn::impersonate(user, request.headers(), |user, attributes| self.authorizer.authorize(user, attributes, &snapshot))?;
+        let mut attributes = info.attributes();
+        if matches!(attributes.subresource.as_str(), "exec" | "attach" | "portforward") && attributes.resource == "pods" {
+            // A WebSocket begins with GET, but it is no reading.
+            attributes.verb = "create".to_owned();
+        }
+        self.authorizer.check(&user, &attributes, &snapshot)?;
+        drop(snapshot);
+        match info.is_resource {
+            true => verbs::serve(self.clone(), user, info, query, request).await,
+            false => self.document(&request, &info.path, &query),
+        }
+    }
+
+    /// Paths that are no resources.
+    fn document(&self, request: &Request, path: &str, query: &Query) -> Result<Response> {
+        let headers = request.headers();
+        let host = headers.get(http::header::HOST).and_then(|it| it.to_str().ok()).unwrap_or_default();
+        let registry = self.registry.load();
+        if let Some(response) = discovery::serve(&registry, path, headers, host) {
+            return Ok(response);
+        }
+        match path {
+            "/" => Ok(body::json(200, &json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]}))),
+            "/version" | "/version/" => Ok(body::json(200, &version())),
+            "/healthz" | "/livez" | "/readyz" => Ok(health(path, query)),
+            tokens::OPENID_CONFIGURATION_PATH => Ok(body::json(200, &self.tokens.openid_configuration(host))),
+            tokens::JWKS_PATH => {
+                let jwks = self.tokens.jwks().to_string();
+                Ok(body::respond(200, "application/jwk-set+json", body::full(jwks)))
+            }
+            path if path.starts_with("/openapi/") => self.documents.serve(&registry, path, headers),
+            path => health_check(path).ok_or_else(Status::no_route),
+        }
+    }
+
+    /// The server as a tower service for clients in this process, acting as `user`.
+    pub fn in_process(self: &Arc<Self>, user: &User) -> InProcess {
+        InProcess { server: self.clone(), peer: Peer { user: Some(user.clone()), ..Peer::default() } }
+    }
+}
+
+fn version() -> crate::meta::Value {
+    json!({"major": "1", "minor": "36", "gitVersion": GIT_VERSION, "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "", "compiler": "rustc", "platform": format!("{}/{}", std::env::consts::OS, arch())})
+}
+
+/// Go's name of the processor.
+pub fn arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// The checks by name; a server that answers at all has passed them.
+const CHECKS: [&str; 3] = ["ping", "log", "store"];
+
+fn health(path: &str, query: &Query) -> Response {
+    if query.get("verbose").is_none() {
+        return body::text(200, "ok");
+    }
+    let lines: String = CHECKS.iter().map(|it| format!("[+]{it} ok\n")).collect();
+    body::text(200, format!("{lines}{} check passed\n", path.trim_start_matches('/')))
+}
+
+/// `/readyz/ping`.
+fn health_check(path: &str) -> Option<Response> {
+    let (root, name) = path.trim_start_matches('/').split_once('/')?;
+    (matches!(root, "healthz" | "livez" | "readyz") && CHECKS.contains(&name)).then(|| body::text(200, "ok"))
+}
+
+fn error(status: &Status, encoding: Encoding) -> Response {
+    let value = status.to_value();
+    let (encoding, bytes) = match forms::encode(&value, encoding) {
+        Ok(bytes) => (encoding, bytes),
+        Err(_) => (Encoding::Json, Bytes::from(value.to_string())),
+    };
+    let mut response = body::respond(status.code, encoding.media_type(), body::full(bytes));
+    let seconds = status.details.as_ref().map_or(0, |it| it.retry_after_seconds);
+    if seconds > 0 {
+        response.headers_mut().insert(http::header::RETRY_AFTER, seconds.into());
+    }
+    response
+}
+
+/// See [`Server::in_process`].
+#[derive(Clone)]
+pub struct InProcess {
+    server: Arc<Server>,
+    peer: Peer,
+}
+
+impl<B> tower::Service<http::Request<B>> for InProcess
+where
+    B: hyper::body::Body<Data = Bytes> + Send + 'static,
+    B::Error: std::fmt::Display,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = std::result::Result<Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<std::result::Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let Self { server, peer } = self.clone();
+        let mut request = request.map(|it| Body::new(it.map_err(BodyError::new)));
+        request.extensions_mut().insert(peer);
+        Box::pin(async move { Ok(server.serve(request).await) })
+    }
+}

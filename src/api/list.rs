@@ -1,0 +1,225 @@
+//! Lists: selection, paging over a stable snapshot, and the meanings of resourceVersion.
+//! Source: apiserver `pkg/storage/continue.go`, `pkg/apis/meta/internalversion/validation`, the "Resource versions" page of the documentation.
+
+use std::sync::Arc;
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use bytes::Bytes;
+use serde_json::json;
+
+use super::{Server, negotiation::Form, target::Target};
+use crate::{
+    kinds::Kind,
+    meta::{FieldSelector, LabelSelector, Meta, Result, Status, Value, options::ListOptions},
+    store::{ReadError, Revision, Scope, Stored},
+};
+
+/// What a client wants of a resource: label and field selector.
+#[derive(Clone)]
+pub struct Selection {
+    labels: LabelSelector,
+    fields: FieldSelector,
+}
+
+impl Selection {
+    /// 400 for fields that the kind does not offer.
+    pub fn new(target: &Target, options: &ListOptions) -> Result<Self> {
+        let mut fields = options.fields.clone();
+        if !target.name.is_empty() && fields.exact("metadata.name").is_none() {
+            fields = FieldSelector::parse(&format!("metadata.name={}", target.name)).map_err(Status::bad_request)?;
+        }
+        for term in fields.terms() {
+            let is_known = matches!(term.field.as_str(), "metadata.name") || (term.field == "metadata.namespace" && target.kind.is_namespaced()) || target.version().selectable.iter().any(|it| it.name == term.field);
+            if !is_known {
+                let message = if target.kind.custom.is_some() {
+                    format!("field label not supported: {}", term.field)
+                } else {
+                    format!("\"{}\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"", term.field)
+                };
+                let is_listed = !target.version().selectable.is_empty();
+                return Err(Status::bad_request(if is_listed { format!("field label not supported: {}", term.field) } else { message }));
+            }
+        }
+        Ok(Self { labels: options.labels.clone(), fields: stored_names(&target.kind, fields) })
+    }
+
+    pub fn is_everything(&self) -> bool {
+        self.labels.is_everything() && self.fields.is_everything()
+    }
+
+    pub fn matches(&self, object: &Stored) -> bool {
+        let header = &object.header;
+        self.labels.matches_with(|key| header.label(key))
+            && self.fields.matches_with(|field| match field {
+                "metadata.name" => object.key.name.as_ref().into(),
+                "metadata.namespace" => object.key.namespace.as_ref().into(),
+                other => header.field(other).unwrap_or_default().into(),
+            })
+    }
+
+    /// The narrowest scope that holds all that is selected.
+    pub fn scope(&self, target: &Target) -> Scope {
+        let namespace = Some(target.namespace.as_str()).filter(|it| !it.is_empty()).or_else(|| self.fields.exact("metadata.namespace"));
+        let field = self.fields.terms().iter().find(|it| it.is_equal && !it.field.starts_with("metadata.") && !it.value.is_empty());
+        Scope {
+            resource: target.kind.resource().into(),
+            namespace: namespace.map(Into::into),
+            name: self.fields.exact("metadata.name").map(Into::into),
+            field: field.map(|it| (it.field.as_str().into(), it.value.as_str().into())),
+        }
+    }
+}
+
+/// Headers hold the fields of the stored kind; where a kind shares another's store, its fields go by other names.
+fn stored_names(kind: &Kind, fields: FieldSelector) -> FieldSelector {
+    if kind.storage.is_none() {
+        return fields;
+    }
+    let renamed = fields.terms().iter().map(|it| {
+        let field = it.field.replace("regarding.", "involvedObject.").replace("reportingController", "reportingComponent");
+        format!("{field}{}{}", if it.is_equal { "=" } else { "!=" }, it.value.replace('\\', "\\\\").replace(',', "\\,").replace('=', "\\="))
+    });
+    FieldSelector::parse(&renamed.collect::<Vec<_>>().join(",")).unwrap_or(fields)
+}
+
+/// Answers a list.
+pub async fn list(server: &Server, target: &Target, options: &ListOptions, form: Form) -> Result<Bytes> {
+    check(options)?;
+    let selection = Selection::new(target, options)?;
+    let resource = target.kind.resource();
+    let page = Page::start(server, &resource, options).await?;
+    let namespace = Some(target.namespace.as_str()).filter(|it| !it.is_empty());
+    let (mut chosen, mut more, mut remaining) = (Vec::new(), false, 0usize);
+    let limit = options.limit.and_then(|it| usize::try_from(it).ok()).unwrap_or(usize::MAX);
+    for object in page.objects(&resource, namespace) {
+        if chosen.len() == limit {
+            more = true;
+            if !selection.is_everything() {
+                break;
+            }
+            remaining += 1;
+        } else if selection.matches(object) {
+            chosen.push(object.as_ref());
+        }
+    }
+    let mut metadata = json!({"resourceVersion": page.revision.to_string()});
+    if let (true, Some(last)) = (more, chosen.last()) {
+        metadata["continue"] = Token { revision: page.revision, namespace: last.key.namespace.to_string(), name: last.key.name.to_string() }.encode().into();
+        if remaining > 0 {
+            metadata["remainingItemCount"] = remaining.into();
+        }
+    }
+    target.view().list(&chosen, form, metadata)
+}
+
+/// `ValidateListOptions`.
+fn check(options: &ListOptions) -> Result<()> {
+    let forbidden = |field: &str, why: &str| Err(Status::new(422, "Invalid", format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: Forbidden: {why}")));
+    match (options.resource_version_match.as_str(), options.resource_version.as_str()) {
+        ("", _) => Ok(()),
+        (_, "") => forbidden("resourceVersionMatch", "resourceVersionMatch is forbidden unless resourceVersion is provided"),
+        _ if !options.continues.is_empty() => forbidden("resourceVersionMatch", "resourceVersionMatch is forbidden when continue is provided"),
+        ("Exact", "0") => forbidden("resourceVersionMatch", "resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\""),
+        ("Exact" | "NotOlderThan", _) => Ok(()),
+        (other, _) => Err(Status::new(
+            422,
+            "Invalid",
+            format!("ListOptions.meta.k8s.io \"\" is invalid: resourceVersionMatch: Unsupported value: {other:?}: supported values: \"Exact\", \"NotOlderThan\""),
+        )),
+    }
+}
+
+/// The objects to choose from, at one revision.
+struct Page {
+    revision: Revision,
+    source: Source,
+    after: Option<(String, String)>,
+}
+
+enum Source {
+    Now(crate::store::Snapshot),
+    Exact(Arc<[Arc<Stored>]>),
+}
+
+impl Page {
+    async fn start(server: &Server, resource: &str, options: &ListOptions) -> Result<Self> {
+        if !options.continues.is_empty() {
+            let token = Token::decode(&options.continues)?;
+            let objects = server.store.exact(resource, token.revision).map_err(|error| expired(error, true))?;
+            return Ok(Self { revision: token.revision, source: Source::Exact(objects), after: Some((token.namespace, token.name)) });
+        }
+        let revision = parse_revision(&options.resource_version)?;
+        let is_exact = options.resource_version_match == "Exact" || (options.limit.is_some() && revision > 0 && options.resource_version_match.is_empty());
+        if is_exact && revision > 0 {
+            let objects = server.store.exact(resource, revision).map_err(|error| expired(error, false))?;
+            return Ok(Self { revision, source: Source::Exact(objects), after: None });
+        }
+        let snapshot = match options.resource_version.as_str() {
+            "" => server.store.consistent().await.map_err(|error| Status::unavailable(error.to_string()))?,
+            _ => server.store.at_least(revision).await.map_err(|error| too_new(error, revision))?,
+        };
+        Ok(Self { revision: snapshot.revision(), source: Source::Now(snapshot), after: None })
+    }
+
+    fn objects<'a>(&'a self, resource: &str, namespace: Option<&'a str>) -> Box<dyn Iterator<Item = &'a Arc<Stored>> + Send + 'a> {
+        let after = self.after.as_ref().map(|(namespace, name)| (namespace.as_str(), name.as_str()));
+        match &self.source {
+            Source::Now(snapshot) => snapshot.list(resource, namespace, after),
+            Source::Exact(objects) => {
+                let place = |it: &Arc<Stored>| (it.key.namespace.to_string(), it.key.name.to_string());
+                let from = self.after.as_ref().map_or(0, |after| objects.partition_point(|it| place(it) <= *after));
+                Box::new(objects[from..].iter().filter(move |it| namespace.is_none_or(|namespace| *it.key.namespace == *namespace)))
+            }
+        }
+    }
+}
+
+/// A resourceVersion as a revision; "" and "0" are any.
+pub fn parse_revision(text: &str) -> Result<Revision> {
+    match text {
+        "" => Ok(0),
+        text => text.parse().map_err(|_| {
+            Status::new(422, "Invalid", format!("ListOptions.meta.k8s.io \"\" is invalid: resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"))
+        }),
+    }
+}
+
+pub fn too_new(error: ReadError, asked: Revision) -> Status {
+    match error {
+        ReadError::Future(current) => Status::too_large_resource_version(asked, current),
+        ReadError::Compacted(_) => expired(error, false),
+    }
+}
+
+fn expired(error: ReadError, is_continue: bool) -> Status {
+    match error {
+        ReadError::Future(current) => Status::too_large_resource_version(current + 1, current),
+        ReadError::Compacted(_) if is_continue => {
+            Status::expired("The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.")
+        }
+        ReadError::Compacted(_) => Status::expired("The resourceVersion for the provided list is too old."),
+    }
+}
+
+/// Where a list goes on: opaque to clients.
+struct Token {
+    revision: Revision,
+    namespace: String,
+    name: String,
+}
+
+impl Token {
+    fn encode(&self) -> String {
+        let text = json!({"v": "meta.k8s.io/v1", "rv": self.revision, "start": format!("{}/{}", self.namespace, self.name)}).to_string();
+        URL_SAFE_NO_PAD.encode(text)
+    }
+
+    fn decode(text: &str) -> Result<Self> {
+        let bad = || Status::bad_request("continue key is not valid: illegal base64 data or unrecognized token");
+        let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|_| bad())?;
+        let token: Value = serde_json::from_slice(&bytes).map_err(|_| bad())?;
+        let revision = token.get("rv").and_then(Value::as_u64).filter(|it| *it > 0).ok_or_else(bad)?;
+        let (namespace, name) = token.text("start").split_once('/').ok_or_else(bad)?;
+        Ok(Self { revision, namespace: namespace.to_owned(), name: name.to_owned() })
+    }
+}

@@ -1,0 +1,140 @@
+//! PATCH in its four forms: JSON patch, merge patch, strategic merge patch, and apply.
+//! Source: apiserver `pkg/endpoints/handlers/patch.go`.
+
+use super::{
+    Request, Response, body, negotiation,
+    verbs::{Call, decode, strict},
+};
+use crate::{
+    meta::{
+        Meta, Result, Status, Value,
+        options::{FieldValidation, WriteOptions},
+    },
+    schema::{self, codec, merge},
+};
+
+const JSON_PATCH: &str = "application/json-patch+json";
+const MERGE_PATCH: &str = "application/merge-patch+json";
+const STRATEGIC_PATCH: &str = "application/strategic-merge-patch+json";
+const APPLY_YAML: &str = "application/apply-patch+yaml";
+/// Operations in one JSON patch (`maxJSONPatchOperations`).
+const OPERATIONS_MAX: usize = 10_000;
+
+/// A patch, decoded as far as it can be without the object.
+enum Patch {
+    Json(json_patch::Patch),
+    Merge(Value),
+    Strategic(Value),
+}
+
+/// Patches the target, or its subresource.
+pub async fn patch(call: &Call, request: Request) -> Result<Response> {
+    let options = WriteOptions::from_query(&call.query)?;
+    let media_type = negotiation::media_type(request.headers()).to_owned();
+    let bytes = body::read(request.into_body()).await?;
+    let is_custom = call.target.kind.custom.is_some();
+    let patch = match media_type.as_str() {
+        APPLY_YAML => return apply(call, &options, &bytes).await,
+        JSON_PATCH => Patch::Json(parse_json_patch(&bytes)?),
+        MERGE_PATCH => Patch::Merge(codec::parse_json(&bytes)?.0),
+        STRATEGIC_PATCH if !is_custom => Patch::Strategic(codec::parse_json(&bytes)?.0),
+        _ => {
+            let accepted: &[&str] =
+                if is_custom { &[JSON_PATCH, MERGE_PATCH, APPLY_YAML] } else { &[JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, APPLY_YAML] };
+            return Err(Status::unsupported_media_type(accepted));
+        }
+    };
+    if options.is_forced.is_some() {
+        let message = "PatchOptions.meta.k8s.io \"\" is invalid: force: Forbidden: may not be specified for non-apply patch";
+        return Err(Status::new(422, "Invalid", message));
+    }
+    let warnings = std::sync::Mutex::new(Vec::new());
+    let change = |old: &Value| {
+        let patched = patch.apply_to(old, &call.target.version().schema)?;
+        let (new, notes) = codec::decode_value(patched, &call.target.version().schema).map_err(|status| unprocessable(call, status))?;
+        if let Ok(mut warnings) = warnings.lock() {
+            *warnings = strict(&options, notes)?;
+        }
+        Ok(new)
+    };
+    let written = call.writer(&options).update(true, &change, None).await?;
+    let warnings = warnings.into_inner().unwrap_or_default();
+    call.written(written, warnings)
+}
+
+/// A patch whose result is no object of the kind: 422 for what cannot be read, as upstream.
+fn unprocessable(call: &Call, status: Status) -> Status {
+    let kind = &call.target.kind.kind;
+    Status::bad_request(format!("{kind} in version {:?} cannot be handled as a {kind}: {}", call.target.version().name, status.message))
+}
+
+impl Patch {
+    fn apply_to(&self, old: &Value, schema: &schema::Schema) -> Result<Value> {
+        let mut new = old.clone();
+        match self {
+            Self::Json(patch) => json_patch::patch(&mut new, patch).map_err(|error| Status::new(422, "Invalid", format!("the server rejected our request due to an error in our request: {error}")))?,
+            Self::Merge(patch) => merge::json_merge(&mut new, patch.clone()),
+            Self::Strategic(patch) => merge::strategic(&mut new, patch.clone(), schema)?,
+        }
+        Ok(new)
+    }
+}
+
+fn parse_json_patch(bytes: &[u8]) -> Result<json_patch::Patch> {
+    let (value, _) = codec::parse_json(bytes)?;
+    let count = value.as_array().map_or(0, Vec::len);
+    if count > OPERATIONS_MAX {
+        let message = format!("The allowed maximum operations in a JSON patch is {OPERATIONS_MAX}, got {count}");
+        return Err(Status::new(413, "RequestEntityTooLarge", message));
+    }
+    serde_json::from_value(value).map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))
+}
+
+/// Server-side apply: the body is the configuration that the manager wants.
+async fn apply(call: &Call, options: &WriteOptions, bytes: &[u8]) -> Result<Response> {
+    if options.field_manager.is_empty() {
+        let message = "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch";
+        return Err(Status::new(422, "Invalid", message));
+    }
+    let kind = &call.target.kind;
+    let value = codec::parse_yaml(bytes).map_err(|status| Status::bad_request(format!("error decoding YAML: {}", status.message)))?;
+    for field in ["apiVersion", "kind"] {
+        if value.text(field).is_empty() {
+            return Err(Status::bad_request(format!("Object '{field}' is missing in '{value}'")));
+        }
+    }
+    let (object, notes) = decode_sparse(call, &value)?;
+    let warnings = match options.field_validation {
+        FieldValidation::Ignore => Vec::new(),
+        _ => strict(options, notes)?,
+    };
+    if !object.name().is_empty() && object.name() != call.target.name {
+        let message = format!("the name of the object ({}) does not match the name on the URL ({})", object.name(), call.target.name);
+        return Err(Status::bad_request(message));
+    }
+    let mut object = object;
+    object.set_metadata("name", call.target.name.as_str());
+    if kind.is_namespaced() {
+        object.set_metadata("namespace", call.target.namespace.as_str());
+    }
+    let written = call.writer(options).apply(object).await?;
+    call.written(written, warnings)
+}
+
+/// The configuration with only what its manager wrote: decoding adds empty structs, which nobody applied.
+fn decode_sparse(call: &Call, value: &Value) -> Result<(Value, codec::Notes)> {
+    let api_version = call.target.view().api_version();
+    let schema = &call.target.version().schema;
+    let (decoded, notes) = decode(value.to_string().as_bytes(), negotiation::Encoding::Json, &call.target.kind, &api_version, schema)?;
+    Ok((keep_written(decoded, value), notes))
+}
+
+fn keep_written(decoded: Value, written: &Value) -> Value {
+    match (decoded, written) {
+        (Value::Object(map), Value::Object(source)) => {
+            map.into_iter().filter_map(|(name, value)| Some((name.clone(), keep_written(value, source.get(&name)?)))).collect::<serde_json::Map<_, _>>().into()
+        }
+        (Value::Array(list), Value::Array(source)) if list.len() == source.len() => list.into_iter().zip(source).map(|(value, source)| keep_written(value, source)).collect(),
+        (decoded, _) => decoded,
+    }
+}

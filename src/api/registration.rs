@@ -1,0 +1,154 @@
+//! Keeps the registry of kinds as the stored CustomResourceDefinitions say, gives them their conditions, and empties what is deleted.
+//! Source: apiextensions-apiserver `pkg/controller/{status,establish,finalizer}`.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::future::BoxFuture;
+use serde_json::json;
+
+use super::{Server, delete, forms::parse, target::Target, write::header};
+use crate::{
+    base::clock,
+    kinds::{Registry, crd},
+    meta::{Meta, Value, options::DeleteOptions},
+    store::{Change, Draft, Event, EventKind, Expect, Key, Scope, Stored, Transaction, Write},
+};
+
+const CRDS: &str = "apiextensions.k8s.io/customresourcedefinitions";
+/// Set while custom resources may exist, so that a deletion removes them first.
+const FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
+
+/// How long the resources of a deleted definition get before they are looked at again.
+const CLEANUP_AGAIN: Duration = Duration::from_secs(1);
+
+/// Registers what is stored, then follows the changes until the server stops.
+pub async fn follow(server: Arc<Server>) {
+    loop {
+        let snapshot = server.store.snapshot();
+        for stored in snapshot.list(CRDS, None, None) {
+            settle(&server, stored).await;
+        }
+        let Ok(mut cursor) = server.store.watch(Scope::resource(CRDS), snapshot.revision()) else { continue };
+        while let Ok(events) = cursor.next().await {
+            for event in events {
+                take(&server, &event).await;
+            }
+        }
+    }
+}
+
+async fn take(server: &Arc<Server>, event: &Event) {
+    if event.kind != EventKind::Deleted {
+        return settle(server, &event.object).await;
+    }
+    let crd = parse(&event.object.json);
+    change(server, |registry| registry.without(crd.text_at(&["spec", "group"]), crd.text_at(&["spec", "names", "plural"])));
+}
+
+fn change(server: &Server, make: impl Fn(&Registry) -> Registry) {
+    server.registry.rcu(|registry| Arc::new(make(registry)));
+}
+
+/// Brings one CRD to its next state: conditions first, then the row, and at its end the removal of its resources.
+async fn settle(server: &Arc<Server>, stored: &Arc<Stored>) {
+    let crd = parse(&stored.json);
+    if crd.deletion_timestamp().is_some() {
+        return finish(server, stored, crd).await;
+    }
+    let mut next = crd.clone();
+    conditions(&mut next, &server.registry.load());
+    if !next.finalizers().any(|it| it == FINALIZER) {
+        let all: Vec<Value> = next.finalizers().map(Value::from).chain([FINALIZER.into()]).collect();
+        next.set_metadata("finalizers", all);
+    }
+    if next != crd && !put(server, stored, &next).await {
+        return;
+    }
+    if let Some(kind) = crd::kind(&next) {
+        change(server, |registry| registry.with(kind.clone()));
+    }
+}
+
+fn conditions(crd: &mut Value, registry: &Registry) {
+    let (is_accepted, reason, message) = crd::names_accepted(crd, registry);
+    condition(crd, "NamesAccepted", is_accepted, reason, &message);
+    if is_accepted {
+        let names = crd["spec"]["names"].clone();
+        crd.set_at(&["status", "acceptedNames"], names);
+        condition(crd, "Established", true, "InitialNamesAccepted", "the initial names have been accepted");
+    } else if !crd.items_at(&["status", "conditions"]).iter().any(|it| it.text("type") == "Established") {
+        condition(crd, "Established", false, "NotAccepted", "not all names are accepted");
+    }
+}
+
+/// Sets a condition; its time changes only with its status.
+fn condition(crd: &mut Value, kind: &str, is_true: bool, reason: &str, message: &str) {
+    let status = if is_true { "True" } else { "False" };
+    let mut all = crd.items_at(&["status", "conditions"]).to_vec();
+    let wanted = json!({"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": clock::now_rfc3339()});
+    match all.iter_mut().find(|it| it.text("type") == kind) {
+        Some(existing) if existing.text("status") == status => (),
+        Some(existing) => *existing = wanted,
+        None => all.push(wanted),
+    }
+    crd.set_at(&["status", "conditions"], all);
+}
+
+/// Deletes the resources of a CRD that ends, then lets it go.
+async fn finish(server: &Arc<Server>, stored: &Arc<Stored>, mut crd: Value) {
+    if !crd.finalizers().any(|it| it == FINALIZER) {
+        return;
+    }
+    let (group, plural) = (crd.text_at(&["spec", "group"]).to_owned(), crd.text_at(&["spec", "names", "plural"]).to_owned());
+    let Some(kind) = server.registry.load().find(&group, &plural).cloned() else { return release(server, stored, crd).await };
+    let snapshot = server.store.snapshot();
+    for object in snapshot.list(&kind.resource(), None, None) {
+        let info = super::request::RequestInfo {
+            group: group.clone(),
+            version: kind.stored_version().name.to_string(),
+            resource: plural.clone(),
+            namespace: object.key.namespace.to_string(),
+            name: object.key.name.to_string(),
+            ..Default::default()
+        };
+        if let Ok(target) = Target::find(&server.registry.load(), &info) {
+            let _ = delete::delete(server, &target, &DeleteOptions::default()).await;
+        }
+    }
+    if server.store.snapshot().count(&kind.resource()) == 0 {
+        return release(server, stored, crd).await;
+    }
+    condition(&mut crd, "Terminating", true, "InstanceDeletionInProgress", "CustomResource deletion is in progress");
+    // What still waits for its own finalizers is looked at again.
+    server.tasks.spawn("crd-cleanup", settle_later(server.clone(), stored.key.clone()));
+}
+
+fn settle_later(server: Arc<Server>, key: Key) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        tokio::time::sleep(CLEANUP_AGAIN).await;
+        if let Some(stored) = server.store.snapshot().get(&key) {
+            settle(&server, &stored).await;
+        }
+    })
+}
+
+async fn release(server: &Arc<Server>, stored: &Arc<Stored>, mut crd: Value) {
+    let rest: Vec<Value> = crd.finalizers().filter(|it| *it != FINALIZER).map(Value::from).collect();
+    let is_gone = rest.is_empty();
+    crd.set_metadata("finalizers", rest);
+    let Some(kind) = server.registry.load().by_storage(CRDS).cloned() else { return };
+    let draft = Draft::new(&crd, header(&kind, &crd));
+    let change = if is_gone { Change::Delete(draft) } else { Change::Put(draft) };
+    submit(server, stored, change).await;
+}
+
+async fn put(server: &Arc<Server>, stored: &Arc<Stored>, crd: &Value) -> bool {
+    let Some(kind) = server.registry.load().by_storage(CRDS).cloned() else { return false };
+    submit(server, stored, Change::Put(Draft::new(crd, header(&kind, crd)))).await
+}
+
+/// A change that comes too late is made again when the newer state is seen.
+async fn submit(server: &Arc<Server>, stored: &Arc<Stored>, change: Change) -> bool {
+    let write = Write { key: stored.key.clone(), expect: Expect::At(stored.revision), change };
+    server.store.submit(Transaction { writes: vec![write] }).await.is_ok()
+}

@@ -1,0 +1,83 @@
+//! The resource that a request is about, found in the registry.
+
+use std::sync::Arc;
+
+use super::{forms::View, request::RequestInfo};
+use crate::{
+    kinds::{Kind, Registry, Subresource, Version},
+    meta::{Result, Status, object::GroupResource},
+    store::{Key, Stored},
+};
+
+/// A kind at one version, and the place in it.
+#[derive(Clone)]
+pub struct Target {
+    pub kind: Arc<Kind>,
+    version: usize,
+    /// The apiVersion under which objects are stored.
+    stored_api_version: String,
+    pub namespace: String,
+    pub name: String,
+    pub subresource: Option<Subresource>,
+}
+
+impl Target {
+    /// 404 where no such resource or subresource is served.
+    pub fn find(registry: &Registry, info: &RequestInfo) -> Result<Self> {
+        let kind = registry.find(&info.group, &info.resource).ok_or_else(Status::no_route)?;
+        let at = kind.versions.iter().position(|it| it.name == info.version && it.is_served).ok_or_else(Status::no_route)?;
+        let is_placed = kind.is_namespaced() == !info.namespace.is_empty();
+        let is_across = kind.is_namespaced() && info.name.is_empty() && info.namespace.is_empty();
+        let is_itself = info.resource == "namespaces" && info.group.is_empty();
+        let is_selected = kind.is_namespaced() && info.namespace.is_empty() && matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");
+        if !(is_placed || is_across || is_itself || is_selected) {
+            return Err(Status::no_route());
+        }
+        let subresource = match info.subresource.as_str() {
+            "" => None,
+            name => Some(kind.subresource(name).cloned().ok_or_else(Status::no_route)?),
+        };
+        let stored = kind.storage.and_then(|it| registry.by_storage(it)).unwrap_or(kind);
+        let stored_api_version = crate::meta::object::api_version(&stored.group, &stored.stored_version().name);
+        let namespace = if is_itself { String::new() } else { info.namespace.clone() };
+        Ok(Self { kind: kind.clone(), version: at, stored_api_version, namespace, name: info.name.clone(), subresource })
+    }
+
+    pub fn version(&self) -> &Version {
+        &self.kind.versions[self.version]
+    }
+
+    pub fn view(&self) -> View<'_> {
+        View { kind: &self.kind, version: self.version() }
+    }
+
+    pub fn resource(&self) -> GroupResource {
+        self.kind.group_resource()
+    }
+
+    pub fn key(&self) -> Key {
+        self.key_of(&self.name)
+    }
+
+    pub fn key_of(&self, name: &str) -> Key {
+        Key::new(&self.kind.resource(), &self.namespace, name)
+    }
+
+    pub fn stored_api_version(&self) -> &str {
+        &self.stored_api_version
+    }
+
+    pub fn subresource_name(&self) -> &'static str {
+        self.subresource.as_ref().map_or("", |it| it.name)
+    }
+
+    /// The same place, with another subresource or none.
+    pub fn with_subresource(&self, subresource: Option<Subresource>) -> Self {
+        Self { subresource, ..self.clone() }
+    }
+
+    /// The same place under another name.
+    pub fn named(&self, object: &Stored) -> Self {
+        Self { name: object.key.name.to_string(), namespace: object.key.namespace.to_string(), ..self.clone() }
+    }
+}

@@ -1,0 +1,274 @@
+//! Watches: a cursor over the store's log, filtered and encoded for one client.
+//! Source: apiserver `pkg/endpoints/handlers/watch.go`, `pkg/storage/cacher`; KEP-956 (bookmarks), KEP-3157 (WatchList).
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use futures::stream;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{
+    Body, Server, body,
+    forms::View,
+    list::{Selection, parse_revision},
+    negotiation::{Encoding, Form, Include, Shape},
+    target::Target,
+};
+use crate::{
+    base::clock,
+    meta::{Result, Status, Value, options::ListOptions},
+    schema::protobuf,
+    store::{Cursor, Event, EventKind, ReadError, Stored},
+};
+
+/// How often an idle watch tells its revision (`bookmarkFrequency`).
+const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+/// How long a watch lasts when the client names no time (`minRequestTimeout`); up to twice that, by chance.
+const TIMEOUT_SECONDS: u64 = 1800;
+const INITIAL_END: &str = "k8s.io/initial-events-end";
+
+/// Begins a watch; its body ends with the client, the timeout, or the server.
+pub async fn watch(server: &Arc<Server>, target: Target, options: &ListOptions, form: Form) -> Result<Body> {
+    check(options)?;
+    let selection = Selection::new(&target, options)?;
+    let revision = parse_revision(&options.resource_version)?;
+    let wants_initial = options.send_initial_events.unwrap_or(revision == 0);
+    let mut pending = VecDeque::new();
+    let watcher = |pending, cursor| Watcher {
+        server: server.clone(),
+        form,
+        sends_bookmarks: options.allow_watch_bookmarks,
+        ends: Instant::now() + timeout(options),
+        bookmark_at: Instant::now() + BOOKMARK_EVERY,
+        pending,
+        cursor,
+        state: State::Running,
+        target: target.clone(),
+        selection: selection.clone(),
+    };
+    if !wants_initial {
+        let cursor = server.store.watch(selection.scope(&target), revision);
+        let cursor = match cursor {
+            // A client that saw a revision which this server has not reached must list again.
+            Err(ReadError::Future(_)) if server.store.at_least(revision).await.is_ok() => server.store.watch(selection.scope(&target), revision),
+            other => other,
+        };
+        return Ok(match cursor {
+            Ok(cursor) => watcher(pending, Some(cursor)).into_body(),
+            Err(error) => watcher(pending, None).failed(gone(error)),
+        });
+    }
+    let snapshot = match options.resource_version.as_str() {
+        "0" => server.store.snapshot(),
+        "" => server.store.consistent().await.map_err(|error| Status::unavailable(error.to_string()))?,
+        _ => server.store.at_least(revision).await.map_err(|error| super::list::too_new(error, revision))?,
+    };
+    let namespace = Some(target.namespace.clone()).filter(|it| !it.is_empty());
+    let cursor = server.store.watch(selection.scope(&target), snapshot.revision()).map_err(gone)?;
+    let view = target.view();
+    for object in snapshot.list(&target.kind.resource(), namespace.as_deref(), None).filter(|it| selection.matches(it)) {
+        pending.push_back(view.frame("ADDED", object, form)?);
+    }
+    if options.send_initial_events == Some(true) && options.allow_watch_bookmarks {
+        pending.push_back(view.bookmark(snapshot.revision(), true, form)?);
+    }
+    Ok(watcher(pending, Some(cursor)).into_body())
+}
+
+/// `ValidateListOptions` for `sendInitialEvents`.
+fn check(options: &ListOptions) -> Result<()> {
+    let forbidden = |field: &str, why: &str| Err(Status::new(422, "Invalid", format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: Forbidden: {why}")));
+    match (options.send_initial_events, options.resource_version_match.as_str()) {
+        (Some(_), "NotOlderThan") | (None, "") => Ok(()),
+        (Some(_), _) => forbidden("resourceVersionMatch", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"),
+        (None, _) => forbidden("resourceVersionMatch", "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"),
+    }
+}
+
+fn timeout(options: &ListOptions) -> Duration {
+    let chance = u64::from(uuid::Uuid::new_v4().as_fields().1) % TIMEOUT_SECONDS;
+    Duration::from_secs(options.timeout_seconds.filter(|it| *it > 0).unwrap_or(TIMEOUT_SECONDS + chance))
+}
+
+fn gone(error: ReadError) -> Status {
+    match error {
+        ReadError::Compacted(oldest) => Status::expired(format!("too old resource version: the oldest that can be watched from is {oldest}")),
+        ReadError::Future(current) => Status::too_large_resource_version(current + 1, current),
+    }
+}
+
+enum State {
+    Running,
+    /// One last chunk, then the end.
+    Ending(Option<Bytes>),
+}
+
+struct Watcher {
+    server: Arc<Server>,
+    target: Target,
+    selection: Selection,
+    form: Form,
+    sends_bookmarks: bool,
+    ends: Instant,
+    bookmark_at: Instant,
+    pending: VecDeque<Bytes>,
+    cursor: Option<Cursor>,
+    state: State,
+}
+
+impl Watcher {
+    fn into_body(self) -> Body {
+        body::stream(stream::unfold(self, |mut watcher| async move {
+            let chunk = watcher.next().await?;
+            Some((Ok(chunk), watcher))
+        }))
+    }
+
+    fn failed(mut self, status: Status) -> Body {
+        let frame = self.error(&status);
+        self.state = State::Ending(Some(frame));
+        self.into_body()
+    }
+
+    /// The next bytes for the client; `None` at the end.
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let State::Ending(last) = &mut self.state {
+                return last.take();
+            }
+            if !self.pending.is_empty() {
+                let mut chunk = BytesMut::new();
+                for frame in self.pending.drain(..) {
+                    chunk.extend_from_slice(&frame);
+                }
+                return Some(chunk.freeze());
+            }
+            let cursor = self.cursor.as_mut()?;
+            let stopping = self.server.tasks.clone();
+            let events = tokio::select! {
+                events = cursor.next() => events,
+                () = tokio::time::sleep_until(self.ends) => {
+                    self.state = State::Ending(self.bookmark());
+                    continue;
+                }
+                () = tokio::time::sleep_until(self.bookmark_at), if self.sends_bookmarks => {
+                    self.bookmark_at = Instant::now() + BOOKMARK_EVERY;
+                    let frame = self.bookmark();
+                    self.pending.extend(frame);
+                    continue;
+                }
+                () = stopping.stopping() => return None,
+            };
+            match events {
+                Ok(events) => self.take(&events),
+                Err(error) => self.state = State::Ending(Some(self.error(&gone(error)))),
+            }
+        }
+    }
+
+    fn take(&mut self, events: &[Arc<Event>]) {
+        let view = self.target.view();
+        for event in events {
+            match view.event(event, &self.selection, self.form) {
+                Ok(frame) => self.pending.extend(frame),
+                Err(status) => {
+                    self.state = State::Ending(Some(self.error(&status)));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// A bookmark at the revision up to which this watch is complete; events that came in between go first.
+    fn bookmark(&mut self) -> Option<Bytes> {
+        if !self.sends_bookmarks {
+            return None;
+        }
+        let (events, revision) = self.cursor.as_mut()?.ready().ok()?;
+        self.take(&events);
+        let mut chunk = BytesMut::new();
+        self.pending.drain(..).for_each(|frame| chunk.extend_from_slice(&frame));
+        chunk.extend_from_slice(&self.target.view().bookmark(revision, false, self.form).ok()?);
+        Some(chunk.freeze())
+    }
+
+    fn error(&self, status: &Status) -> Bytes {
+        frame_value("ERROR", &status.to_value(), self.form.encoding)
+    }
+}
+
+impl View<'_> {
+    /// What a watcher with this selection sees of an event: an object that enters or leaves the selection is added or deleted.
+    fn event(&self, event: &Event, selection: &Selection, form: Form) -> Result<Option<Bytes>> {
+        let is_in = event.kind != EventKind::Deleted && selection.matches(&event.object);
+        let was_in = match (&event.previous, event.kind) {
+            (Some(previous), _) => selection.matches(previous),
+            (None, EventKind::Deleted) => selection.matches(&event.object),
+            (None, _) => false,
+        };
+        let kind = match (was_in, is_in) {
+            (false, false) => return Ok(None),
+            (false, true) => "ADDED",
+            (true, true) => "MODIFIED",
+            (true, false) => "DELETED",
+        };
+        let is_plain = form.shape == Shape::Object && form.encoding == Encoding::Json;
+        if !is_plain {
+            return self.frame(kind, &event.object, form).map(Some);
+        }
+        let id = self.version.generation << 8 | u64::from(self.kind.storage.is_some()) << 4 | kind.len() as u64 & 3;
+        Ok(Some(event.frames.get_or_make(id << 8 | u64::from(kind.as_bytes()[0]), || frame_json(kind, &self.json(&event.object)))))
+    }
+
+    fn frame(&self, kind: &str, object: &Stored, form: Form) -> Result<Bytes> {
+        match form.encoding {
+            Encoding::Json | Encoding::Yaml => {
+                let json = Form { encoding: Encoding::Json, ..form };
+                Ok(frame_json(kind, &self.encode(object, json)?))
+            }
+            Encoding::Protobuf => Ok(protobuf::encode_watch_event(kind, &self.encode(object, form)?).into()),
+        }
+    }
+
+    /// An object with nothing but a resourceVersion.
+    fn bookmark(&self, revision: u64, is_initial_end: bool, form: Form) -> Result<Bytes> {
+        let mut metadata = json!({"resourceVersion": revision.to_string()});
+        if is_initial_end {
+            metadata["annotations"] = json!({INITIAL_END: "true"});
+        }
+        let object = json!({"kind": self.kind.kind, "apiVersion": self.api_version(), "metadata": metadata});
+        let object = match form.shape {
+            Shape::Object => object,
+            Shape::Metadata => json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]}),
+            Shape::Table(_) => {
+                let metadata = json!({"resourceVersion": revision.to_string()});
+                self.table_of(&[object], Include::Metadata, metadata, clock::now())
+            }
+        };
+        match form.encoding {
+            Encoding::Protobuf if form.shape == Shape::Object => {
+                Ok(protobuf::encode_watch_event("BOOKMARK", &protobuf::encode(&object, &self.version.schema)?).into())
+            }
+            encoding => Ok(frame_value("BOOKMARK", &object, encoding)),
+        }
+    }
+}
+
+fn frame_json(kind: &str, object: &[u8]) -> Bytes {
+    let mut frame = BytesMut::with_capacity(object.len() + 40);
+    frame.extend_from_slice(format!("{{\"type\":\"{kind}\",\"object\":").as_bytes());
+    frame.extend_from_slice(object);
+    frame.extend_from_slice(b"}\n");
+    frame.freeze()
+}
+
+fn frame_value(kind: &str, object: &Value, encoding: Encoding) -> Bytes {
+    match encoding {
+        Encoding::Protobuf => match super::forms::encode(object, Encoding::Protobuf) {
+            Ok(bytes) => protobuf::encode_watch_event(kind, &bytes).into(),
+            Err(_) => Bytes::new(),
+        },
+        _ => frame_json(kind, object.to_string().as_bytes()),
+    }
+}

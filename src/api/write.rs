@@ -1,0 +1,471 @@
+//! The write path: what every create and update goes through, whatever the kind.
+//!
+//! The object is made from a snapshot, defaulted, admitted, prepared and validated outside the store's writer, then submitted
+//! under the condition that nothing has changed; when something has, all of it runs again, as upstream's `GuaranteedUpdate`.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::{
+    Server, admission,
+    forms::parse,
+    identity::User,
+    service,
+    target::Target,
+};
+use crate::{
+    base::clock,
+    kinds::{self, Action, Change as Step, Convert},
+    meta::{FieldErrors, Meta, Path, Result, Status, Value, options::WriteOptions},
+    schema::{self, apply},
+    store::{Change, Draft, Expect, Header, Key, Rejected, Snapshot, Stored, Transaction, Write},
+};
+
+/// Attempts at a write that others keep overtaking (`MaxRetryWhenPatchConflicts`).
+const ATTEMPTS: u32 = 5;
+/// Attempts at an update whose client asked for no particular revision; the bound only stops a livelock.
+const ATTEMPTS_UNCONDITIONAL: u32 = 100;
+/// Attempts at a generated name (`maxNameGenerationCreateAttempts`).
+const NAME_ATTEMPTS: u32 = 8;
+/// The random letters of a generated name: no vowels, so that no words appear.
+const NAME_LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+const NAME_SUFFIX: usize = 5;
+/// The longest prefix of a generated name (`maxGeneratedNameLength`).
+const NAME_PREFIX_MAX: usize = 63 - NAME_SUFFIX;
+
+/// Who writes, and how.
+pub struct Writer<'a> {
+    pub server: &'a Server,
+    pub user: &'a User,
+    pub target: &'a Target,
+    pub options: &'a WriteOptions,
+    /// Text of the `User-Agent` header up to the first slash; the field manager when none is named.
+    pub agent: &'a str,
+}
+
+/// What a write left behind.
+pub struct Written {
+    pub object: Arc<Stored>,
+    pub is_created: bool,
+    pub warnings: Vec<String>,
+}
+
+/// Metadata that only the server writes.
+const SERVER_OWNED: [&str; 6] = ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink"];
+
+impl Writer<'_> {
+    fn manager(&self) -> &str {
+        if self.options.field_manager.is_empty() { self.agent } else { &self.options.field_manager }
+    }
+
+    /// Creates `object`, which is decoded in the target's version.
+    pub async fn create(&self, object: Value) -> Result<Written> {
+        let track = |new: &mut Value, manager: &apply::Manager<'_>, schema: &schema::Schema, reset: Reset<'_>| {
+            apply::update(&Value::Null, new, schema, manager, reset);
+            Ok(())
+        };
+        self.create_with(object, &track).await
+    }
+
+    /// Creates an object with `track` recording its managers.
+    async fn create_with(&self, mut object: Value, track: Track<'_>) -> Result<Written> {
+        if !object.resource_version().is_empty() {
+            return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
+        }
+        self.place(&mut object)?;
+        let is_generated = object.name().is_empty() && !object.metadata("generateName").is_empty();
+        for attempt in 1.. {
+            let mut new = object.clone();
+            if is_generated {
+                new.set_metadata("name", generated_name(object.metadata("generateName")));
+            }
+            match self.try_create(new, track).await {
+                Err(status) if status.is_already_exists() && is_generated && attempt < NAME_ATTEMPTS => (),
+                Err(status) if status.is_already_exists() && is_generated => {
+                    let name = status.details.as_ref().map(|it| it.name.clone()).unwrap_or_default();
+                    return Err(Status::generate_name_conflict(&self.target.resource(), &name, 1));
+                }
+                other => return other,
+            }
+        }
+        Err(Status::internal("no attempt was made"))
+    }
+
+    /// The namespace and, for a named target, the name must be the path's.
+    fn place(&self, object: &mut Value) -> Result<()> {
+        if self.target.kind.is_namespaced() {
+            let (own, asked) = (object.namespace(), &self.target.namespace);
+            if !own.is_empty() && own != asked {
+                return Err(Status::bad_request(format!(
+                    "the namespace of the provided object does not match the namespace sent on the request"
+                )));
+            }
+            object.set_metadata("namespace", asked.as_str());
+        }
+        if !self.target.name.is_empty() && object.name() != self.target.name {
+            let message = match object.name() {
+                "" => "name must be provided".to_owned(),
+                name => format!("the name of the object ({name}) does not match the name on the URL ({})", self.target.name),
+            };
+            return Err(Status::bad_request(message));
+        }
+        Ok(())
+    }
+
+    async fn try_create(&self, mut new: Value, track: Track<'_>) -> Result<Written> {
+        let (kind, version) = (&self.target.kind, self.target.version());
+        let snapshot = self.server.store.snapshot();
+        let now = clock::now_rfc3339();
+        for field in SERVER_OWNED {
+            new.remove_metadata(field);
+        }
+        new.set_metadata("uid", uuid::Uuid::new_v4().to_string());
+        new.set_metadata("creationTimestamp", now.as_str());
+        if kind.strategy.has_generation {
+            new.set_metadata("generation", 1);
+        }
+        self.fill(&mut new);
+        let context = admission::Context { server: self.server, user: self.user, target: self.target, snapshot: &snapshot, old: None };
+        admission::mutate(&context, &mut new)?;
+        self.fill(&mut new);
+        if kind.strategy.resets_status && kind.custom.is_some() {
+            new.remove_at(&["status"]);
+        }
+        (kind.strategy.prepare)(&mut new, Step::Create);
+        let companions = service::allocate(&context, &mut new)?;
+        let manager = apply::Manager { name: self.manager(), api_version: &self.target.view().api_version(), subresource: "", now: &now };
+        track(&mut new, &manager, &version.schema, self.reset())?;
+        self.check(&new, Step::Create)?;
+        admission::validate(&context, &new)?;
+        let warnings = (kind.strategy.warnings)(&new, Step::Create);
+        let name = new.name().to_owned();
+        let key = self.target.key_of(&name);
+        if self.options.is_dry_run {
+            if let Some(existing) = snapshot.get(&key) {
+                return Err(Status::already_exists(&self.target.resource(), &existing.key.name));
+            }
+            return Ok(Written { object: Arc::new(self.dry(&key, &new, 0)), is_created: true, warnings });
+        }
+        let write = Write { key, expect: Expect::Absent, change: Change::Put(self.draft(&new)) };
+        let object = self.submit(write, companions).await?;
+        Ok(Written { object, is_created: true, warnings })
+    }
+
+    /// Changes the object that is there: `change` gets it in the target's version and returns it as it should be.
+    /// `create` is made when nothing is there and the kind allows it.
+    pub async fn update(&self, is_conditional: bool, change: Make<'_>, create: Option<Value>) -> Result<Written> {
+        let record = |old: &Value, mut new: Value, manager: &apply::Manager<'_>, schema: &schema::Schema, reset: Reset<'_>| {
+            apply::update(old, &mut new, schema, manager, reset);
+            Ok(new)
+        };
+        self.update_with(is_conditional, change, create, &record).await
+    }
+
+    /// Applies a configuration (server-side apply).
+    pub async fn apply(&self, configuration: Value) -> Result<Written> {
+        let is_forced = self.options.is_forced.unwrap_or(false);
+        let (applied, resource) = (&configuration, self.target.resource());
+        if self.target.subresource.is_none() && self.server.store.snapshot().get(&self.target.key()).is_none() {
+            let track = |new: &mut Value, manager: &apply::Manager<'_>, schema: &schema::Schema, reset: Reset<'_>| {
+                let tracked = apply::apply(&Value::Null, applied, schema, manager, is_forced, reset)?;
+                let fields = tracked.at(&["metadata", "managedFields"]).cloned().unwrap_or_default();
+                new.set_metadata("managedFields", fields);
+                Ok(())
+            };
+            match self.create_with(configuration.clone(), &track).await {
+                Err(status) if status.is_already_exists() => (),
+                other => return other,
+            }
+        }
+        let merge = |old: &Value, _: Value, manager: &apply::Manager<'_>, schema: &schema::Schema, reset: Reset<'_>| {
+            apply::apply(old, applied, schema, manager, is_forced, reset)
+        };
+        let expected = configuration.resource_version().to_owned();
+        let keep = |old: &Value| match expected.is_empty() || expected == old.resource_version() {
+            true => Ok(old.clone()),
+            false => Err(Status::modified(&resource, old.name())),
+        };
+        self.update_with(false, &keep, None, &merge).await
+    }
+
+    async fn update_with(
+        &self,
+        is_conditional: bool,
+        change: Make<'_>,
+        create: Option<Value>,
+        merge: Merge<'_>,
+    ) -> Result<Written> {
+        let attempts = if is_conditional { ATTEMPTS } else { ATTEMPTS_UNCONDITIONAL };
+        let mut last = None;
+        for _ in 0..attempts {
+            let snapshot = self.server.store.snapshot();
+            let Some(stored) = snapshot.get(&self.target.key()) else {
+                return match create {
+                    Some(object) if self.target.kind.strategy.creates_on_update => self.create(object).await,
+                    _ => Err(Status::not_found(&self.target.resource(), &self.target.name)),
+                };
+            };
+            match self.try_update(&snapshot, &stored, change, merge).await {
+                Err(Attempt::Overtaken(status)) => last = Some(status),
+                Err(Attempt::Failed(status)) => return Err(status),
+                Ok(written) => return Ok(written),
+            }
+        }
+        Err(last.unwrap_or_else(|| Status::modified(&self.target.resource(), &self.target.name)))
+    }
+
+    async fn try_update(
+        &self,
+        snapshot: &Snapshot,
+        stored: &Arc<Stored>,
+        change: Make<'_>,
+        merge: Merge<'_>,
+    ) -> std::result::Result<Written, Attempt> {
+        let (kind, version) = (&self.target.kind, self.target.version());
+        let now = clock::now_rfc3339();
+        let old = self.target.view().value(stored);
+        let wanted = change(&old)?;
+        self.preconditions(&old, &wanted)?;
+        let manager = apply::Manager { name: self.manager(), api_version: &self.target.view().api_version(), subresource: self.target.subresource_name(), now: &now };
+        let mut new = merge(&old, self.confine(&old, wanted), &manager, &version.schema, self.reset())?;
+        for field in SERVER_OWNED.into_iter().chain(["name", "namespace", "resourceVersion"]) {
+            match old.at(&["metadata", field]) {
+                Some(value) => new.set_metadata(field, value.clone()),
+                None => new.remove_metadata(field),
+            }
+        }
+        self.fill(&mut new);
+        let context = admission::Context { server: self.server, user: self.user, target: self.target, snapshot, old: Some(&old) };
+        admission::mutate(&context, &mut new)?;
+        let step = self.target.subresource.as_ref().map_or(Step::Update(&old), |it| Step::Part(it.name, &old));
+        (kind.strategy.prepare)(&mut new, step);
+        let companions = service::allocate(&context, &mut new)?;
+        if kind.strategy.has_generation && differs_beyond_status(&old, &new) {
+            new.set_metadata("generation", old.generation() + 1);
+        }
+        self.check(&new, step)?;
+        admission::validate(&context, &new)?;
+        let warnings = (kind.strategy.warnings)(&new, step);
+        if new == old {
+            return Ok(Written { object: stored.clone(), is_created: false, warnings });
+        }
+        if self.options.is_dry_run {
+            return Ok(Written { object: Arc::new(self.dry(&stored.key, &new, stored.revision)), is_created: false, warnings });
+        }
+        let is_gone = new.deletion_timestamp().is_some() && new.finalizers().next().is_none() && new.int_at(&["metadata", "deletionGracePeriodSeconds"]).unwrap_or(0) == 0;
+        let draft = self.draft(&new);
+        let change = if is_gone && is_removable(&new) { Change::Delete(draft) } else { Change::Put(draft) };
+        let mut companions = companions;
+        if matches!(change, Change::Delete(_)) {
+            companions.extend(service::release(snapshot, self.target, &new));
+        }
+        let write = Write { key: stored.key.clone(), expect: Expect::At(stored.revision), change };
+        match self.submit(write, companions).await {
+            Ok(object) => Ok(Written { object, is_created: false, warnings }),
+            Err(status) if status.is_conflict() || status.is_already_exists() => Err(Attempt::Overtaken(status)),
+            Err(status) => Err(Attempt::Failed(status)),
+        }
+    }
+
+    fn preconditions(&self, old: &Value, new: &Value) -> Result<()> {
+        let resource = self.target.resource();
+        let asked = new.resource_version();
+        if !asked.is_empty() && asked != old.resource_version() {
+            return Err(Status::modified(&resource, old.name()));
+        }
+        if asked.is_empty() && !self.target.kind.strategy.updates_unconditionally {
+            let errors = vec![crate::meta::FieldError::invalid(&Path::new("metadata").child("resourceVersion"), 0, "must be specified for an update")];
+            return Err(Status::invalid(&self.target.kind.group_kind(), old.name(), errors));
+        }
+        if !new.uid().is_empty() && new.uid() != old.uid() {
+            let why = format!("Precondition failed: UID in precondition: {}, UID in object meta: {}", new.uid(), old.uid());
+            return Err(Status::conflict(&resource, old.name(), why));
+        }
+        Ok(())
+    }
+
+    /// Only what the target may write: everything but the status, or the status alone.
+    fn confine(&self, old: &Value, new: Value) -> Value {
+        let take = |mut base: Value, from: &Value, field: &str| {
+            match from.get(field) {
+                Some(value) => base[field] = value.clone(),
+                None => _ = base.remove_at(&[field]),
+            }
+            base
+        };
+        match self.target.subresource.as_ref().map(|it| &it.action) {
+            Some(Action::Status) if self.target.kind.custom.is_some() => {
+                let managed = new.at(&["metadata", "managedFields"]).cloned();
+                let mut confined = take(old.clone(), &new, "status");
+                managed.into_iter().for_each(|it| confined.set_metadata("managedFields", it));
+                confined
+            }
+            Some(Action::Status) => {
+                let with_status = take(old.clone(), &new, "status");
+                take(with_status, &new, "metadata")
+            }
+            None if self.target.kind.strategy.resets_status => take(new, old, "status"),
+            _ => new,
+        }
+    }
+
+    fn reset(&self) -> Reset<'static> {
+        match (self.target.subresource.is_some(), self.target.kind.strategy.resets_status) {
+            (false, true) => &[&["status"]],
+            (true, _) if self.target.subresource_name() == "status" => &[&["spec"]],
+            _ => &[],
+        }
+    }
+
+    fn fill(&self, object: &mut Value) {
+        schema::default::default(object, &self.target.version().schema);
+        (self.target.kind.strategy.default)(object);
+    }
+
+    /// All validations, in upstream's order: metadata, the schema of custom resources, the kind's own.
+    fn check(&self, new: &Value, step: Step<'_>) -> Result<()> {
+        let kind = &self.target.kind;
+        let mut errors: FieldErrors = match step.old() {
+            None => kinds::metadata::validate(new, kind),
+            Some(old) => kinds::metadata::validate(new, kind).into_iter().chain(kinds::metadata::validate_update(new, old)).collect(),
+        };
+        if kind.custom.is_some() {
+            errors.extend(schema::validate::validate(new, &self.target.version().schema, &Path::root()));
+        }
+        errors.extend((kind.strategy.validate)(new, step));
+        if errors.is_empty() { Ok(()) } else { Err(Status::invalid(&kind.group_kind(), new.name(), errors)) }
+    }
+
+    /// The object in its stored version, ready for the writer.
+    fn draft(&self, object: &Value) -> Draft {
+        let mut object = object.clone();
+        if let Convert::Fn { to_stored, .. } = self.target.version().convert {
+            to_stored(&mut object);
+        }
+        object["apiVersion"] = self.target.stored_api_version().into();
+        object["kind"] = self.target.kind.kind.as_ref().into();
+        let header = header(&self.target.kind, &object);
+        Draft::new(&object, header)
+    }
+
+    /// What a dry run answers: the object as it would be stored.
+    fn dry(&self, key: &Key, object: &Value, revision: u64) -> Stored {
+        let mut value = object.clone();
+        value["apiVersion"] = self.target.view().api_version().into();
+        value["kind"] = self.target.kind.kind.as_ref().into();
+        if revision == 0 {
+            value.remove_metadata("resourceVersion");
+        }
+        let mut header = header(&self.target.kind, &value);
+        header.schema = self.target.version().generation;
+        Stored { key: key.clone(), revision, json: value.to_string().into(), header, forms: Default::default() }
+    }
+
+    async fn submit(&self, write: Write, companions: Vec<Write>) -> Result<Arc<Stored>> {
+        let own = write.key.clone();
+        let writes = std::iter::once(write).chain(companions).collect();
+        match self.server.store.submit(Transaction { writes }).await {
+            Ok(committed) => committed.objects.into_iter().next().flatten().ok_or_else(|| Status::internal("nothing was written")),
+            Err(rejected) => Err(rejection(rejected, self.target, &own)),
+        }
+    }
+}
+
+type Reset<'a> = &'a [&'a [&'a str]];
+/// Makes the new object from the old one.
+pub type Make<'a> = &'a (dyn Fn(&Value) -> Result<Value> + Send + Sync);
+/// Records the managers of a new object.
+type Track<'a> = &'a (dyn Fn(&mut Value, &apply::Manager<'_>, &schema::Schema, Reset<'_>) -> Result<()> + Send + Sync);
+/// Brings old and wanted object together, and records the managers.
+type Merge<'a> = &'a (dyn Fn(&Value, Value, &apply::Manager<'_>, &schema::Schema, Reset<'_>) -> Result<Value> + Send + Sync);
+
+enum Attempt {
+    /// Somebody else wrote first: try again.
+    Overtaken(Status),
+    Failed(Status),
+}
+
+impl From<Status> for Attempt {
+    fn from(status: Status) -> Self {
+        Self::Failed(status)
+    }
+}
+
+/// What the writer's refusal means to a client.
+pub fn rejection(rejected: Rejected, target: &Target, own: &Key) -> Status {
+    match rejected {
+        Rejected::Exists(existing) if existing.key == *own => Status::already_exists(&target.resource(), &existing.key.name),
+        Rejected::Exists(_) => Status::modified(&target.resource(), &own.name),
+        Rejected::Changed { key, current: None } if key == *own => Status::not_found(&target.resource(), &key.name),
+        Rejected::Changed { .. } => Status::modified(&target.resource(), &own.name),
+        Rejected::TooLarge(size) => Status::too_large(format!("Request is too large: an object of {size} bytes")),
+        Rejected::Unavailable(why) => Status::unavailable(why),
+    }
+}
+
+/// Namespaces wait for their content even without finalizers of metadata.
+fn is_removable(object: &Value) -> bool {
+    object.text("kind") != "Namespace" || object.items_at(&["spec", "finalizers"]).is_empty()
+}
+
+/// The header of a stored object: what selectors and readers need without parsing it.
+pub fn header(kind: &kinds::Kind, object: &Value) -> Header {
+    let mut labels: Vec<(Box<str>, Box<str>)> = object.labels().map(|(key, value)| (key.into(), value.into())).collect();
+    labels.sort();
+    let version = kind.stored_version();
+    let mut fields: Vec<(Box<str>, Box<str>)> = version.selectable.iter().map(|it| (it.name.as_ref().into(), it.text(object).into())).collect();
+    fields.sort();
+    Header { uid: object.uid().into(), labels, fields, schema: version.generation }
+}
+
+/// Whether anything but metadata and status changed: what `metadata.generation` counts.
+fn differs_beyond_status(old: &Value, new: &Value) -> bool {
+    let rest = |object: &Value| -> Vec<(String, Value)> {
+        let fields = object.as_object().into_iter().flatten();
+        fields.filter(|(name, _)| !matches!(name.as_str(), "metadata" | "status" | "apiVersion" | "kind")).map(|(name, value)| (name.clone(), value.clone())).collect()
+    };
+    rest(old) != rest(new)
+}
+
+/// `prefix` and five random letters.
+fn generated_name(prefix: &str) -> String {
+    let end = prefix.char_indices().map(|(at, _)| at).take_while(|at| *at <= NAME_PREFIX_MAX).last().unwrap_or(0);
+    let prefix = if prefix.len() > NAME_PREFIX_MAX { &prefix[..end] } else { prefix };
+    let random = uuid::Uuid::new_v4();
+    let letters = random.as_bytes().iter().take(NAME_SUFFIX).map(|byte| char::from(NAME_LETTERS[usize::from(*byte) % NAME_LETTERS.len()]));
+    prefix.chars().chain(letters).collect()
+}
+
+/// The scale of an object as `autoscaling/v1` Scale.
+pub fn scale(object: &Value, action: &Action) -> Value {
+    let Action::Scale { spec, status, selector } = action else { return Value::Null };
+    let path = |path: &[std::borrow::Cow<'static, str>]| path.iter().try_fold(object, |value, field| value.get(field.as_ref())).cloned();
+    let chosen = match path(selector) {
+        Some(Value::String(text)) => text,
+        Some(Value::Object(map)) if map.contains_key("matchLabels") || map.contains_key("matchExpressions") => {
+            crate::meta::LabelSelector::from_value(Some(&Value::Object(map))).map(|it| it.to_string()).unwrap_or_default()
+        }
+        Some(Value::Object(map)) => crate::meta::LabelSelector::from_map(map.iter().filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)))).to_string(),
+        _ => String::new(),
+    };
+    let metadata = |field: &str| object.at(&["metadata", field]).cloned().unwrap_or_default();
+    let mut scale = json!({
+        "kind": "Scale", "apiVersion": "autoscaling/v1",
+        "metadata": {"name": object.name(), "namespace": object.namespace(), "uid": object.uid(), "resourceVersion": object.resource_version(), "creationTimestamp": metadata("creationTimestamp")},
+        "spec": {"replicas": path(spec).unwrap_or_else(|| 0.into())},
+        "status": {"replicas": path(status).unwrap_or_else(|| 0.into())},
+    });
+    if scale["spec"]["replicas"] == 0 {
+        scale["spec"] = json!({});
+    }
+    if !chosen.is_empty() {
+        scale["status"]["selector"] = chosen.into();
+    }
+    scale
+}
+
+/// Parses a stored object that is known to be JSON.
+pub fn value(object: &Stored) -> Value {
+    parse(&object.json)
+}
