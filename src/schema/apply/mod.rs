@@ -1,0 +1,483 @@
+//! Server-side apply and managed fields (KEP-555; structured-merge-diff): who owns which field.
+//!
+//! `managedFields` of an object is decoded into [`Managers`], and every write of an object goes through [`update`] or [`apply`].
+//! Source: apimachinery `pkg/util/managedfields`, structured-merge-diff `merge/update.go`.
+
+mod set;
+
+use serde_json::json;
+
+use self::set::{Node, Set, key, parts};
+use super::{ListTopology, Schema, Shape, codec};
+use crate::meta::{Map, Meta, Result, Status, Value};
+
+/// Who writes, for the entry in `managedFields`.
+#[derive(Clone, Debug)]
+pub struct Manager<'a> {
+    pub name: &'a str,
+    /// The version in which the manager speaks of the object.
+    pub api_version: &'a str,
+    /// "" or "status", "scale" …
+    pub subresource: &'a str,
+    /// RFC 3339.
+    pub now: &'a str,
+}
+
+/// Managers by update beyond this many become one (`DefaultMaxUpdateManagers`).
+const UPDATE_MANAGERS_MAX: usize = 10;
+const ANCIENT: &str = "ancient-changes";
+/// What nobody owns (`stripMeta`).
+const NEVER_OWNED: &[&[&str]] = &[
+    &["apiVersion"],
+    &["kind"],
+    &["metadata", "name"],
+    &["metadata", "namespace"],
+    &["metadata", "creationTimestamp"],
+    &["metadata", "selfLink"],
+    &["metadata", "uid"],
+    &["metadata", "generation"],
+    &["metadata", "managedFields"],
+    &["metadata", "resourceVersion"],
+];
+
+/// One entry of `managedFields`.
+#[derive(Clone, Debug, PartialEq)]
+struct Entry {
+    manager: String,
+    operation: String,
+    api_version: String,
+    subresource: String,
+    time: String,
+    fields: Set,
+}
+
+impl Entry {
+    fn new(manager: &Manager<'_>, operation: &str) -> Self {
+        Self {
+            manager: manager.name.to_owned(),
+            operation: operation.to_owned(),
+            api_version: manager.api_version.to_owned(),
+            subresource: manager.subresource.to_owned(),
+            time: manager.now.to_owned(),
+            fields: Set::default(),
+        }
+    }
+
+    fn read(entry: &Value) -> Option<Self> {
+        let is_known = matches!(entry.text("operation"), "Apply" | "Update") && matches!(entry.text("fieldsType"), "FieldsV1");
+        is_known.then(|| Self {
+            manager: entry.text("manager").to_owned(),
+            operation: entry.text("operation").to_owned(),
+            api_version: entry.text("apiVersion").to_owned(),
+            subresource: entry.text("subresource").to_owned(),
+            time: entry.text("time").to_owned(),
+            fields: entry.get("fieldsV1").map(Set::from_value).unwrap_or_default(),
+        })
+    }
+
+    fn to_value(&self) -> Value {
+        let mut entry = json!({
+            "manager": self.manager, "operation": self.operation, "apiVersion": self.api_version,
+            "time": self.time, "fieldsType": "FieldsV1", "fieldsV1": self.fields.to_value(),
+        });
+        if !self.subresource.is_empty() {
+            entry["subresource"] = self.subresource.as_str().into();
+        }
+        entry
+    }
+
+    fn is(&self, manager: &Manager<'_>, operation: &str) -> bool {
+        let is_same = self.manager == manager.name && self.operation == operation && self.subresource == manager.subresource;
+        // A manager that applies in another version replaces what it applied before.
+        is_same && (operation == "Apply" || self.api_version == manager.api_version)
+    }
+}
+
+/// All entries of an object.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Managers(Vec<Entry>);
+
+impl Managers {
+    /// `None` for entries that cannot be read.
+    fn read(object: &Value) -> Option<Self> {
+        object.items_at(&["metadata", "managedFields"]).iter().map(Entry::read).collect::<Option<_>>().map(Self)
+    }
+
+    fn write(mut self, object: &mut Value) {
+        self.0.retain(|it| !it.fields.is_empty());
+        self.cap();
+        let order = |it: &Entry| (it.operation.clone(), it.time.clone(), it.manager.clone(), it.api_version.clone());
+        self.0.sort_by_key(order);
+        match self.0.is_empty() {
+            true => object.remove_metadata("managedFields"),
+            false => object.set_metadata("managedFields", self.0.iter().map(Entry::to_value).collect::<Vec<_>>()),
+        }
+    }
+
+    /// The oldest managers by update become one.
+    fn cap(&mut self) {
+        let mut updates: Vec<usize> = (0..self.0.len()).filter(|at| self.0[*at].operation == "Update" && self.0[*at].subresource.is_empty()).collect();
+        updates.sort_by_key(|at| self.0[*at].time.clone());
+        let Some(surplus) = updates.len().checked_sub(UPDATE_MANAGERS_MAX).filter(|it| *it > 0) else { return };
+        let mut oldest: Vec<usize> = updates[..=surplus].to_vec();
+        oldest.sort_unstable();
+        let mut ancient: Option<Entry> = None;
+        for at in oldest.into_iter().rev() {
+            let entry = self.0.remove(at);
+            match &mut ancient {
+                None => ancient = Some(Entry { manager: ANCIENT.to_owned(), ..entry }),
+                Some(all) => all.fields.union(&entry.fields),
+            }
+        }
+        self.0.extend(ancient);
+    }
+
+    /// The entry of a manager, made if it is not there.
+    fn entry(&mut self, manager: &Manager<'_>, operation: &str) -> &mut Entry {
+        let at = self.0.iter().position(|it| it.is(manager, operation)).unwrap_or_else(|| {
+            self.0.push(Entry::new(manager, operation));
+            self.0.len() - 1
+        });
+        &mut self.0[at]
+    }
+
+    /// What all but one manager own.
+    fn others(&self, manager: &Manager<'_>, operation: &str) -> Set {
+        let mut all = Set::default();
+        self.0.iter().filter(|it| !it.is(manager, operation)).for_each(|it| all.union(&it.fields));
+        all
+    }
+}
+
+/// How one object differs from another.
+#[derive(Default)]
+struct Comparison {
+    /// Added and changed.
+    changed: Set,
+    removed: Set,
+}
+
+impl Comparison {
+    fn of(old: &Value, new: &Value, schema: &Schema) -> Self {
+        let mut comparison = Self::default();
+        let Self { changed, removed } = &mut comparison;
+        compare(Some(old), Some(new), &Node::root(schema), changed, removed);
+        for path in NEVER_OWNED {
+            changed.remove_below(&Set::of_path(path));
+            removed.remove_below(&Set::of_path(path));
+        }
+        comparison
+    }
+}
+
+fn compare(old: Option<&Value>, new: Option<&Value>, node: &Node<'_>, changed: &mut Set, removed: &mut Set) {
+    if old == new {
+        return;
+    }
+    let (old_parts, new_parts) = (old.map(|it| parts(it, node)).unwrap_or_default(), new.map(|it| parts(it, node)).unwrap_or_default());
+    match (old, new) {
+        (None, Some(_)) => changed.is_member = true,
+        (Some(_), None) => removed.is_member = true,
+        _ if old_parts.is_empty() && new_parts.is_empty() => changed.is_member = true,
+        _ => (),
+    }
+    let find = |list: &'_ [(String, set::Part<'_, '_>)], name: &str| list.iter().position(|(it, _)| it == name);
+    for (name, part) in &new_parts {
+        let before = find(&old_parts, name).map(|at| old_parts[at].1.value);
+        descend(name, before, Some(part.value), &part.node, changed, removed);
+    }
+    for (name, part) in old_parts.iter().filter(|(name, _)| find(&new_parts, name).is_none()) {
+        descend(name, Some(part.value), None, &part.node, changed, removed);
+    }
+}
+
+fn descend(name: &str, old: Option<&Value>, new: Option<&Value>, node: &Node<'_>, changed: &mut Set, removed: &mut Set) {
+    if old == new {
+        return;
+    }
+    let (mut below_changed, mut below_removed) = (Set::default(), Set::default());
+    compare(old, new, node, &mut below_changed, &mut below_removed);
+    if !below_changed.is_empty() {
+        changed.children.insert(name.to_owned(), below_changed);
+    }
+    if !below_removed.is_empty() {
+        removed.children.insert(name.to_owned(), below_removed);
+    }
+}
+
+/// Records in `new.metadata.managedFields` what a create or update by `manager` changed (operation `Update`).
+/// `old` is the object as stored (null on create), both in the manager's version. `reset` are paths that this subresource may not
+/// own (`status` on the main resource), written as `["status"]`.
+pub fn update(old: &Value, new: &mut Value, schema: &Schema, manager: &Manager<'_>, reset: &[&[&str]]) {
+    if is_cleared(new) {
+        return new.remove_metadata("managedFields");
+    }
+    let own = Managers::read(new).filter(|it| !it.0.is_empty());
+    let mut managers = own.or_else(|| Managers::read(old)).unwrap_or_default();
+    let empty;
+    let old = if old.is_null() {
+        empty = codec::decode_value(json!({}), schema).map(|(value, _)| value).unwrap_or_default();
+        &empty
+    } else {
+        old
+    };
+    let mut comparison = Comparison::of(old, new, schema);
+    for path in reset {
+        comparison.changed.remove_below(&Set::of_path(path));
+    }
+    for entry in managers.0.iter_mut().filter(|it| !it.is(manager, "Update")) {
+        entry.fields.remove(&comparison.changed);
+        entry.fields.remove(&comparison.removed);
+    }
+    let entry = managers.entry(manager, "Update");
+    let before = entry.fields.clone();
+    entry.fields.union(&comparison.changed);
+    entry.fields.remove(&comparison.removed);
+    if entry.fields != before {
+        entry.time = manager.now.to_owned();
+    }
+    managers.write(new);
+}
+
+/// A client clears the managers by an empty list, or a list with one empty entry.
+fn is_cleared(object: &Value) -> bool {
+    match object.at(&["metadata", "managedFields"]).and_then(Value::as_array).map(Vec::as_slice) {
+        Some([]) => true,
+        Some([only]) => only.as_object().is_some_and(Map::is_empty),
+        _ => false,
+    }
+}
+
+/// Merges `applied` into `live` (null when the object does not exist), records the ownership, and returns the result.
+/// 409 `Conflict` with a cause per field (`conflict with "x" using apps/v1: .spec.replicas`) unless `is_forced`.
+pub fn apply(live: &Value, applied: &Value, schema: &Schema, manager: &Manager<'_>, is_forced: bool, reset: &[&[&str]]) -> Result<Value> {
+    if applied.at(&["metadata", "managedFields"]).is_some() {
+        return Err(Status::bad_request("metadata.managedFields must be nil"));
+    }
+    let mut managers = Managers::read(live).unwrap_or_default();
+    let mut wanted = Set::of_applied(applied, schema);
+    for path in NEVER_OWNED.iter().chain(reset) {
+        wanted.remove_below(&Set::of_path(path));
+    }
+    let mut merged = match live.is_null() {
+        true => applied.clone(),
+        false => merge(live, applied, &Node::root(schema)),
+    };
+    let others = managers.others(manager, "Apply");
+    let entry = managers.entry(manager, "Apply");
+    let mut gone = entry.fields.clone();
+    gone.remove(&wanted);
+    let mut kept = others;
+    kept.union(&wanted);
+    prune(&mut merged, &gone, &kept, &Node::root(schema));
+    let is_changed = entry.fields != wanted || entry.api_version != manager.api_version;
+    if is_changed {
+        entry.fields = wanted;
+        entry.api_version = manager.api_version.to_owned();
+        entry.time = manager.now.to_owned();
+    }
+    let comparison = Comparison::of(if live.is_null() { &merged } else { live }, &merged, schema);
+    settle(&mut managers, &comparison, manager, is_forced)?;
+    managers.write(&mut merged);
+    Ok(merged)
+}
+
+/// Takes what changed from its other owners, or refuses.
+fn settle(managers: &mut Managers, comparison: &Comparison, manager: &Manager<'_>, is_forced: bool) -> Result<()> {
+    let mut conflicts: Vec<(String, String)> = Vec::new();
+    for entry in managers.0.iter_mut().filter(|it| !it.is(manager, "Apply")) {
+        let contested = entry.fields.intersection(&comparison.changed);
+        if is_forced {
+            entry.fields.remove(&contested);
+        } else {
+            let by = owner(entry);
+            conflicts.extend(contested.paths().into_iter().map(|path| (by.clone(), path)));
+        }
+        entry.fields.remove(&comparison.removed);
+    }
+    if conflicts.is_empty() { Ok(()) } else { Err(conflict(conflicts)) }
+}
+
+/// `"kubectl" with subresource "status" using apps/v1`
+fn owner(entry: &Entry) -> String {
+    let part = if entry.subresource.is_empty() { String::new() } else { format!(" with subresource {:?}", entry.subresource) };
+    let at = if entry.operation == "Update" && !entry.time.is_empty() { format!(" at {}", entry.time) } else { String::new() };
+    format!("{:?}{part} using {}{at}", entry.manager, entry.api_version)
+}
+
+/// Source: managedfields `internal/conflict.go`.
+fn conflict(mut conflicts: Vec<(String, String)>) -> Status {
+    conflicts.sort();
+    let groups: Vec<&[(String, String)]> = conflicts.chunk_by(|left, right| left.0 == right.0).collect();
+    let texts: Vec<String> = groups
+        .iter()
+        .map(|group| match group {
+            [(owner, path)] => format!("conflict with {owner}: {path}"),
+            many => {
+                let lines: String = many.iter().map(|(_, path)| format!("\n- {path}")).collect();
+                format!("conflicts with {}:{lines}", many[0].0)
+            }
+        })
+        .collect();
+    let noun = if conflicts.len() == 1 { "conflict" } else { "conflicts" };
+    let message = format!("Apply failed with {} {noun}: {}", conflicts.len(), texts.join("\n"));
+    let status = Status::new(409, "Conflict", message);
+    conflicts.iter().fold(status, |status, (owner, path)| status.with_cause("FieldManagerConflict", format!("conflict with {owner}"), path.as_str()))
+}
+
+/// `applied` over `live`: granular parts one by one, the rest as a whole.
+fn merge(live: &Value, applied: &Value, node: &Node<'_>) -> Value {
+    if node.is_atomic {
+        return applied.clone();
+    }
+    match (live, applied) {
+        (Value::Object(live), Value::Object(_)) if is_granular_map(node) => {
+            let mut merged = live.clone();
+            for (name, part) in parts(applied, node) {
+                let name = name[2..].to_owned();
+                let value = match live.get(&name) {
+                    Some(before) => merge(before, part.value, &part.node),
+                    None => part.value.clone(),
+                };
+                merged.insert(name, value);
+            }
+            Value::Object(merged)
+        }
+        (Value::Array(live_items), Value::Array(items)) => match &node.schema.shape {
+            Shape::List { items: schema, topology: ListTopology::Map(keys) } => merge_items(live_items, items, |it| key(it, keys, schema), |live, applied| merge(live, applied, &Node { schema, is_atomic: false, is_item: true })),
+            Shape::List { topology: ListTopology::Set, .. } => merge_items(live_items, items, Value::to_string, |_, applied| applied.clone()),
+            _ => applied.clone(),
+        },
+        _ => applied.clone(),
+    }
+}
+
+fn is_granular_map(node: &Node<'_>) -> bool {
+    matches!(node.schema.shape, Shape::Object(_) | Shape::Map { .. } | Shape::Any)
+}
+
+/// Items that both have are merged in their place; new ones come behind.
+fn merge_items(live: &[Value], applied: &[Value], id: impl Fn(&Value) -> String, merge: impl Fn(&Value, &Value) -> Value) -> Value {
+    let mut merged = live.to_vec();
+    for item in applied {
+        match merged.iter_mut().find(|it| id(it) == id(item)) {
+            Some(existing) => *existing = merge(existing, item),
+            None => merged.push(item.clone()),
+        }
+    }
+    merged.into()
+}
+
+/// Removes what is `gone` and not `kept` by anyone.
+fn prune(value: &mut Value, gone: &Set, kept: &Set, node: &Node<'_>) {
+    let places: Vec<(String, Node<'_>)> = parts(value, node).into_iter().map(|(name, part)| (name, part.node)).collect();
+    for (name, node) in places {
+        let Some(gone) = gone.children.get(&name) else { continue };
+        let kept = kept.children.get(&name);
+        match kept {
+            None if gone.is_member => remove_part(value, &name),
+            _ => {
+                if let Some(part) = part_mut(value, &name) {
+                    prune(part, gone, kept.unwrap_or(&Set::default()), &node);
+                }
+            }
+        }
+    }
+}
+
+fn matching(item: &Value, element: &str) -> bool {
+    match (element.strip_prefix("v:"), element.strip_prefix("k:")) {
+        (Some(value), _) => item.to_string() == value,
+        (_, Some(keys)) => {
+            let keys: Value = serde_json::from_str(keys).unwrap_or_default();
+            keys.as_object().into_iter().flatten().all(|(name, value)| item.get(name).is_none_or(|it| it == value))
+        }
+        _ => false,
+    }
+}
+
+fn remove_part(value: &mut Value, element: &str) {
+    match value {
+        Value::Object(map) => _ = map.remove(&element[2..]),
+        Value::Array(list) => list.retain(|it| !matching(it, element)),
+        _ => (),
+    }
+}
+
+fn part_mut<'a>(value: &'a mut Value, element: &str) -> Option<&'a mut Value> {
+    match value {
+        Value::Object(map) => map.get_mut(&element[2..]),
+        Value::Array(list) => list.iter_mut().find(|it| matching(it, element)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::builtin;
+
+    fn manager<'a>(name: &'a str, now: &'a str) -> Manager<'a> {
+        Manager { name, api_version: "apps/v1", subresource: "", now }
+    }
+
+    fn fields(object: &Value, name: &str) -> Value {
+        let entries = object.items_at(&["metadata", "managedFields"]);
+        entries.iter().find(|it| it.text("manager") == name).map(|it| it["fieldsV1"].clone()).unwrap_or_default()
+    }
+
+    fn deployment(replicas: i64, image: &str) -> Value {
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web", "labels": {"a": "b"}},
+            "spec": {"replicas": replicas, "template": {"spec": {"containers": [{"name": "c", "image": image}]}}}})
+    }
+
+    #[test]
+    fn an_update_owns_what_it_changes() {
+        let schema = builtin("io.k8s.api.apps.v1.Deployment").expect("Deployment");
+        let (mut first, _) = codec::decode_value(deployment(1, "i:1"), &schema).expect("decodes");
+        update(&Value::Null, &mut first, &schema, &manager("kubectl-create", "2024-01-01T00:00:00Z"), &[&["status"]]);
+        let expected = json!({"f:metadata": {"f:labels": {".": {}, "f:a": {}}},
+            "f:spec": {"f:replicas": {}, "f:template": {"f:spec": {"f:containers": {"k:{\"name\":\"c\"}": {".": {}, "f:name": {}, "f:image": {}, "f:resources": {}}}}}}});
+        assert_eq!(fields(&first, "kubectl-create"), expected);
+        let mut second = first.clone();
+        second["spec"]["replicas"] = 3.into();
+        update(&first, &mut second, &schema, &manager("kubectl-scale", "2024-01-01T00:00:01Z"), &[]);
+        assert_eq!(fields(&second, "kubectl-scale"), json!({"f:spec": {"f:replicas": {}}}));
+        assert!(fields(&second, "kubectl-create")["f:spec"].get("f:replicas").is_none());
+        let mut same = second.clone();
+        update(&second, &mut same, &schema, &manager("other", "2024-01-01T00:00:02Z"), &[]);
+        assert_eq!(same, second);
+        let mut cleared = second.clone();
+        cleared["metadata"]["managedFields"] = json!([{}]);
+        update(&second, &mut cleared, &schema, &manager("other", "2024-01-01T00:00:02Z"), &[]);
+        assert_eq!(cleared.at(&["metadata", "managedFields"]), None);
+    }
+
+    #[test]
+    fn applies_merge_conflict_and_prune() {
+        let schema = builtin("io.k8s.api.apps.v1.Deployment").expect("Deployment");
+        let (alice, bob) = (manager("alice", "2024-01-01T00:00:00Z"), manager("bob", "2024-01-01T00:00:01Z"));
+        let live = apply(&Value::Null, &deployment(1, "i:1"), &schema, &alice, false, &[]).expect("applies");
+        let error = apply(&live, &deployment(2, "i:1"), &schema, &bob, false, &[]).expect_err("a conflict");
+        assert_eq!((error.code, error.message.as_str()), (409, "Apply failed with 1 conflict: conflict with \"alice\" using apps/v1: .spec.replicas"));
+        let causes = error.details.expect("details").causes;
+        assert_eq!((causes[0].reason.as_ref(), causes[0].field.as_str()), ("FieldManagerConflict", ".spec.replicas"));
+        let forced = apply(&live, &deployment(2, "i:1"), &schema, &bob, true, &[]).expect("forces");
+        assert_eq!(forced["spec"]["replicas"], 2);
+        assert!(fields(&forced, "alice")["f:spec"].get("f:replicas").is_none());
+        let mut less = deployment(1, "i:1");
+        less["metadata"] = json!({"name": "web"});
+        less["spec"] = json!({"template": {"spec": {"containers": [{"name": "d", "image": "x"}]}}});
+        let after = apply(&live, &less, &schema, &alice, false, &[]).expect("applies");
+        assert_eq!(after["metadata"].get("labels").and_then(|it| it.get("a")), None);
+        assert_eq!(after["spec"].get("replicas"), None);
+        assert_eq!(after["spec"]["template"]["spec"]["containers"], json!([{"name": "d", "image": "x"}]));
+    }
+
+    #[test]
+    fn sets_survive_the_way_there_and_back() {
+        let fields = json!({"f:metadata": {"f:labels": {".": {}, "f:a": {}}}, "f:spec": {"f:list": {"k:{\"name\":\"x\"}": {".": {}, "f:name": {}}, "v:\"y\"": {}}}});
+        assert_eq!(Set::from_value(&fields).to_value(), fields);
+        assert_eq!(Set::from_value(&fields).paths().len(), 5);
+    }
+}
