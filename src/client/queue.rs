@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(queue.take(), Some("a"));
     }
 
-    #[tokio::test(start_paused = false)]
+    #[tokio::test]
     async fn failures_come_back_later_and_success_forgets() {
         let tasks = Tasks::new();
         let (sender, mut seen) = tokio::sync::mpsc::unbounded_channel();

@@ -52,12 +52,12 @@ fn a_rollout_moves_within_surge_and_unavailability() {
     // (replicas, surge, unavailable, sets) -> actions; the deployment's image is "new"
     let cases: [(i32, Value, Value, &[(&str, i32, i32)], &[&str]); 12] = [
         (3, json!("25%"), json!("25%"), &[], &["create at 3"]),
-        (10, json!(3), json!(2), &[("old", 10, 10)], &["create at 3"]),
+        (10, json!(3), json!(2), &[("old", 10, 10)], &["create at 3", "old 10->8"]),
         (10, json!(3), json!(2), &[("old", 10, 10), ("new", 3, 0)], &["old 10->8"]),
         (10, json!(3), json!(2), &[("old", 8, 8), ("new", 3, 0)], &["new 3->5"]),
         (10, json!(3), json!(2), &[("old", 8, 8), ("new", 5, 0)], &[]),
         (10, json!(3), json!(2), &[("old", 8, 7), ("new", 5, 5)], &["old 8->7", "old 7->3"]),
-        (10, json!(0), json!("20%"), &[("old", 10, 10)], &["create at 0"]),
+        (10, json!(0), json!("20%"), &[("old", 10, 10)], &["create at 0", "old 10->8"]),
         (10, json!(0), json!("20%"), &[("old", 10, 10), ("new", 0, 0)], &["old 10->8"]),
         (10, json!(0), json!(0), &[("old", 10, 10), ("new", 0, 0)], &["old 10->9"]),
         (4, json!(1), json!(0), &[("older", 2, 0), ("old", 2, 2), ("new", 1, 1)], &["older 2->1"]),
