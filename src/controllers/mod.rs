@@ -2,8 +2,11 @@
 
 pub mod claims;
 pub mod deployment;
+pub mod garbagecollector;
+pub mod namespace;
 pub mod pods;
 pub mod replicaset;
+pub mod serviceaccount;
 
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
@@ -108,7 +111,14 @@ fn start_all(clients: &Clients, tasks: &Tasks, options: Options) {
 }
 
 fn all() -> Vec<Box<dyn Controller>> {
-    vec![Box::new(deployment::DeploymentController), Box::new(replicaset::ReplicaSetController)]
+    vec![
+        Box::new(deployment::DeploymentController),
+        Box::new(garbagecollector::GarbageCollector),
+        Box::new(namespace::NamespaceController),
+        Box::new(replicaset::ReplicaSetController),
+        Box::new(serviceaccount::ServiceAccountController),
+        Box::new(serviceaccount::RootCaPublisher),
+    ]
 }
 
 impl Context {
