@@ -273,7 +273,8 @@ mod tests {
     fn alike_events_are_combined_and_a_flood_is_cut_off() {
         let mut correlator = Correlator::default();
         let steps: Vec<_> = (0..40).map(|it| correlator.correlate(&draft(&format!("Created pod: {it}"), 0))).collect();
-        let combined = |step: &Option<Step>| matches!(step, Some(Step::Create { message, .. }) if message.starts_with("(combined from similar events): "));
+        let combined =
+            |step: &Option<Step>| matches!(step, Some(Step::Create { message, .. }) if message.starts_with("(combined from similar events): "));
         assert_eq!(steps.iter().position(combined), Some(9));
         assert_eq!(steps.iter().filter(|it| it.is_some()).count(), 25);
     }

@@ -102,7 +102,11 @@ fn first_record(identity: &str, now: Timestamp) -> LeaseSpec {
 fn step(spec: &LeaseSpec, age: Duration, identity: &str, now: Timestamp) -> Step {
     let holder = spec.holder_identity.as_deref().unwrap_or_default();
     if holder == identity {
-        return Step::Write(LeaseSpec { acquire_time: spec.acquire_time.clone(), lease_transitions: spec.lease_transitions, ..first_record(identity, now) });
+        return Step::Write(LeaseSpec {
+            acquire_time: spec.acquire_time.clone(),
+            lease_transitions: spec.lease_transitions,
+            ..first_record(identity, now)
+        });
     }
     let duration = Duration::from_secs(spec.lease_duration_seconds.unwrap_or(0).max(0) as u64);
     if !holder.is_empty() && age < duration {
@@ -120,12 +124,7 @@ mod tests {
     fn only_a_free_own_or_lapsed_lease_is_written() {
         let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let held = |by: &str| LeaseSpec { holder_identity: Some(by.into()), lease_transitions: Some(3), ..first_record(by, now) };
-        let cases = [
-            (held("a"), 0, Some(3)),
-            (held("b"), 14, None),
-            (held("b"), 15, Some(4)),
-            (held(""), 0, Some(4)),
-        ];
+        let cases = [(held("a"), 0, Some(3)), (held("b"), 14, None), (held("b"), 15, Some(4)), (held(""), 0, Some(4))];
         for (spec, age, transitions) in cases {
             match step(&spec, Duration::from_secs(age), "a", now) {
                 Step::Wait => assert_eq!(transitions, None),

@@ -116,8 +116,10 @@ mod tests {
     #[test]
     fn orphans_that_match_are_adopted_and_strays_released() {
         let pod = |app: &str, owner: Option<&str>, is_deleting: bool| -> Arc<Pod> {
-            let owners: Vec<_> =
-                owner.iter().map(|uid| json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "rs", "uid": uid, "controller": true})).collect();
+            let owners: Vec<_> = owner
+                .iter()
+                .map(|uid| json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "rs", "uid": uid, "controller": true}))
+                .collect();
             let deleted = is_deleting.then_some("2026-01-01T00:00:00Z");
             let meta = json!({"name": "p", "labels": {"app": app}, "ownerReferences": owners, "deletionTimestamp": deleted});
             Arc::new(serde_json::from_value(json!({"metadata": meta})).unwrap())

@@ -105,7 +105,8 @@ impl Shell {
         let Some(set) = set else { return };
         let Some(owner) = controller_of(&set.metadata) else { return };
         let key = ObjectKey::new(pod.namespace().unwrap_or_default(), owner.name.clone());
-        let is_recreate = |it: &Deployment| it.spec.as_ref().and_then(|it| it.strategy.as_ref()).and_then(|it| it.type_.as_deref()) == Some("Recreate");
+        let is_recreate =
+            |it: &Deployment| it.spec.as_ref().and_then(|it| it.strategy.as_ref()).and_then(|it| it.type_.as_deref()) == Some("Recreate");
         if self.informers.deployments.get(&key).is_some_and(|it| is_recreate(&it)) {
             self.queue.add(key);
         }

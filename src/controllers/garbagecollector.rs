@@ -12,7 +12,7 @@ use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{
     Api,
-    api::{ApiResource, DeleteParams, DynamicObject, Patch, PartialObjectMeta, Preconditions, PropagationPolicy},
+    api::{ApiResource, DeleteParams, DynamicObject, PartialObjectMeta, Patch, Preconditions, PropagationPolicy},
     discovery::{Discovery, Scope, verbs},
     runtime::{
         WatchStreamExt,
@@ -175,7 +175,12 @@ impl Shell {
         let meta = object.metadata;
         let uid = meta.uid?;
         let seen = Seen {
-            at: Coordinates { group: api.group.clone(), kind: api.kind.clone(), namespace: meta.namespace.unwrap_or_default(), name: meta.name.unwrap_or_default() },
+            at: Coordinates {
+                group: api.group.clone(),
+                kind: api.kind.clone(),
+                namespace: meta.namespace.unwrap_or_default(),
+                name: meta.name.unwrap_or_default(),
+            },
             version: meta.resource_version.unwrap_or_default(),
             owners: meta.owner_references.unwrap_or_default(),
             finalizers: meta.finalizers.unwrap_or_default(),

@@ -1,7 +1,10 @@
 //! The controllers: each watches some kinds and makes the cluster what their objects ask for. One file each, with upstream's name.
 
+pub mod apiserver_endpoints;
 pub mod claims;
 pub mod deployment;
+pub mod endpoints;
+pub mod endpointslice;
 pub mod garbagecollector;
 pub mod namespace;
 pub mod pods;
@@ -113,6 +116,8 @@ fn start_all(clients: &Clients, tasks: &Tasks, options: Options) {
 fn all() -> Vec<Box<dyn Controller>> {
     vec![
         Box::new(deployment::DeploymentController),
+        Box::new(endpoints::EndpointsController),
+        Box::new(endpointslice::EndpointSliceController),
         Box::new(garbagecollector::GarbageCollector),
         Box::new(namespace::NamespaceController),
         Box::new(replicaset::ReplicaSetController),
@@ -153,7 +158,12 @@ impl Informers {
             jobs: Informer::start("jobs", Api::all(all(client)), Watch::default().index(BY_NAMESPACE, namespace_of), tasks),
             namespaces: Informer::start("namespaces", Api::all(all(client)), Watch::default(), tasks),
             service_accounts: Informer::start("serviceaccounts", Api::all(all(client)), Watch::default(), tasks),
-            root_ca_config_maps: Informer::start("configmaps", Api::all(all(client)), Watch::default().fields("metadata.name=kube-root-ca.crt"), tasks),
+            root_ca_config_maps: Informer::start(
+                "configmaps",
+                Api::all(all(client)),
+                Watch::default().fields("metadata.name=kube-root-ca.crt"),
+                tasks,
+            ),
             services: Informer::start("services", Api::all(all(client)), Watch::default().index(BY_NAMESPACE, namespace_of), tasks),
             endpoints: Informer::start("endpoints", Api::all(all(client)), Watch::default(), tasks),
             endpoint_slices: Informer::start("endpointslices", Api::all(all(client)), Watch::default().index(BY_SERVICE, service_of), tasks),

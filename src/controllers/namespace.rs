@@ -170,10 +170,14 @@ async fn finalize(namespaces: &Api<Namespace>, name: &str) -> Result<()> {
 
 /// The five conditions of a namespace in deletion; one keeps its time while it stays the same.
 fn conditions(present: Vec<NamespaceCondition>, remains: &Remains, now: Timestamp) -> Vec<NamespaceCondition> {
-    let listed = |of: &BTreeMap<String, usize>, text: &str| of.iter().map(|(name, count)| format!("{name} {text}").replace("{}", &count.to_string())).collect::<Vec<_>>().join(", ");
+    let listed = |of: &BTreeMap<String, usize>, text: &str| {
+        of.iter().map(|(name, count)| format!("{name} {text}").replace("{}", &count.to_string())).collect::<Vec<_>>().join(", ")
+    };
     let of = |kind: &str, bad: Option<(&str, String)>, reason: &str, message: &str| {
         let (status, reason, message) = bad.map_or(("False", reason, message.to_owned()), |(reason, message)| ("True", reason, message));
-        let kept = present.iter().find(|it| it.type_ == kind && it.status == status && it.reason.as_deref() == Some(reason) && it.message.as_deref() == Some(&message));
+        let kept = present
+            .iter()
+            .find(|it| it.type_ == kind && it.status == status && it.reason.as_deref() == Some(reason) && it.message.as_deref() == Some(&message));
         kept.cloned().unwrap_or_else(|| NamespaceCondition {
             type_: kind.to_owned(),
             status: status.to_owned(),
@@ -182,10 +186,20 @@ fn conditions(present: Vec<NamespaceCondition>, remains: &Remains, now: Timestam
             last_transition_time: Some(Time(now)),
         })
     };
-    let failures = (!remains.failures.is_empty()).then(|| ("ContentDeletionFailed", format!("Failed to delete all resource types, {} remaining: {}", remains.failures.len(), remains.failures.join(", "))));
-    let resources = (!remains.resources.is_empty()).then(|| ("SomeResourcesRemain", format!("Some resources are remaining: {}", listed(&remains.resources, "has {} resource instances"))));
-    let finalizers = (!remains.finalizers.is_empty())
-        .then(|| ("SomeFinalizersRemain", format!("Some content in the namespace has finalizers remaining: {}", listed(&remains.finalizers, "in {} resource instances"))));
+    let failures = (!remains.failures.is_empty()).then(|| {
+        (
+            "ContentDeletionFailed",
+            format!("Failed to delete all resource types, {} remaining: {}", remains.failures.len(), remains.failures.join(", ")),
+        )
+    });
+    let resources = (!remains.resources.is_empty())
+        .then(|| ("SomeResourcesRemain", format!("Some resources are remaining: {}", listed(&remains.resources, "has {} resource instances"))));
+    let finalizers = (!remains.finalizers.is_empty()).then(|| {
+        (
+            "SomeFinalizersRemain",
+            format!("Some content in the namespace has finalizers remaining: {}", listed(&remains.finalizers, "in {} resource instances")),
+        )
+    });
     let discovery = remains.discovery_failure.clone().map(|it| ("DiscoveryFailed", it));
     let mut all = vec![
         of("NamespaceDeletionDiscoveryFailure", discovery, "ResourcesDiscovered", "All resources successfully discovered"),

@@ -261,8 +261,14 @@ mod tests {
             pod("g-younger-ready", "n4", "Running", Some("2026-01-01T23:59:00Z"), json!({})),
             pod("f-doubled", "n2", "Running", old, json!({})),
             pod("e-cheap", "n3", "Running", old, json!({"metadata": {"annotations": {"controller.kubernetes.io/pod-deletion-cost": "-5"}}})),
-            pod("d-unready-restarting", "n3", "Running", None, json!({"status": {"containerStatuses": [
-                {"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 3}]}})),
+            pod(
+                "d-unready-restarting",
+                "n3",
+                "Running",
+                None,
+                json!({"status": {"containerStatuses": [
+                {"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 3}]}}),
+            ),
             pod("c-pending", "n3", "Pending", None, json!({})),
             pod("b-unknown", "n3", "Unknown", None, json!({})),
             pod("a-unassigned", "", "Pending", None, json!({})),

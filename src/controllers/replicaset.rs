@@ -96,7 +96,13 @@ fn some(count: i32) -> Option<i32> {
     Some(count).filter(|it| *it != 0)
 }
 
-fn conditions(set: &ReplicaSet, mut old: Vec<ReplicaSetCondition>, active: usize, failure: Option<&str>, now: Timestamp) -> Option<Vec<ReplicaSetCondition>> {
+fn conditions(
+    set: &ReplicaSet,
+    mut old: Vec<ReplicaSetCondition>,
+    active: usize,
+    failure: Option<&str>,
+    now: Timestamp,
+) -> Option<Vec<ReplicaSetCondition>> {
     let is_failing = old.iter().any(|it| it.type_ == "ReplicaFailure");
     match failure {
         Some(message) if !is_failing => {
@@ -347,7 +353,8 @@ mod tests {
         let late = Some("2026-01-01T00:00:55Z");
         let active = [pod("a", all.clone(), early), pod("b", all, late), pod("c", part, None)];
         let it = status(&set(3, 10), &active, 2, None, now());
-        let numbers = (it.replicas, it.fully_labeled_replicas, it.ready_replicas, it.available_replicas, it.terminating_replicas, it.observed_generation);
+        let numbers =
+            (it.replicas, it.fully_labeled_replicas, it.ready_replicas, it.available_replicas, it.terminating_replicas, it.observed_generation);
         assert_eq!(numbers, (3, Some(2), Some(2), Some(1), Some(2), Some(3)));
         assert_eq!(next_check(&set(3, 10), &active, now()), Some(Duration::from_secs(5)));
     }
@@ -357,7 +364,10 @@ mod tests {
         let mut failing = set(3, 0);
         let first = status(&failing, &[], 0, Some("quota"), now());
         let condition = &first.conditions.as_ref().unwrap()[0];
-        assert_eq!((condition.type_.as_str(), condition.reason.as_deref(), condition.message.as_deref()), ("ReplicaFailure", Some("FailedCreate"), Some("quota")));
+        assert_eq!(
+            (condition.type_.as_str(), condition.reason.as_deref(), condition.message.as_deref()),
+            ("ReplicaFailure", Some("FailedCreate"), Some("quota"))
+        );
         failing.status = Some(first.clone());
         assert!(is_same(&first, &status(&failing, &[], 0, Some("another text"), now())));
         assert_eq!(status(&failing, &[], 0, None, now()).conditions, None);

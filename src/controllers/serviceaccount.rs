@@ -84,7 +84,9 @@ fn enqueue_namespaces(namespaces: &Informer<Namespace>, queue: &WorkQueue<String
 
 fn is_alive(namespaces: &Informer<Namespace>, name: &str) -> bool {
     let phase = |it: &Namespace| it.status.as_ref().and_then(|it| it.phase.clone());
-    namespaces.get(&ObjectKey::new("", name)).is_some_and(|it| it.metadata.deletion_timestamp.is_none() && phase(&it).as_deref() != Some("Terminating"))
+    namespaces
+        .get(&ObjectKey::new("", name))
+        .is_some_and(|it| it.metadata.deletion_timestamp.is_none() && phase(&it).as_deref() != Some("Terminating"))
 }
 
 async fn create_account(client: &kube::Client, namespace: &str) -> Result<Option<Duration>> {

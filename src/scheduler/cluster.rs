@@ -154,7 +154,8 @@ impl Term {
     /// Whether `pod` is one that the term speaks of.
     pub fn selects(&self, pod: &PodInfo, cluster: &Cluster) -> bool {
         let namespace = pod.key.namespace.as_str();
-        let is_in = self.namespaces.contains(namespace) || self.namespace_selector.as_ref().is_some_and(|it| cluster.namespaces.get(namespace).is_some_and(|labels| it.matches(labels)));
+        let is_in = self.namespaces.contains(namespace)
+            || self.namespace_selector.as_ref().is_some_and(|it| cluster.namespaces.get(namespace).is_some_and(|labels| it.matches(labels)));
         is_in && self.selector.matches(pod.pod.labels())
     }
 }
@@ -225,7 +226,10 @@ fn request(pod: &Pod) -> Resources {
 
 fn non_zero(pod: &Pod) -> (i64, i64) {
     let asked = request(pod);
-    let lacks = |name: &str| containers(pod).iter().filter(|it| it.resources.as_ref().and_then(|it| it.requests.as_ref()).is_none_or(|it| !it.contains_key(name))).count() as i64;
+    let lacks = |name: &str| {
+        containers(pod).iter().filter(|it| it.resources.as_ref().and_then(|it| it.requests.as_ref()).is_none_or(|it| !it.contains_key(name))).count()
+            as i64
+    };
     (asked.milli_cpu + lacks("cpu") * DEFAULT_MILLI_CPU, asked.memory + lacks("memory") * DEFAULT_MEMORY)
 }
 

@@ -76,7 +76,11 @@ enum News {
     Pod(Change<Pod>),
     Namespace(Change<Namespace>),
     /// A binding failed: the pod is not on that node after all.
-    Unbound { pod: Arc<PodInfo>, node: String, error: Error },
+    Unbound {
+        pod: Arc<PodInfo>,
+        node: String,
+        error: Error,
+    },
 }
 
 fn start_one(client: kube::Client, tasks: &Tasks) {
@@ -181,7 +185,9 @@ impl Scheduler {
                 self.happened(ClusterEvent::NodeAdded);
             }
             Change::Updated { old, new } => {
-                let matters = |it: &Node| (it.spec.clone(), it.metadata.labels.clone(), it.status.as_ref().map(|it| (it.allocatable.clone(), it.images.clone())));
+                let matters = |it: &Node| {
+                    (it.spec.clone(), it.metadata.labels.clone(), it.status.as_ref().map(|it| (it.allocatable.clone(), it.images.clone())))
+                };
                 if matters(old) != matters(new) {
                     self.cluster.set_node(new.clone());
                     self.happened(ClusterEvent::NodeChanged);
@@ -341,7 +347,12 @@ fn unscheduled(pod: &Pod, reason: &str, message: &str, nominated: Option<String>
 
 async fn bind(client: &kube::Client, pod: &PodInfo, node: &str) -> Result<()> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.key.namespace);
-    let metadata = ObjectMeta { name: Some(pod.key.name.clone()), namespace: Some(pod.key.namespace.clone()), uid: Some(pod.uid.clone()), ..ObjectMeta::default() };
+    let metadata = ObjectMeta {
+        name: Some(pod.key.name.clone()),
+        namespace: Some(pod.key.namespace.clone()),
+        uid: Some(pod.uid.clone()),
+        ..ObjectMeta::default()
+    };
     let target = ObjectReference { kind: Some("Node".to_owned()), name: Some(node.to_owned()), ..ObjectReference::default() };
     let binding = Binding { metadata, target };
     let _: Status = pods.create_subresource("binding", &pod.key.name, &writes::posting(SCHEDULER), &binding).await?;

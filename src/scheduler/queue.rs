@@ -41,9 +41,17 @@ struct Entry {
 enum State {
     Active,
     /// Being scheduled; whether the cluster has changed meanwhile.
-    InFlight { changed: Vec<ClusterEvent> },
-    BackingOff { until: Instant },
-    Unschedulable { by: BTreeSet<&'static str>, until: Instant, not_before: Instant },
+    InFlight {
+        changed: Vec<ClusterEvent>,
+    },
+    BackingOff {
+        until: Instant,
+    },
+    Unschedulable {
+        by: BTreeSet<&'static str>,
+        until: Instant,
+        not_before: Instant,
+    },
 }
 
 impl Queue {

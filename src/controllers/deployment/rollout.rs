@@ -18,8 +18,14 @@ pub const REVISION_HISTORY: &str = "deployment.kubernetes.io/revision-history";
 pub const DESIRED_REPLICAS: &str = "deployment.kubernetes.io/desired-replicas";
 pub const MAX_REPLICAS: &str = "deployment.kubernetes.io/max-replicas";
 /// Annotations of a Deployment that are not its ReplicaSets'.
-const NOT_COPIED: [&str; 6] =
-    ["kubectl.kubernetes.io/last-applied-configuration", REVISION, REVISION_HISTORY, DESIRED_REPLICAS, MAX_REPLICAS, "deprecated.deployment.rollback.to"];
+const NOT_COPIED: [&str; 6] = [
+    "kubectl.kubernetes.io/last-applied-configuration",
+    REVISION,
+    REVISION_HISTORY,
+    DESIRED_REPLICAS,
+    MAX_REPLICAS,
+    "deprecated.deployment.rollback.to",
+];
 /// `maxRevHistoryLengthInChars`: about 100 revisions.
 const HISTORY_MOST: usize = 2000;
 /// Time and revisions that mean "never" and "all".
@@ -377,7 +383,8 @@ impl Rollout {
         if !has_deadline {
             remove_condition(&mut status, "Progressing");
         }
-        let is_done = counts(&status).0 == counts(&status).1 && self.progressing().is_some_and(|it| it.reason.as_deref() == Some("NewReplicaSetAvailable"));
+        let is_done =
+            counts(&status).0 == counts(&status).1 && self.progressing().is_some_and(|it| it.reason.as_deref() == Some("NewReplicaSetAvailable"));
         if has_deadline && !is_done {
             self.judge_progress(&mut status);
         }
@@ -391,7 +398,10 @@ impl Rollout {
     }
 
     fn judge_progress(&self, status: &mut DeploymentStatus) {
-        let subject = self.new.as_ref().map_or_else(|| format!("Deployment \"{}\"", self.deployment.name_any()), |it| format!("ReplicaSet \"{}\"", it.name_any()));
+        let subject = self
+            .new
+            .as_ref()
+            .map_or_else(|| format!("Deployment \"{}\"", self.deployment.name_any()), |it| format!("ReplicaSet \"{}\"", it.name_any()));
         let condition = |state, reason, what: &str| new_condition("Progressing", state, reason, &format!("{subject} {what}"), self.now);
         if is_complete(&self.deployment, status) {
             set_condition(status, condition("True", "NewReplicaSetAvailable", "has successfully progressed."));

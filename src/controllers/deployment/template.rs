@@ -38,7 +38,10 @@ fn without_hash(template: &PodTemplateSpec) -> PodTemplateSpec {
 pub fn hash(template: &PodTemplateSpec, collisions: Option<i32>) -> String {
     let json = serde_json::to_vec(template).unwrap_or_default();
     let salt = collisions.map(|it| it.to_le_bytes()).unwrap_or_default();
-    let sum = json.iter().chain(salt.iter().filter(|_| collisions.is_some())).fold(2_166_136_261_u32, |sum, byte| sum.wrapping_mul(16_777_619) ^ u32::from(*byte));
+    let sum = json
+        .iter()
+        .chain(salt.iter().filter(|_| collisions.is_some()))
+        .fold(2_166_136_261_u32, |sum, byte| sum.wrapping_mul(16_777_619) ^ u32::from(*byte));
     sum.to_string().bytes().map(|it| char::from(SAFE[usize::from(it) % SAFE.len()])).collect()
 }
 

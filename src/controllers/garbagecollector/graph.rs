@@ -64,10 +64,29 @@ pub enum Step {
     Nothing,
     /// Others have to go first.
     Wait(Vec<String>),
-    Delete { at: Coordinates, uid: String, version: String, policy: PropagationPolicy, unblock: Vec<OwnerChange> },
-    SetOwners { at: Coordinates, version: String, owners: Vec<OwnerReference> },
-    SetFinalizers { at: Coordinates, version: String, finalizers: Vec<String> },
-    Orphan { dependents: Vec<OwnerChange>, at: Coordinates, version: String, finalizers: Vec<String> },
+    Delete {
+        at: Coordinates,
+        uid: String,
+        version: String,
+        policy: PropagationPolicy,
+        unblock: Vec<OwnerChange>,
+    },
+    SetOwners {
+        at: Coordinates,
+        version: String,
+        owners: Vec<OwnerReference>,
+    },
+    SetFinalizers {
+        at: Coordinates,
+        version: String,
+        finalizers: Vec<String>,
+    },
+    Orphan {
+        dependents: Vec<OwnerChange>,
+        at: Coordinates,
+        version: String,
+        finalizers: Vec<String>,
+    },
 }
 
 #[derive(Default)]
@@ -250,7 +269,14 @@ mod tests {
     use super::*;
 
     fn owner(uid: &str, blocks: bool) -> OwnerReference {
-        OwnerReference { api_version: "apps/v1".into(), kind: "ReplicaSet".into(), name: uid.into(), uid: uid.into(), controller: Some(true), block_owner_deletion: Some(blocks) }
+        OwnerReference {
+            api_version: "apps/v1".into(),
+            kind: "ReplicaSet".into(),
+            name: uid.into(),
+            uid: uid.into(),
+            controller: Some(true),
+            block_owner_deletion: Some(blocks),
+        }
     }
 
     fn seen(name: &str, owners: &[OwnerReference], finalizers: &[&str], is_deleting: bool) -> Seen {

@@ -62,10 +62,7 @@ fn insufficient(pod: &PodInfo, node: &NodeInfo) -> (Vec<String>, bool) {
 
 /// The mean free share of cpu and memory.
 fn least_allocated(pod: &PodInfo, node: &NodeInfo) -> i64 {
-    let parts = [
-        (node.non_zero.0 + pod.non_zero.0, node.allocatable.milli_cpu),
-        (node.non_zero.1 + pod.non_zero.1, node.allocatable.memory),
-    ];
+    let parts = [(node.non_zero.0 + pod.non_zero.0, node.allocatable.milli_cpu), (node.non_zero.1 + pod.non_zero.1, node.allocatable.memory)];
     let shares: Vec<i64> = parts.iter().filter(|it| it.1 > 0).map(|(used, room)| if used > room { 0 } else { (room - used) * MOST / room }).collect();
     if shares.is_empty() { 0 } else { shares.iter().sum::<i64>() / shares.len() as i64 }
 }

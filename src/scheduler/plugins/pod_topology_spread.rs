@@ -30,7 +30,8 @@ impl Plugin for PodTopologySpread {
     }
 
     fn prepare<'a>(&'a self, pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
-        let own: Vec<Constraint> = pod.pod.spec.iter().flat_map(|it| it.topology_spread_constraints.iter().flatten()).map(|it| Constraint::of(it, pod)).collect();
+        let own: Vec<Constraint> =
+            pod.pod.spec.iter().flat_map(|it| it.topology_spread_constraints.iter().flatten()).map(|it| Constraint::of(it, pod)).collect();
         if own.is_empty() {
             let owner = pod.owner.as_deref()?;
             let defaults = DEFAULTS.iter().map(|(key, skew)| Constraint::by_default(key, *skew, owner)).collect();

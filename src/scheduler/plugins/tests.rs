@@ -49,10 +49,14 @@ fn a_filter_says_why_not() {
         let term = json!({"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": app}}});
         json!({"affinity": {kind: {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}})
     };
-    let spread = |key: &str| json!({"topologySpreadConstraints": [
-        {"maxSkew": 1, "topologyKey": key, "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {"matchLabels": {"app": "web"}}}]});
-    let wants = |operator: &str, values: Value| json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {
-        "nodeSelectorTerms": [{"matchExpressions": [{"key": "size", "operator": operator, "values": values}]}]}}}});
+    let spread = |key: &str| {
+        json!({"topologySpreadConstraints": [
+        {"maxSkew": 1, "topologyKey": key, "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {"matchLabels": {"app": "web"}}}]})
+    };
+    let wants = |operator: &str, values: Value| {
+        json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {
+        "nodeSelectorTerms": [{"matchExpressions": [{"key": "size", "operator": operator, "values": values}]}]}}}})
+    };
     let plain = || json!({});
     // (node n1, the pods on it, the pod's spec) -> the reason
     let cases: Vec<(Value, Vec<Arc<PodInfo>>, Value, Option<&str>)> = vec![
@@ -70,7 +74,12 @@ fn a_filter_says_why_not() {
         (plain(), vec![], json!({"nodeSelector": {"disk": "ssd"}}), Some("node(s) didn't match Pod's node affinity/selector")),
         (json!({"metadata": {"labels": {"disk": "ssd"}}}), vec![], json!({"nodeSelector": {"disk": "ssd"}}), None),
         (json!({"metadata": {"labels": {"size": "5"}}}), vec![], wants("Gt", json!(["4"])), None),
-        (json!({"metadata": {"labels": {"size": "5"}}}), vec![], wants("In", json!(["4"])), Some("node(s) didn't match Pod's node affinity/selector")),
+        (
+            json!({"metadata": {"labels": {"size": "5"}}}),
+            vec![],
+            wants("In", json!(["4"])),
+            Some("node(s) didn't match Pod's node affinity/selector"),
+        ),
         (plain(), vec![], wants("NotIn", json!(["4"])), None),
         (plain(), vec![pod("a", port.clone())], port.clone(), Some("node(s) didn't have free ports for the requested pod ports")),
         (plain(), vec![pod("db", plain())], near("podAffinity", "db"), None),
@@ -134,12 +143,7 @@ fn preemption_evicts_as_little_as_possible() {
         spec
     };
     let nodes = [("n1", json!({})), ("n2", json!({}))];
-    let present = [
-        ("n1", pod("a", with("2", 5))),
-        ("n1", pod("b", with("2", 1))),
-        ("n2", pod("c", with("2", 1))),
-        ("n2", pod("d", with("2", 0))),
-    ];
+    let present = [("n1", pod("a", with("2", 5))), ("n1", pod("b", with("2", 1))), ("n2", pod("c", with("2", 1))), ("n2", pod("d", with("2", 0)))];
     // (cpu, priority) -> the node and the victims, or why not
     let cases = [
         ("2", 10, Ok(("n2", vec!["d"]))),

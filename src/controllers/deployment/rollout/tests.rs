@@ -31,7 +31,8 @@ fn sets(deployment: &Deployment, of: &[(&str, i32, i32)]) -> Vec<Arc<ReplicaSet>
         set.metadata.creation_timestamp = Some(Time(format!("2026-01-01T00:{at:02}:00Z").parse().unwrap()));
         set.spec.as_mut().unwrap().replicas = Some(*size);
         let some = |it: i32| Some(it).filter(|it| *it != 0);
-        set.status = Some(ReplicaSetStatus { replicas: *size, ready_replicas: some(*available), available_replicas: some(*available), ..Default::default() });
+        set.status =
+            Some(ReplicaSetStatus { replicas: *size, ready_replicas: some(*available), available_replicas: some(*available), ..Default::default() });
         Arc::new(set)
     };
     of.iter().enumerate().map(make).collect()
