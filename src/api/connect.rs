@@ -1,18 +1,368 @@
 //! Streams to nodes, pods and services: logs, exec, attach, port-forward, proxy. The server authenticates and authorizes, then passes bytes
 //! both ways; it understands none of the stream protocols.
+//! Source: kubernetes `pkg/registry/core/{pod,service,node}/strategy.go`, apimachinery `pkg/util/proxy`, apiserver `pkg/registry/generic/rest`.
 
-use super::{Request, Response};
-use crate::{kinds::Action, meta::{Result, Value}, store::Snapshot};
+mod location;
 
-/// The way to nodes: their HTTPS port, with the server's client certificate.
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use rustls::{
+    ClientConfig, DigitallySignedStruct, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, ring},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::TlsConnector;
+
+pub use location::split_target;
+use location::{Lookup, Place, Security, Target};
+
+use super::{Body, Request, Response, authn::remove_credentials, identity::Peer};
+use crate::{
+    base::Tasks,
+    kinds::Action,
+    meta::{Meta, Result, Status, Value},
+    store::Snapshot,
+};
+
+/// To a node or pod, handshake included; upstream's dialer waits as long.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Of each direction of a relayed stream.
+const RELAY_BUFFER: usize = 32 << 10;
+/// As much of a node's error is read and told.
+const ERROR_MAX: usize = 64 << 10;
+/// RFC 9110: these are between two neighbours only.
+const HOP_BY_HOP: [HeaderName; 7] = [
+    header::CONNECTION,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// The way to nodes: their HTTPS port, with the server's client certificate. Pods are reached directly.
 pub struct Nodes {
-    _private: (),
+    /// Shows the server's client certificate and trusts the cluster's authority.
+    node: Arc<ClientConfig>,
+    /// For `https:` targets of the proxy, whose certificates nobody here can know.
+    any: Arc<ClientConfig>,
+    tasks: Tasks,
+    /// Whose turn it is among the endpoints of a service.
+    turn: AtomicUsize,
 }
 
 impl Nodes {
+    pub fn new(node: ClientConfig, tasks: Tasks) -> Self {
+        Self { node: Arc::new(node), any: Arc::new(trusting_any()), tasks, turn: AtomicUsize::new(0) }
+    }
+
     /// Serves a `connect` subresource of `object` (a Pod, Service or Node). `rest` is what follows `/proxy` in the path, "" otherwise.
+    /// For [`Action::Proxy`] the name in the path may be `[https:]name[:port]`; see [`split_target`].
     pub async fn connect(&self, action: &Action, object: &Value, rest: &str, request: Request, snapshot: &Snapshot) -> Result<Response> {
-        let _ = (action, object, rest, request, snapshot);
-        todo!()
+        let lookup = Lookup::of(snapshot);
+        let query = request.uri().query().unwrap_or_default();
+        match action {
+            Action::Log => match lookup.log(object, query)? {
+                Some(target) => self.log(object.name(), &target).await,
+                None => Ok(empty(StatusCode::NO_CONTENT)),
+            },
+            Action::Exec => self.stream(lookup.exec(object, query)?, request).await,
+            Action::Attach => self.stream(lookup.attach(object, query)?, request).await,
+            Action::PortForward => self.stream(lookup.port_forward(object, query)?, request).await,
+            Action::Proxy => {
+                let place = Place::of(request.uri().path(), rest).ok_or_else(Status::no_route)?;
+                let target = lookup.proxy(&place, object, self.turn.fetch_add(1, Ordering::Relaxed));
+                self.proxy(target?, place.prefix.to_owned(), rest, request).await
+            }
+            _ => Err(Status::method_not_allowed()),
+        }
+    }
+
+    /// `rest.LocationStreamer`: the node's answer, or its error as a Status.
+    async fn log(&self, pod: &str, target: &Target) -> Result<Response> {
+        let request = http::Request::get(target.path_and_query()).header(header::HOST, target.authority());
+        let request = request.body(no_body()).map_err(Status::internal)?;
+        let sent = self.send(target, request).await.map_err(|why| Status::internal(format!("Get {:?}: {why}", target.url())))?;
+        if !sent.status().is_success() {
+            return Err(log_error(pod, sent).await);
+        }
+        let (_, body) = sent.into_parts();
+        let mut response = http::Response::new(body);
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        Ok(response)
+    }
+
+    /// Exec, attach and port-forward: nothing but an upgrade makes sense.
+    async fn stream(&self, target: Target, request: Request) -> Result<Response> {
+        if !is_upgrade(request.headers()) {
+            return Err(Status::bad_request("Upgrade request required"));
+        }
+        self.upgrade(target, request).await.map_err(|why| Status::internal(format!("error dialing backend: {why}")))
+    }
+
+    async fn proxy(&self, mut target: Target, prefix: String, rest: &str, request: Request) -> Result<Response> {
+        if rest.is_empty() && matches!(*request.method(), Method::GET | Method::HEAD) {
+            return redirect_to_root(request.uri());
+        }
+        target.path = if rest.is_empty() { "/".to_owned() } else { rest.to_owned() };
+        target.query = request.uri().query().unwrap_or_default().to_owned();
+        let sent = match is_upgrade(request.headers()) {
+            true => self.upgrade(target, request).await,
+            false => self.pass(&target, &prefix, request).await,
+        };
+        sent.map_err(|why| Status::unavailable(format!("error trying to reach service: {why}")))
+    }
+
+    /// Passes a request on and its answer back, both bodies streaming.
+    async fn pass(&self, target: &Target, prefix: &str, mut request: Request) -> std::result::Result<Response, DialError> {
+        let peer = request.extensions().get::<Peer>().and_then(|it| it.address);
+        let forwarded = Forwarded { host: host_of(&request), uri: format!("{prefix}{}", target.path), peer };
+        let headers = request.headers_mut();
+        remove_hop_by_hop(headers);
+        remove_credentials(headers);
+        forwarded.add_to(headers);
+        let mut response = self.send(target, readdress(request, target)?).await?;
+        remove_hop_by_hop(response.headers_mut());
+        rewrite_location(response.headers_mut(), target, prefix);
+        Ok(response)
+    }
+
+    /// Passes an upgrade on. If the other side agrees, bytes are relayed both ways until one ends; its refusal is passed back.
+    async fn upgrade(&self, target: Target, mut request: Request) -> std::result::Result<Response, DialError> {
+        let from_client = hyper::upgrade::on(&mut request);
+        remove_credentials(request.headers_mut());
+        let (mut parts, _) = readdress(request, &target)?.into_parts();
+        parts.headers.remove(header::CONTENT_LENGTH);
+        let mut response = self.send(&target, http::Request::from_parts(parts, no_body())).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            remove_hop_by_hop(response.headers_mut());
+            return Ok(response);
+        }
+        let from_target = hyper::upgrade::on(&mut response);
+        self.tasks.spawn("relay", async move {
+            if let (Ok(client), Ok(target)) = tokio::join!(from_client, from_target) {
+                let ended = copy_bidirectional_with_sizes(&mut TokioIo::new(client), &mut TokioIo::new(target), RELAY_BUFFER, RELAY_BUFFER).await;
+                tracing::debug!(?ended, "a relayed stream ended");
+            }
+        });
+        Ok(response.map(|_| no_body()))
+    }
+
+    /// One request over a connection of its own.
+    async fn send(&self, target: &Target, request: Request) -> std::result::Result<Response, DialError> {
+        let failed = |why: &dyn fmt::Display| DialError(why.to_string());
+        let stream =
+            timeout(DIAL_TIMEOUT, self.dial(target)).await.map_err(|_| DialError(format!("dial tcp {}: i/o timeout", target.authority())))??;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|why| failed(&why))?;
+        self.tasks.spawn("connection to a node or pod", async move {
+            if let Err(why) = connection.with_upgrades().await {
+                tracing::debug!(%why, "a connection ended");
+            }
+        });
+        let response = sender.send_request(request).await.map_err(|why| failed(&why))?;
+        Ok(response.map(|body| Body::new(body.map_err(Into::into))))
+    }
+
+    async fn dial(&self, target: &Target) -> std::result::Result<Box<dyn Stream>, DialError> {
+        let failed = |why: std::io::Error| DialError(format!("dial tcp {}: {why}", target.authority()));
+        let stream = TcpStream::connect((target.host.as_str(), target.port)).await.map_err(failed)?;
+        stream.set_nodelay(true).map_err(failed)?;
+        let config = match target.security {
+            Security::None => return Ok(Box::new(stream)),
+            Security::Node => self.node.clone(),
+            Security::Any => self.any.clone(),
+        };
+        let name = ServerName::try_from(target.host.clone()).map_err(|why| DialError(why.to_string()))?;
+        Ok(Box::new(TlsConnector::from(config).connect(name, stream).await.map_err(failed)?))
     }
 }
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// Why the other side cannot be reached.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct DialError(String);
+
+/// What a proxied server is told about the request as the client sent it.
+struct Forwarded {
+    host: String,
+    uri: String,
+    peer: Option<SocketAddr>,
+}
+
+impl Forwarded {
+    fn add_to(&self, headers: &mut HeaderMap) {
+        let mut set = |name: &'static str, value: &str| {
+            if let Ok(value) = HeaderValue::from_str(value) {
+                headers.insert(name, value);
+            }
+        };
+        set("x-forwarded-uri", &self.uri);
+        set("x-forwarded-host", &self.host);
+        set("x-forwarded-proto", "https");
+        if let Some(peer) = self.peer {
+            let before: Vec<&str> = headers.get_all("x-forwarded-for").iter().filter_map(|it| it.to_str().ok()).collect();
+            let all = before.into_iter().map(str::to_owned).chain([peer.ip().to_string()]).collect::<Vec<_>>().join(", ");
+            if let Ok(value) = HeaderValue::from_str(&all) {
+                headers.insert("x-forwarded-for", value);
+            }
+        }
+    }
+}
+
+fn no_body() -> Body {
+    Body::new(Empty::new().map_err(|never| match never {}))
+}
+
+fn empty(status: StatusCode) -> Response {
+    let mut response = http::Response::new(no_body());
+    *response.status_mut() = status;
+    response
+}
+
+fn is_upgrade(headers: &HeaderMap) -> bool {
+    let tokens = headers.get_all(header::CONNECTION).into_iter().filter_map(|it| it.to_str().ok()).flat_map(|it| it.split(','));
+    headers.contains_key(header::UPGRADE) && tokens.into_iter().any(|it| it.trim().eq_ignore_ascii_case("upgrade"))
+}
+
+/// Removes the headers between neighbours, also those that `Connection` names.
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let values = headers.get_all(header::CONNECTION).into_iter().filter_map(|it| it.to_str().ok());
+    let named: Vec<HeaderName> = values.flat_map(|it| it.split(',')).filter_map(|it| it.trim().parse().ok()).collect();
+    let other = ["keep-alive", "proxy-connection"].map(HeaderName::from_static);
+    for name in named.into_iter().chain(HOP_BY_HOP).chain(other) {
+        headers.remove(name);
+    }
+}
+
+fn host_of(request: &Request) -> String {
+    let header = request.headers().get(header::HOST).and_then(|it| it.to_str().ok());
+    header.map(str::to_owned).or_else(|| Some(request.uri().authority()?.to_string())).unwrap_or_default()
+}
+
+/// The request as the target sees it: HTTP/1.1, its own path and host.
+fn readdress(request: Request, target: &Target) -> std::result::Result<Request, DialError> {
+    let (mut parts, body) = request.into_parts();
+    parts.uri = target.path_and_query().parse().map_err(|why: http::uri::InvalidUri| DialError(why.to_string()))?;
+    parts.version = http::Version::HTTP_11;
+    parts.extensions = http::Extensions::new();
+    let host = HeaderValue::from_str(&target.authority()).map_err(|why| DialError(why.to_string()))?;
+    parts.headers.insert(header::HOST, host);
+    Ok(http::Request::from_parts(parts, body))
+}
+
+/// `…/proxy` without a path goes to `…/proxy/`, so that relative links work.
+fn redirect_to_root(uri: &Uri) -> Result<Response> {
+    let query = uri.query().map(|it| format!("?{it}")).unwrap_or_default();
+    let location = HeaderValue::from_str(&format!("{}/{query}", uri.path())).map_err(Status::internal)?;
+    let mut response = empty(StatusCode::MOVED_PERMANENTLY);
+    response.headers_mut().insert(header::LOCATION, location);
+    Ok(response)
+}
+
+/// A redirect within the target leads back through the proxy; one to another host stays as it is.
+fn rewrite_location(headers: &mut HeaderMap, target: &Target, prefix: &str) {
+    let Some(location) = headers.get(header::LOCATION).and_then(|it| it.to_str().ok()) else { return };
+    let path = match location.split_once("://") {
+        Some((_, rest)) => match rest.strip_prefix(&target.authority()) {
+            Some(path) if path.is_empty() || path.starts_with('/') => path,
+            _ => return,
+        },
+        None if location.starts_with('/') && !location.starts_with("//") => location,
+        None => return,
+    };
+    if let Ok(value) = HeaderValue::from_str(&format!("{prefix}{path}")) {
+        headers.insert(header::LOCATION, value);
+    }
+}
+
+/// `GenericHttpResponseChecker`: what a node says is wrong with the request for a log.
+async fn log_error(pod: &str, response: Response) -> Status {
+    let status = response.status();
+    let text = match Limited::new(response.into_body(), ERROR_MAX).collect().await {
+        Ok(body) => String::from_utf8_lossy(&body.to_bytes()).into_owned(),
+        Err(why) => why.to_string(),
+    };
+    match status.as_u16() {
+        500 => Status::internal(text),
+        400 => Status::bad_request(text),
+        404 => Status::new(404, "NotFound", format!("the server could not find the requested resource ( pods/log {pod})")).with_cause(
+            "UnexpectedServerResponse",
+            text,
+            "",
+        ),
+        code => {
+            Status::new(code, "", format!("the server responded with the status code {code} but did not return more information ( pods/log {pod})"))
+                .with_cause("UnexpectedServerResponse", text, "")
+        }
+    }
+}
+
+/// TLS to servers whose certificates are not checked, as upstream's proxy does.
+fn trusting_any() -> ClientConfig {
+    let provider = Arc::new(ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
+    let builder = builder.expect("ring has TLS 1.2 and 1.3").dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)));
+    builder.with_no_client_auth()
+}
+
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@ pub mod authn;
 pub mod authz;
 pub mod connect;
 pub mod identity;
+pub mod rbac;
 pub mod reviews;
 pub mod tokens;
 

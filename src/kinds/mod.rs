@@ -3,11 +3,22 @@
 //!
 //! Read `table.rs` first. A kind with behaviour of its own has a file for it, reached through its [`Strategy`].
 
+pub mod check;
 pub mod columns;
 pub mod crd;
+pub mod event;
+pub mod jsonpath;
+pub mod metadata;
+pub mod namespace;
+pub mod node;
+pub mod pod;
+pub mod rbac;
 pub mod registry;
+pub mod secret;
+pub mod service;
 pub mod strategy;
 pub mod table;
+pub mod workloads;
 
 pub use registry::Registry;
 pub use strategy::{Change, Strategy};
@@ -15,7 +26,10 @@ pub use strategy::{Change, Strategy};
 use std::sync::Arc;
 
 use crate::{
-    meta::{Value, object::{GroupKind, GroupResource, Str}},
+    meta::{
+        Value,
+        object::{GroupKind, GroupResource, Str},
+    },
     schema::SchemaRef,
 };
 
@@ -79,8 +93,7 @@ impl Verb {
 }
 
 /// All verbs, in the order in which discovery lists them.
-pub const ALL_VERBS: &[Verb] =
-    &[Verb::Create, Verb::Delete, Verb::DeleteCollection, Verb::Get, Verb::List, Verb::Patch, Verb::Update, Verb::Watch];
+pub const ALL_VERBS: &[Verb] = &[Verb::Create, Verb::Delete, Verb::DeleteCollection, Verb::Get, Verb::List, Verb::Patch, Verb::Update, Verb::Watch];
 /// Kinds that exist only as the answer to a question: reviews, bindings.
 pub const CREATE_ONLY: &[Verb] = &[Verb::Create];
 
@@ -104,7 +117,10 @@ pub struct Version {
 pub enum Convert {
     /// Only `apiVersion` differs.
     Same,
-    Fn { from_stored: fn(&mut Value), to_stored: fn(&mut Value) },
+    Fn {
+        from_stored: fn(&mut Value),
+        to_stored: fn(&mut Value),
+    },
 }
 
 /// A column of `kubectl get`.
@@ -155,7 +171,7 @@ pub struct Subresource {
     pub verbs: &'static [&'static str],
 }
 
-/// `group` and `version` are empty where they are the kind's own.
+/// Empty parts are the kind's own.
 #[derive(Clone, Copy, Debug)]
 pub struct Body {
     pub group: &'static str,
@@ -168,7 +184,11 @@ pub struct Body {
 pub enum Action {
     Status,
     /// Paths of replicas in spec, in status, and of the label selector in status (a text, or a LabelSelector at a spec path).
-    Scale { spec: Vec<Str>, status: Vec<Str>, selector: Vec<Str> },
+    Scale {
+        spec: Vec<Str>,
+        status: Vec<Str>,
+        selector: Vec<Str>,
+    },
     /// Another part of the object that is written apart: `ephemeralcontainers`, `resize`, `approval`, `finalize`.
     Part,
     Binding,

@@ -1,7 +1,325 @@
-//! The table: every built-in kind, one row each.
+//! The table: every built-in kind, one row each. What a row does not say is a default of [`Row`].
 
-use super::Registry;
+use super::{
+    ALL_VERBS, Action, Body, CREATE_ONLY, Cell, Column, Convert, FieldValue, Kind, Registry, Scope, Selectable, Strategy, Subresource, Verb, Version,
+    columns::*, crd, event, namespace, node, pod, rbac, secret, service, workloads,
+};
+use crate::{meta::names, schema};
 
+/// The kinds of Kubernetes v1.36 that this server serves.
 pub fn registry() -> Registry {
-    todo!()
+    rows().into_iter().fold(Registry::default(), |registry, row| registry.with(row.0))
+}
+
+const NO_UPDATE: &[Verb] = &[Verb::Create, Verb::Delete, Verb::Get, Verb::List, Verb::Patch, Verb::Update, Verb::Watch];
+const PATHY: Strategy = Strategy { name: names::path_segment, ..Strategy::PLAIN };
+const ANY_UPDATE: Strategy = Strategy { creates_on_update: true, ..Strategy::PLAIN };
+
+#[rustfmt::skip]
+fn rows() -> Vec<Row> { vec![
+    ns("", "v1", "configmaps", "ConfigMap").short("cm").does(&secret::CONFIG_MAP).cols(&[fun("Data", "string", data_count)]).age(),
+    ns("", "v1", "secrets", "Secret").does(&secret::SECRET).cols(&[path("Type", &["type"]), fun("Data", "string", data_count)]).age().field("type", &["type"]),
+    ns("", "v1", "pods", "Pod").short("po").all().does(&pod::POD).status().cols(&[
+            fun("Ready", "string", pod_ready), fun("Status", "string", pod_status), fun("Restarts", "string", pod_restarts), AGE,
+            wide("IP", pod_ip), wide("Node", pod_node), wide("Nominated Node", pod_nominated), wide("Readiness Gates", pod_gates)])
+        .field("spec.nodeName", &["spec", "nodeName"]).field("spec.restartPolicy", &["spec", "restartPolicy"]).field("spec.schedulerName", &["spec", "schedulerName"])
+        .field("spec.serviceAccountName", &["spec", "serviceAccountName"]).field_fn("spec.hostNetwork", pod::host_network).field("status.phase", &["status", "phase"])
+        .field("status.podIP", &["status", "podIP"]).field("status.nominatedNodeName", &["status", "nominatedNodeName"])
+        .sub("attach", Action::Attach, "PodAttachOptions", &["create", "get"]).sub("binding", Action::Binding, "Binding", &["create"])
+        .sub("ephemeralcontainers", Action::Part, "Pod", PART).sub_of("eviction", Action::Eviction, ("policy", "v1", "Eviction"), &["create"])
+        .sub("exec", Action::Exec, "PodExecOptions", &["create", "get"]).sub("log", Action::Log, "Pod", &["get"])
+        .sub("portforward", Action::PortForward, "PodPortForwardOptions", &["create", "get"]).sub("proxy", Action::Proxy, "PodProxyOptions", PROXY)
+        .sub("resize", Action::Part, "Pod", PART),
+    ns("", "v1", "services", "Service").short("svc").all().does(&service::SERVICE).status().verbs(NO_UPDATE)
+        .cols(&[path("Type", &["spec", "type"]), fun("Cluster-IP", "string", service_ip), fun("External-IP", "string", service_external), fun("Port(s)", "string", service_ports), AGE, wide("Selector", service_selector)])
+        .field("spec.clusterIP", &["spec", "clusterIP"]).field("spec.type", &["spec", "type"]).sub("proxy", Action::Proxy, "ServiceProxyOptions", PROXY),
+    ns("", "v1", "endpoints", "Endpoints").short("ep").does(&ANY_UPDATE).cols(&[fun("Endpoints", "string", endpoints)]).age().deprecated("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
+    ns("", "v1", "events", "Event").short("ev").does(&event::EVENT).cols(EVENT).fields(event::FIELDS),
+    ns("events.k8s.io", "v1", "events", "Event").short("ev").stored_as("events").does(&event::EVENT).converted(event::FROM_CORE, event::TO_CORE).cols(EVENT).fields(event::NEW_FIELDS),
+    ns("", "v1", "serviceaccounts", "ServiceAccount").short("sa").age().sub_of("token", Action::Token, ("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
+    ns("", "v1", "replicationcontrollers", "ReplicationController").short("rc").all().does(&workloads::REPLICATION_CONTROLLER).status().scale(None)
+        .cols(&[int("Desired", &["spec", "replicas"]), int("Current", &["status", "replicas"]), int("Ready", &["status", "readyReplicas"]), AGE, wide("Containers", template_containers), wide("Images", template_images), wide("Selector", map_selector)])
+        .field("status.replicas", &["status", "replicas"]),
+    ns("", "v1", "podtemplates", "PodTemplate").does(&workloads::POD_TEMPLATE).age(),
+    ns("", "v1", "limitranges", "LimitRange").short("limits").age(),
+    cl("", "v1", "namespaces", "Namespace").short("ns").does(&namespace::NAMESPACE).status().verbs(NO_UPDATE).cols(&[path("Status", &["status", "phase"])]).age()
+        .field("status.phase", &["status", "phase"]).sub("finalize", Action::Part, "Namespace", &["update"]),
+    cl("", "v1", "nodes", "Node").short("no").does(&node::NODE).status().cols(&[
+            fun("Status", "string", node_status), fun("Roles", "string", node_roles), AGE, path("Version", &["status", "nodeInfo", "kubeletVersion"]),
+            wide("Internal-IP", node_internal_ip), wide("External-IP", node_external_ip), wide("OS-Image", node_os), wide("Kernel-Version", node_kernel), wide("Container-Runtime", node_runtime)])
+        .field_fn("spec.unschedulable", node::unschedulable).sub("proxy", Action::Proxy, "NodeProxyOptions", PROXY),
+    ns("apps", "v1", "deployments", "Deployment").short("deploy").all().does(&workloads::DEPLOYMENT).status().scale(Some(&["spec", "selector"])).cols(&[
+            fun("Ready", "string", ready_replicas), int("Up-to-date", &["status", "updatedReplicas"]), int("Available", &["status", "availableReplicas"]), AGE,
+            wide("Containers", template_containers), wide("Images", template_images), wide("Selector", label_selector)]),
+    ns("apps", "v1", "replicasets", "ReplicaSet").short("rs").all().does(&workloads::REPLICA_SET).status().scale(Some(&["spec", "selector"])).cols(&[
+            int("Desired", &["spec", "replicas"]), int("Current", &["status", "replicas"]), int("Ready", &["status", "readyReplicas"]), AGE,
+            wide("Containers", template_containers), wide("Images", template_images), wide("Selector", label_selector)]).field("status.replicas", &["status", "replicas"]),
+    ns("apps", "v1", "controllerrevisions", "ControllerRevision").cols(&[fun("Controller", "string", controller), int("Revision", &["revision"])]).age(),
+    ns("batch", "v1", "jobs", "Job").all().does(&workloads::JOB).status().cols(&[
+            fun("Status", "string", job_status), fun("Completions", "string", job_completions), fun("Duration", "string", job_duration), AGE,
+            wide("Containers", template_containers), wide("Images", template_images), wide("Selector", label_selector)]).field("status.successful", &["status", "succeeded"]),
+    ns("coordination.k8s.io", "v1", "leases", "Lease").does(&ANY_UPDATE).cols(&[path("Holder", &["spec", "holderIdentity"])]).age(),
+    ns("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice").cols(&[path("AddressType", &["addressType"]), fun("Ports", "string", slice_ports), fun("Endpoints", "string", slice_endpoints)]).age(),
+    cl("scheduling.k8s.io", "v1", "priorityclasses", "PriorityClass").short("pc").cols(&[int("Value", &["value"]), fun("Global-Default", "boolean", global_default)]).age().cols(&[path("PreemptionPolicy", &["preemptionPolicy"])]),
+    cl("node.k8s.io", "v1", "runtimeclasses", "RuntimeClass").cols(&[path("Handler", &["handler"])]).age(),
+    cl("networking.k8s.io", "v1", "ipaddresses", "IPAddress").short("ip").cols(&[fun("ParentRef", "string", parent_ref)]).field_fn("spec.parentRef", |_| String::new()),
+    cl("networking.k8s.io", "v1", "servicecidrs", "ServiceCIDR").status().cols(&[fun("CIDRs", "string", cidrs)]).age(),
+    ns("rbac.authorization.k8s.io", "v1", "roles", "Role").does(&PATHY).cols(&[CREATED]),
+    cl("rbac.authorization.k8s.io", "v1", "clusterroles", "ClusterRole").does(&PATHY).cols(&[CREATED]),
+    ns("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding").does(&rbac::BINDING).cols(BINDING),
+    cl("rbac.authorization.k8s.io", "v1", "clusterrolebindings", "ClusterRoleBinding").does(&rbac::BINDING).cols(BINDING),
+    cl("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition").short("crd").short("crds").category("api-extensions").does(&crd::CRD).status().cols(&[CREATED]),
+    cl("authentication.k8s.io", "v1", "tokenreviews", "TokenReview").verbs(CREATE_ONLY),
+    cl("authentication.k8s.io", "v1", "selfsubjectreviews", "SelfSubjectReview").verbs(CREATE_ONLY),
+    cl("authorization.k8s.io", "v1", "subjectaccessreviews", "SubjectAccessReview").verbs(CREATE_ONLY),
+    cl("authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview").verbs(CREATE_ONLY),
+    cl("authorization.k8s.io", "v1", "selfsubjectrulesreviews", "SelfSubjectRulesReview").verbs(CREATE_ONLY),
+    ns("authorization.k8s.io", "v1", "localsubjectaccessreviews", "LocalSubjectAccessReview").verbs(CREATE_ONLY),
+    ns("", "v1", "bindings", "Binding").verbs(CREATE_ONLY),
+] }
+
+const PART: &[&str] = &["get", "patch", "update"];
+const PROXY: &[&str] = &["create", "delete", "get", "patch", "update"];
+
+const AGE: Col = Col { name: "Age", data_type: "string", priority: 0, cell: Cell::Age(&["metadata", "creationTimestamp"]) };
+const CREATED: Col = Col { name: "Created At", data_type: "date", priority: 0, cell: Cell::Path(&["metadata", "creationTimestamp"]) };
+const EVENT: &[Col] = &[
+    fun("Last Seen", "string", event_last_seen),
+    path("Type", &["type"]),
+    path("Reason", &["reason"]),
+    fun("Object", "string", event_object),
+    wide("Subobject", event_subobject),
+    wide("Source", event_source),
+    fun("Message", "string", event_message),
+    wide("First Seen", event_first_seen),
+    wide("Count", event_count),
+    Col { name: "Name", data_type: "string", priority: 1, cell: Cell::Name },
+];
+const BINDING: &[Col] = &[
+    fun("Role", "string", binding_role),
+    AGE,
+    wide("Users", binding_users),
+    wide("Groups", binding_groups),
+    wide("ServiceAccounts", binding_accounts),
+];
+
+/// A column in the making.
+#[derive(Clone)]
+struct Col {
+    name: &'static str,
+    data_type: &'static str,
+    priority: i32,
+    cell: Cell,
+}
+
+const fn path(name: &'static str, path: &'static [&'static str]) -> Col {
+    Col { name, data_type: "string", priority: 0, cell: Cell::Path(path) }
+}
+
+/// An integer; 0 where it is absent.
+const fn int(name: &'static str, path: &'static [&'static str]) -> Col {
+    Col { name, data_type: "integer", priority: 0, cell: Cell::Path(path) }
+}
+
+const fn fun(name: &'static str, data_type: &'static str, cell: CellFn) -> Col {
+    Col { name, data_type, priority: 0, cell: Cell::Fn(cell) }
+}
+
+const fn wide(name: &'static str, cell: CellFn) -> Col {
+    Col { name, data_type: "string", priority: 1, cell: Cell::Fn(cell) }
+}
+
+/// A row in the making.
+struct Row(Kind);
+
+fn ns(group: &'static str, version: &'static str, plural: &'static str, kind: &'static str) -> Row {
+    row(Scope::Namespaced, group, version, plural, kind)
+}
+
+fn cl(group: &'static str, version: &'static str, plural: &'static str, kind: &'static str) -> Row {
+    row(Scope::Cluster, group, version, plural, kind)
+}
+
+/// The OpenAPI name of a built-in type.
+fn type_name(group: &str, version: &str, kind: &str) -> String {
+    match group.split('.').next().unwrap_or_default() {
+        "" => format!("io.k8s.api.core.{version}.{kind}"),
+        "apiextensions" => format!("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.{version}.{kind}"),
+        package => format!("io.k8s.api.{package}.{version}.{kind}"),
+    }
+}
+
+fn row(scope: Scope, group: &'static str, version: &'static str, plural: &'static str, kind: &'static str) -> Row {
+    let is_plain = matches!(kind, "Endpoints");
+    let name = Column {
+        name: "Name".into(),
+        data_type: "string".into(),
+        format: "name".into(),
+        description: NAME_DESCRIPTION.into(),
+        priority: 0,
+        cell: Cell::Name,
+    };
+    let version = Version {
+        name: version.into(),
+        schema: schema::builtin(&type_name(group, version, kind)).unwrap_or_default(),
+        is_served: true,
+        columns: vec![name],
+        selectable: Vec::new(),
+        convert: Convert::Same,
+        deprecation: None,
+        generation: 0,
+    };
+    Row(Kind {
+        group: group.into(),
+        kind: kind.into(),
+        list_kind: format!("{kind}List").into(),
+        plural: plural.into(),
+        singular: if is_plain { plural.into() } else { kind.to_ascii_lowercase().into() },
+        short_names: Vec::new(),
+        categories: Vec::new(),
+        scope,
+        verbs: ALL_VERBS,
+        versions: vec![version],
+        stored: 0,
+        subresources: Vec::new(),
+        strategy: &Strategy::PLAIN,
+        storage: None,
+        custom: None,
+    })
+}
+
+const NAME_DESCRIPTION: &str = "The name, unique within its namespace and resource.";
+
+impl Row {
+    fn short(mut self, name: &'static str) -> Self {
+        self.0.short_names.push(name.into());
+        self
+    }
+
+    fn category(mut self, name: &'static str) -> Self {
+        self.0.categories.push(name.into());
+        self
+    }
+
+    fn all(self) -> Self {
+        self.category("all")
+    }
+
+    fn does(mut self, strategy: &'static Strategy) -> Self {
+        self.0.strategy = strategy;
+        self
+    }
+
+    fn verbs(mut self, verbs: &'static [Verb]) -> Self {
+        self.0.verbs = verbs;
+        self
+    }
+
+    fn stored_as(mut self, resource: &'static str) -> Self {
+        self.0.storage = Some(resource);
+        self
+    }
+
+    fn converted(mut self, from_stored: fn(&mut crate::meta::Value), to_stored: fn(&mut crate::meta::Value)) -> Self {
+        self.0.versions[0].convert = Convert::Fn { from_stored, to_stored };
+        self
+    }
+
+    fn deprecated(mut self, warning: &'static str) -> Self {
+        self.0.versions[0].deprecation = Some(warning.into());
+        self
+    }
+
+    fn cols(mut self, columns: &[Col]) -> Self {
+        let columns = columns.iter().map(|it| Column {
+            name: it.name.into(),
+            data_type: it.data_type.into(),
+            format: "".into(),
+            description: "".into(),
+            priority: it.priority,
+            cell: it.cell.clone(),
+        });
+        self.0.versions[0].columns.extend(columns);
+        self
+    }
+
+    fn age(self) -> Self {
+        self.cols(&[AGE])
+    }
+
+    fn field(mut self, name: &'static str, path: &'static [&'static str]) -> Self {
+        let path = path.iter().map(|it| (*it).into()).collect();
+        self.0.versions[0].selectable.push(Selectable { name: name.into(), value: FieldValue::Path(path) });
+        self
+    }
+
+    fn fields(self, fields: &[(&'static str, &'static [&'static str])]) -> Self {
+        fields.iter().fold(self, |row, (name, path)| row.field(name, path))
+    }
+
+    fn field_fn(mut self, name: &'static str, read: fn(&crate::meta::Value) -> String) -> Self {
+        self.0.versions[0].selectable.push(Selectable { name: name.into(), value: FieldValue::Fn(read) });
+        self
+    }
+
+    fn sub(self, name: &'static str, action: Action, kind: &'static str, verbs: &'static [&'static str]) -> Self {
+        self.sub_of(name, action, ("", "", kind), verbs)
+    }
+
+    fn sub_of(
+        mut self,
+        name: &'static str,
+        action: Action,
+        (group, version, kind): (&'static str, &'static str, &'static str),
+        verbs: &'static [&'static str],
+    ) -> Self {
+        self.0.subresources.push(Subresource { name, action, body: Body { group, version, kind }, verbs });
+        self
+    }
+
+    fn status(self) -> Self {
+        let kind = match &self.0.kind {
+            std::borrow::Cow::Borrowed(kind) => *kind,
+            std::borrow::Cow::Owned(_) => "",
+        };
+        self.sub("status", Action::Status, kind, PART)
+    }
+
+    /// `selector` is the path of a LabelSelector; without one `spec.selector` is a plain map.
+    fn scale(self, selector: Option<&'static [&'static str]>) -> Self {
+        let texts = |path: &[&'static str]| path.iter().map(|it| (*it).into()).collect();
+        let action = Action::Scale {
+            spec: texts(&["spec", "replicas"]),
+            status: texts(&["status", "replicas"]),
+            selector: texts(selector.unwrap_or(&["spec", "selector"])),
+        };
+        self.sub_of("scale", action, ("autoscaling", "v1", "Scale"), PART)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn rows_are_whole_and_their_names_do_not_clash() {
+        let registry = registry();
+        let mut taken: BTreeMap<String, String> = BTreeMap::new();
+        for kind in registry.iter() {
+            assert_eq!(kind.plural, kind.plural.to_lowercase());
+            for version in &kind.versions {
+                assert!(!version.schema.name.is_empty(), "{} has no schema", kind.kind);
+                assert!(version.schema.field("metadata").is_some(), "{} has no metadata", kind.kind);
+            }
+            for name in kind.short_names.iter().chain([&kind.singular]) {
+                let owner = format!("{}.{}", kind.plural, kind.group);
+                if let Some(other) = taken.insert(format!("{}/{name}", kind.group), owner.clone()) {
+                    assert_eq!(owner, other, "both are {name}");
+                }
+            }
+        }
+        assert!(registry.resource("apps", "v1", "deployments").is_some());
+    }
 }

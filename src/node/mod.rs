@@ -1,0 +1,3 @@
+//! The node: what makes pods real on one machine.
+
+pub mod server;

@@ -1,0 +1,4 @@
+//! A process: roles composed, with their certificates and first objects.
+
+pub mod bootstrap;
+pub mod pki;

@@ -1,9 +1,38 @@
 //! Fills in the defaults that the schema declares, wherever an object on the way exists.
+//! Source: apiextensions-apiserver `pkg/apiserver/schema/defaulting/algorithm.go`.
 
-use super::Schema;
+use super::{Schema, Shape};
 use crate::meta::Value;
 
 pub fn default(value: &mut Value, schema: &Schema) {
-    let _ = (value, schema);
-    todo!()
+    match (&schema.shape, value) {
+        (Shape::Object(shape), Value::Object(map)) => {
+            for field in &shape.fields {
+                let declared = field.default.as_ref().or(field.schema.default.as_ref());
+                if let (Some(default), false) = (declared, map.contains_key(&field.name)) {
+                    map.insert(field.name.clone(), default.clone());
+                }
+                if let Some(value) = map.get_mut(&field.name) {
+                    self::default(value, &field.schema);
+                }
+            }
+        }
+        (Shape::List { items, .. }, Value::Array(list)) => list.iter_mut().for_each(|item| default(item, items)),
+        (Shape::Map { values, .. }, Value::Object(map)) => map.values_mut().for_each(|value| default(value, values)),
+        _ => (),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn declared_defaults_fill_what_is_absent() {
+        let schema = crate::schema::builtin("io.k8s.api.core.v1.Service").expect("Service");
+        let mut service = json!({"spec": {"ports": [{"port": 80}, {"port": 53, "protocol": "UDP"}]}});
+        default(&mut service, &schema);
+        assert_eq!(service, json!({"spec": {"ports": [{"port": 80, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]}}));
+    }
 }

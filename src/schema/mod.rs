@@ -79,7 +79,7 @@ pub struct Struct {
     pub has_type_meta: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Field {
     pub name: String,
     pub schema: SchemaRef,
@@ -96,6 +96,8 @@ pub struct Field {
     pub default: Option<Value>,
     /// This field is atomic for server-side apply, whatever its schema says.
     pub is_atomic: bool,
+    /// This field is granular for server-side apply though its schema is atomic.
+    pub is_granular: bool,
     pub patch: PatchStrategy,
     /// The name of the enum type whose values are allowed; for OpenAPI.
     pub enumeration: Option<&'static [&'static str]>,

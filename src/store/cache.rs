@@ -1,38 +1,88 @@
-//! The state in memory: per resource an ordered map of objects and a ring of recent events.
+//! The state in memory: per resource an ordered map of objects. A snapshot is one pointer.
 
-use std::sync::Arc;
+use std::{collections::HashMap, ops::Bound, sync::Arc};
 
-use super::{Key, Revision, Stored};
+use rpds::{HashTrieMapSync, RedBlackTreeMapSync};
+
+use super::{Key, Revision, Stored, journal::Entry};
+
+/// Namespace and name.
+type Place = (Arc<str>, Arc<str>);
+pub(super) type Objects = RedBlackTreeMapSync<Place, Arc<Stored>>;
+
+#[derive(Clone, Default)]
+pub(super) struct State {
+    pub revision: Revision,
+    pub resources: HashTrieMapSync<Arc<str>, Objects>,
+}
+
+impl State {
+    pub fn get(&self, key: &Key) -> Option<&Arc<Stored>> {
+        self.resources.get(&key.resource)?.get(&(key.namespace.clone(), key.name.clone()))
+    }
+
+    /// Puts or removes objects; `None` is a deletion.
+    pub fn apply(&mut self, revision: Revision, changes: impl IntoIterator<Item = (Key, Option<Arc<Stored>>)>) {
+        let mut touched: HashMap<Arc<str>, Objects> = HashMap::new();
+        for (key, change) in changes {
+            let objects = touched.entry(key.resource.clone()).or_insert_with(|| self.resources.get(&key.resource).cloned().unwrap_or_default());
+            let place = (key.namespace, key.name);
+            match change {
+                Some(object) => objects.insert_mut(place, object),
+                None => _ = objects.remove_mut(&place),
+            }
+        }
+        for (resource, objects) in touched {
+            self.resources.insert_mut(resource, objects);
+        }
+        self.revision = revision;
+    }
+}
 
 /// Everything at one revision. Cheap to clone; never changes.
 #[derive(Clone)]
-pub struct Snapshot {
-    _private: (),
-}
+pub struct Snapshot(pub(super) Arc<State>);
 
 impl Snapshot {
     pub fn revision(&self) -> Revision {
-        todo!()
+        self.0.revision
     }
 
     pub fn get(&self, key: &Key) -> Option<Arc<Stored>> {
-        let _ = key;
-        todo!()
+        self.0.get(key).cloned()
     }
 
     /// The objects of a resource in key order, of one namespace or of all, after `after` (namespace, name) exclusively.
-    pub fn list<'a>(&'a self, resource: &str, namespace: Option<&'a str>, after: Option<(&str, &str)>) -> Box<dyn Iterator<Item = &'a Arc<Stored>> + 'a> {
-        let _ = (resource, namespace, after);
-        todo!()
+    pub fn list<'a>(
+        &'a self,
+        resource: &str,
+        namespace: Option<&'a str>,
+        after: Option<(&str, &str)>,
+    ) -> Box<dyn Iterator<Item = &'a Arc<Stored>> + 'a> {
+        let Some(objects) = self.0.resources.get(resource) else { return Box::new(std::iter::empty()) };
+        let place = |(namespace, name): (&str, &str)| (Arc::from(namespace), Arc::from(name));
+        let start = match (after, namespace) {
+            (Some(after), _) => Bound::Excluded(place(after)),
+            (None, Some(namespace)) => Bound::Included(place((namespace, ""))),
+            (None, None) => Bound::Unbounded,
+        };
+        let range = objects.range((start, Bound::Unbounded)).map(|(_, object)| object);
+        Box::new(range.take_while(move |it| namespace.is_none_or(|namespace| *it.key.namespace == *namespace)))
     }
 
     pub fn count(&self, resource: &str) -> usize {
-        let _ = resource;
-        todo!()
+        self.0.resources.get(resource).map_or(0, Objects::size)
     }
 
     /// The keys of resources that hold any object.
     pub fn resources(&self) -> Vec<Arc<str>> {
-        todo!()
+        self.0.resources.iter().filter(|(_, objects)| !objects.is_empty()).map(|(resource, _)| resource.clone()).collect()
+    }
+}
+
+impl Stored {
+    /// The entry of the journal that holds this object.
+    pub(super) fn entry(&self, is_delete: bool) -> Entry {
+        Entry { revision: self.revision, key: self.key.clone(), is_delete, schema: self.header.schema, json: self.json.clone() }
     }
 }

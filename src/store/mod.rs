@@ -3,6 +3,8 @@
 //! One writer task per process commits groups of transactions in one append; revisions are contiguous and in commit order;
 //! every read is served from memory. The design and its measurements: ARCHITECTURE.md, "The store".
 
+#[cfg(test)]
+mod battery;
 pub mod cache;
 pub mod engine;
 pub mod journal;
@@ -11,15 +13,30 @@ pub mod sqlite;
 pub mod watch;
 pub mod writer;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
-pub use cache::Snapshot;
-pub use engine::Engine;
-pub use watch::{Cursor, Event, EventKind, Scope};
-
+use arc_swap::ArcSwap;
 use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
 
-use crate::{base::Tasks, meta::Value};
+use self::{cache::State, engine::Loaded, journal::Entry, watch::Topics, writer::Writer};
+use crate::{
+    base::Tasks,
+    meta::{Map, Value},
+};
+
+pub use self::{
+    cache::Snapshot,
+    engine::Engine,
+    watch::{Cursor, Event, EventKind, Scope},
+};
 
 /// Counts the writes of the whole store, in commit order. The wire's resourceVersion is its decimal text.
 pub type Revision = u64;
@@ -67,17 +84,31 @@ pub struct Header {
     pub schema: u64,
 }
 
-/// Encoded forms of one object, by the API floor's own numbering of forms; bounded to a handful.
+/// Encoded forms of one object, by the API floor's own numbering of forms; a handful at the most.
 #[derive(Debug, Default)]
-pub struct Forms {
-    _private: (),
-}
+pub struct Forms(Mutex<Vec<(u64, Bytes)>>);
+
+/// Forms kept of one object: its versions, a table row, protobuf, metadata only.
+const FORMS_MAX: usize = 6;
 
 impl Forms {
     /// The form `id`, made by `make` the first time. Concurrent makers may both run; one result stays.
     pub fn get_or_make(&self, id: u64, make: impl FnOnce() -> Bytes) -> Bytes {
-        let _ = id;
-        make()
+        let find = |forms: &[(u64, Bytes)]| forms.iter().find(|(it, _)| *it == id).map(|(_, bytes)| bytes.clone());
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bytes) = find(&lock()) {
+            return bytes;
+        }
+        let bytes = make();
+        let mut forms = lock();
+        if let Some(bytes) = find(&forms) {
+            return bytes;
+        }
+        if forms.len() == FORMS_MAX {
+            forms.remove(0);
+        }
+        forms.push((id, bytes.clone()));
+        bytes
     }
 }
 
@@ -104,7 +135,7 @@ pub enum Expect {
     Absent,
     /// The object at exactly this revision.
     At(Revision),
-    /// The key is read, not written: it must be absent or at this revision when the transaction commits.
+    /// Anything.
     Any,
 }
 
@@ -127,11 +158,33 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// Serialises `object` (any resourceVersion in it is dropped).
+    /// Serialises `object` (any resourceVersion in it is dropped) with `apiVersion`, `kind` and `metadata` in front.
     pub fn new(object: &Value, header: Header) -> Self {
-        let _ = (object, header);
-        todo!()
+        let empty = Map::new();
+        let object = object.as_object().unwrap_or(&empty);
+        let metadata = object.get("metadata").and_then(Value::as_object).unwrap_or(&empty);
+        let (mut head, mut tail) = (String::from("{"), String::with_capacity(2048));
+        for name in ["apiVersion", "kind"] {
+            if let Some(value) = object.get(name) {
+                head.push_str(&format!("\"{name}\":{value},"));
+            }
+        }
+        head.push_str("\"metadata\":{");
+        for (name, value) in metadata.iter().filter(|(name, _)| *name != "resourceVersion") {
+            push_member(&mut tail, name, value);
+        }
+        tail.push('}');
+        for (name, value) in object.iter().filter(|(name, _)| !matches!(name.as_str(), "apiVersion" | "kind" | "metadata")) {
+            push_member(&mut tail, name, value);
+        }
+        tail.push('}');
+        Self { head: head.into(), tail: tail.into(), header }
     }
+}
+
+fn push_member(out: &mut String, name: &str, value: &Value) {
+    // A name is a JSON string: it may need escapes.
+    out.push_str(&format!(",{}:{value}", Value::from(name)));
 }
 
 /// A committed transaction: its last revision, and the stored objects in the order of its writes (`None` for checks; the
@@ -171,62 +224,199 @@ pub enum ReadError {
 /// The handle to the store; clones share it.
 #[derive(Clone)]
 pub struct Store {
-    _inner: Arc<()>,
+    inner: Arc<Inner>,
+    jobs: mpsc::Sender<writer::Job>,
 }
+
+/// What the handle, the writer and the fold share.
+struct Inner {
+    engine: Arc<dyn Engine>,
+    extract: Extract,
+    state: ArcSwap<State>,
+    topics: Arc<Topics>,
+    revisions: tokio::sync::watch::Sender<Revision>,
+    /// Nothing before this revision can be told: the state when this process loaded it.
+    floor: Revision,
+    batch_ids: AtomicI64,
+    /// Keys that changed since the last fold.
+    dirty: Mutex<HashMap<Key, Entry>>,
+    /// Lists at an exact revision that pages are read from, newest last.
+    pages: Mutex<VecDeque<(Arc<str>, Revision, Page)>>,
+}
+
+type Page = Arc<[Arc<Stored>]>;
+
+/// Exact lists kept for paging: clients that page at the same time.
+const PAGES_MAX: usize = 16;
+/// How often changed objects are folded into the database's table of objects.
+const FOLD_EVERY: Duration = Duration::from_secs(1);
+/// How often old events are dropped when nothing happens.
+const TRIM_EVERY: Duration = Duration::from_secs(5);
 
 impl Store {
     /// Loads the state and starts the writer and the fold.
     pub async fn open(engine: Arc<dyn Engine>, extract: Extract, tasks: &Tasks) -> Result<Self, engine::Error> {
-        let _ = (engine, extract, tasks);
-        todo!()
+        let loaded = engine.load().await?;
+        let inner = Arc::new(Inner::load(engine, extract, loaded));
+        let (jobs, queue) = mpsc::channel(writer::QUEUE);
+        tasks.spawn_finishing("store-writer", Writer::new(inner.clone(), queue).run(tasks.clone()));
+        tasks.spawn_finishing("store-fold", Inner::fold_until(inner.clone(), tasks.clone()));
+        Ok(Self { inner, jobs })
     }
 
     /// The state now: a consistent picture of everything, for as long as it is held.
     pub fn snapshot(&self) -> Snapshot {
-        todo!()
+        Snapshot(self.inner.state.load_full())
     }
 
     /// A state that holds every write acknowledged anywhere before this call.
     pub async fn consistent(&self) -> Result<Snapshot, Rejected> {
-        todo!()
+        let unavailable = |why: &dyn std::fmt::Display| Rejected::Unavailable(why.to_string());
+        if self.inner.engine.is_exclusive() {
+            return Ok(self.snapshot());
+        }
+        let head = self.inner.engine.head().await.map_err(|it| unavailable(&it))?;
+        self.at_least(head).await.map_err(|it| unavailable(&it))
     }
 
     /// A state not older than `revision`; waits for it at most [`WAIT_FOR_REVISION`].
     pub async fn at_least(&self, revision: Revision) -> Result<Snapshot, ReadError> {
-        let _ = revision;
-        todo!()
+        let mut revisions = self.revisions();
+        let reached = tokio::time::timeout(WAIT_FOR_REVISION, revisions.wait_for(|it| *it >= revision)).await.is_ok_and(|it| it.is_ok());
+        if reached { Ok(self.snapshot()) } else { Err(ReadError::Future(self.revision())) }
     }
 
     /// All objects of one resource as they were at exactly `revision`, in key order; for paging, memoised.
-    pub fn exact(&self, resource: &str, revision: Revision) -> Result<Arc<[Arc<Stored>]>, ReadError> {
-        let _ = (resource, revision);
-        todo!()
+    pub fn exact(&self, resource: &str, revision: Revision) -> Result<Page, ReadError> {
+        let snapshot = self.snapshot();
+        if revision > snapshot.revision() {
+            return Err(ReadError::Future(snapshot.revision()));
+        }
+        let mut pages = lock(&self.inner.pages);
+        if let Some((_, _, page)) = pages.iter().find(|(its, at, _)| **its == *resource && *at == revision) {
+            return Ok(page.clone());
+        }
+        let mut objects = snapshot.0.resources.get(resource).cloned().unwrap_or_default();
+        // The topics may be ahead of the snapshot; undoing a change that it does not have yet does no harm.
+        for event in self.inner.topics.undo(resource, revision, self.inner.floor)? {
+            let place = (event.object.key.namespace.clone(), event.object.key.name.clone());
+            match &event.previous {
+                Some(previous) => objects.insert_mut(place, previous.clone()),
+                None => _ = objects.remove_mut(&place),
+            }
+        }
+        let page: Page = objects.values().cloned().collect();
+        if pages.len() == PAGES_MAX {
+            pages.pop_front();
+        }
+        pages.push_back((resource.into(), revision, page.clone()));
+        Ok(page)
     }
 
     /// Commits `transaction`, or says why not. Never blocks readers.
     pub async fn submit(&self, transaction: Transaction) -> Result<Committed, Rejected> {
-        let _ = transaction;
-        todo!()
+        let stopping = || Rejected::Unavailable("the store is stopping".to_owned());
+        let (answer, answered) = oneshot::channel();
+        self.jobs.send(writer::Job { transaction, answer }).await.map_err(|_| stopping())?;
+        answered.await.unwrap_or_else(|_| Err(stopping()))
     }
 
     /// Follows the changes after revision `from` in `scope`.
     pub fn watch(&self, scope: Scope, from: Revision) -> Result<Cursor, ReadError> {
-        let _ = (scope, from);
-        todo!()
+        let current = self.revision();
+        if from > current {
+            return Err(ReadError::Future(current));
+        }
+        self.inner.topics.subscribe(&scope, from, self.inner.floor, self.revisions())
     }
 
     pub fn revision(&self) -> Revision {
-        todo!()
+        *self.inner.revisions.borrow()
     }
 
     /// Wakes whenever the revision moves.
     pub fn revisions(&self) -> tokio::sync::watch::Receiver<Revision> {
-        todo!()
+        self.inner.revisions.subscribe()
+    }
+}
+
+impl Inner {
+    fn load(engine: Arc<dyn Engine>, extract: Extract, loaded: Loaded) -> Self {
+        let last = loaded.batches.last().map_or(loaded.revision, |it| it.last);
+        let inner = Self {
+            engine,
+            extract,
+            state: ArcSwap::default(),
+            topics: Arc::default(),
+            revisions: tokio::sync::watch::Sender::new(last),
+            floor: last,
+            batch_ids: AtomicI64::new(uuid::Uuid::new_v4().as_u64_pair().0 as i64),
+            dirty: Mutex::default(),
+            pages: Mutex::default(),
+        };
+        let mut state = State::default();
+        let object = |entry: &Entry| (entry.key.clone(), (!entry.is_delete).then(|| Arc::new(inner.stored(entry))));
+        state.apply(loaded.revision, loaded.objects.iter().map(object));
+        for batch in &loaded.batches {
+            state.apply(batch.last, batch.entries.iter().map(object));
+            lock(&inner.dirty).extend(batch.entries.iter().map(|it| (it.key.clone(), it.clone())));
+        }
+        inner.state.store(Arc::new(state));
+        inner
     }
 
-    /// Extracts all headers anew: a kind's schema or selectable fields changed.
-    pub fn reindex(&self, resource: &str) {
-        let _ = resource;
-        todo!()
+    fn next_batch_id(&self) -> i64 {
+        self.batch_ids.fetch_add(1, Ordering::Relaxed)
     }
+
+    fn note_dirty(&self, events: &[Arc<Event>]) {
+        let entries = events.iter().map(|it| (it.object.key.clone(), it.object.entry(it.kind == EventKind::Deleted)));
+        lock(&self.dirty).extend(entries);
+    }
+
+    /// Folds once a second, and once more at the end, so that a start after a clean stop has nothing to replay.
+    async fn fold_until(inner: Arc<Self>, tasks: Tasks) {
+        let mut folded = 0;
+        let (mut folds, mut trims) = (tokio::time::interval(FOLD_EVERY), tokio::time::interval(TRIM_EVERY));
+        loop {
+            let is_last = tokio::select! {
+                _ = folds.tick() => false,
+                _ = trims.tick() => {
+                    inner.topics.trim(Instant::now());
+                    continue;
+                }
+                () = tasks.stopping() => true,
+            };
+            match inner.fold(folded).await {
+                Ok(revision) => folded = revision,
+                Err(error) => tracing::warn!(%error, "the fold failed; trying again"),
+            }
+            if is_last {
+                return;
+            }
+        }
+    }
+
+    /// Folds what changed into the table of objects; returns the revision up to which it is folded.
+    async fn fold(&self, from: Revision) -> Result<Revision, engine::Error> {
+        let (to, changed) = {
+            let mut dirty = lock(&self.dirty);
+            let changed: Vec<Entry> = std::mem::take(&mut *dirty).into_values().collect();
+            (changed.iter().map(|it| it.revision).max().unwrap_or(from), changed)
+        };
+        if changed.is_empty() {
+            return Ok(from);
+        }
+        let result = self.engine.fold(from, to, &changed).await;
+        if result.is_err() {
+            let mut dirty = lock(&self.dirty);
+            changed.into_iter().for_each(|entry| _ = dirty.entry(entry.key.clone()).or_insert(entry));
+        }
+        result.map(|()| to)
+    }
+}
+
+/// No code panics while it holds a lock of this module, so that a poisoned one is still whole.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

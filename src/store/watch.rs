@@ -1,8 +1,24 @@
 //! Watches: cursors over the log of recent events. Nothing is buffered per watcher.
+//!
+//! A [`Topic`] is a ring of events and a wake-up. Each resource has a root topic with all its events; narrower ones (a namespace,
+//! an object, a field's value) are made for their first watcher, filled from the root, and dropped after their last.
 
-use std::sync::Arc;
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::watch;
 
 use super::{Forms, ReadError, Revision, Stored};
+
+/// How long events are kept (etcd's compaction interval of kube-apiserver).
+const KEEP: Duration = Duration::from_secs(5 * 60);
+/// What the events of one resource may hold beyond that time, counted by their JSON: half of it is usually shared with the state.
+const KEEP_BYTES: usize = 128 << 20;
+/// Events handed over at once; a watcher far behind reads on afterwards.
+const READ_MAX: usize = 256;
 
 /// What a watcher follows; the store picks the narrowest topic that holds it. The watcher filters the rest by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -33,19 +49,217 @@ pub struct Event {
     pub frames: Forms,
 }
 
+impl Scope {
+    pub fn resource(resource: &str) -> Self {
+        Self { resource: resource.into(), namespace: None, name: None, field: None }
+    }
+
+    /// The one part by which a topic is made; the rest is filtered by the watcher.
+    fn narrowest(&self) -> Self {
+        let root = Self::resource(&self.resource);
+        match (&self.namespace, &self.name, &self.field) {
+            (namespace, Some(name), _) => Self { namespace: namespace.clone(), name: Some(name.clone()), ..root },
+            (_, None, Some(field)) => Self { field: Some(field.clone()), ..root },
+            (Some(namespace), None, None) => Self { namespace: Some(namespace.clone()), ..root },
+            (None, None, None) => root,
+        }
+    }
+
+    fn holds(&self, object: &Stored) -> bool {
+        let key = &object.key;
+        self.resource == key.resource
+            && self.namespace.as_ref().is_none_or(|it| *it == key.namespace)
+            && self.name.as_ref().is_none_or(|it| *it == key.name)
+            && self.field.as_ref().is_none_or(|(name, value)| object.header.field(name) == Some(value))
+    }
+
+    /// Whether the event matters here: the object is in scope, or has just left it.
+    fn concerns(&self, event: &Event) -> bool {
+        self.holds(&event.object) || event.previous.as_ref().is_some_and(|it| self.holds(it))
+    }
+}
+
+impl super::Header {
+    /// The value of a selectable field.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        let at = self.fields.binary_search_by(|(it, _)| it.as_ref().cmp(name)).ok()?;
+        Some(&self.fields[at].1)
+    }
+
+    /// The value of a label.
+    pub fn label(&self, name: &str) -> Option<&str> {
+        let at = self.labels.binary_search_by(|(it, _)| it.as_ref().cmp(name)).ok()?;
+        Some(&self.labels[at].1)
+    }
+}
+
+struct Topic {
+    scope: Scope,
+    ring: Mutex<Ring>,
+    newest: watch::Sender<Revision>,
+}
+
+#[derive(Default)]
+struct Ring {
+    events: VecDeque<(Instant, Arc<Event>)>,
+    bytes: usize,
+    /// Events up to this revision may be missing.
+    compacted: Revision,
+}
+
+impl Ring {
+    fn push(&mut self, event: Arc<Event>, now: Instant) {
+        self.bytes += event.object.json.len();
+        self.events.push_back((now, event));
+        self.trim(now);
+    }
+
+    fn trim(&mut self, now: Instant) {
+        while let Some((at, event)) = self.events.front() {
+            if now.duration_since(*at) < KEEP && self.bytes <= KEEP_BYTES {
+                return;
+            }
+            self.compacted = event.revision;
+            self.bytes -= event.object.json.len();
+            self.events.pop_front();
+        }
+    }
+
+    fn after(&self, revision: Revision, most: usize) -> Result<Vec<Arc<Event>>, ReadError> {
+        if revision < self.compacted {
+            return Err(ReadError::Compacted(self.compacted));
+        }
+        let from = self.events.partition_point(|(_, event)| event.revision <= revision);
+        Ok(self.events.range(from..).take(most).map(|(_, event)| event.clone()).collect())
+    }
+}
+
+/// No code panics while it holds a lock of this module, so that a poisoned one is still whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// All topics. The writer publishes; watchers subscribe.
+#[derive(Default)]
+pub(super) struct Topics {
+    by_resource: Mutex<HashMap<Arc<str>, HashMap<Scope, Arc<Topic>>>>,
+}
+
+impl Topics {
+    /// Hands events to all topics that they concern. `floor` is the revision from which a new root topic is complete.
+    pub fn publish(&self, events: &[Arc<Event>], floor: Revision, now: Instant) {
+        let mut all = lock(&self.by_resource);
+        for event in events {
+            let key = &event.object.key;
+            let topics = all.entry(key.resource.clone()).or_default();
+            let root = Scope::resource(&key.resource);
+            if !topics.contains_key(&root) {
+                topics.insert(root.clone(), Arc::new(Topic::new(root, floor)));
+            }
+            for topic in topics.values().filter(|it| it.scope.concerns(event)) {
+                lock(&topic.ring).push(event.clone(), now);
+                topic.newest.send_replace(event.revision);
+            }
+        }
+    }
+
+    pub fn subscribe(
+        self: &Arc<Self>,
+        scope: &Scope,
+        from: Revision,
+        floor: Revision,
+        revisions: watch::Receiver<Revision>,
+    ) -> Result<Cursor, ReadError> {
+        let mut all = lock(&self.by_resource);
+        let topics = all.entry(scope.resource.clone()).or_default();
+        let root = Scope::resource(&scope.resource);
+        let root = topics.entry(root.clone()).or_insert_with(|| Arc::new(Topic::new(root, floor))).clone();
+        let scope = scope.narrowest();
+        let topic = topics.entry(scope.clone()).or_insert_with(|| Arc::new(root.narrowed(scope))).clone();
+        let compacted = lock(&topic.ring).compacted;
+        if from < compacted {
+            return Err(ReadError::Compacted(compacted));
+        }
+        Ok(Cursor { newest: topic.newest.subscribe(), topic, after: from, revisions })
+    }
+
+    /// Drops old events, and topics that nobody follows.
+    pub fn trim(&self, now: Instant) {
+        for topics in lock(&self.by_resource).values_mut() {
+            topics.retain(|scope, topic| *scope == Scope::resource(&scope.resource) || Arc::strong_count(topic) > 1);
+            topics.values().for_each(|topic| lock(&topic.ring).trim(now));
+        }
+    }
+
+    /// The events of a resource after `revision`, newest first; for undoing them.
+    pub fn undo(&self, resource: &str, revision: Revision, floor: Revision) -> Result<Vec<Arc<Event>>, ReadError> {
+        let all = lock(&self.by_resource);
+        let Some(root) = all.get(resource).and_then(|it| it.get(&Scope::resource(resource))) else {
+            return if revision < floor { Err(ReadError::Compacted(floor)) } else { Ok(Vec::new()) };
+        };
+        let mut events = lock(&root.ring).after(revision, usize::MAX)?;
+        events.reverse();
+        Ok(events)
+    }
+}
+
+impl Topic {
+    fn new(scope: Scope, compacted: Revision) -> Self {
+        Self { scope, ring: Mutex::new(Ring { compacted, ..Ring::default() }), newest: watch::Sender::new(compacted) }
+    }
+
+    /// A narrower topic with what the root holds of it.
+    fn narrowed(&self, scope: Scope) -> Self {
+        let root = lock(&self.ring);
+        let topic = Self::new(scope, root.compacted);
+        {
+            let mut ring = lock(&topic.ring);
+            for (at, event) in root.events.iter().filter(|(_, event)| topic.scope.concerns(event)) {
+                ring.bytes += event.object.json.len();
+                ring.events.push_back((*at, event.clone()));
+            }
+        }
+        topic
+    }
+}
+
 /// A watcher's place in the log. It holds no events; one that falls behind the kept history gets `Compacted`.
 pub struct Cursor {
-    _private: (),
+    topic: Arc<Topic>,
+    newest: watch::Receiver<Revision>,
+    revisions: watch::Receiver<Revision>,
+    after: Revision,
 }
 
 impl Cursor {
-    /// The next events in order, at least one; waits for them.
+    /// The next events in order, at least one; waits for them. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Result<Vec<Arc<Event>>, ReadError> {
-        todo!()
+        loop {
+            self.newest.borrow_and_update();
+            let events = self.read()?;
+            if !events.is_empty() {
+                return Ok(events);
+            }
+            if self.newest.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 
     /// The events at hand, perhaps none, and the revision up to which nothing in scope is missing: what a bookmark may say.
     pub fn ready(&mut self) -> Result<(Vec<Arc<Event>>, Revision), ReadError> {
-        todo!()
+        let revision = *self.revisions.borrow();
+        let events = self.read()?;
+        let reached = if events.len() == READ_MAX { self.after } else { revision.max(self.after) };
+        self.after = self.after.max(reached);
+        Ok((events, reached))
+    }
+
+    fn read(&mut self) -> Result<Vec<Arc<Event>>, ReadError> {
+        let events = lock(&self.topic.ring).after(self.after, READ_MAX)?;
+        if let Some(last) = events.last() {
+            self.after = last.revision;
+        }
+        Ok(events)
     }
 }

@@ -1,0 +1,73 @@
+//! Events: `v1` and `events.k8s.io/v1` are two shapes of one stored object.
+//! Source: `pkg/apis/events/v1/conversion.go`, `pkg/registry/core/event/strategy.go`.
+
+use super::Strategy;
+use crate::meta::{Meta, Value};
+
+pub const EVENT: Strategy = Strategy { creates_on_update: true, ..Strategy::PLAIN };
+
+pub const FIELDS: &[(&str, &[&str])] = &[
+    ("involvedObject.kind", &["involvedObject", "kind"]),
+    ("involvedObject.namespace", &["involvedObject", "namespace"]),
+    ("involvedObject.name", &["involvedObject", "name"]),
+    ("involvedObject.uid", &["involvedObject", "uid"]),
+    ("involvedObject.apiVersion", &["involvedObject", "apiVersion"]),
+    ("involvedObject.resourceVersion", &["involvedObject", "resourceVersion"]),
+    ("involvedObject.fieldPath", &["involvedObject", "fieldPath"]),
+    ("reason", &["reason"]),
+    ("reportingComponent", &["reportingComponent"]),
+    ("source", &["source", "component"]),
+    ("type", &["type"]),
+];
+
+/// The same fields by the names of the new group, read from the stored shape.
+pub const NEW_FIELDS: &[(&str, &[&str])] = &[
+    ("regarding.kind", &["involvedObject", "kind"]),
+    ("regarding.namespace", &["involvedObject", "namespace"]),
+    ("regarding.name", &["involvedObject", "name"]),
+    ("regarding.uid", &["involvedObject", "uid"]),
+    ("regarding.apiVersion", &["involvedObject", "apiVersion"]),
+    ("regarding.resourceVersion", &["involvedObject", "resourceVersion"]),
+    ("regarding.fieldPath", &["involvedObject", "fieldPath"]),
+    ("reason", &["reason"]),
+    ("reportingController", &["reportingComponent"]),
+    ("type", &["type"]),
+];
+
+/// (core v1, events.k8s.io/v1)
+const NAMES: &[(&str, &str)] = &[
+    ("involvedObject", "regarding"),
+    ("message", "note"),
+    ("reportingComponent", "reportingController"),
+    ("source", "deprecatedSource"),
+    ("firstTimestamp", "deprecatedFirstTimestamp"),
+    ("lastTimestamp", "deprecatedLastTimestamp"),
+    ("count", "deprecatedCount"),
+];
+
+fn rename(event: &mut Value, names: impl Iterator<Item = (&'static str, &'static str)>) {
+    for (from, to) in names {
+        if let Some(value) = event.remove_at(&[from]) {
+            event[to] = value;
+        }
+    }
+}
+
+pub const FROM_CORE: fn(&mut Value) = |event| rename(event, NAMES.iter().copied());
+pub const TO_CORE: fn(&mut Value) = |event| rename(event, NAMES.iter().map(|(core, new)| (*new, *core)));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_two_shapes_turn_into_each_other() {
+        let core = json!({"involvedObject": {"name": "p"}, "message": "m", "count": 2, "reason": "r"});
+        let mut event = core.clone();
+        FROM_CORE(&mut event);
+        assert_eq!(event, json!({"regarding": {"name": "p"}, "note": "m", "deprecatedCount": 2, "reason": "r"}));
+        TO_CORE(&mut event);
+        assert_eq!(event, core);
+    }
+}
