@@ -1,9 +1,21 @@
 //! How everything outside the API server sees the cluster: kube-rs clients, in this process or over TLS; informers, work queues,
 //! events, leader election.
 
-use std::sync::Arc;
+pub mod events;
+pub mod expectations;
+pub mod informer;
+pub mod leader;
+pub mod queue;
+pub mod writes;
+
+use std::{fmt, sync::Arc};
 
 use crate::api::identity::User;
+
+pub use events::{EventRecorder, EventType};
+pub use expectations::Expectations;
+pub use informer::{Change, Informer};
+pub use queue::WorkQueue;
 
 /// Makes clients under one identity or another. In-process it needs no socket; over TLS it has one credential.
 #[derive(Clone)]
@@ -19,5 +31,57 @@ impl Clients {
     /// A client that acts as `user`.
     pub fn of(&self, user: &User) -> kube::Client {
         (self.make)(user)
+    }
+}
+
+/// Why a reconcile failed: the server said no, or the object makes no sense. Both are tried again with a back-off.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{0}")]
+    Kube(#[from] kube::Error),
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl Error {
+    pub fn status(&self) -> Option<&kube::core::Status> {
+        match self {
+            Self::Kube(kube::Error::Api(status)) => Some(status),
+            _ => None,
+        }
+    }
+
+    /// The text that upstream's controllers put into events and conditions: the server's message alone.
+    pub fn message(&self) -> String {
+        self.status().map_or_else(|| self.to_string(), |status| status.message.clone())
+    }
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// `namespace/name`, with an empty namespace for what is cluster-scoped.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl ObjectKey {
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+
+    pub fn of<K: kube::Resource>(object: &K) -> Self {
+        let meta = object.meta();
+        Self::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.namespace.is_empty() {
+            write!(f, "{}/", self.namespace)?;
+        }
+        f.write_str(&self.name)
     }
 }

@@ -1,0 +1,137 @@
+//! One of several processes leads: whoever renews the Lease. Follows client-go `tools/leaderelection`.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::coordination::v1::{Lease, LeaseSpec},
+    apimachinery::pkg::apis::meta::v1::MicroTime,
+};
+use kube::{Api, api::ObjectMeta};
+
+use super::{Result, writes};
+use crate::base::clock;
+
+/// kube-controller-manager's defaults.
+const LEASE: Duration = Duration::from_secs(15);
+const RENEW_DEADLINE: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_secs(2);
+
+/// A candidate for the Lease `namespace/name`.
+pub struct LeaderElector {
+    leases: Api<Lease>,
+    name: String,
+    identity: String,
+    /// The record last seen and when it was first seen so: a holder is judged by our clock, not by the times it writes.
+    observed: Option<(LeaseSpec, Instant)>,
+}
+
+/// What a candidate does about a Lease.
+#[derive(Debug, PartialEq)]
+enum Step {
+    /// Another one holds it.
+    Wait,
+    Write(LeaseSpec),
+}
+
+impl LeaderElector {
+    pub fn new(client: kube::Client, namespace: &str, name: &str, identity: &str) -> Self {
+        Self { leases: Api::namespaced(client, namespace), name: name.to_owned(), identity: identity.to_owned(), observed: None }
+    }
+
+    /// Completes when this candidate leads.
+    pub async fn acquire(&mut self) {
+        while !self.try_lead().await {
+            tokio::time::sleep(RETRY).await;
+        }
+        tracing::info!(lease = self.name, identity = self.identity, "leading");
+    }
+
+    /// Completes when leadership is lost: renewing has failed for the renew deadline.
+    pub async fn keep(&mut self) {
+        let mut renewed = Instant::now();
+        while renewed.elapsed() < RENEW_DEADLINE {
+            tokio::time::sleep(RETRY).await;
+            if self.try_lead().await {
+                renewed = Instant::now();
+            }
+        }
+        tracing::error!(lease = self.name, identity = self.identity, "leader election lost");
+    }
+
+    async fn try_lead(&mut self) -> bool {
+        self.try_write().await.unwrap_or_else(|error| {
+            tracing::debug!(lease = self.name, %error, "leader election");
+            false
+        })
+    }
+
+    async fn try_write(&mut self) -> Result<bool> {
+        let Some(mut lease) = self.leases.get_opt(&self.name).await? else {
+            let spec = first_record(&self.identity, clock::now());
+            let lease = Lease { metadata: ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() }, spec: Some(spec) };
+            self.leases.create(&writes::posting(writes::CONTROLLER_MANAGER), &lease).await?;
+            return Ok(true);
+        };
+        let spec = lease.spec.take().unwrap_or_default();
+        if self.observed.as_ref().is_none_or(|(seen, _)| *seen != spec) {
+            self.observed = Some((spec.clone(), Instant::now()));
+        }
+        let age = self.observed.as_ref().map_or(Duration::ZERO, |(_, since)| since.elapsed());
+        let Step::Write(next) = step(&spec, age, &self.identity, clock::now()) else {
+            return Ok(false);
+        };
+        lease.spec = Some(next);
+        self.leases.replace(&self.name, &writes::posting(writes::CONTROLLER_MANAGER), &lease).await?;
+        Ok(true)
+    }
+}
+
+fn first_record(identity: &str, now: Timestamp) -> LeaseSpec {
+    LeaseSpec {
+        holder_identity: Some(identity.to_owned()),
+        lease_duration_seconds: Some(LEASE.as_secs() as i32),
+        acquire_time: Some(MicroTime(now)),
+        renew_time: Some(MicroTime(now)),
+        lease_transitions: Some(0),
+        ..LeaseSpec::default()
+    }
+}
+
+/// Renews an own lease, takes a free or lapsed one (`age` is how long it has looked the same), leaves another's alone.
+fn step(spec: &LeaseSpec, age: Duration, identity: &str, now: Timestamp) -> Step {
+    let holder = spec.holder_identity.as_deref().unwrap_or_default();
+    if holder == identity {
+        return Step::Write(LeaseSpec {
+            acquire_time: spec.acquire_time.clone(),
+            lease_transitions: spec.lease_transitions,
+            ..first_record(identity, now)
+        });
+    }
+    let duration = Duration::from_secs(spec.lease_duration_seconds.unwrap_or(0).max(0) as u64);
+    if !holder.is_empty() && age < duration {
+        return Step::Wait;
+    }
+    let transitions = spec.lease_transitions.unwrap_or(0) + 1;
+    Step::Write(LeaseSpec { lease_transitions: Some(transitions), ..first_record(identity, now) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_free_own_or_lapsed_lease_is_written() {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let held = |by: &str| LeaseSpec { holder_identity: Some(by.into()), lease_transitions: Some(3), ..first_record(by, now) };
+        let cases = [(held("a"), 0, Some(3)), (held("b"), 14, None), (held("b"), 15, Some(4)), (held(""), 0, Some(4))];
+        for (spec, age, transitions) in cases {
+            match step(&spec, Duration::from_secs(age), "a", now) {
+                Step::Wait => assert_eq!(transitions, None),
+                Step::Write(next) => {
+                    assert_eq!((next.holder_identity.as_deref(), next.lease_transitions), (Some("a"), transitions), "{spec:?}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,420 @@
+//! EndpointSlices: who stands behind a Service, in slices of at most a hundred. Follows staging endpointslice and pkg/controller/endpointslice.
+
+pub mod endpoint;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use k8s_openapi::api::{
+    core::v1::{Node, Pod, Service},
+    discovery::v1::{Endpoint, EndpointPort, EndpointSlice},
+};
+use kube::{Api, ResourceExt, api::ObjectMeta};
+
+use self::endpoint::{HEADLESS, Source};
+use super::{BY_SERVICE, Context, Controller, Informers, claims::controller_ref, pods};
+use crate::{
+    base::Tasks,
+    client::{
+        Change, Error, EventRecorder, EventType, Expectations, ObjectKey, Result, WorkQueue,
+        informer::BY_NAMESPACE,
+        writes::{self, CONTROLLER_MANAGER},
+    },
+};
+
+/// `defaultMaxEndpointsPerSlice`.
+const ENDPOINTS_MOST: usize = 100;
+const WORKERS: usize = 5;
+/// Changes of pods within so short a time become one update.
+const COALESCE: Duration = Duration::from_millis(20);
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+const MANAGER: &str = "endpointslice-controller.k8s.io";
+const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+
+pub struct EndpointSliceController;
+
+impl Controller for EndpointSliceController {
+    fn name(&self) -> &'static str {
+        "endpointslice-controller"
+    }
+
+    fn start(&self, context: &Context) {
+        let shell = Arc::new(Shell {
+            client: context.client(self.name()),
+            events: context.recorder(self.name()),
+            informers: context.informers.clone(),
+            tasks: context.tasks.clone(),
+            expectations: Expectations::default(),
+            queue: WorkQueue::new(),
+        });
+        context.spawn_synced(self.name(), move || shell.run());
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    Create(EndpointSlice),
+    Update(EndpointSlice),
+    Delete(Arc<EndpointSlice>),
+}
+
+/// What makes `slices` (this controller's, of this service) show `pods`.
+pub fn plan(service: &Service, pods: &[Arc<Pod>], slices: &[Arc<EndpointSlice>], zone: impl Fn(&str) -> Option<String>) -> Vec<Action> {
+    let families = endpoint::address_types(service);
+    let strays = slices.iter().filter(|it| !families.contains(&it.address_type.as_str()));
+    let mut actions: Vec<Action> = strays.map(|it| Action::Delete(it.clone())).collect();
+    for family in families {
+        let of_family: Vec<_> = slices.iter().filter(|it| it.address_type == family).cloned().collect();
+        actions.extend(plan_family(service, pods, &of_family, family, &zone));
+    }
+    actions
+}
+
+fn plan_family(
+    service: &Service,
+    pods: &[Arc<Pod>],
+    slices: &[Arc<EndpointSlice>],
+    family: &str,
+    zone: &impl Fn(&str) -> Option<String>,
+) -> Vec<Action> {
+    let mut groups: BTreeMap<String, (Vec<EndpointPort>, BTreeMap<String, Endpoint>)> = BTreeMap::new();
+    for pod in pods {
+        let source = Source { service, pod };
+        if let Some(endpoint) = source.endpoint(family, zone) {
+            let ports = source.ports();
+            let key = serde_json::to_string(&ports).unwrap_or_default();
+            groups.entry(key).or_insert_with(|| (ports, BTreeMap::new())).1.insert(pod.uid().unwrap_or_default(), endpoint);
+        }
+    }
+    if groups.is_empty() {
+        groups.insert("[]".to_owned(), (Vec::new(), BTreeMap::new()));
+    }
+    let mut actions = Vec::new();
+    let key_of = |it: &EndpointSlice| serde_json::to_string(&it.ports.clone().unwrap_or_default()).unwrap_or_default();
+    actions.extend(slices.iter().filter(|it| !groups.contains_key(&key_of(it))).map(|it| Action::Delete(it.clone())));
+    for (key, (ports, wanted)) in groups {
+        let present: Vec<_> = slices.iter().filter(|it| key_of(it) == key).cloned().collect();
+        actions.extend(fill(service, family, &ports, wanted, present));
+    }
+    actions
+}
+
+/// Keeps endpoints in the slices where they are, fills free places with new ones, and makes and drops slices as needed.
+fn fill(
+    service: &Service,
+    family: &str,
+    ports: &[EndpointPort],
+    mut wanted: BTreeMap<String, Endpoint>,
+    present: Vec<Arc<EndpointSlice>>,
+) -> Vec<Action> {
+    let is_empty = wanted.is_empty();
+    let mut next: Vec<EndpointSlice> = present.iter().map(|it| kept(it, service, &mut wanted)).collect();
+    let mut new: Vec<Endpoint> = wanted.into_values().collect();
+    for endpoints in next.iter_mut().filter_map(|it| it.endpoints.as_mut()).filter(|it| !it.is_empty()) {
+        let room = ENDPOINTS_MOST.saturating_sub(endpoints.len()).min(new.len());
+        endpoints.extend(new.drain(..room));
+    }
+    let mut actions = Vec::new();
+    let mut keeps_one = false;
+    for (old, slice) in present.into_iter().zip(next) {
+        let is_placeholder = is_empty && !keeps_one;
+        if size(&slice) == 0 && !is_placeholder {
+            actions.push(Action::Delete(old));
+            continue;
+        }
+        keeps_one = true;
+        if slice != *old && (size(&slice) > 0 || size(&old) > 0 || slice.metadata != old.metadata) {
+            actions.push(Action::Update(slice));
+        }
+    }
+    if is_empty && !keeps_one {
+        actions.push(Action::Create(new_slice(service, family, ports, Vec::new())));
+    }
+    actions.extend(new.chunks(ENDPOINTS_MOST).map(|it| Action::Create(new_slice(service, family, ports, it.to_vec()))));
+    actions
+}
+
+fn size(slice: &EndpointSlice) -> usize {
+    slice.endpoints.as_ref().map_or(0, Vec::len)
+}
+
+/// The slice with those of its endpoints that are still wanted, as they are now.
+fn kept(slice: &EndpointSlice, service: &Service, wanted: &mut BTreeMap<String, Endpoint>) -> EndpointSlice {
+    let mut next = slice.clone();
+    let uid = |it: &Endpoint| it.target_ref.as_ref().and_then(|it| it.uid.clone()).unwrap_or_default();
+    next.endpoints = Some(slice.endpoints.iter().flatten().filter_map(|it| wanted.remove(&uid(it))).collect());
+    next.metadata.labels = Some(labels(service));
+    next
+}
+
+fn new_slice(service: &Service, family: &str, ports: &[EndpointPort], endpoints: Vec<Endpoint>) -> EndpointSlice {
+    let metadata = ObjectMeta {
+        generate_name: Some(format!("{}-", service.name_any())),
+        namespace: service.namespace(),
+        labels: Some(labels(service)),
+        owner_references: Some(vec![controller_ref(service)]),
+        ..ObjectMeta::default()
+    };
+    EndpointSlice { metadata, address_type: family.to_owned(), endpoints: Some(endpoints), ports: Some(ports.to_vec()) }
+}
+
+/// The service's own labels, and those by which a slice is found.
+fn labels(service: &Service) -> BTreeMap<String, String> {
+    let mut labels = service.labels().clone();
+    labels.remove(HEADLESS);
+    if endpoint::is_headless(service) {
+        labels.insert(HEADLESS.to_owned(), String::new());
+    }
+    labels.insert(SERVICE_NAME.to_owned(), service.name_any());
+    labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
+    labels
+}
+
+struct Shell {
+    client: kube::Client,
+    events: EventRecorder,
+    informers: Informers,
+    tasks: Tasks,
+    expectations: Expectations,
+    queue: WorkQueue<ObjectKey>,
+}
+
+impl Shell {
+    fn run(self: Arc<Self>) {
+        let queue = self.queue.clone();
+        self.informers.services.subscribe(move |change| queue.add(ObjectKey::of(change.object().as_ref())));
+        let shell = self.clone();
+        self.informers
+            .pods
+            .subscribe(move |change| services_of(change, &shell.informers).into_iter().for_each(|it| shell.queue.add_after(it, COALESCE)));
+        let shell = self.clone();
+        self.informers.endpoint_slices.subscribe(move |change| shell.slice_changed(change));
+        let shell = self.clone();
+        self.informers.nodes.subscribe(move |change| shell.node_changed(change));
+        let shell = self.clone();
+        self.queue.clone().run(&self.tasks, "endpointslice-controller", WORKERS, move |key| {
+            let shell = shell.clone();
+            async move { shell.reconcile(&key).await }
+        });
+    }
+
+    fn slice_changed(&self, change: &Change<EndpointSlice>) {
+        let slice = change.object();
+        let Some(service) = slice.labels().get(SERVICE_NAME).filter(|_| is_ours(slice)) else { return };
+        let key = ObjectKey::new(slice.namespace().unwrap_or_default(), service);
+        if matches!(change, Change::Added(_)) {
+            self.expectations.creation_observed(&key);
+        }
+        self.queue.add_after(key, COALESCE);
+    }
+
+    /// A node that moved to another zone takes its pods' endpoints with it.
+    fn node_changed(&self, change: &Change<Node>) {
+        let zone = |it: &Node| it.labels().get(endpoint::ZONE).cloned();
+        let is_moved = change.old().is_some_and(|old| zone(old) != zone(change.object()));
+        if is_moved || (matches!(change, Change::Added(_)) && zone(change.object()).is_some()) {
+            self.informers.services.list().iter().for_each(|it| self.queue.add_after(ObjectKey::of(it.as_ref()), COALESCE));
+        }
+    }
+
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>> {
+        let Some(service) = self.informers.services.get(key) else {
+            self.expectations.forget(key);
+            return Ok(None);
+        };
+        if service.metadata.deletion_timestamp.is_some() || !endpoint::has_selector(&service) || !self.expectations.are_satisfied(key) {
+            return Ok(None);
+        }
+        let pods = selected(&service, &self.informers);
+        let mut slices = self.informers.endpoint_slices.by(BY_SERVICE, &key.to_string());
+        slices.retain(|it| is_ours(it) && it.metadata.deletion_timestamp.is_none());
+        let zone = |node: &str| self.informers.nodes.get(&ObjectKey::new("", node)).and_then(|it| it.labels().get(endpoint::ZONE).cloned());
+        let actions = plan(&service, &pods, &slices, zone);
+        self.perform(key, &service, stamped(actions, endpoint::trigger_time(&service, &pods))).await.map(|()| None)
+    }
+
+    async fn perform(&self, key: &ObjectKey, service: &Service, actions: Vec<Action>) -> Result<()> {
+        let creations = actions.iter().filter(|it| matches!(it, Action::Create(_))).count();
+        if creations > 0 {
+            self.expectations.expect_creations(key, creations);
+        }
+        let mut failure = None;
+        for action in actions {
+            let is_creation = matches!(action, Action::Create(_));
+            if let Err(error) = self.write(&key.namespace, action).await {
+                if is_creation {
+                    self.expectations.creation_observed(key);
+                }
+                failure = failure.or(Some(error).filter(|it| !it.is_namespace_terminating()));
+            }
+        }
+        let Some(error) = failure else { return Ok(()) };
+        if !error.is_conflict() {
+            let message = format!("Error updating Endpoint Slices for Service {key}: {}", error.message());
+            self.events.event(service, EventType::Warning, "FailedToUpdateEndpointSlices", message);
+        }
+        Err(error)
+    }
+
+    async fn write(&self, namespace: &str, action: Action) -> Result<()> {
+        let slices: Api<EndpointSlice> = Api::namespaced(self.client.clone(), namespace);
+        let posting = writes::posting(CONTROLLER_MANAGER);
+        match action {
+            Action::Create(slice) => slices.create(&posting, &slice).await.map(|_| ()).map_err(Error::from),
+            Action::Update(slice) => slices.replace(&slice.name_any(), &posting, &slice).await.map(|_| ()).map_err(Error::from),
+            Action::Delete(slice) => {
+                let uid = slice.uid();
+                writes::unless_not_found(slices.delete(&slice.name_any(), &writes::deleting(uid.as_deref())).await).map(|_| ())
+            }
+        }
+    }
+}
+
+fn is_ours(slice: &EndpointSlice) -> bool {
+    slice.labels().get(MANAGED_BY).is_some_and(|it| it == MANAGER)
+}
+
+fn stamped(actions: Vec<Action>, at: Option<String>) -> Vec<Action> {
+    let stamp = |mut slice: EndpointSlice| {
+        if let Some(at) = &at {
+            slice.annotations_mut().insert(TRIGGER_TIME.to_owned(), at.clone());
+        }
+        slice
+    };
+    let stamp = |action| match action {
+        Action::Create(slice) => Action::Create(stamp(slice)),
+        Action::Update(slice) => Action::Update(stamp(slice)),
+        other => other,
+    };
+    actions.into_iter().map(stamp).collect()
+}
+
+/// The pods that a service selects.
+pub fn selected(service: &Service, informers: &Informers) -> Vec<Arc<Pod>> {
+    let mut pods = informers.pods.by(BY_NAMESPACE, &service.namespace().unwrap_or_default());
+    pods.retain(|it| endpoint::selects(service, it));
+    pods
+}
+
+/// The services whose endpoints a change of a pod concerns.
+pub fn services_of(change: &Change<Pod>, informers: &Informers) -> Vec<ObjectKey> {
+    let pod = change.object();
+    if change.old().is_some_and(|old| shown(old) == shown(pod)) {
+        return Vec::new();
+    }
+    let services = informers.services.by(BY_NAMESPACE, &pod.namespace().unwrap_or_default());
+    let concerns = |it: &&Arc<Service>| endpoint::selects(it, pod) || change.old().is_some_and(|old| endpoint::selects(it, old));
+    services.iter().filter(concerns).map(|it| ObjectKey::of(it.as_ref())).collect()
+}
+
+/// What of a pod shows in an endpoint.
+fn shown(pod: &Pod) -> impl PartialEq + '_ {
+    let status = pod.status.as_ref();
+    (
+        status.and_then(|it| it.pod_ips.as_ref()),
+        (pods::is_ready(pod), pods::is_terminal(pod), pod.metadata.deletion_timestamp.is_some()),
+        pod.metadata.labels.as_ref(),
+        pods::node_name(pod),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn service(extra: serde_json::Value) -> Service {
+        let mut value = json!({"metadata": {"name": "web", "namespace": "ns", "uid": "s", "labels": {"l": "v"}},
+            "spec": {"selector": {"app": "web"}, "clusterIP": "10.0.0.1", "ipFamilies": ["IPv4"], "ports": [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}]}});
+        json_patch::merge(&mut value, &extra);
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn pod(number: usize, ready: bool) -> Arc<Pod> {
+        let value = json!({"metadata": {"name": format!("p{number}"), "namespace": "ns", "uid": format!("u{number:04}"), "labels": {"app": "web"}},
+            "spec": {"nodeName": "n1", "containers": [{"name": "c", "ports": [{"name": "http", "containerPort": 8080}]}]},
+            "status": {"phase": "Running", "podIP": "10.1.0.1", "podIPs": [{"ip": format!("10.1.{}.{}", number / 200, number % 200)}],
+                "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}]}});
+        Arc::new(serde_json::from_value(value).unwrap())
+    }
+
+    fn made(actions: &[Action]) -> Vec<Arc<EndpointSlice>> {
+        let make = |(at, action): (usize, &Action)| match action {
+            Action::Create(slice) => {
+                Some(Arc::new(EndpointSlice { metadata: ObjectMeta { name: Some(format!("s{at}")), ..slice.metadata.clone() }, ..slice.clone() }))
+            }
+            _ => None,
+        };
+        actions.iter().enumerate().filter_map(make).collect()
+    }
+
+    fn told(actions: &[Action]) -> Vec<String> {
+        let tell = |action: &Action| match action {
+            Action::Create(slice) => format!("create {}", size(slice)),
+            Action::Update(slice) => format!("update {} {}", slice.name_any(), size(slice)),
+            Action::Delete(slice) => format!("delete {}", slice.name_any()),
+        };
+        actions.iter().map(tell).collect()
+    }
+
+    #[test]
+    fn slices_hold_a_hundred_and_change_as_little_as_possible() {
+        let (service, none) = (service(json!({})), |_: &str| None);
+        let pods: Vec<_> = (0..250).map(|it| pod(it, true)).collect();
+        let first = plan(&service, &pods, &[], none);
+        assert_eq!(told(&first), ["create 100", "create 100", "create 50"]);
+        let slices = made(&first);
+        assert_eq!(told(&plan(&service, &pods, &slices, none)), Vec::<String>::new());
+        assert_eq!(told(&plan(&service, &pods[1..], &slices, none)), ["update s0 99"]);
+        let mut other = pods[..249].to_vec();
+        other.push(pod(249, false));
+        assert_eq!(told(&plan(&service, &other, &slices, none)), ["update s2 50"]);
+        assert_eq!(told(&plan(&service, &pods[..200], &slices, none)), ["delete s2"]);
+        assert_eq!(told(&plan(&service, &[], &slices, none)), ["delete s0", "delete s1", "delete s2", "create 0"]);
+        let placeholder = made(&plan(&service, &[], &[], none));
+        assert_eq!(told(&plan(&service, &[], &placeholder, none)), Vec::<String>::new());
+        assert_eq!(told(&plan(&service, &pods[..1], &placeholder, none)), ["delete s0", "create 1"]);
+    }
+
+    #[test]
+    fn an_endpoint_says_what_its_pod_is() {
+        let zone = |_: &str| Some("z".to_owned());
+        let mut going = Pod::clone(&pod(1, true));
+        going.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(crate::base::clock::now()));
+        // (service, pod) -> (ready, serving, terminating)
+        let cases = [
+            (json!({}), pod(1, true), (true, true, false)),
+            (json!({}), pod(1, false), (false, false, false)),
+            (json!({"spec": {"publishNotReadyAddresses": true}}), pod(1, false), (true, false, false)),
+            (json!({}), Arc::new(going), (false, true, true)),
+        ];
+        for (extra, pod, expected) in cases {
+            let Action::Create(slice) = plan(&service(extra), &[pod], &[], zone).remove(0) else { panic!() };
+            let (it, port) = (&slice.endpoints.as_ref().unwrap()[0], &slice.ports.as_ref().unwrap()[0]);
+            let conditions = it.conditions.clone().unwrap();
+            assert_eq!((conditions.ready, conditions.serving, conditions.terminating), (Some(expected.0), Some(expected.1), Some(expected.2)));
+            assert_eq!(
+                (it.zone.as_deref(), it.node_name.as_deref(), port.port, port.name.as_deref()),
+                (Some("z"), Some("n1"), Some(8080), Some("http"))
+            );
+        }
+    }
+
+    #[test]
+    fn a_headless_service_is_marked_so() {
+        let headless = service(json!({"spec": {"clusterIP": "None"}}));
+        let Action::Create(slice) = plan(&headless, &[], &[], |_| None).remove(0) else { panic!() };
+        let labels = slice.labels();
+        assert_eq!((labels[HEADLESS].as_str(), labels[SERVICE_NAME].as_str(), labels["l"].as_str()), ("", "web", "v"));
+    }
+
+    #[test]
+    fn only_what_shows_wakes_a_service() {
+        let mut other = Pod::clone(&pod(1, true));
+        other.annotations_mut().insert("a".into(), "b".into());
+        let (ready, unready) = (pod(1, true), pod(1, false));
+        assert!(shown(&ready) == shown(&other));
+        assert!(shown(&ready) != shown(&unready));
+    }
+}

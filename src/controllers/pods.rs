@@ -1,0 +1,281 @@
+//! What controllers ask of pods (ready, available, active) and how they make and delete them.
+//! Follows pkg/controller/controller_utils.go and pkg/api/v1/pod/util.go.
+
+use std::{cmp::Ordering, future::Future, sync::Arc};
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodTemplateSpec};
+use kube::{Api, Resource, ResourceExt, api::ObjectMeta};
+
+use super::claims::controller_ref;
+use crate::{
+    base::Tasks,
+    client::{
+        Error, EventRecorder, EventType, Result,
+        informer::Cached,
+        writes::{self, CONTROLLER_MANAGER},
+    },
+};
+
+pub fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
+    pod.status.as_ref()?.conditions.iter().flatten().find(|it| it.type_ == kind)
+}
+
+pub fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|it| it.phase.as_deref()).unwrap_or_default()
+}
+
+pub fn node_name(pod: &Pod) -> &str {
+    pod.spec.as_ref().and_then(|it| it.node_name.as_deref()).unwrap_or_default()
+}
+
+pub fn is_ready(pod: &Pod) -> bool {
+    condition(pod, "Ready").is_some_and(|it| it.status == "True")
+}
+
+/// Ready for at least `min_ready_seconds`.
+pub fn is_available(pod: &Pod, min_ready_seconds: i32, now: Timestamp) -> bool {
+    is_ready(pod) && (min_ready_seconds == 0 || available_at(pod, min_ready_seconds).is_some_and(|at| at <= now))
+}
+
+/// When a ready pod becomes available.
+pub fn available_at(pod: &Pod, min_ready_seconds: i32) -> Option<Timestamp> {
+    let since = condition(pod, "Ready").filter(|it| it.status == "True")?.last_transition_time.as_ref()?.0;
+    since.checked_add(SignedDuration::from_secs(min_ready_seconds.into())).ok()
+}
+
+pub fn is_terminal(pod: &Pod) -> bool {
+    matches!(phase(pod), "Succeeded" | "Failed")
+}
+
+pub fn is_terminating(pod: &Pod) -> bool {
+    !is_terminal(pod) && pod.metadata.deletion_timestamp.is_some()
+}
+
+pub fn is_active(pod: &Pod) -> bool {
+    !is_terminal(pod) && pod.metadata.deletion_timestamp.is_none()
+}
+
+/// A new pod of `owner` after `template`, its name to be completed by the server.
+pub fn pod_of<O: Cached>(template: &PodTemplateSpec, owner: &O) -> Pod {
+    let meta = template.metadata.clone().unwrap_or_default();
+    let metadata = ObjectMeta {
+        generate_name: Some(format!("{}-", owner.name_any())),
+        namespace: owner.namespace(),
+        labels: meta.labels,
+        annotations: meta.annotations,
+        finalizers: meta.finalizers,
+        owner_references: Some(vec![controller_ref(owner)]),
+        ..ObjectMeta::default()
+    };
+    Pod { metadata, spec: template.spec.clone(), status: None }
+}
+
+/// Makes and deletes pods on behalf of an owner and tells it in events.
+#[derive(Clone)]
+pub struct PodControl {
+    pub client: kube::Client,
+    pub events: EventRecorder,
+}
+
+impl PodControl {
+    pub async fn create<O: Cached>(&self, pod: &Pod, owner: &O) -> Result<Pod> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &owner.namespace().unwrap_or_default());
+        let created = pods.create(&writes::posting(CONTROLLER_MANAGER), pod).await.map_err(Error::from);
+        match &created {
+            Ok(pod) => self.events.event(owner, EventType::Normal, "SuccessfulCreate", format!("Created pod: {}", pod.name_any())),
+            Err(error) if error.is_namespace_terminating() => (),
+            Err(error) => self.events.event(owner, EventType::Warning, "FailedCreate", format!("Error creating: {}", error.message())),
+        }
+        created
+    }
+
+    /// A pod already gone is an error too (`NotFound`), for the caller expected to see it go.
+    pub async fn delete<O: Resource<DynamicType = ()>>(&self, pod: &Pod, owner: &O) -> Result<()> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
+        let name = pod.name_any();
+        let deleted = pods.delete(&name, &writes::deleting(None)).await.map(|_| ()).map_err(Error::from);
+        match &deleted {
+            Ok(()) => self.events.event(owner, EventType::Normal, "SuccessfulDelete", format!("Deleted pod: {name}")),
+            Err(error) if error.is_not_found() => (),
+            Err(error) => self.events.event(owner, EventType::Warning, "FailedDelete", format!("Error deleting: {}", error.message())),
+        }
+        deleted
+    }
+}
+
+/// Runs every one of `works` as a task of its own and returns their results in order; one that was stopped yields nothing.
+pub async fn concurrently<T, W>(tasks: &Tasks, name: &'static str, works: impl IntoIterator<Item = W>) -> Vec<T>
+where
+    T: Send + 'static,
+    W: Future<Output = T> + Send + 'static,
+{
+    let start = |work: W| {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        tasks.spawn(name, async move {
+            let _ = sender.send(work.await);
+        });
+        receiver
+    };
+    let receivers: Vec<_> = works.into_iter().map(start).collect();
+    futures::future::join_all(receivers).await.into_iter().flatten().collect()
+}
+
+/// `SlowStartInitialBatchSize`: so many tries at first, twice as many after each batch without a failure.
+const FIRST_BATCH: usize = 1;
+
+/// Does `count` works in growing concurrent batches. Returns how many succeeded and the first failure, which ended it.
+pub async fn in_slow_start_batches<W, F>(tasks: &Tasks, name: &'static str, count: usize, mut work: F) -> (usize, Option<Error>)
+where
+    F: FnMut(usize) -> W,
+    W: Future<Output = Result<()>> + Send + 'static,
+{
+    let (mut done, mut succeeded, mut batch) = (0, 0, FIRST_BATCH.min(count));
+    while batch > 0 {
+        let results = concurrently(tasks, name, (done..done + batch).map(&mut work)).await;
+        succeeded += results.iter().filter(|it| it.is_ok()).count();
+        if let Some(Err(error)) = results.into_iter().find(Result::is_err) {
+            return (succeeded, Some(error));
+        }
+        done += batch;
+        batch = (2 * batch).min(count - done);
+    }
+    (succeeded, None)
+}
+
+/// Which of two pods of a ReplicaSet or Job to delete first (`ActivePodsWithRanks`): the lesser. A rank is the number of related pods on the pod's node.
+pub fn deletion_order(a: (&Pod, usize), b: (&Pod, usize), now: Timestamp) -> Ordering {
+    let (left, right) = (a.0, b.0);
+    let phase_rank = |pod: &Pod| ["Pending", "Unknown", "Running"].iter().position(|it| *it == phase(pod)).unwrap_or(0);
+    (!node_name(left).is_empty())
+        .cmp(&!node_name(right).is_empty())
+        .then_with(|| phase_rank(left).cmp(&phase_rank(right)))
+        .then_with(|| is_ready(left).cmp(&is_ready(right)))
+        .then_with(|| deletion_cost(left).cmp(&deletion_cost(right)))
+        .then_with(|| b.1.cmp(&a.1))
+        .then_with(|| if is_ready(left) && is_ready(right) { younger_first(ready_since(left), ready_since(right), now) } else { Ordering::Equal })
+        .then_with(|| most_restarts(right).cmp(&most_restarts(left)))
+        .then_with(|| younger_first(created_at(left), created_at(right), now))
+        .then_with(|| left.metadata.uid.cmp(&right.metadata.uid))
+}
+
+fn deletion_cost(pod: &Pod) -> i32 {
+    pod.annotations().get("controller.kubernetes.io/pod-deletion-cost").and_then(|it| it.parse().ok()).unwrap_or(0)
+}
+
+fn ready_since(pod: &Pod) -> Option<Timestamp> {
+    Some(condition(pod, "Ready")?.last_transition_time.as_ref()?.0)
+}
+
+fn created_at(pod: &Pod) -> Option<Timestamp> {
+    Some(pod.metadata.creation_timestamp.as_ref()?.0)
+}
+
+fn most_restarts(pod: &Pod) -> i32 {
+    let statuses = pod.status.iter().flat_map(|it| it.container_statuses.iter().flatten());
+    statuses.map(|it| it.restart_count).max().unwrap_or(0)
+}
+
+/// Ages compare by powers of two (LogarithmicScaleDown): alike ages fall to the uid, so that not always the youngest goes.
+fn younger_first(left: Option<Timestamp>, right: Option<Timestamp>, now: Timestamp) -> Ordering {
+    let age_rank = |at: Timestamp| now.duration_since(at).as_nanos().max(1).ilog2();
+    match (left, right) {
+        (Some(left), Some(right)) => age_rank(left).cmp(&age_rank(right)),
+        _ => left.is_some().cmp(&right.is_some()),
+    }
+}
+
+/// Drops of a cached pod what no controller reads. A pod is never written back whole, only patched.
+pub fn trim(pod: &mut Pod) {
+    let Some(spec) = &mut pod.spec else { return };
+    spec.volumes = None;
+    let containers = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
+    for container in containers {
+        container.env = None;
+        container.env_from = None;
+        container.volume_mounts = None;
+        container.command = None;
+        container.args = None;
+        container.liveness_probe = None;
+        container.readiness_probe = None;
+        container.startup_probe = None;
+        container.lifecycle = None;
+        container.security_context = None;
+    }
+}
+
+/// The pods and their ranks, sorted by [`deletion_order`]; ranks count the active pods of `related` by node.
+pub fn to_delete(pods: &[Arc<Pod>], related: &[Arc<Pod>], count: usize, now: Timestamp) -> Vec<Arc<Pod>> {
+    let mut on_node = std::collections::HashMap::<&str, usize>::new();
+    for pod in related.iter().filter(|it| is_active(it)) {
+        *on_node.entry(node_name(pod)).or_default() += 1;
+    }
+    let rank = |pod: &Pod| on_node.get(node_name(pod)).copied().unwrap_or(0);
+    let mut sorted: Vec<(Arc<Pod>, usize)> = pods.iter().map(|it| (it.clone(), rank(it))).collect();
+    if count < sorted.len() {
+        sorted.sort_by(|a, b| deletion_order((&a.0, a.1), (&b.0, b.1), now));
+    }
+    sorted.into_iter().take(count).map(|it| it.0).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn batches_grow_and_stop_at_a_failure() {
+        let tasks = Tasks::new();
+        // (count, the index that fails) -> (tried, succeeded)
+        for (count, failing, tried, succeeded) in [(10, None, 10, 10), (10, Some(0), 1, 0), (10, Some(4), 7, 6), (0, None, 0, 0)] {
+            let tries = Arc::new(AtomicUsize::new(0));
+            let counter = tries.clone();
+            let work = move |index| {
+                counter.fetch_add(1, Relaxed);
+                async move { if Some(index) == failing { Err(Error::Invalid("no".into())) } else { Ok(()) } }
+            };
+            let (done, error) = in_slow_start_batches(&tasks, "test", count, work).await;
+            assert_eq!((tries.load(Relaxed), done, error.is_some()), (tried, succeeded, failing.is_some()), "{count} {failing:?}");
+        }
+    }
+
+    #[test]
+    fn the_least_useful_pod_goes_first() {
+        let now: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
+        let pod = |name: &str, node: &str, phase: &str, ready: Option<&str>, extra: serde_json::Value| -> Arc<Pod> {
+            let conditions: Vec<_> = ready.iter().map(|it| json!({"type": "Ready", "status": "True", "lastTransitionTime": it})).collect();
+            let mut value = json!({
+                "metadata": {"name": name, "uid": name, "creationTimestamp": "2026-01-01T00:00:00Z"},
+                "spec": {"nodeName": node, "containers": []},
+                "status": {"phase": phase, "conditions": conditions},
+            });
+            json_patch::merge(&mut value, &extra);
+            Arc::new(serde_json::from_value(value).unwrap())
+        };
+        let old = Some("2026-01-01T00:00:00Z");
+        let pods = [
+            pod("h-oldest-ready", "n3", "Running", old, json!({})),
+            pod("g-younger-ready", "n4", "Running", Some("2026-01-01T23:59:00Z"), json!({})),
+            pod("f-doubled", "n2", "Running", old, json!({})),
+            pod("e-cheap", "n3", "Running", old, json!({"metadata": {"annotations": {"controller.kubernetes.io/pod-deletion-cost": "-5"}}})),
+            pod(
+                "d-unready-restarting",
+                "n3",
+                "Running",
+                None,
+                json!({"status": {"containerStatuses": [
+                {"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 3}]}}),
+            ),
+            pod("c-pending", "n3", "Pending", None, json!({})),
+            pod("b-unknown", "n3", "Unknown", None, json!({})),
+            pod("a-unassigned", "", "Pending", None, json!({})),
+        ];
+        let related = [pods[2].clone(), pod("other", "n2", "Running", old, json!({}))];
+        let names: Vec<String> = to_delete(&pods, &related, 7, now).iter().map(|it| it.name_any()).collect();
+        let expected = ["a-unassigned", "c-pending", "b-unknown", "d-unready-restarting", "e-cheap", "f-doubled", "g-younger-ready"];
+        assert_eq!(names, expected);
+    }
+}

@@ -1,0 +1,375 @@
+//! ReplicaSets: as many pods as asked for. Follows pkg/controller/replicaset.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::{
+        apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus},
+        core::v1::Pod,
+    },
+    apimachinery::pkg::apis::meta::v1::Time,
+};
+use kube::{Api, ResourceExt};
+
+use super::{
+    Context, Controller, Informers,
+    claims::{self, controller_of},
+    pods::{self, PodControl},
+};
+use crate::{
+    base::{Tasks, clock},
+    client::{
+        Change, Error, Expectations, ObjectKey, Result, WorkQueue,
+        informer::{BY_NAMESPACE, BY_OWNER, orphan_of},
+        writes::{self, CONTROLLER_MANAGER},
+    },
+    meta::LabelSelector,
+};
+
+/// `BurstReplicas`: at most so many pods are made or deleted in one go.
+const BURST: usize = 500;
+/// `ConcurrentRSSyncs`.
+const WORKERS: usize = 5;
+/// Changes of pods within so short a time become one update of the status.
+const COALESCE: Duration = Duration::from_millis(20);
+
+pub struct ReplicaSetController;
+
+impl Controller for ReplicaSetController {
+    fn name(&self) -> &'static str {
+        "replicaset-controller"
+    }
+
+    fn start(&self, context: &Context) {
+        let shell = Arc::new(Shell {
+            client: context.client(self.name()),
+            control: PodControl { client: context.client(self.name()), events: context.recorder(self.name()) },
+            informers: context.informers.clone(),
+            tasks: context.tasks.clone(),
+            expectations: Expectations::default(),
+            queue: WorkQueue::new(),
+        });
+        context.spawn_synced(self.name(), move || shell.run());
+    }
+}
+
+/// What the number of pods asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Plan {
+    Nothing,
+    Create(usize),
+    Delete(Vec<Arc<Pod>>),
+}
+
+/// `manageReplicas`. `related` are the pods of all ReplicaSets of the same Deployment.
+pub fn plan(set: &ReplicaSet, active: &[Arc<Pod>], related: impl FnOnce() -> Vec<Arc<Pod>>, now: Timestamp) -> Plan {
+    let wanted = replicas(set);
+    if active.len() < wanted {
+        return Plan::Create((wanted - active.len()).min(BURST));
+    }
+    match (active.len() - wanted).min(BURST) {
+        0 => Plan::Nothing,
+        surplus => Plan::Delete(pods::to_delete(active, &related(), surplus, now)),
+    }
+}
+
+/// `calculateStatus`: what the pods and the outcome of the plan make of the status.
+pub fn status(set: &ReplicaSet, active: &[Arc<Pod>], terminating: usize, failure: Option<&str>, now: Timestamp) -> ReplicaSetStatus {
+    let old = set.status.clone().unwrap_or_default();
+    let min_ready = set.spec.as_ref().and_then(|it| it.min_ready_seconds).unwrap_or(0);
+    let labels = template_selector(set);
+    let count = |is: &dyn Fn(&Pod) -> bool| active.iter().filter(|it| is(it)).count() as i32;
+    ReplicaSetStatus {
+        replicas: active.len() as i32,
+        fully_labeled_replicas: some(count(&|pod| labels.matches(pod.labels()))),
+        ready_replicas: some(count(&pods::is_ready)),
+        available_replicas: some(count(&|pod| pods::is_available(pod, min_ready, now))),
+        terminating_replicas: Some(terminating as i32),
+        observed_generation: set.metadata.generation,
+        conditions: conditions(set, old.conditions.unwrap_or_default(), active.len(), failure, now),
+    }
+}
+
+/// Numbers that the API omits when they are zero.
+fn some(count: i32) -> Option<i32> {
+    Some(count).filter(|it| *it != 0)
+}
+
+fn conditions(
+    set: &ReplicaSet,
+    mut old: Vec<ReplicaSetCondition>,
+    active: usize,
+    failure: Option<&str>,
+    now: Timestamp,
+) -> Option<Vec<ReplicaSetCondition>> {
+    let is_failing = old.iter().any(|it| it.type_ == "ReplicaFailure");
+    match failure {
+        Some(message) if !is_failing => {
+            let reason = if active < replicas(set) { "FailedCreate" } else { "FailedDelete" };
+            old.push(ReplicaSetCondition {
+                type_: "ReplicaFailure".to_owned(),
+                status: "True".to_owned(),
+                reason: Some(reason.to_owned()),
+                message: Some(message.to_owned()),
+                last_transition_time: Some(Time(now)),
+            });
+        }
+        None => old.retain(|it| it.type_ != "ReplicaFailure"),
+        Some(_) => (),
+    }
+    Some(old).filter(|it| !it.is_empty())
+}
+
+fn replicas(set: &ReplicaSet) -> usize {
+    set.spec.as_ref().and_then(|it| it.replicas).unwrap_or(1).max(0) as usize
+}
+
+fn template_selector(set: &ReplicaSet) -> LabelSelector {
+    let meta = set.spec.as_ref().and_then(|it| it.template.as_ref()).and_then(|it| it.metadata.as_ref());
+    LabelSelector::from_map(meta.iter().flat_map(|it| it.labels.iter().flatten()).map(|(key, value)| (key.as_str(), value.as_str())))
+}
+
+/// When the next ready pod becomes available.
+fn next_check(set: &ReplicaSet, active: &[Arc<Pod>], now: Timestamp) -> Option<Duration> {
+    let min_ready = set.spec.as_ref().and_then(|it| it.min_ready_seconds).filter(|it| *it > 0)?;
+    let due = active.iter().filter_map(|pod| pods::available_at(pod, min_ready)).filter(|at| *at > now).min()?;
+    Some(due.duration_since(now).unsigned_abs())
+}
+
+struct Shell {
+    client: kube::Client,
+    control: PodControl,
+    informers: Informers,
+    tasks: Tasks,
+    expectations: Expectations,
+    queue: WorkQueue<ObjectKey>,
+}
+
+impl Shell {
+    fn run(self: Arc<Self>) {
+        let shell = self.clone();
+        self.informers.replica_sets.subscribe(move |change| shell.set_changed(change));
+        let shell = self.clone();
+        self.informers.pods.subscribe(move |change| shell.pod_changed(change));
+        let shell = self.clone();
+        self.queue.clone().run(&self.tasks, "replicaset-controller", WORKERS, move |key| {
+            let shell = shell.clone();
+            async move { shell.reconcile(&key).await }
+        });
+    }
+
+    fn set_changed(&self, change: &Change<ReplicaSet>) {
+        let key = ObjectKey::of(change.object().as_ref());
+        if change.is_deleted() || change.old().is_some_and(|old| old.metadata.uid != change.object().metadata.uid) {
+            self.expectations.forget(&key);
+        }
+        self.queue.add(key);
+    }
+
+    fn pod_changed(&self, change: &Change<Pod>) {
+        let pod = change.object();
+        let owner = |pod: &Pod| self.owner_of(pod);
+        if let Some(old) = change.old()
+            && controller_of(&old.metadata) != controller_of(&pod.metadata)
+            && let Some(key) = owner(old)
+        {
+            self.queue.add(key);
+        }
+        let Some(key) = owner(pod) else {
+            return self.orphan_changed(change);
+        };
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        if change.is_deleted() || pod.metadata.deletion_timestamp.is_some() {
+            self.expectations.deletion_observed(&key, uid);
+            return self.queue.add(key);
+        }
+        if matches!(change, Change::Added(_)) {
+            self.expectations.creation_observed(&key);
+        }
+        self.queue.add_after(key, COALESCE);
+    }
+
+    /// Wakes the sets that may adopt a pod without a controller.
+    fn orphan_changed(&self, change: &Change<Pod>) {
+        let pod = change.object();
+        if change.is_deleted() || controller_of(&pod.metadata).is_some() || pod.labels().is_empty() {
+            return;
+        }
+        let sets = self.informers.replica_sets.by(BY_NAMESPACE, pod.metadata.namespace.as_deref().unwrap_or_default());
+        for set in sets {
+            if selector(&set).is_ok_and(|it| it.matches(pod.labels())) {
+                self.queue.add(ObjectKey::of(set.as_ref()));
+            }
+        }
+    }
+
+    fn owner_of(&self, pod: &Pod) -> Option<ObjectKey> {
+        let owner = controller_of(&pod.metadata).filter(|it| it.kind == "ReplicaSet" && it.api_version == "apps/v1")?;
+        Some(ObjectKey::new(pod.namespace().unwrap_or_default(), owner.name.clone()))
+    }
+
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>> {
+        let Some(set) = self.informers.replica_sets.get(key) else {
+            self.expectations.forget(key);
+            return Ok(None);
+        };
+        let is_current = self.expectations.are_satisfied(key);
+        let (active, terminating) = self.claim(&set).await?;
+        let now = clock::now();
+        let failure = match is_current && set.metadata.deletion_timestamp.is_none() {
+            true => self.act(key, &set, plan(&set, &active, || self.related(&set), now)).await,
+            false => None,
+        };
+        let status = status(&set, &active, terminating, failure.as_ref().map(Error::message).as_deref(), now);
+        self.write_status(&set, status).await?;
+        match failure {
+            Some(error) => Err(error),
+            None => Ok(next_check(&set, &active, now)),
+        }
+    }
+
+    /// The active pods of the set, after adoption and release, and the number of terminating ones.
+    async fn claim(&self, set: &ReplicaSet) -> Result<(Vec<Arc<Pod>>, usize)> {
+        let selector = selector(set)?;
+        let mut candidates = self.informers.pods.by(BY_OWNER, &set.uid().unwrap_or_default());
+        let terminating = candidates.iter().filter(|it| pods::is_terminating(it) && selector.matches(it.labels())).count();
+        candidates.extend(self.informers.pods.by(BY_OWNER, &orphan_of(&set.namespace().unwrap_or_default())));
+        candidates.retain(|it| pods::is_active(it));
+        let claims = claims::claims(&set.metadata, &selector, candidates);
+        Ok((claims::settle(&self.client, set, claims, &[]).await?, terminating))
+    }
+
+    fn related(&self, set: &ReplicaSet) -> Vec<Arc<Pod>> {
+        let Some(owner) = controller_of(&set.metadata) else {
+            return self.informers.pods.by(BY_OWNER, &set.uid().unwrap_or_default());
+        };
+        let sets = self.informers.replica_sets.by(BY_OWNER, &owner.uid);
+        sets.iter().flat_map(|it| self.informers.pods.by(BY_OWNER, &it.uid().unwrap_or_default())).collect()
+    }
+
+    async fn act(&self, key: &ObjectKey, set: &Arc<ReplicaSet>, plan: Plan) -> Option<Error> {
+        match plan {
+            Plan::Nothing => None,
+            Plan::Create(count) => self.create(key, set, count).await,
+            Plan::Delete(pods) => self.delete(key, set, pods).await,
+        }
+    }
+
+    async fn create(&self, key: &ObjectKey, set: &Arc<ReplicaSet>, count: usize) -> Option<Error> {
+        self.expectations.expect_creations(key, count);
+        let template = set.spec.as_ref().and_then(|it| it.template.clone()).unwrap_or_default();
+        let pod = Arc::new(pods::pod_of(&template, set.as_ref()));
+        let work = |_| {
+            let (control, pod, set) = (self.control.clone(), pod.clone(), set.clone());
+            async move { control.create(&pod, set.as_ref()).await.map(|_| ()) }
+        };
+        let (done, error) = pods::in_slow_start_batches(&self.tasks, "replicaset-create", count, work).await;
+        (done..count).for_each(|_| self.expectations.creation_observed(key));
+        error.filter(|it| !it.is_namespace_terminating())
+    }
+
+    async fn delete(&self, key: &ObjectKey, set: &Arc<ReplicaSet>, pods: Vec<Arc<Pod>>) -> Option<Error> {
+        self.expectations.expect_deletions(key, pods.iter().filter_map(|it| it.uid()));
+        let works = pods.into_iter().map(|pod| {
+            let (control, set) = (self.control.clone(), set.clone());
+            async move { (control.delete(&pod, set.as_ref()).await, pod.uid().unwrap_or_default()) }
+        });
+        let mut first = None;
+        for (result, uid) in pods::concurrently(&self.tasks, "replicaset-delete", works).await {
+            if let Err(error) = result {
+                self.expectations.deletion_observed(key, &uid);
+                first = first.or(Some(error).filter(|it| !it.is_not_found()));
+            }
+        }
+        first
+    }
+
+    async fn write_status(&self, set: &ReplicaSet, status: ReplicaSetStatus) -> Result<()> {
+        if set.status.as_ref().is_some_and(|old| is_same(old, &status)) {
+            return Ok(());
+        }
+        let sets: Api<ReplicaSet> = Api::namespaced(self.client.clone(), &set.namespace().unwrap_or_default());
+        let next = ReplicaSet { status: Some(status), ..set.clone() };
+        sets.replace_status(&set.name_any(), &writes::posting(CONTROLLER_MANAGER), &next).await?;
+        Ok(())
+    }
+}
+
+/// Whether two statuses say the same; an absent number is zero.
+fn is_same(a: &ReplicaSetStatus, b: &ReplicaSetStatus) -> bool {
+    let numbers = |it: &ReplicaSetStatus| [it.fully_labeled_replicas, it.ready_replicas, it.available_replicas].map(|it| it.unwrap_or(0));
+    a.replicas == b.replicas
+        && numbers(a) == numbers(b)
+        && a.terminating_replicas == b.terminating_replicas
+        && a.observed_generation == b.observed_generation
+        && a.conditions.as_deref().unwrap_or_default() == b.conditions.as_deref().unwrap_or_default()
+}
+
+fn selector(set: &ReplicaSet) -> Result<LabelSelector> {
+    claims::selector_of(&set.spec.as_ref().map(|it| it.selector.clone()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn now() -> Timestamp {
+        "2026-01-01T00:01:00Z".parse().unwrap()
+    }
+
+    fn set(replicas: i32, min_ready: i32) -> ReplicaSet {
+        let spec = json!({"replicas": replicas, "minReadySeconds": min_ready, "selector": {"matchLabels": {"app": "web"}},
+            "template": {"metadata": {"labels": {"app": "web", "tier": "1"}}}});
+        serde_json::from_value(json!({"metadata": {"name": "web", "uid": "u", "generation": 3}, "spec": spec})).unwrap()
+    }
+
+    fn pod(name: &str, labels: serde_json::Value, ready_since: Option<&str>) -> Arc<Pod> {
+        let conditions: Vec<_> = ready_since.iter().map(|it| json!({"type": "Ready", "status": "True", "lastTransitionTime": it})).collect();
+        let value = json!({"metadata": {"name": name, "uid": name, "labels": labels}, "status": {"phase": "Running", "conditions": conditions}});
+        Arc::new(serde_json::from_value(value).unwrap())
+    }
+
+    #[test]
+    fn pods_are_made_and_deleted_up_to_the_burst() {
+        let some = |count| -> Vec<_> { (0..count).map(|it| pod(&it.to_string(), json!({}), None)).collect() };
+        let cases = [(3, 3, "nothing"), (3, 1, "create 2"), (2000, 0, "create 500"), (1, 3, "delete 2"), (0, 700, "delete 500")];
+        for (wanted, present, expected) in cases {
+            let said = match plan(&set(wanted, 0), &some(present), Vec::new, now()) {
+                Plan::Nothing => "nothing".to_owned(),
+                Plan::Create(count) => format!("create {count}"),
+                Plan::Delete(pods) => format!("delete {}", pods.len()),
+            };
+            assert_eq!(said, expected);
+        }
+    }
+
+    #[test]
+    fn the_status_counts_pods_by_what_they_are() {
+        let (all, part) = (json!({"app": "web", "tier": "1"}), json!({"app": "web"}));
+        let early = Some("2026-01-01T00:00:00Z");
+        let late = Some("2026-01-01T00:00:55Z");
+        let active = [pod("a", all.clone(), early), pod("b", all, late), pod("c", part, None)];
+        let it = status(&set(3, 10), &active, 2, None, now());
+        let numbers =
+            (it.replicas, it.fully_labeled_replicas, it.ready_replicas, it.available_replicas, it.terminating_replicas, it.observed_generation);
+        assert_eq!(numbers, (3, Some(2), Some(2), Some(1), Some(2), Some(3)));
+        assert_eq!(next_check(&set(3, 10), &active, now()), Some(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn a_failure_is_a_condition_until_it_passes() {
+        let mut failing = set(3, 0);
+        let first = status(&failing, &[], 0, Some("quota"), now());
+        let condition = &first.conditions.as_ref().unwrap()[0];
+        assert_eq!(
+            (condition.type_.as_str(), condition.reason.as_deref(), condition.message.as_deref()),
+            ("ReplicaFailure", Some("FailedCreate"), Some("quota"))
+        );
+        failing.status = Some(first.clone());
+        assert!(is_same(&first, &status(&failing, &[], 0, Some("another text"), now())));
+        assert_eq!(status(&failing, &[], 0, None, now()).conditions, None);
+    }
+}

@@ -1,0 +1,33 @@
+//! A pod that names its node runs on no other.
+
+use crate::scheduler::{
+    cluster::{Cluster, NodeInfo, PodInfo},
+    framework::{ClusterEvent, Judge, Plugin, Rejection},
+};
+
+pub struct NodeName;
+
+impl Plugin for NodeName {
+    fn name(&self) -> &'static str {
+        "NodeName"
+    }
+
+    fn prepare<'a>(&'a self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
+        let name = pod.node_name();
+        (!name.is_empty()).then(|| Box::new(Named { name }) as Box<dyn Judge>)
+    }
+
+    fn is_helped_by(&self, event: ClusterEvent) -> bool {
+        event == ClusterEvent::NodeAdded
+    }
+}
+
+struct Named<'a> {
+    name: &'a str,
+}
+
+impl Judge for Named<'_> {
+    fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
+        if node.name == self.name { Ok(()) } else { Err(Rejection::unresolvable("node(s) didn't match the requested node name")) }
+    }
+}

@@ -1,0 +1,39 @@
+//! A host port serves one pod of a node.
+
+use crate::scheduler::{
+    cluster::{Cluster, HostPort, NodeInfo, PodInfo},
+    framework::{ClusterEvent, Judge, Plugin, Rejection},
+};
+
+pub struct NodePorts;
+
+impl Plugin for NodePorts {
+    fn name(&self) -> &'static str {
+        "NodePorts"
+    }
+
+    fn prepare<'a>(&'a self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
+        (!pod.ports.is_empty()).then(|| Box::new(Ports { wanted: &pod.ports }) as Box<dyn Judge>)
+    }
+
+    fn is_helped_by(&self, event: ClusterEvent) -> bool {
+        matches!(event, ClusterEvent::NodeAdded | ClusterEvent::PodGone)
+    }
+}
+
+struct Ports<'a> {
+    wanted: &'a [HostPort],
+}
+
+impl Judge for Ports<'_> {
+    fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
+        let mut used = node.pods.values().flat_map(|it| &it.ports);
+        let is_taken = used.any(|used| self.wanted.iter().any(|it| conflicts(it, used)));
+        if is_taken { Err(Rejection::resolvable("node(s) didn't have free ports for the requested pod ports")) } else { Ok(()) }
+    }
+}
+
+fn conflicts(a: &HostPort, b: &HostPort) -> bool {
+    let is_any = |it: &HostPort| it.ip == "0.0.0.0";
+    a.port == b.port && a.protocol == b.protocol && (a.ip == b.ip || is_any(a) || is_any(b))
+}

@@ -1,0 +1,67 @@
+//! Taints repel pods that do not tolerate them; those that merely prefer not to, by the score.
+
+use k8s_openapi::api::core::v1::{Taint, Toleration};
+
+use crate::scheduler::{
+    cluster::{Cluster, NodeInfo, PodInfo},
+    framework::{ClusterEvent, Judge, Plugin, Rejection, normalize},
+};
+
+pub struct TaintToleration;
+
+impl Plugin for TaintToleration {
+    fn name(&self) -> &'static str {
+        "TaintToleration"
+    }
+
+    fn weight(&self) -> i64 {
+        3
+    }
+
+    fn prepare<'a>(&'a self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
+        Some(Box::new(Taints { pod }))
+    }
+
+    fn is_helped_by(&self, event: ClusterEvent) -> bool {
+        matches!(event, ClusterEvent::NodeAdded | ClusterEvent::NodeChanged)
+    }
+}
+
+struct Taints<'a> {
+    pod: &'a PodInfo,
+}
+
+impl Judge for Taints<'_> {
+    fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
+        let repels = |it: &&Taint| matches!(it.effect.as_str(), "NoSchedule" | "NoExecute") && !is_tolerated(it, self.pod);
+        match node.taints().find(repels) {
+            None => Ok(()),
+            Some(_) => Err(Rejection::unresolvable("node(s) had untolerated taint(s)")),
+        }
+    }
+
+    fn scores(&self, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
+        let dislikes = |it: &&Taint| it.effect == "PreferNoSchedule" && !is_tolerated(it, self.pod);
+        let counts: Vec<i64> = nodes.iter().map(|node| node.taints().filter(dislikes).count() as i64).collect();
+        Some(normalize(counts, true))
+    }
+}
+
+pub fn is_tolerated(taint: &Taint, pod: &PodInfo) -> bool {
+    pod.pod.spec.iter().flat_map(|it| it.tolerations.iter().flatten()).any(|it| tolerates(it, taint))
+}
+
+/// `ToleratesTaint`.
+fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    let is_empty = |it: &Option<String>| it.as_deref().unwrap_or_default().is_empty();
+    let does_fit = |wanted: &Option<String>, present: &str| is_empty(wanted) || wanted.as_deref() == Some(present);
+    if !does_fit(&toleration.effect, &taint.effect) || !does_fit(&toleration.key, &taint.key) {
+        return false;
+    }
+    let (wanted, present) = (toleration.value.as_deref().unwrap_or_default(), taint.value.as_deref().unwrap_or_default());
+    match toleration.operator.as_deref().unwrap_or_default() {
+        "" | "Equal" => wanted == present && !is_empty(&toleration.key),
+        "Exists" => true,
+        _ => false,
+    }
+}
