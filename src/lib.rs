@@ -25,3 +25,4 @@ pub mod scheduler;
 pub mod node;
 
 pub mod process;
+pub mod cli;

@@ -1,3 +1,4 @@
 //! The node: what makes pods real on one machine.
 
 pub mod server;
+pub mod simulated;

@@ -2,3 +2,4 @@
 
 pub mod bootstrap;
 pub mod pki;
+pub mod up;

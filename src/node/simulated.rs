@@ -1,0 +1,161 @@
+//! Simulated nodes: they register, renew their leases, and say of every pod that is bound to them that it runs, without any
+//! container. For tests of the control plane and its scale, as kwok does.
+
+use std::{sync::Arc, time::Duration};
+
+use k8s_openapi::{
+    api::{
+        coordination::v1::Lease,
+        core::v1::{Node, Pod},
+    },
+    jiff::Timestamp,
+};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    api::identity::User,
+    base::{Tasks, clock},
+    client::{Clients, Informer, ObjectKey, WorkQueue, informer},
+};
+
+/// How often a node renews its lease (`nodeLeaseDurationSeconds` / 4).
+const RENEW_EVERY: Duration = Duration::from_secs(10);
+const LEASE_SECONDS: u32 = 40;
+/// Pods whose status is written at the same time.
+const WORKERS: usize = 32;
+const MANAGER: &str = "kubelet";
+const LEASES: &str = "kube-node-lease";
+
+/// Starts `count` nodes, named `sim-0` and so on.
+pub fn start(clients: &Clients, tasks: &Tasks, count: usize) {
+    let client = clients.of(&User::system("system:node:sim", &["system:nodes"]));
+    let group = tasks.clone();
+    tasks.spawn("simulated-nodes", async move {
+        let nodes: Api<Node> = Api::all(client.clone());
+        for at in 0..count {
+            register(&nodes, &name(at)).await;
+        }
+        run_pods(client.clone(), &group);
+        renew_leases(Api::namespaced(client, LEASES), count).await;
+    });
+}
+
+fn name(at: usize) -> String {
+    format!("sim-{at}")
+}
+
+async fn register(nodes: &Api<Node>, name: &str) {
+    let now = clock::now_rfc3339();
+    let condition = |kind: &str, status: &str, reason: &str, message: &str| {
+        json!({"type": kind, "status": status, "reason": reason, "message": message, "lastHeartbeatTime": now, "lastTransitionTime": now})
+    };
+    let resources = json!({"cpu": "32", "memory": "256Gi", "pods": "110", "ephemeral-storage": "1Ti"});
+    let status = json!({
+        "capacity": resources, "allocatable": resources,
+        "conditions": [
+            condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "the node is simulated"),
+            condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "the node is simulated"),
+            condition("PIDPressure", "False", "KubeletHasSufficientPID", "the node is simulated"),
+            condition("Ready", "True", "KubeletReady", "the node is simulated"),
+        ],
+        "addresses": [{"type": "Hostname", "address": name}],
+        "nodeInfo": {"machineID": "", "systemUUID": "", "bootID": "", "kernelVersion": "simulated", "osImage": "simulated", "operatingSystem": "linux",
+            "containerRuntimeVersion": "simulated://1", "kubeletVersion": crate::api::http::GIT_VERSION, "kubeProxyVersion": "", "architecture": crate::api::http::arch()},
+    });
+    let labels = json!({"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "kubernetes.io/arch": crate::api::http::arch(), "type": "simulated"});
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}, "status": status});
+    let Ok(node) = serde_json::from_value::<Node>(node) else { return };
+    match nodes.create(&PostParams::default(), &node).await {
+        Ok(_) => (),
+        Err(kube::Error::Api(error)) if error.reason == "AlreadyExists" => {
+            let patch = json!({"status": {"conditions": status["conditions"]}});
+            let _ = nodes.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)).await;
+        }
+        Err(error) => tracing::warn!(name, %error, "a simulated node could not register"),
+    }
+}
+
+async fn renew_leases(leases: Api<Lease>, count: usize) {
+    let mut ticks = tokio::time::interval(RENEW_EVERY);
+    loop {
+        ticks.tick().await;
+        for name in (0..count).map(name) {
+            let now = clock::rfc3339_micro(clock::now());
+            let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name, "namespace": LEASES},
+                "spec": {"holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now}});
+            let params = PatchParams::apply(MANAGER).force();
+            if let Err(error) = leases.patch(&name, &params, &Patch::Apply(&lease)).await {
+                tracing::debug!(name, %error, "a lease was not renewed");
+            }
+        }
+    }
+}
+
+fn run_pods(client: kube::Client, tasks: &Tasks) {
+    let queue: Arc<WorkQueue<ObjectKey>> = Arc::new(WorkQueue::new());
+    let pods: Informer<Pod> = Informer::start("simulated-pods", Api::all(client.clone()), informer::Options::default(), tasks);
+    let listener = queue.clone();
+    pods.subscribe(move |change| {
+        let is_ours = change.object().spec.as_ref().and_then(|it| it.node_name.as_deref()).is_some_and(|it| it.starts_with("sim-"));
+        if is_ours && !change.is_deleted() {
+            listener.add(ObjectKey::of(&**change.object()));
+        }
+    });
+    queue.run(tasks, "simulated-pod", WORKERS, move |key| {
+        let (client, pods) = (client.clone(), pods.clone());
+        async move {
+            let Some(pod) = pods.get(&key) else { return Ok(None) };
+            run_pod(Api::namespaced(client, &key.namespace), &pod).await?;
+            Ok(None)
+        }
+    });
+}
+
+/// Brings one pod to its next state: running, or gone.
+async fn run_pod(pods: Api<Pod>, pod: &Pod) -> crate::client::Result<()> {
+    let name = pod.name_any();
+    let phase = pod.status.as_ref().and_then(|it| it.phase.as_deref()).unwrap_or_default();
+    if pod.metadata.deletion_timestamp.is_some() {
+        let params = DeleteParams { grace_period_seconds: Some(0), ..crate::client::writes::deleting(pod.metadata.uid.as_deref()) };
+        return match pods.delete(&name, &params).await {
+            Err(kube::Error::Api(error)) if error.code == 404 || error.code == 409 => Ok(()),
+            other => other.map(|_| ()).map_err(Into::into),
+        };
+    }
+    if matches!(phase, "Running" | "Succeeded" | "Failed") {
+        return Ok(());
+    }
+    match pods.patch_status(&name, &PatchParams::default(), &Patch::Strategic(running(pod))).await {
+        Err(kube::Error::Api(error)) if error.code == 404 => Ok(()),
+        other => other.map(|_| ()).map_err(Into::into),
+    }
+}
+
+/// The status of a pod whose containers run.
+fn running(pod: &Pod) -> Value {
+    let now = clock::rfc3339(Timestamp::now());
+    let containers = pod.spec.as_ref().map(|it| it.containers.as_slice()).unwrap_or_default();
+    let statuses: Vec<Value> = containers
+        .iter()
+        .map(|it| {
+            json!({"name": it.name, "image": it.image, "imageID": "", "containerID": format!("simulated://{}", it.name), "ready": true, "started": true,
+                "restartCount": 0, "state": {"running": {"startedAt": now}}})
+        })
+        .collect();
+    let condition = |kind: &str| json!({"type": kind, "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
+    let conditions = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"].map(condition);
+    let ip = address(pod.metadata.uid.as_deref().unwrap_or_default());
+    json!({"status": {"phase": "Running", "startTime": now, "podIP": ip, "podIPs": [{"ip": ip}], "containerStatuses": statuses,
+        "conditions": conditions}})
+}
+
+/// An address made from the uid: nothing answers there, but most pods have one of their own.
+fn address(uid: &str) -> String {
+    let hash = uid.bytes().fold(0u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(u32::from(byte)));
+    let [_, _, third, fourth] = hash.to_be_bytes();
+    format!("10.200.{third}.{}", fourth.max(1))
+}
