@@ -34,8 +34,8 @@ fn rows() -> Vec<Row> { vec![
         .cols(&[path("Type", &["spec", "type"]), fun("Cluster-IP", "string", service_ip), fun("External-IP", "string", service_external), fun("Port(s)", "string", service_ports), AGE, wide("Selector", service_selector)])
         .field("spec.clusterIP", &["spec", "clusterIP"]).field("spec.type", &["spec", "type"]).sub("proxy", Action::Proxy, "ServiceProxyOptions", PROXY),
     ns("", "v1", "endpoints", "Endpoints").short("ep").does(&ANY_UPDATE).cols(&[fun("Endpoints", "string", endpoints)]).age().deprecated("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
-    ns("", "v1", "events", "Event").short("ev").does(&event::EVENT).cols(EVENT).fields(event::FIELDS),
-    ns("events.k8s.io", "v1", "events", "Event").short("ev").stored_as("events").does(&event::EVENT).converted(event::FROM_CORE, event::TO_CORE).cols(EVENT).fields(event::NEW_FIELDS),
+    ns("", "v1", "events", "Event").short("ev").does(&event::EVENT).unnamed().cols(EVENT).fields(event::FIELDS),
+    ns("events.k8s.io", "v1", "events", "Event").short("ev").stored_as("events").does(&event::EVENT).converted(event::FROM_CORE, event::TO_CORE).unnamed().cols(EVENT).fields(event::NEW_FIELDS),
     ns("", "v1", "serviceaccounts", "ServiceAccount").short("sa").age().sub_of("token", Action::Token, ("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
     ns("", "v1", "replicationcontrollers", "ReplicationController").short("rc").all().does(&workloads::REPLICATION_CONTROLLER).status().scale(None)
         .cols(&[int("Desired", &["spec", "replicas"]), int("Current", &["status", "replicas"]), int("Ready", &["status", "readyReplicas"]), AGE, wide("Containers", template_containers), wide("Images", template_images), wide("Selector", map_selector)])
@@ -240,6 +240,12 @@ impl Row {
             cell: it.cell.clone(),
         });
         self.0.versions[0].columns.extend(columns);
+        self
+    }
+
+    /// The name is not the first column: it says nothing.
+    fn unnamed(mut self) -> Self {
+        self.0.versions[0].columns.clear();
         self
     }
 

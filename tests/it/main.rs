@@ -1,3 +1,5 @@
 //! Tests at the boundary of the whole program.
 
+mod cluster;
+mod kubectl;
 mod tidy;
