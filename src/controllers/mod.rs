@@ -7,6 +7,7 @@ pub mod endpoints;
 pub mod endpointslice;
 pub mod garbagecollector;
 pub mod namespace;
+pub mod nodelifecycle;
 pub mod pods;
 pub mod replicaset;
 pub mod serviceaccount;
@@ -120,6 +121,7 @@ fn all() -> Vec<Box<dyn Controller>> {
         Box::new(endpointslice::EndpointSliceController),
         Box::new(garbagecollector::GarbageCollector),
         Box::new(namespace::NamespaceController),
+        Box::new(nodelifecycle::NodeLifecycleController),
         Box::new(replicaset::ReplicaSetController),
         Box::new(serviceaccount::ServiceAccountController),
         Box::new(serviceaccount::RootCaPublisher),

@@ -1,7 +1,12 @@
 //! From the `openAPIV3Schema` of a CRD to a [`Schema`], and what makes it structural.
+//! Source: apiextensions-apiserver `pkg/apiserver/schema`.
 
-use super::{Schema, SchemaRef};
-use crate::meta::{FieldErrors, Path, Value};
+use std::sync::Arc;
+
+use super::{Field, ListTopology, Schema, SchemaRef, Shape, Struct, builtin};
+use crate::meta::{FieldError, FieldErrors, Meta, Path, Value};
+
+const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
 /// The value checks of OpenAPI v3 at one node, as the CRD wrote them; `validate.rs` interprets them.
 #[derive(Clone, Debug, Default)]
@@ -11,12 +16,159 @@ pub struct Rules {
 
 /// The schema of a custom resource's version: `apiVersion`, `kind` and `metadata` are added as built-in. With no schema, everything is preserved.
 pub fn from_crd(open_api_v3_schema: Option<&Value>, preserves_unknown: bool) -> SchemaRef {
-    let _ = (open_api_v3_schema, preserves_unknown, Schema::default());
-    todo!()
+    let empty = Value::Object(serde_json::Map::new());
+    let source = open_api_v3_schema.unwrap_or(&empty);
+    let mut shape = object(source);
+    shape.preserves_unknown |= preserves_unknown || open_api_v3_schema.is_none();
+    shape.has_type_meta = true;
+    add_metadata(&mut shape);
+    Arc::new(Schema { shape: Shape::Object(shape), ..with_rules(source) }).into()
+}
+
+impl From<Arc<Schema>> for SchemaRef {
+    fn from(schema: Arc<Schema>) -> Self {
+        Self::Custom(schema)
+    }
+}
+
+/// `metadata` is what it is for every object, whatever the CRD says of it.
+fn add_metadata(shape: &mut Struct) {
+    let field = Field { name: "metadata".to_owned(), schema: builtin(OBJECT_META).unwrap_or_default(), ..Field::default() };
+    for name in ["apiVersion", "kind", "metadata"] {
+        if let Some(at) = shape.by_name.remove(name) {
+            shape.fields.remove(at);
+            shape.by_name.values_mut().filter(|it| **it > at).for_each(|it| *it -= 1);
+        }
+    }
+    shape.by_name.insert(field.name.clone(), shape.fields.len());
+    shape.fields.push(field);
+}
+
+fn with_rules(source: &Value) -> Schema {
+    Schema {
+        is_nullable: source["nullable"] == true,
+        default: source.get("default").cloned(),
+        rules: Some(Box::new(Rules { source: source.clone() })),
+        ..Schema::default()
+    }
+}
+
+fn node(source: &Value) -> SchemaRef {
+    let is_embedded = source["x-kubernetes-embedded-resource"] == true;
+    let preserves = source["x-kubernetes-preserve-unknown-fields"] == true;
+    let child = |name: &str| source.get(name).map(node).unwrap_or_default();
+    let shape = match source.text("type") {
+        _ if source["x-kubernetes-int-or-string"] == true => Shape::IntOrString,
+        "object" if source.get("additionalProperties").is_some_and(Value::is_object) => {
+            Shape::Map { values: child("additionalProperties"), is_atomic: source.text("x-kubernetes-map-type") == "atomic" }
+        }
+        "object" if source.get("additionalProperties") == Some(&Value::Bool(true)) => Shape::Any,
+        "object" if source.get("properties").is_some() || !preserves || is_embedded => {
+            let mut shape = object(source);
+            if is_embedded {
+                add_metadata(&mut shape);
+            }
+            Shape::Object(shape)
+        }
+        "array" => Shape::List { items: child("items"), topology: topology(source) },
+        "string" => Shape::String,
+        "boolean" => Shape::Bool,
+        "integer" => Shape::Int64,
+        "number" => Shape::Float,
+        _ => Shape::Any,
+    };
+    Arc::new(Schema { shape, ..with_rules(source) }).into()
+}
+
+fn topology(source: &Value) -> ListTopology {
+    match source.text("x-kubernetes-list-type") {
+        "set" => ListTopology::Set,
+        "map" => ListTopology::Map(source.items_at(&["x-kubernetes-list-map-keys"]).iter().filter_map(|it| Some(it.as_str()?.to_owned())).collect()),
+        _ => ListTopology::Atomic,
+    }
+}
+
+fn object(source: &Value) -> Struct {
+    let required = source.items_at(&["required"]);
+    let properties = source.map_at(&["properties"]).into_iter().flatten();
+    let fields: Vec<Field> = properties
+        .map(|(name, property)| Field { name: name.clone(), schema: node(property), is_required: required.iter().any(|it| it == name), ..Field::default() })
+        .collect();
+    let by_name = fields.iter().enumerate().map(|(at, field)| (field.name.clone(), at)).collect();
+    Struct {
+        fields,
+        by_name,
+        is_atomic: source.text("x-kubernetes-map-type") == "atomic",
+        preserves_unknown: source["x-kubernetes-preserve-unknown-fields"] == true,
+        is_embedded_resource: source["x-kubernetes-embedded-resource"] == true,
+        has_type_meta: false,
+    }
 }
 
 /// Why a schema is not structural; empty where it is.
 pub fn problems(open_api_v3_schema: &Value, path: &Path) -> FieldErrors {
-    let _ = (open_api_v3_schema, path);
-    todo!()
+    let mut errors = FieldErrors::new();
+    if open_api_v3_schema.text("type") != "object" {
+        errors.push(match open_api_v3_schema.text("type") {
+            "" => FieldError::required(&path.child("type"), "must not be empty at the root"),
+            other => FieldError::invalid(&path.child("type"), other, "must be object at the root"),
+        });
+    }
+    check(open_api_v3_schema, path, true, &mut errors);
+    errors
+}
+
+fn check(source: &Value, path: &Path, is_root: bool, errors: &mut FieldErrors) {
+    let is_typed = ["x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields"].iter().any(|it| source[*it] == true);
+    if source.text("type").is_empty() && !is_typed && !is_root {
+        errors.push(FieldError::required(&path.child("type"), "must not be empty for specified object fields"));
+    }
+    for (name, property) in source.map_at(&["properties"]).into_iter().flatten() {
+        check(property, &path.child("properties").key(name), false, errors);
+    }
+    if let Some(values) = source.get("additionalProperties").filter(|it| it.is_object()) {
+        if source.get("properties").is_some() {
+            errors.push(FieldError::forbidden(&path.child("additionalProperties"), "additionalProperties and properties are mutual exclusive"));
+        }
+        check(values, &path.child("additionalProperties"), false, errors);
+    }
+    match (source.text("type"), source.get("items")) {
+        ("array", None) => errors.push(FieldError::required(&path.child("items"), "must be specified")),
+        (_, Some(items)) => check(items, &path.child("items"), false, errors),
+        _ => (),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::{codec, default, prune};
+    use serde_json::json;
+
+    fn schema() -> Value {
+        json!({"type": "object", "properties": {"spec": {"type": "object", "required": ["size"], "properties": {
+            "size": {"type": "integer"}, "color": {"type": "string", "default": "blue"}, "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+            "tags": {"type": "object", "additionalProperties": {"type": "string"}}, "items": {"type": "array", "items": {"type": "object", "properties": {"n": {"type": "string"}}}}}}}})
+    }
+
+    #[test]
+    fn custom_resources_are_decoded_pruned_and_defaulted() {
+        let schema = from_crd(Some(&schema()), false);
+        let object = json!({"apiVersion": "x/v1", "kind": "X", "metadata": {"name": "a", "labels": {}},
+            "spec": {"size": 1, "more": true, "free": {"any": [1]}, "items": [{"n": "a", "m": 1}]}});
+        let (mut decoded, notes) = codec::decode_value(object, &schema).expect("decodes");
+        assert_eq!(notes.unknown, ["unknown field \"spec.items[0].m\"", "unknown field \"spec.more\""]);
+        prune::prune(&mut decoded, &schema);
+        default::default(&mut decoded, &schema);
+        assert_eq!(decoded["spec"], json!({"size": 1, "color": "blue", "free": {"any": [1]}, "items": [{"n": "a"}]}));
+    }
+
+    #[test]
+    fn what_is_not_structural_is_told() {
+        let path = Path::new("s");
+        let texts = |schema: Value| problems(&schema, &path).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(texts(schema()), Vec::<String>::new());
+        assert_eq!(texts(json!({"properties": {"a": {}}})), ["s.type: Required value: must not be empty at the root", "s.properties[a].type: Required value: must not be empty for specified object fields"]);
+        assert_eq!(texts(json!({"type": "object", "properties": {"a": {"type": "array"}}})), ["s.properties[a].items: Required value: must be specified"]);
+    }
 }

@@ -4,7 +4,7 @@
 //! apiVersion and kind; `atomic`); an indented one is a field: JSON name, protobuf number, type, attributes. `*N Type` inlines a struct.
 //! Types: `s` string, `b` bool, `i`/`l` 32/64-bit integer, `d` float, `y` bytes, `t` Time, `u` MicroTime, `D` Duration, `q` Quantity,
 //! `x` IntOrString, `R` and `J` raw JSON, `v` verbs, or a type's name, with its package's number in front when it is another's; `[` a list,
-//! `{` a map. Attributes: `?` pointer, `!` written even when zero, `r` required, `k=` keys of a list map, `set`, `atomic`, `granular`,
+//! `(` a list in a message of its own, `{` a map. Attributes: `?` pointer, `!` written even when zero, `r` required, `k=` keys of a list map, `set`, `atomic`, `granular`,
 //! `p=` patch strategy and merge key, `d=` default in JSON, `e=` enum.
 
 use std::{collections::HashMap, sync::LazyLock};
@@ -131,11 +131,11 @@ impl Reader {
 
     /// The place of the node for a type code.
     fn node(&mut self, code: &'static str, package: &'static str, topology: ListTopology) -> usize {
-        if let Some(rest) = code.strip_prefix('[') {
+        if let Some(rest) = code.strip_prefix(['[', '(']) {
             let items = SchemaRef::Builtin(self.node(rest, package, ListTopology::Atomic));
             return self.push(Shape::List { items, topology });
         }
-        if let Some(rest) = code.strip_prefix(['{', '(']) {
+        if let Some(rest) = code.strip_prefix('{') {
             let values = SchemaRef::Builtin(self.node(rest, package, ListTopology::Atomic));
             return self.push(Shape::Map { values, is_atomic: false });
         }

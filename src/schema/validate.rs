@@ -1,9 +1,216 @@
 //! Checks a value against the schema of a custom resource, with the errors of upstream's OpenAPI validator.
+//! Source: kube-openapi `pkg/validation/validate`, apiextensions-apiserver `pkg/apiserver/validation`.
 
-use super::Schema;
-use crate::meta::{FieldErrors, Path, Value};
+use regex::Regex;
+
+use super::{ListTopology, Schema, Shape};
+use crate::meta::{FieldError, FieldErrors, Meta, Path, Value};
 
 pub fn validate(value: &Value, schema: &Schema, path: &Path) -> FieldErrors {
-    let _ = (value, schema, path);
-    todo!()
+    let mut errors = FieldErrors::new();
+    visit(value, schema, path, &mut errors);
+    errors
+}
+
+fn visit(value: &Value, schema: &Schema, path: &Path, errors: &mut FieldErrors) {
+    let Some(rules) = &schema.rules else { return };
+    if value.is_null() && schema.is_nullable {
+        return;
+    }
+    if !check(value, &rules.source, path, errors) {
+        return;
+    }
+    match (&schema.shape, value) {
+        (Shape::Object(shape), Value::Object(map)) => {
+            for (name, value) in map {
+                if let Some(at) = shape.by_name.get(name) {
+                    visit(value, &shape.fields[*at].schema, &path.child(name), errors);
+                }
+            }
+        }
+        (Shape::Map { values, .. }, Value::Object(map)) => map.iter().for_each(|(name, value)| visit(value, values, &path.child(name), errors)),
+        (Shape::List { items, topology }, Value::Array(list)) => {
+            list.iter().enumerate().for_each(|(at, value)| visit(value, items, &path.index(at), errors));
+            unique(list, topology, path, errors);
+        }
+        _ => (),
+    }
+}
+
+/// Duplicates in sets and list maps.
+fn unique(list: &[Value], topology: &ListTopology, path: &Path, errors: &mut FieldErrors) {
+    let id = |value: &Value| match topology {
+        ListTopology::Map(keys) => Value::Object(keys.iter().filter_map(|key| Some((key.clone(), value.get(key)?.clone()))).collect()),
+        _ => value.clone(),
+    };
+    if *topology == ListTopology::Atomic {
+        return;
+    }
+    for (at, value) in list.iter().enumerate() {
+        if list[..at].iter().any(|it| id(it) == id(value)) {
+            errors.push(FieldError::duplicate(&path.index(at), id(value)));
+        }
+    }
+}
+
+/// The checks of one node; `false` when the type is wrong and nothing below makes sense.
+fn check(value: &Value, rules: &Value, path: &Path, errors: &mut FieldErrors) -> bool {
+    if !is_of_type(value, rules) {
+        let wanted = if rules["x-kubernetes-int-or-string"] == true { "integer,string" } else { rules.text("type") };
+        let detail = format!("{} in body must be of type {wanted}: {:?}", path.as_str(), type_name(value));
+        errors.push(FieldError::type_invalid(path, type_name(value), detail));
+        return false;
+    }
+    for name in rules.items_at(&["required"]).iter().filter_map(Value::as_str).filter(|it| value.is_object() && value.get(it).is_none()) {
+        errors.push(FieldError::required(&path.child(name), ""));
+    }
+    let allowed = rules.items_at(&["enum"]);
+    if !allowed.is_empty() && !allowed.contains(value) {
+        let texts: Vec<String> = allowed.iter().map(|it| it.as_str().map_or_else(|| it.to_string(), str::to_owned)).collect();
+        errors.push(FieldError::not_supported(path, value.clone(), &texts));
+    }
+    let mut problems = Vec::new();
+    match value {
+        Value::String(text) => strings(text, rules, &mut problems),
+        Value::Number(number) => numbers(number.as_f64().unwrap_or_default(), rules, &mut problems),
+        Value::Array(list) => counts(list.len(), rules, "Items", "have", "items", &mut problems),
+        Value::Object(map) => counts(map.len(), rules, "Properties", "have", "properties", &mut problems),
+        _ => (),
+    }
+    errors.extend(problems.into_iter().map(|it| FieldError::invalid(path, value.clone(), format!("{} in body {it}", path.as_str()))));
+    combinations(value, rules, path, errors);
+    true
+}
+
+fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(number) if number.is_f64() => "number",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+fn is_of_type(value: &Value, rules: &Value) -> bool {
+    if rules["x-kubernetes-int-or-string"] == true {
+        return value.is_i64() || value.is_string();
+    }
+    match rules.text("type") {
+        "" => true,
+        "number" => value.is_number(),
+        "integer" => value.as_f64().is_some_and(|it| it.fract() == 0.0),
+        wanted => type_name(value) == wanted,
+    }
+}
+
+fn strings(text: &str, rules: &Value, problems: &mut Vec<String>) {
+    let length = text.chars().count() as i64;
+    if let Some(most) = rules.int_at(&["maxLength"]).filter(|it| length > *it) {
+        problems.push(format!("should be at most {most} chars long"));
+    }
+    if let Some(least) = rules.int_at(&["minLength"]).filter(|it| length < *it) {
+        problems.push(format!("should be at least {least} chars long"));
+    }
+    let pattern = rules.text("pattern");
+    if !pattern.is_empty() && Regex::new(pattern).is_ok_and(|it| !it.is_match(text)) {
+        problems.push(format!("should match '{pattern}'"));
+    }
+    if rules.text("format") == "date-time" && text.parse::<jiff::Timestamp>().is_err() {
+        problems.push(format!("must be of type date-time: {text:?}"));
+    }
+}
+
+fn numbers(number: f64, rules: &Value, problems: &mut Vec<String>) {
+    let bound = |name: &str| rules.get(name).and_then(Value::as_f64);
+    let is_exclusive = |name: &str| rules[name] == true;
+    if let Some(most) = bound("maximum").filter(|it| number > *it || (is_exclusive("exclusiveMaximum") && number == *it)) {
+        problems.push(format!("should be less than {}{most}", if is_exclusive("exclusiveMaximum") { "" } else { "or equal to " }));
+    }
+    if let Some(least) = bound("minimum").filter(|it| number < *it || (is_exclusive("exclusiveMinimum") && number == *it)) {
+        problems.push(format!("should be greater than {}{least}", if is_exclusive("exclusiveMinimum") { "" } else { "or equal to " }));
+    }
+    if let Some(factor) = bound("multipleOf").filter(|it| *it > 0.0 && (number / it).fract() != 0.0) {
+        problems.push(format!("should be a multiple of {factor}"));
+    }
+}
+
+fn counts(count: usize, rules: &Value, name: &str, verb: &str, noun: &str, problems: &mut Vec<String>) {
+    let count = count as i64;
+    if let Some(most) = rules.int_at(&[&format!("max{name}")]).filter(|it| count > *it) {
+        problems.push(format!("should {verb} at most {most} {noun}"));
+    }
+    if let Some(least) = rules.int_at(&[&format!("min{name}")]).filter(|it| count < *it) {
+        problems.push(format!("should {verb} at least {least} {noun}"));
+    }
+}
+
+/// `allOf`, `anyOf`, `oneOf` and `not`: checks of the value alone, as structural schemas allow them.
+fn combinations(value: &Value, rules: &Value, path: &Path, errors: &mut FieldErrors) {
+    let holds = |rules: &Value| {
+        let mut errors = FieldErrors::new();
+        deep(value, rules, path, &mut errors);
+        errors.is_empty()
+    };
+    rules.items_at(&["allOf"]).iter().for_each(|it| deep(value, it, path, errors));
+    let mut fail = |detail: &str| errors.push(FieldError::invalid(path, value.clone(), format!("{} in body {detail}", path.as_str())));
+    let any = rules.items_at(&["anyOf"]);
+    if !any.is_empty() && !any.iter().any(holds) {
+        fail("must validate at least one schema (anyOf)");
+    }
+    let one = rules.items_at(&["oneOf"]);
+    if !one.is_empty() && one.iter().filter(|it| holds(it)).count() != 1 {
+        fail("must validate one and only one schema (oneOf)");
+    }
+    if rules.get("not").is_some_and(holds) {
+        fail("must not validate the schema (not)");
+    }
+}
+
+/// A schema inside a combination, which is no node of its own.
+fn deep(value: &Value, rules: &Value, path: &Path, errors: &mut FieldErrors) {
+    if !check(value, rules, path, errors) {
+        return;
+    }
+    for (name, below) in rules.map_at(&["properties"]).into_iter().flatten() {
+        if let Some(value) = value.get(name) {
+            deep(value, below, &path.child(name), errors);
+        }
+    }
+    if let (Some(items), Value::Array(list)) = (rules.get("items"), value) {
+        list.iter().enumerate().for_each(|(at, value)| deep(value, items, &path.index(at), errors));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::structural::from_crd;
+    use serde_json::json;
+
+    #[test]
+    fn invalid_values_get_upstreams_errors() {
+        let schema = from_crd(
+            Some(&json!({"type": "object", "properties": {"spec": {"type": "object", "required": ["a"], "properties": {
+            "a": {"type": "integer", "minimum": 1, "maximum": 5}, "s": {"type": "string", "maxLength": 2, "pattern": "^x"}, "e": {"type": "string", "enum": ["p", "q"]},
+            "l": {"type": "array", "maxItems": 1, "x-kubernetes-list-type": "set", "items": {"type": "string"}}, "i": {"x-kubernetes-int-or-string": true}}}}})),
+            false,
+        );
+        let cases = [
+            (json!({"spec": {"a": 1, "i": "25%"}}), vec![]),
+            (json!({"spec": {}}), vec!["spec.a: Required value"]),
+            (json!({"spec": {"a": "x"}}), vec!["spec.a: Invalid value: \"string\": spec.a in body must be of type integer: \"string\""]),
+            (json!({"spec": {"a": 0}}), vec!["spec.a: Invalid value: 0: spec.a in body should be greater than or equal to 1"]),
+            (json!({"spec": {"a": 9}}), vec!["spec.a: Invalid value: 9: spec.a in body should be less than or equal to 5"]),
+            (json!({"spec": {"a": 1, "s": "yyy"}}), vec!["spec.s: Invalid value: \"yyy\": spec.s in body should be at most 2 chars long", "spec.s: Invalid value: \"yyy\": spec.s in body should match '^x'"]),
+            (json!({"spec": {"a": 1, "e": "z"}}), vec!["spec.e: Unsupported value: \"z\": supported values: \"p\", \"q\""]),
+            (json!({"spec": {"a": 1, "l": ["x", "x"]}}), vec!["spec.l: Invalid value: [\"x\",\"x\"]: spec.l in body should have at most 1 items", "spec.l[1]: Duplicate value: \"x\""]),
+        ];
+        for (value, expected) in cases {
+            let errors: Vec<String> = validate(&value, &schema, &Path::root()).iter().map(ToString::to_string).collect();
+            assert_eq!(errors, expected, "{value}");
+        }
+    }
 }
