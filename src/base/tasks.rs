@@ -92,6 +92,16 @@ where
     tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)
 }
 
+/// Runs `work` on a new thread that ends with it, and waits: for what changes the thread itself, such as its namespaces.
+pub fn on_own_thread<T, F>(work: F) -> std::io::Result<T>
+where
+    T: Send + 'static,
+    F: FnOnce() -> T + Send + 'static,
+{
+    let thread = std::thread::Builder::new().spawn(work)?;
+    thread.join().map_err(|_| std::io::Error::other("the thread panicked"))
+}
+
 fn report(name: &'static str, result: std::thread::Result<()>) {
     if let Err(panic) = result {
         let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));

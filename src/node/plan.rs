@@ -1,0 +1,272 @@
+//! What a pod needs next, and what is to be said of it: pure functions of the pod and its containers.
+//! Source: kubelet `pkg/kubelet/kuberuntime/kuberuntime_manager.go` (`computePodActions`), `pkg/kubelet/kubelet_pods.go` (`generateAPIPodStatus`).
+
+use std::collections::HashMap;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Container as ContainerSpec, Pod, PodSpec};
+use serde_json::{Value, json};
+
+use super::runtime::{Container, Ended};
+use crate::base::clock;
+
+/// `MaxContainerBackOff` and its first step.
+const BACKOFF_FIRST: i64 = 10;
+const BACKOFF_MOST: i64 = 300;
+/// A container that ran this long starts over with the first step.
+const BACKOFF_FORGET: i64 = 600;
+
+/// What to do now.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    Start { name: String, attempt: u32 },
+    /// Nothing before this many seconds have passed.
+    Wait(i64),
+}
+
+/// Facts about the containers that the runtime does not know.
+#[derive(Clone, Debug, Default)]
+pub struct Notes {
+    /// Containers with a readiness or startup probe that has not passed.
+    pub not_ready: Vec<String>,
+    /// Why a container could not be started: (reason, message).
+    pub waiting: HashMap<String, (String, String)>,
+}
+
+/// The newest container of a name.
+fn newest<'a>(all: &'a [Container], name: &str) -> Option<&'a Container> {
+    all.iter().filter(|it| it.spec.name == name).max_by_key(|it| it.spec.attempt)
+}
+
+fn ended(container: &Container) -> Option<Ended> {
+    match (&container.ended, container.is_running(), &container.started) {
+        (Some(ended), ..) => Some(ended.clone()),
+        // The shim is gone without a word: how the container ended is not known.
+        (None, false, Some(started)) => Some(Ended { code: 137, is_oom_killed: false, error: String::new(), at: started.at.clone() }),
+        _ => None,
+    }
+}
+
+fn is_sidecar(container: &ContainerSpec) -> bool {
+    container.restart_policy.as_deref() == Some("Always")
+}
+
+/// Seconds until a container that ended may start again.
+fn backoff(container: &Container, now: Timestamp) -> i64 {
+    let Some(ended) = ended(container) else { return 0 };
+    let (Ok(at), attempt) = (ended.at.parse::<Timestamp>(), container.spec.attempt) else { return 0 };
+    let ran = container.started.as_ref().and_then(|it| it.at.parse::<Timestamp>().ok()).map_or(0, |it| at.duration_since(it).as_secs());
+    if attempt == 0 || ran >= BACKOFF_FORGET {
+        return 0;
+    }
+    let delay = BACKOFF_FIRST.saturating_mul(1 << (attempt - 1).min(10)).min(BACKOFF_MOST);
+    (at + SignedDuration::from_secs(delay)).duration_since(now).as_secs().max(0)
+}
+
+fn restarts(spec: &PodSpec, container: &ContainerSpec, is_init: bool, code: i32) -> bool {
+    match spec.restart_policy.as_deref() {
+        _ if is_init && is_sidecar(container) => true,
+        Some("Never") => false,
+        Some("OnFailure") => code != 0,
+        _ => !(is_init && code == 0),
+    }
+}
+
+/// The steps for a pod that is to run.
+pub fn steps(pod: &Pod, containers: &[Container], now: Timestamp) -> Vec<Step> {
+    let Some(spec) = &pod.spec else { return Vec::new() };
+    let mut steps = Vec::new();
+    for container in spec.init_containers.iter().flatten() {
+        let current = newest(containers, &container.name);
+        steps.extend(step(spec, container, true, current, now));
+        let is_done = match current {
+            Some(it) if is_sidecar(container) => it.is_running(),
+            Some(it) => ended(it).is_some_and(|it| it.code == 0),
+            None => false,
+        };
+        if !is_done {
+            return steps;
+        }
+    }
+    steps.extend(spec.containers.iter().filter_map(|it| step(spec, it, false, newest(containers, &it.name), now)));
+    steps
+}
+
+fn step(spec: &PodSpec, container: &ContainerSpec, is_init: bool, current: Option<&Container>, now: Timestamp) -> Option<Step> {
+    let start = |attempt| Some(Step::Start { name: container.name.clone(), attempt });
+    let Some(current) = current else { return start(0) };
+    let ended = ended(current)?;
+    if !restarts(spec, container, is_init, ended.code) {
+        return None;
+    }
+    match backoff(current, now) {
+        0 => start(current.spec.attempt + 1),
+        seconds => Some(Step::Wait(seconds)),
+    }
+}
+
+/// The status of a pod, as a strategic merge patch.
+pub fn status(pod: &Pod, containers: &[Container], notes: &Notes, addresses: (Option<&str>, &str), now: Timestamp) -> Value {
+    let Some(spec) = &pod.spec else { return json!({}) };
+    let report = |list: &[ContainerSpec], is_init: bool| -> Vec<Value> {
+        list.iter().map(|it| container_status(spec, it, is_init, containers, notes, now)).collect()
+    };
+    let init = report(spec.init_containers.as_deref().unwrap_or_default(), true);
+    let main = report(&spec.containers, false);
+    let phase = phase(spec, containers);
+    let is_initialized = spec.init_containers.iter().flatten().all(|it| {
+        newest(containers, &it.name).is_some_and(|found| if is_sidecar(it) { found.is_running() } else { ended(found).is_some_and(|it| it.code == 0) })
+    });
+    let is_ready = main.iter().all(|it| it["ready"] == true) && phase == "Running";
+    let reason = |text: &'static str| if matches!(phase, "Succeeded" | "Failed") { "PodCompleted" } else { text };
+    let has_sandbox = addresses.0.is_some();
+    let conditions = [
+        condition(pod, "PodReadyToStartContainers", has_sandbox, "", now),
+        condition(pod, "Initialized", is_initialized, reason("ContainersNotInitialized"), now),
+        condition(pod, "Ready", is_ready, reason("ContainersNotReady"), now),
+        condition(pod, "ContainersReady", is_ready, reason("ContainersNotReady"), now),
+    ];
+    let started = pod.status.as_ref().and_then(|it| it.start_time.as_ref()).map_or_else(|| clock::rfc3339(now), |it| clock::rfc3339(it.0));
+    let mut status = json!({"phase": phase, "conditions": conditions, "containerStatuses": main, "hostIP": addresses.1, "hostIPs": [{"ip": addresses.1}], "startTime": started,
+        "observedGeneration": pod.metadata.generation});
+    if !init.is_empty() {
+        status["initContainerStatuses"] = init.into();
+    }
+    if let Some(ip) = addresses.0 {
+        status["podIP"] = ip.into();
+        status["podIPs"] = json!([{"ip": ip}]);
+    }
+    status
+}
+
+/// A condition; its time is kept while its status is.
+fn condition(pod: &Pod, kind: &str, is_true: bool, reason: &str, now: Timestamp) -> Value {
+    let status = if is_true { "True" } else { "False" };
+    let old = pod.status.as_ref().and_then(|it| it.conditions.iter().flatten().find(|it| it.type_ == kind && it.status == status));
+    let since = old.and_then(|it| it.last_transition_time.as_ref()).map_or_else(|| clock::rfc3339(now), |it| clock::rfc3339(it.0));
+    let mut condition = json!({"type": kind, "status": status, "lastProbeTime": null, "lastTransitionTime": since});
+    if !is_true && !reason.is_empty() {
+        condition["reason"] = reason.into();
+    }
+    condition
+}
+
+fn phase(spec: &PodSpec, containers: &[Container]) -> &'static str {
+    let failed_init = spec.init_containers.iter().flatten().any(|it| {
+        newest(containers, &it.name).and_then(ended).is_some_and(|end| end.code != 0 && !restarts(spec, it, true, end.code))
+    });
+    if failed_init {
+        return "Failed";
+    }
+    let current: Vec<Option<&Container>> = spec.containers.iter().map(|it| newest(containers, &it.name)).collect();
+    let codes: Vec<i32> = current.iter().flatten().filter_map(|it| ended(it)).map(|it| it.code).collect();
+    let is_over = codes.len() == spec.containers.len();
+    let stays = |code: &i32| match spec.restart_policy.as_deref() {
+        Some("Never") => true,
+        Some("OnFailure") => *code == 0,
+        _ => false,
+    };
+    match () {
+        () if current.iter().all(Option::is_none) => "Pending",
+        () if is_over && codes.iter().all(stays) => if codes.iter().all(|it| *it == 0) { "Succeeded" } else { "Failed" },
+        () if current.iter().any(Option::is_none) && codes.is_empty() && !current.iter().flatten().any(|it| it.is_running()) => "Pending",
+        () => "Running",
+    }
+}
+
+fn container_status(spec: &PodSpec, container: &ContainerSpec, is_init: bool, all: &[Container], notes: &Notes, now: Timestamp) -> Value {
+    let current = newest(all, &container.name);
+    let attempt = current.map_or(0, |it| it.spec.attempt);
+    let previous = all.iter().filter(|it| it.spec.name == container.name && it.spec.attempt + 1 == attempt).find_map(|it| Some(terminated(it, &ended(it)?)));
+    let is_running = current.is_some_and(Container::is_running);
+    let is_done = is_init && !is_sidecar(container) && current.and_then(ended).is_some_and(|it| it.code == 0);
+    let state = state(spec, container, is_init, current, notes, now);
+    let mut last = previous.map_or_else(|| json!({}), |it| json!({"terminated": it}));
+    if let (Some(current), true) = (current, state.get("waiting").is_some())
+        && let Some(end) = ended(current)
+    {
+        last = json!({"terminated": terminated(current, &end)});
+    }
+    json!({"name": container.name, "image": container.image, "imageID": current.map_or("", |it| it.spec.image.as_str()),
+        "containerID": current.map_or_else(String::new, |it| format!("howdah://{}", it.id)), "restartCount": attempt,
+        "ready": (is_running && !notes.not_ready.contains(&container.name)) || is_done, "started": is_running, "state": state, "lastState": last})
+}
+
+fn state(spec: &PodSpec, container: &ContainerSpec, is_init: bool, current: Option<&Container>, notes: &Notes, now: Timestamp) -> Value {
+    let waiting = |reason: &str, message: &str| json!({"waiting": {"reason": reason, "message": message}});
+    if let Some((reason, message)) = notes.waiting.get(&container.name) {
+        return waiting(reason, message);
+    }
+    let Some(current) = current else {
+        let is_behind_init = !is_init && spec.init_containers.as_ref().is_some_and(|it| !it.is_empty());
+        return json!({"waiting": {"reason": if is_behind_init { "PodInitializing" } else { "ContainerCreating" }}});
+    };
+    match ended(current) {
+        None => json!({"running": {"startedAt": current.started.as_ref().map_or_else(|| clock::rfc3339(now), |it| it.at.clone())}}),
+        Some(end) if restarts(spec, container, is_init, end.code) && backoff(current, now) > 0 => {
+            let most = BACKOFF_FIRST.saturating_mul(1 << current.spec.attempt.saturating_sub(1).min(10)).min(BACKOFF_MOST);
+            waiting("CrashLoopBackOff", &format!("back-off {most}s restarting failed container={}", container.name))
+        }
+        Some(end) => json!({"terminated": terminated(current, &end)}),
+    }
+}
+
+fn terminated(container: &Container, end: &Ended) -> Value {
+    let reason = match (end.is_oom_killed, end.error.is_empty(), end.code) {
+        (true, ..) => "OOMKilled",
+        (_, false, _) => "StartError",
+        (_, _, 0) => "Completed",
+        _ => "Error",
+    };
+    let started = container.started.as_ref().map_or(end.at.as_str(), |it| it.at.as_str());
+    let mut state = json!({"exitCode": end.code, "reason": reason, "startedAt": started, "finishedAt": end.at, "containerID": format!("howdah://{}", container.id)});
+    if !end.error.is_empty() {
+        state["message"] = end.error.as_str().into();
+    }
+    state
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::runtime::Spec;
+    use super::*;
+
+    fn pod(policy: &str, init: bool) -> Pod {
+        let init = if init { json!([{"name": "i", "image": "x"}]) } else { json!([]) };
+        serde_json::from_value(json!({"metadata": {"uid": "u"}, "spec": {"restartPolicy": policy, "initContainers": init, "containers": [{"name": "c", "image": "x"}]}})).expect("a Pod")
+    }
+
+    fn dead(name: &str, attempt: u32, code: i32) -> Container {
+        let at = "2024-01-01T00:00:00Z".to_owned();
+        Container { id: format!("{name}{attempt}"), spec: Spec { name: name.to_owned(), attempt, ..Spec::default() }, started: None, ended: Some(Ended { code, is_oom_killed: false, error: String::new(), at }) }
+    }
+
+    #[test]
+    fn containers_start_in_order_and_restart_with_a_back_off() {
+        let start = |name: &str, attempt| Step::Start { name: name.to_owned(), attempt };
+        let now: Timestamp = "2024-01-01T00:00:05Z".parse().expect("a time");
+        let cases = [
+            (pod("Always", false), vec![], vec![start("c", 0)]),
+            (pod("Always", true), vec![], vec![start("i", 0)]),
+            (pod("Always", true), vec![dead("i", 0, 0)], vec![start("c", 0)]),
+            (pod("Never", true), vec![dead("i", 0, 1)], vec![]),
+            (pod("Always", false), vec![dead("c", 0, 1)], vec![start("c", 1)]),
+            (pod("Always", false), vec![dead("c", 0, 1), dead("c", 1, 1)], vec![Step::Wait(5)]),
+            (pod("OnFailure", false), vec![dead("c", 0, 0)], vec![]),
+            (pod("Never", false), vec![dead("c", 0, 1)], vec![]),
+        ];
+        for (pod, containers, expected) in cases {
+            assert_eq!(steps(&pod, &containers, now), expected);
+        }
+    }
+
+    #[test]
+    fn pods_end_as_their_containers_do() {
+        let spec = |policy| pod(policy, false).spec.expect("a spec");
+        assert_eq!(phase(&spec("Never"), &[dead("c", 0, 0)]), "Succeeded");
+        assert_eq!(phase(&spec("Never"), &[dead("c", 0, 1)]), "Failed");
+        assert_eq!(phase(&spec("Always"), &[dead("c", 0, 1)]), "Running");
+        assert_eq!(phase(&spec("OnFailure"), &[dead("c", 0, 1)]), "Running");
+        assert_eq!(phase(&spec("Always"), &[]), "Pending");
+    }
+}

@@ -1,0 +1,119 @@
+//! Control groups: version 1, as on machines with a legacy or hybrid hierarchy, and version 2.
+
+use std::{fs, io, path::Path, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+const ROOT: &str = "/sys/fs/cgroup";
+const V1: [&str; 5] = ["memory", "cpu", "pids", "devices", "freezer"];
+/// Microseconds of a scheduling period.
+const PERIOD: u64 = 100_000;
+/// Processes in one container, so that a fork bomb stays in it.
+const PIDS_MAX: u64 = 4096;
+/// Devices that every container has: null, zero, full, random, urandom, tty, ptmx, pts; nodes of any kind may be made.
+const DEVICES: [&str; 10] = ["c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm", "c 5:2 rwm", "c 136:* rwm"];
+
+/// What a container may use; absent is without limit.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bytes.
+    pub memory: Option<i64>,
+    /// Thousandths of a processor.
+    pub cpu: Option<i64>,
+    /// Thousandths of a processor that are promised.
+    pub cpu_request: i64,
+    pub has_all_devices: bool,
+}
+
+fn is_v2() -> bool {
+    Path::new(ROOT).join("cgroup.controllers").exists()
+}
+
+/// The directories of a group.
+fn folders(group: &str) -> Vec<String> {
+    if is_v2() { vec![format!("{ROOT}/{group}")] } else { V1.iter().map(|it| format!("{ROOT}/{it}/{group}")).collect() }
+}
+
+/// Makes a group with its limits.
+pub fn create(group: &str, limits: &Limits) -> io::Result<()> {
+    if is_v2() {
+        return create_v2(group, limits);
+    }
+    folders(group).iter().try_for_each(fs::create_dir_all)?;
+    let set = |controller: &str, file: &str, value: String| fs::write(format!("{ROOT}/{controller}/{group}/{file}"), value);
+    if let Some(memory) = limits.memory {
+        set("memory", "memory.limit_in_bytes", memory.to_string())?;
+    }
+    set("cpu", "cpu.shares", shares(limits.cpu_request).to_string())?;
+    if let Some(cpu) = limits.cpu {
+        set("cpu", "cpu.cfs_period_us", PERIOD.to_string())?;
+        set("cpu", "cpu.cfs_quota_us", quota(cpu).to_string())?;
+    }
+    set("pids", "pids.max", PIDS_MAX.to_string())?;
+    if !limits.has_all_devices {
+        set("devices", "devices.deny", "a".to_owned())?;
+        DEVICES.iter().try_for_each(|it| set("devices", "devices.allow", (*it).to_owned()))?;
+    }
+    Ok(())
+}
+
+fn create_v2(group: &str, limits: &Limits) -> io::Result<()> {
+    let mut path = Path::new(ROOT).to_owned();
+    for part in Path::new(group).components() {
+        // Controllers must be handed down level by level; those that the kernel lacks are left out.
+        for controller in ["+memory", "+cpu", "+pids"] {
+            let _ = fs::write(path.join("cgroup.subtree_control"), controller);
+        }
+        path.push(part);
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => (),
+        }
+    }
+    if let Some(memory) = limits.memory {
+        fs::write(path.join("memory.max"), memory.to_string())?;
+    }
+    if let Some(cpu) = limits.cpu {
+        fs::write(path.join("cpu.max"), format!("{} {PERIOD}", quota(cpu)))?;
+    }
+    let weight = 1 + (shares(limits.cpu_request) - 2) * 9999 / 262_142;
+    fs::write(path.join("cpu.weight"), weight.to_string())?;
+    fs::write(path.join("pids.max"), PIDS_MAX.to_string())
+}
+
+/// `MilliCPUToShares`.
+fn shares(millis: i64) -> u64 {
+    (u64::try_from(millis).unwrap_or(0) * 1024 / 1000).clamp(2, 262_144)
+}
+
+/// `MilliCPUToQuota`: at least a millisecond of each period.
+fn quota(millis: i64) -> u64 {
+    (u64::try_from(millis).unwrap_or(0) * PERIOD / 1000).max(1000)
+}
+
+/// Moves the calling process into a group.
+pub fn join(group: &str) -> io::Result<()> {
+    folders(group).iter().try_for_each(|it| fs::write(format!("{it}/cgroup.procs"), "0"))
+}
+
+/// How often the kernel has killed something in the group for want of memory.
+pub fn oom_kills(group: &str) -> u64 {
+    let file = if is_v2() { format!("{ROOT}/{group}/memory.events") } else { format!("{ROOT}/memory/{group}/memory.oom_control") };
+    let text = fs::read_to_string(file).unwrap_or_default();
+    text.lines().find_map(|it| it.strip_prefix("oom_kill ")?.parse().ok()).unwrap_or(0)
+}
+
+/// Removes a group once its processes are gone; waits for that a moment.
+pub fn remove(group: &str) {
+    if group.is_empty() {
+        return;
+    }
+    for folder in folders(group) {
+        for _ in 0..50 {
+            match fs::remove_dir(&folder) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => std::thread::sleep(Duration::from_millis(2)),
+                _ => break,
+            }
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! The embedded runtime: containers without a daemon.
+//!
+//! Each container has a *shim*, a small process of this program that outlives the agent: it launches the container, copies its
+//! output into the log, waits for its end and writes down how it ended. Everything else is files below the state directory, so
+//! an agent that starts again finds all containers where they are. One shim a container, rather than one warden a node, because a
+//! shim's death then touches one container, and no protocol is needed between agent and shim: files one way, signals the other.
+//!
+//! `launcher.rs` speaks to the kernel; `cgroup.rs` sets limits; `shim.rs` is the process; this file is the agent's view.
+
+pub mod cgroup;
+pub mod launcher;
+pub mod shim;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use nix::{
+    mount::{MntFlags, umount2},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde::{Deserialize, Serialize};
+
+/// Everything a shim needs to know of its container; `spec.json` in the container's directory.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Spec {
+    pub pod_uid: String,
+    pub name: String,
+    pub attempt: u32,
+    pub image: String,
+    /// Unpacked layers, the topmost first.
+    pub layers: Vec<PathBuf>,
+    pub arguments: Vec<String>,
+    /// `NAME=value`.
+    pub environment: Vec<String>,
+    pub directory: String,
+    pub user: User,
+    pub mounts: Vec<Mount>,
+    pub is_read_only: bool,
+    pub is_privileged: bool,
+    pub seccomp: bool,
+    /// A bit for each capability.
+    pub capabilities: u64,
+    pub no_new_privileges: bool,
+    pub has_terminal: bool,
+    pub oom_score_adj: i32,
+    pub log: PathBuf,
+    /// Namespaces of the pod to join: files of `net`, `ipc`, `uts`.
+    pub namespaces: Vec<PathBuf>,
+    pub is_host_pid: bool,
+    pub cgroup: String,
+    pub limits: cgroup::Limits,
+    pub stop_signal: Option<i32>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    pub uid: u32,
+    pub gid: u32,
+    pub groups: Vec<u32>,
+}
+
+/// A file or directory of the host inside the container.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Mount {
+    pub source: PathBuf,
+    pub target: String,
+    pub is_read_only: bool,
+}
+
+/// What the shim writes when the container runs: `state.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Started {
+    pub pid: i32,
+    /// Of the process, in clock ticks since boot: tells it from another of the same number.
+    pub ticks: u64,
+    pub at: String,
+}
+
+/// What it writes at the end: `exit.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Ended {
+    pub code: i32,
+    pub is_oom_killed: bool,
+    /// Why the container never ran; empty when it did.
+    pub error: String,
+    pub at: String,
+}
+
+/// A container as its files tell.
+#[derive(Clone, Debug)]
+pub struct Container {
+    pub id: String,
+    pub spec: Spec,
+    pub started: Option<Started>,
+    pub ended: Option<Ended>,
+}
+
+/// The runtime of one node: a state directory.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    root: PathBuf,
+}
+
+/// How long the processes of a killed container may take to go.
+const GONE_WITHIN: Duration = Duration::from_secs(5);
+
+impl Runtime {
+    pub fn open(root: &Path) -> io::Result<Self> {
+        for folder in ["containers", "pods", "logs", "volumes"] {
+            fs::create_dir_all(root.join(folder))?;
+        }
+        Ok(Self { root: root.to_owned() })
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn folder(&self, id: &str) -> PathBuf {
+        self.root.join("containers").join(id)
+    }
+
+    /// All containers, dead ones too, in no order.
+    pub fn containers(&self) -> Vec<Container> {
+        let entries = fs::read_dir(self.root.join("containers")).into_iter().flatten().flatten();
+        entries.filter_map(|it| self.container(&it.file_name().to_string_lossy())).collect()
+    }
+
+    pub fn container(&self, id: &str) -> Option<Container> {
+        let folder = self.folder(id);
+        let spec: Spec = read(&folder.join("spec.json"))?;
+        let started: Option<Started> = read(&folder.join("state.json"));
+        let ended: Option<Ended> = read(&folder.join("exit.json"));
+        Some(Container { id: id.to_owned(), spec, started, ended })
+    }
+
+    /// Starts a container under a new id, and returns once its shim runs. Whether the container does is told by its state.
+    pub fn start(&self, spec: &Spec) -> io::Result<(String, std::process::Child)> {
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        let folder = self.folder(&id);
+        fs::create_dir_all(&folder)?;
+        let spec = Spec { cgroup: format!("{}/{id}", spec.cgroup), ..spec.clone() };
+        write(&folder.join("spec.json"), &spec)?;
+        let log = fs::File::create(folder.join("shim.log"))?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["shim", "run"]).arg(&folder).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        Ok((id, command.spawn()?))
+    }
+
+    /// The command that runs `arguments` in a container: its standard streams are the command's.
+    pub fn exec(&self, container: &Container, arguments: &[String], has_terminal: bool) -> io::Result<Command> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["shim", "exec"]).arg(self.folder(&container.id));
+        if has_terminal {
+            command.arg("--tty");
+        }
+        command.arg("--").args(arguments);
+        Ok(command)
+    }
+
+    /// Sends a signal to a container's first process, if it still runs.
+    pub fn signal(&self, container: &Container, signal: Signal) {
+        if let Some(pid) = container.pid() {
+            let _ = kill(pid, signal);
+        }
+    }
+
+    /// Removes a container that has ended, and all that is left of it.
+    pub fn remove(&self, container: &Container) {
+        self.signal(container, Signal::SIGKILL);
+        cgroup::remove(&container.spec.cgroup);
+        let _ = fs::remove_dir_all(self.folder(&container.id));
+    }
+
+    /// Ends all containers and waits for them.
+    pub fn purge(&self) {
+        let all = self.containers();
+        all.iter().for_each(|it| self.signal(it, Signal::SIGKILL));
+        let began = std::time::Instant::now();
+        while all.iter().any(|it| it.pid().is_some()) && began.elapsed() < GONE_WITHIN {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for container in all {
+            self.remove(&container);
+            cgroup::remove(container.spec.cgroup.rsplit_once('/').map_or("", |(pod, _)| pod));
+        }
+        for pod in fs::read_dir(self.root.join("pods")).into_iter().flatten().flatten() {
+            remove_namespaces(&pod.path());
+        }
+    }
+}
+
+impl Container {
+    /// The process, if it is still the same one.
+    pub fn pid(&self) -> Option<Pid> {
+        let started = self.started.as_ref().filter(|_| self.ended.is_none())?;
+        (ticks(started.pid) == Some(started.ticks)).then(|| Pid::from_raw(started.pid))
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.pid().is_some()
+    }
+}
+
+/// Lets a pod's namespaces go.
+pub fn remove_namespaces(pod: &Path) {
+    for kind in launcher::POD_NAMESPACES {
+        let _ = umount2(&pod.join(kind), MntFlags::MNT_DETACH);
+    }
+    let _ = fs::remove_dir_all(pod);
+}
+
+/// When a process was started, in ticks since boot.
+pub fn ticks(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold anything, so that fields are counted from its closing bracket; a zombie is gone.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    (*fields.first()? != "Z").then(|| fields.get(19)?.parse().ok())?
+}
+
+fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+/// Writes a file as a whole or not at all.
+fn write<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    let new = path.with_extension("new");
+    fs::write(&new, serde_json::to_vec(value)?)?;
+    fs::rename(new, path)
+}
