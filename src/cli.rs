@@ -4,7 +4,13 @@ use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode, tim
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::process::up::{Cluster, Options, StoreKind};
+use crate::{
+    node::{images::Images, runtime::shim},
+    process::{
+        hello,
+        up::{Cluster, NodeKind, Options, StoreKind},
+    },
+};
 
 /// Kubernetes in one program, on an embedded store.
 #[derive(Parser)]
@@ -18,6 +24,43 @@ struct Cli {
 enum Command {
     /// Start a whole cluster and run it until ctrl-C.
     Up(Up),
+    /// Work with the images of a cluster's node.
+    Image {
+        #[command(subcommand)]
+        command: Image,
+        /// The cluster's data directory.
+        #[arg(long, value_name = "DIR", default_value = "data", global = true)]
+        data_dir: PathBuf,
+    },
+    /// Serve the host's name over HTTP on port 8080: what the image howdah/hello:1 runs.
+    #[command(hide = true)]
+    Hello,
+    /// The process beside a container; the node agent starts it.
+    #[command(hide = true)]
+    Shim {
+        #[command(subcommand)]
+        command: Shim,
+    },
+}
+
+#[derive(Subcommand)]
+enum Image {
+    /// Import an archive: an OCI image layout, or what `docker save` writes.
+    Import { file: PathBuf },
+    /// List the images that pods can run without a registry.
+    List,
+}
+
+#[derive(Subcommand)]
+enum Shim {
+    Run { folder: PathBuf },
+    Exec {
+        folder: PathBuf,
+        #[arg(long)]
+        tty: bool,
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
 }
 
 #[derive(Args)]
@@ -34,6 +77,9 @@ struct Up {
     /// Where objects are stored: a SQLite file that survives everything, or memory that survives nothing.
     #[arg(long, value_enum, default_value = "sqlite")]
     store: StoreKind,
+    /// Whether this machine runs pods.
+    #[arg(long, value_enum, default_value = "embedded")]
+    node: NodeKind,
     /// Nodes that only say that their pods run.
     #[arg(long, value_name = "N", default_value_t = 0)]
     simulated_nodes: usize,
@@ -45,7 +91,23 @@ struct Up {
 pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Up(up) => run(up),
+        Command::Image { command, data_dir } => match image(command, &data_dir) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(why) => fail(&why),
+        },
+        Command::Hello => hello::serve().map_or_else(|why| fail(&why), |()| ExitCode::SUCCESS),
+        Command::Shim { command: Shim::Run { folder } } => shim::run(&folder),
+        Command::Shim { command: Shim::Exec { folder, tty, arguments } } => shim::exec(&folder, tty, &arguments),
     }
+}
+
+fn image(command: Image, data_dir: &std::path::Path) -> std::io::Result<()> {
+    let images = Images::open(&data_dir.join("images"))?;
+    match command {
+        Image::Import { file } => images.import(&file)?.iter().for_each(|it| println!("{it}")),
+        Image::List => images.list().keys().for_each(|it| println!("{it}")),
+    }
+    Ok(())
 }
 
 fn run(up: Up) -> ExitCode {
@@ -65,7 +127,7 @@ fn fail(why: &dyn std::fmt::Display) -> ExitCode {
 
 async fn up_until_signal(up: Up) -> ExitCode {
     let began = Instant::now();
-    let options = Options { data_dir: up.data_dir, bind: up.bind, kubeconfig: up.kubeconfig, store: up.store, simulated_nodes: up.simulated_nodes };
+    let options = Options { data_dir: up.data_dir, bind: up.bind, kubeconfig: up.kubeconfig, store: up.store, node: up.node, simulated_nodes: up.simulated_nodes };
     let cluster = match Cluster::start(options).await {
         Ok(cluster) => cluster,
         Err(error) => return fail(&error),
@@ -75,6 +137,7 @@ async fn up_until_signal(up: Up) -> ExitCode {
     if up.simulated_nodes > 0 {
         println!("{} simulated nodes.", up.simulated_nodes);
     }
+    cluster.limits.iter().for_each(|it| println!("Note: {it}."));
     println!("To use it:\n\n  export KUBECONFIG={}\n\nCtrl-C stops it.", cluster.kubeconfig.display());
     let is_ended_by_signal = tokio::select! {
         () = signal() => true,

@@ -1,5 +1,6 @@
 //! The node: what makes pods real on one machine.
 
+pub mod agent;
 pub mod images;
 pub mod links;
 pub mod plan;

@@ -55,10 +55,10 @@ impl Sources {
         let account = pod.spec.as_ref().and_then(|it| it.service_account_name.clone()).unwrap_or_else(|| "default".to_owned());
         let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), &self.namespace);
         let bound = BoundObjectReference { api_version: Some("v1".into()), kind: Some("Pod".into()), name: pod.metadata.name.clone(), uid: pod.metadata.uid.clone() };
-        let spec = TokenRequestSpec { audiences: audience.map(str::to_owned).into_iter().collect(), bound_object_ref: Some(bound), expiration_seconds: seconds };
-        let request = TokenRequest { spec, ..TokenRequest::default() };
+        let spec = TokenRequestSpec { audiences: Some(audience.map(str::to_owned).into_iter().collect()), bound_object_ref: Some(bound), expiration_seconds: seconds };
+        let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
         let answer = api.create_token_request(&account, &PostParams::default(), &request).await?;
-        Ok(answer.status.map(|it| it.token.into_bytes()).unwrap_or_default())
+        Ok(answer.status.and_then(|it| it.token).map(String::into_bytes).unwrap_or_default())
     }
 
     /// Makes or refreshes a volume, and returns its directory.

@@ -17,12 +17,12 @@ use super::{
 };
 use crate::{
     api::{self, Server, body, connect::Nodes, http::listen, identity::{MASTERS, User}, tokens::{self, Tokens}},
-    base::{Tasks, clock},
+    base::{Tasks, clock, tasks},
     client::Clients,
     controllers,
     kinds::table,
     meta::{Meta, Value},
-    node::simulated,
+    dns, node::{agent::{self, Agent}, server as node_server, simulated}, proxy,
     scheduler,
     store::{Engine, Store, memory::Memory, sqlite::Sqlite},
 };
@@ -31,6 +31,10 @@ use crate::{
 const SLOTS: u8 = 16;
 const FIRST_SERVICES: u8 = 96;
 const FIRST_PODS: u8 = 244;
+/// The last byte of the address of the cluster's DNS, as everywhere.
+const DNS_ADDRESS: u8 = 10;
+/// The port of a kubelet; another cluster on this machine takes any.
+const KUBELET_PORT: u16 = 10250;
 /// How long the parts of a cluster get to end.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
@@ -58,7 +62,15 @@ pub struct Options {
     pub bind: SocketAddr,
     pub kubeconfig: PathBuf,
     pub store: StoreKind,
+    pub node: NodeKind,
     pub simulated_nodes: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum NodeKind {
+    /// This machine runs pods.
+    Embedded,
+    None,
 }
 
 /// A running cluster.
@@ -71,7 +83,10 @@ pub struct Cluster {
     /// Everything but the store; stops first.
     parts: Tasks,
     store: Tasks,
-    _slot: Slot,
+    slot: Slot,
+    node: Option<Arc<Agent>>,
+    /// What does not work here, and why.
+    pub limits: Vec<String>,
 }
 
 impl Cluster {
@@ -95,19 +110,28 @@ impl Cluster {
             clients,
             parts,
             store: store_tasks,
-            _slot: slot,
+            slot,
+            node: None,
+            limits: Vec::new(),
         };
+        let mut cluster = cluster;
         cluster.bootstrap().await?;
         cluster.start_parts(&pki, &options, address, port);
+        if options.node == NodeKind::Embedded {
+            match cluster.start_node(&pki, &options, address).await {
+                Ok(agent) => cluster.node = Some(agent),
+                Err(why) => cluster.limits.push(format!("no pods run on this machine: {why}")),
+            }
+        }
         Ok(cluster)
     }
 
     async fn bootstrap(&self) -> Result<()> {
-        let services = self._slot.services();
+        let services = self.slot.services();
         let snapshot = self.server.store.snapshot();
         let apply = |change| submit(&self.server, change);
         bootstrap::ensure(&[services], &snapshot, apply).await.map_err(|why| Error::new("the objects of a new cluster", why))?;
-        for service in [self._slot.kubernetes_service()] {
+        for service in [self.slot.kubernetes_service()] {
             match submit(&self.server, bootstrap::Change::Create(service)).await {
                 Err(status) if !status.is_already_exists() && status.reason != "Invalid" => return Err(Error::new("Service kubernetes", status)),
                 _ => (),
@@ -129,6 +153,46 @@ impl Cluster {
         }
     }
 
+    /// Starts the node of this machine: agent, its server, service proxy and DNS.
+    async fn start_node(&self, pki: &Pki, options: &Options, address: IpAddr) -> Result<Arc<Agent>> {
+        if !nix::unistd::geteuid().is_root() {
+            return Err(Error("containers need root".to_owned()));
+        }
+        if address.is_loopback() {
+            return Err(Error("the machine has no address but loopback, so that pods could not reach the API".to_owned()));
+        }
+        let name = nix::unistd::gethostname().map_err(|why| Error::new("the host's name", why))?.to_string_lossy().to_ascii_lowercase();
+        let listener = match TcpListener::bind((address, KUBELET_PORT)).await {
+            Ok(listener) => listener,
+            Err(_) => TcpListener::bind((address, 0)).await.map_err(|why| Error::new("the node's port", why))?,
+        };
+        let port = listener.local_addr().map_err(|why| Error::new("the node's port", why))?.port();
+        let credential = pki.credential("kubelet", &Identity::node(&name, &[address]), clock::now()).map_err(|why| Error::new("certificates", why))?;
+        let tls = pki::server_config(&credential, pki.authority().certificate()).map_err(|why| Error::new("certificates", why))?;
+        let data_dir = std::fs::canonicalize(&options.data_dir).map_err(|why| Error::new(&options.data_dir.display().to_string(), why))?;
+        let agent = Agent::start(
+            &self.clients,
+            &self.parts,
+            agent::Options {
+                name: name.clone(),
+                address,
+                port,
+                state_dir: data_dir.join("node"),
+                images_dir: data_dir.join("images"),
+                pods: self.slot.pods(),
+                cluster_dns: self.slot.service_ip(DNS_ADDRESS),
+                api_service: self.slot.service_ip(1),
+                cgroup: self.slot.name(),
+            },
+        )
+        .map_err(|why| Error::new("the node", why))?;
+        self.parts.spawn_vital("node-server", node_server::listen(agent.clone(), listener, Arc::new(tls), self.parts.clone()));
+        proxy::feed::start(&self.clients, &self.parts, proxy::feed::Options { node: name, table: self.slot.name(), pods: self.slot.pods() });
+        let dns = dns::feed::start(&self.clients, &self.parts, address, &self.slot.service_ip(DNS_ADDRESS)).await;
+        dns.map_err(|why| Error::new("the cluster's DNS", why))?;
+        Ok(agent)
+    }
+
     /// Completes when a part without which nothing works has ended.
     pub async fn failed(&self) {
         tokio::select! {
@@ -140,6 +204,10 @@ impl Cluster {
     /// Stops all parts, the store last. Returns whether all of them ended in time.
     pub async fn stop(self) -> bool {
         let parts = self.parts.stop(STOP_WITHIN).await;
+        if let Some(node) = self.node {
+            let _ = tasks::blocking(move || node.stop()).await;
+            proxy::feed::remove(&self.slot.name());
+        }
         self.store.stop(STOP_WITHIN).await && parts
     }
 }
@@ -275,6 +343,11 @@ impl Slot {
     /// An address of the Services' range by its last byte.
     fn service_ip(&self, last: u8) -> String {
         format!("10.{}.0.{last}", FIRST_SERVICES + self.number)
+    }
+
+    /// The name of what the cluster has in the kernel: its control group and its table of rules.
+    fn name(&self) -> String {
+        format!("howdah-{}", self.number)
     }
 
     /// The pods' range.

@@ -4,7 +4,10 @@
 use std::{
     ffi::CString,
     fs, io,
-    os::{fd::AsFd, unix::fs::PermissionsExt},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::PermissionsExt,
+    },
     path::{Path, PathBuf},
 };
 
@@ -207,6 +210,12 @@ fn set_capabilities(bits: u64) -> Result<()> {
     // SAFETY: the kernel reads the two live arrays, which have the layout that it wants.
     let done = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) };
     if done == 0 { Ok(()) } else { Err(failed("capset")(io::Error::last_os_error())) }
+}
+
+/// Tells a terminal its size.
+pub fn resize(terminal: &impl AsRawFd, size: &nix::pty::Winsize) {
+    // SAFETY: the terminal is open and the size is live over the call.
+    unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, size as *const _) };
 }
 
 fn apply_seccomp() -> Result<()> {
