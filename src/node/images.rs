@@ -163,7 +163,8 @@ impl Images {
                 target.parent().map_or(Ok(()), fs::create_dir_all)?;
                 fs::copy(&library, target)?;
             }
-            fs::rename(&scratch, &place)?;
+            // Another may have been quicker.
+            fs::rename(&scratch, &place).or_else(|error| if place.exists() { fs::remove_dir_all(&scratch) } else { Err(error) })?;
         }
         let image = Image { id: format!("sha256:{id}"), layers: vec![place], entrypoint: vec!["/howdah".to_owned(), "hello".to_owned()], directory: "/".to_owned(), ..Image::default() };
         self.tag(DEMO, &image)?;

@@ -27,6 +27,10 @@ impl Cluster {
         Self { folder, port, arguments, process }
     }
 
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+
     pub fn kubeconfig(&self) -> PathBuf {
         self.folder.path().join("admin.conf")
     }

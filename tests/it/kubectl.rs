@@ -15,7 +15,7 @@ fn objects_are_made_read_changed_and_deleted() {
     if !has_kubectl() {
         return;
     }
-    let cluster = Cluster::start(&["--store", "memory"]);
+    let cluster = Cluster::start(&["--store", "memory", "--node", "none"]);
     transcript(
         &cluster,
         &[
@@ -63,7 +63,7 @@ fn a_deployment_runs_on_simulated_nodes_and_survives_kill_9() {
     if !has_kubectl() {
         return;
     }
-    let mut cluster = Cluster::start(&["--simulated-nodes", "3"]);
+    let mut cluster = Cluster::start(&["--simulated-nodes", "3", "--node", "none"]);
     let (applied, output) = cluster.kubectl_with("apply -f -", DEPLOYMENT);
     assert!(applied, "{output}");
     cluster.eventually("get deployment web -o jsonpath={.status.readyReplicas}", "3");
@@ -92,7 +92,7 @@ fn server_side_apply_finds_conflicts() {
     if !has_kubectl() {
         return;
     }
-    let cluster = Cluster::start(&["--store", "memory"]);
+    let cluster = Cluster::start(&["--store", "memory", "--node", "none"]);
     let (applied, output) = cluster.kubectl_with("apply --server-side -f -", DEPLOYMENT);
     assert!(applied, "{output}");
     let more = DEPLOYMENT.replace("replicas: 3", "replicas: 4");

@@ -2,4 +2,5 @@
 
 mod cluster;
 mod kubectl;
+mod pods;
 mod tidy;

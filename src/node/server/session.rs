@@ -16,7 +16,10 @@ use tokio::{
 };
 use tokio_tungstenite::{
     WebSocketStream,
-    tungstenite::{Message, protocol::Role},
+    tungstenite::{
+        Message, Utf8Bytes,
+        protocol::{CloseFrame, Role, frame::coding::CloseCode},
+    },
 };
 
 use super::spdy;
@@ -228,7 +231,8 @@ where
     } else if outcome != Outcome::Exited(0) {
         sink.send(channels.encode(ERROR, outcome.text().as_bytes())).await?;
     }
-    sink.send(Message::Close(None)).await?;
+    // Clients take anything but a normal closure for an error.
+    sink.send(Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() }))).await?;
     sink.close().await
 }
 
