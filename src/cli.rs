@@ -83,6 +83,9 @@ struct Up {
     /// Nodes that only say that their pods run.
     #[arg(long, value_name = "N", default_value_t = 0)]
     simulated_nodes: usize,
+    /// A registry that is asked for images before their own, as http://HOST:PORT.
+    #[arg(long, value_name = "URL")]
+    registry_mirror: Option<String>,
     /// What is logged to standard error: `warn`, `info`, `debug`, or directives such as `howdah::store=debug`.
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
     log: String,
@@ -127,7 +130,7 @@ fn fail(why: &dyn std::fmt::Display) -> ExitCode {
 
 async fn up_until_signal(up: Up) -> ExitCode {
     let began = Instant::now();
-    let options = Options { data_dir: up.data_dir, bind: up.bind, kubeconfig: up.kubeconfig, store: up.store, node: up.node, simulated_nodes: up.simulated_nodes };
+    let options = Options { data_dir: up.data_dir, bind: up.bind, kubeconfig: up.kubeconfig, store: up.store, node: up.node, simulated_nodes: up.simulated_nodes, registry_mirror: up.registry_mirror };
     let cluster = match Cluster::start(options).await {
         Ok(cluster) => cluster,
         Err(error) => return fail(&error),

@@ -1,61 +1,54 @@
-//! The node agent: registers its node, and makes the pods that are bound to it real.
+//! The node agent: makes the pods that are bound to its node real.
 //!
 //! Each pod is reconciled by itself: the containers are read from the runtime's files, `plan.rs` says what is missing, this file does
 //! it, and the status goes back to the API. Nothing is remembered that a restart of the process would lose.
 
 use std::{
     collections::HashMap,
-    fs,
+    fs, io,
     net::{IpAddr, Ipv4Addr},
-    path::{Path, PathBuf},
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use k8s_openapi::api::{
-    coordination::v1::Lease,
-    core::v1::{Container as ContainerSpec, Node, Pod, PodSpec},
-};
+use k8s_openapi::api::core::v1::{Container as ContainerSpec, Pod, PodSpec, Service};
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{Patch, PatchParams},
 };
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
+use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    images::Images,
-    links, plan,
-    runtime::{Container, Mount, Runtime, Spec, User, cgroup::Limits},
+    container::Making,
+    ending::{find, grace},
+    environment::{self, Machine},
+    images::{Image, Images},
+    plan, probes,
+    pulls::{Found, Pulls},
+    registry::{self, Credential},
+    runtime::{Container, Runtime, Spec},
+    sandbox::{Sandboxes, hostname},
     volumes::Sources,
 };
 use crate::{
-    api::{http, identity::User as Identity},
+    api::identity::User as Identity,
     base::{Tasks, clock, tasks},
-    client::{Clients, Error, EventRecorder, EventType, Informer, ObjectKey, Result, WorkQueue, informer, writes},
-    meta::Quantity,
+    client::{Change, Clients, Error, EventRecorder, EventType, Informer, ObjectKey, Result, WorkQueue, informer},
 };
 
-const RENEW_EVERY: Duration = Duration::from_secs(10);
-const LEASE_SECONDS: u32 = 40;
-const LEASES: &str = "kube-node-lease";
 const WORKERS: usize = 8;
 /// Volumes and status are looked at again after this time, so that changed ConfigMaps and tokens reach the pod.
 const RESYNC: Duration = Duration::from_secs(60);
-/// How often a pod that ends is looked at.
-const ENDING: Duration = Duration::from_millis(100);
+/// What could not be made is tried again after this time.
+const RETRY: Duration = Duration::from_secs(2);
 /// Containers that an earlier process started are not its children; their end is looked for.
 const ADOPTED_EVERY: Duration = Duration::from_millis(500);
-const PODS_MAX: u32 = 110;
-/// Docker's default set, by capability number.
-const DEFAULT_CAPABILITIES: u64 = 0xa804_25fb;
-const ALL_CAPABILITIES: u64 = 0x1ff_ffff_ffff;
-const CAPABILITIES: [&str; 41] = [
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "LINUX_IMMUTABLE", "NET_BIND_SERVICE",
-    "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER", "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN",
-    "SYS_BOOT", "SYS_NICE", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP", "MAC_OVERRIDE",
-    "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF", "CHECKPOINT_RESTORE",
-];
+/// A container that begins to run says so within this time, or later by its end.
+const STARTED_WITHIN: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -65,6 +58,8 @@ pub struct Options {
     pub port: u16,
     pub state_dir: PathBuf,
     pub images_dir: PathBuf,
+    /// Asked for images before their registries.
+    pub registry_mirror: Option<String>,
     /// The first address of the node's pods; the others follow in a network of 256.
     pub pods: Ipv4Addr,
     pub cluster_dns: String,
@@ -72,38 +67,54 @@ pub struct Options {
     pub cgroup: String,
 }
 
+/// Why a container waits, by its name: reason and message.
+type Waiting = HashMap<String, (String, String)>;
+
 pub struct Agent {
     pub options: Options,
     pub runtime: Runtime,
-    pub images: Images,
-    client: kube::Client,
+    pub pulls: Arc<Pulls>,
+    pub sandboxes: Sandboxes,
+    pub probes: probes::Results,
+    pub recorder: EventRecorder,
+    pub tasks: Tasks,
+    pub(super) machine: Machine,
+    pub(super) client: kube::Client,
     pods: Informer<Pod>,
+    services: Informer<Service>,
     queue: Arc<WorkQueue<ObjectKey>>,
-    recorder: EventRecorder,
-    tasks: Tasks,
-    /// Why containers wait, by pod uid and name.
-    waiting: Mutex<HashMap<String, HashMap<String, (String, String)>>>,
-    /// Addresses in use, by pod uid.
-    addresses: Mutex<HashMap<String, Ipv4Addr>>,
+    /// By pod uid.
+    pub(super) waiting: Mutex<HashMap<String, Waiting>>,
+    /// Containers that are asked to end, and when they must.
+    pub(super) ending: Mutex<HashMap<String, Instant>>,
+    /// Containers whose probes run.
+    probed: Mutex<HashMap<String, String>>,
+    gone: Notify,
 }
 
 impl Agent {
     /// Starts the agent. Containers that run already are found again.
-    pub fn start(clients: &Clients, tasks: &Tasks, options: Options) -> std::io::Result<Arc<Self>> {
+    pub fn start(clients: &Clients, tasks: &Tasks, options: Options) -> io::Result<Arc<Self>> {
         let client = clients.of(&Identity::system(&format!("system:node:{}", options.name), &["system:nodes"]));
         let runtime = Runtime::open(&options.state_dir)?;
         let own = informer::Options::default().fields(&format!("spec.nodeName={}", options.name));
-        let pods = Informer::start("node-pods", Api::all(client.clone()), own, tasks);
+        let images = Images::open(&options.images_dir)?;
         let agent = Arc::new(Self {
             recorder: EventRecorder::start(client.clone(), "kubelet", &options.name, tasks),
-            images: Images::open(&options.images_dir)?,
-            addresses: Mutex::new(known_addresses(runtime.root())),
+            pulls: Pulls::new(images, options.registry_mirror.clone(), tasks),
+            sandboxes: Sandboxes::open(runtime.root().join("pods"), options.pods, options.cluster_dns.clone()),
+            probes: probes::Results::default(),
+            machine: Machine::read(runtime.root()),
+            pods: Informer::start("node-pods", Api::all(client.clone()), own, tasks),
+            services: Informer::start("node-services", Api::all(client.clone()), informer::Options::default(), tasks),
             runtime,
             client,
-            pods,
             queue: Arc::new(WorkQueue::new()),
             tasks: tasks.clone(),
             waiting: Mutex::default(),
+            ending: Mutex::default(),
+            probed: Mutex::default(),
+            gone: Notify::new(),
             options,
         });
         agent.clone().run();
@@ -111,22 +122,33 @@ impl Agent {
     }
 
     fn run(self: Arc<Self>) {
-        let queue = self.queue.clone();
-        self.pods.subscribe(move |change| queue.add(ObjectKey::of(&**change.object())));
+        let (queue, agent) = (self.queue.clone(), Arc::downgrade(&self));
+        self.pods.subscribe(move |change| {
+            queue.add(ObjectKey::of(&**change.object()));
+            if let (Change::Deleted(_), Some(agent)) = (change, agent.upgrade()) {
+                agent.gone.notify_one();
+            }
+        });
         let tasks = self.tasks.clone();
         let agent = self.clone();
-        tasks.spawn("node-register", async move {
+        tasks.spawn_vital("node-register", async move {
             agent.adopt();
             agent.register().await;
         });
-        let queue = self.queue.clone();
         let agent = self.clone();
-        tasks.spawn("node-pods-start", async move {
+        tasks.spawn_vital("node-strangers", async move {
             agent.pods.synced().await;
-            agent.remove_strangers().await;
-            let group = agent.tasks.clone();
+            loop {
+                agent.remove_strangers().await;
+                let _ = tokio::time::timeout(RESYNC, agent.gone.notified()).await;
+            }
+        });
+        tasks.spawn("node-pods-start", async move {
+            self.pods.synced().await;
+            self.services.synced().await;
+            let (group, queue) = (self.tasks.clone(), self.queue.clone());
             queue.run(&group, "node-pod", WORKERS, move |key| {
-                let agent = agent.clone();
+                let agent = self.clone();
                 async move { agent.reconcile(&key).await }
             });
         });
@@ -149,10 +171,6 @@ impl Agent {
         self.runtime.containers().into_iter().filter(|it| it.spec.pod_uid == uid).collect()
     }
 
-    pub fn pod_folder(&self, uid: &str) -> PathBuf {
-        self.runtime.root().join("pods").join(uid)
-    }
-
     /// Waits for the end of containers that are not this process' children.
     fn adopt(self: &Arc<Self>) {
         let running: Vec<Container> = self.runtime.containers().into_iter().filter(Container::is_running).collect();
@@ -167,19 +185,32 @@ impl Agent {
         });
     }
 
-    fn wake(&self, uid: &str) {
+    /// Has a pod looked at.
+    pub fn wake(&self, uid: &str) {
         let found = self.pods.list().into_iter().find(|it| it.metadata.uid.as_deref() == Some(uid));
         found.into_iter().for_each(|it| self.queue.add(ObjectKey::of(&*it)));
     }
 
-    /// Pods that were deleted while nobody looked leave nothing behind.
-    async fn remove_strangers(&self) {
+    /// Pods that are gone from the API, by force or while nobody looked, leave nothing behind.
+    async fn remove_strangers(self: &Arc<Self>) {
+        let volumes = fs::read_dir(self.runtime.root().join("volumes")).into_iter().flatten().flatten();
+        let mut uids: Vec<String> = volumes.map(|it| it.file_name().to_string_lossy().into_owned()).collect();
+        uids.extend(self.sandboxes.uids());
+        uids.extend(self.runtime.containers().into_iter().map(|it| it.spec.pod_uid));
+        uids.sort();
+        uids.dedup();
         let known: Vec<String> = self.pods.list().iter().filter_map(|it| it.metadata.uid.clone()).collect();
-        let folders = fs::read_dir(self.runtime.root().join("pods")).into_iter().flatten().flatten();
-        for uid in folders.map(|it| it.file_name().to_string_lossy().into_owned()).filter(|it| !known.contains(it)) {
-            self.runtime.containers().iter().filter(|it| it.spec.pod_uid == uid).for_each(|it| self.runtime.signal(it, Signal::SIGKILL));
-            tokio::time::sleep(ENDING).await;
-            self.clean(&uid);
+        for uid in uids.into_iter().filter(|it| !known.contains(it)) {
+            let mut running = true;
+            while running {
+                let all = self.runtime.containers();
+                let left: Vec<&Container> = all.iter().filter(|it| it.spec.pod_uid == uid && it.is_running()).collect();
+                left.iter().for_each(|it| self.runtime.signal(it, Signal::SIGKILL));
+                running = !left.is_empty();
+                tokio::time::sleep(Duration::from_millis(if running { 20 } else { 0 })).await;
+            }
+            let agent = self.clone();
+            let _ = tasks::blocking(move || agent.clean(&uid)).await;
         }
     }
 
@@ -189,192 +220,274 @@ impl Agent {
         if pod.metadata.deletion_timestamp.is_some() {
             return self.end(&pod, &containers).await;
         }
+        let spec = pod.spec.clone().ok_or_else(|| Error::Invalid("a pod without a specification".to_owned()))?;
         if matches!(pod.status.as_ref().and_then(|it| it.phase.as_deref()), Some("Succeeded" | "Failed")) {
-            return Ok(None);
+            return Ok(self.rest(&pod, &containers).await);
         }
-        let mut again = RESYNC;
-        let spec = pod.spec.as_ref().ok_or_else(|| Error::Invalid("a pod without a specification".to_owned()))?;
-        let address = self.sandbox(&pod, spec)?;
-        let pod = with_address(&pod, address, self.options.address);
-        let volumes = self.volumes(&pod, spec).await;
-        for step in plan::steps(&pod, &containers, clock::now()) {
-            match step {
-                plan::Step::Wait(seconds) => again = again.min(Duration::from_secs(u64::try_from(seconds).unwrap_or(1))),
-                plan::Step::Start { name, attempt } => {
-                    let started = match &volumes {
-                        Ok(volumes) => self.launch(&pod, spec, &name, attempt, volumes).await,
-                        Err(error) => Err(("ContainerCreating".to_owned(), error.clone())),
-                    };
-                    again = again.min(self.note(&pod, &name, started));
-                }
-            }
+        if let Some(left) = remaining(&pod, &spec)
+            && left.is_zero()
+        {
+            return self.fail(&pod, &containers).await;
         }
+        let pod = Arc::new(self.with_addresses(&pod, &spec)?);
+        self.follow_probes(&pod, &containers);
+        if plan::is_over(&spec, &containers) {
+            self.end_containers(&pod, &containers, grace(&pod));
+        }
+        let again = self.proceed(&pod, &spec, &containers).await;
         self.forget_old(&pod);
-        self.report(&pod, address).await?;
-        Ok(Some(again))
+        self.report(&pod, &self.containers(&pod)).await?;
+        Ok(Some(remaining(&pod, &spec).map_or(again, |it| it.min(again))))
     }
 
-    /// Records why a container waits, or that it does no longer. Returns when to look again.
-    fn note(&self, pod: &Pod, name: &str, started: std::result::Result<(), (String, String)>) -> Duration {
-        let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = waiting.entry(uid).or_default();
-        match started {
-            Ok(()) => {
-                own.remove(name);
-                RESYNC
-            }
+    /// Takes the steps that are due. Returns when to look again.
+    async fn proceed(self: &Arc<Self>, pod: &Arc<Pod>, spec: &PodSpec, containers: &[Container]) -> Duration {
+        let steps = plan::steps(pod, containers, &self.notes(pod, containers), clock::now());
+        if steps.is_empty() {
+            // What runs already only has its volumes kept fresh.
+            let _ = self.volumes(pod, spec).await;
+            return RESYNC;
+        }
+        let volumes = match self.volumes(pod, spec).await {
+            Ok(volumes) => volumes,
             Err(why) => {
-                self.recorder.event(pod, EventType::Warning, "Failed", &why.1);
-                own.insert(name.to_owned(), why);
-                Duration::from_secs(10)
+                self.recorder.event(&**pod, EventType::Warning, "FailedMount", why);
+                return RETRY;
             }
-        }
-    }
-
-    /// The namespaces and address of a pod.
-    fn sandbox(&self, pod: &Pod, spec: &PodSpec) -> Result<Option<Ipv4Addr>> {
-        let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let is_host = spec.host_network == Some(true);
-        let address = if is_host { None } else { Some(self.address(&uid)?) };
-        let hostname = spec.hostname.clone().unwrap_or_else(|| pod.name_any());
-        let folder = self.pod_folder(&uid);
-        links::create(&folder, &uid, &hostname, address).map_err(|why| Error::Invalid(format!("failed to set up the sandbox: {why}")))?;
-        let written = (|| {
-            if let Some(address) = address {
-                fs::write(folder.join("address"), address.to_string())?;
-            }
-            fs::write(folder.join("hostname"), format!("{hostname}\n"))?;
-            fs::write(folder.join("hosts"), hosts(address, &hostname))?;
-            fs::write(folder.join("resolv.conf"), self.resolv_conf(pod, spec))
-        })();
-        written.map_err(|why| Error::Invalid(format!("{}: {why}", folder.display())))?;
-        Ok(address.or(match self.options.address {
-            IpAddr::V4(own) => Some(own),
-            IpAddr::V6(_) => None,
-        }))
-    }
-
-    fn address(&self, uid: &str) -> Result<Ipv4Addr> {
-        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(address) = addresses.get(uid) {
-            return Ok(*address);
-        }
-        let [a, b, c, _] = self.options.pods.octets();
-        let free = (2..=254).map(|it| Ipv4Addr::new(a, b, c, it)).find(|it| !addresses.values().any(|used| used == it));
-        let address = free.ok_or_else(|| Error::Invalid("no address is left for the pod".to_owned()))?;
-        addresses.insert(uid.to_owned(), address);
-        Ok(address)
-    }
-
-    fn resolv_conf(&self, pod: &Pod, spec: &PodSpec) -> String {
-        let host = || fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-        let namespace = pod.namespace().unwrap_or_default();
-        match spec.dns_policy.as_deref() {
-            Some("Default") => host(),
-            Some("ClusterFirst") if spec.host_network == Some(true) => host(),
-            _ => format!(
-                "search {namespace}.svc.cluster.local svc.cluster.local cluster.local\nnameserver {}\noptions ndots:5\n",
-                self.options.cluster_dns
-            ),
-        }
-    }
-
-    async fn volumes(&self, pod: &Pod, spec: &PodSpec) -> std::result::Result<HashMap<String, PathBuf>, String> {
-        let root = self.runtime.root().join("volumes").join(pod.metadata.uid.as_deref().unwrap_or_default());
-        let sources = self.sources(pod);
-        let mut volumes = HashMap::new();
-        for volume in spec.volumes.iter().flatten() {
-            let folder = sources.volume(pod, volume, &root).await.map_err(|why| format!("MountVolume.SetUp failed for volume {:?} : {}", volume.name, why.message()))?;
-            volumes.insert(volume.name.clone(), folder);
-        }
-        Ok(volumes)
-    }
-
-    fn sources(&self, pod: &Pod) -> Sources {
-        Sources { client: self.client.clone(), namespace: pod.namespace().unwrap_or_default() }
-    }
-
-    /// Starts a container; otherwise the reason and message of its waiting state.
-    async fn launch(self: &Arc<Self>, pod: &Pod, spec: &PodSpec, name: &str, attempt: u32, volumes: &HashMap<String, PathBuf>) -> std::result::Result<(), (String, String)> {
-        let mut all = spec.init_containers.iter().flatten().chain(&spec.containers);
-        let Some(container) = all.find(|it| it.name == name) else { return Ok(()) };
-        let image_name = container.image.clone().unwrap_or_default();
-        let (images, wanted) = (self.images.clone(), image_name.clone());
-        let image = tasks::blocking(move || images.get(&wanted)).await.ok().flatten();
-        let Some(image) = image else {
-            return Err(("ErrImageNeverPull".to_owned(), format!("Container image {image_name:?} is not present; import it with `howdah image import`")));
         };
-        let wrong = |why: String| ("CreateContainerConfigError".to_owned(), why);
-        let service = [("KUBERNETES_SERVICE_HOST".to_owned(), self.options.api_service.clone()), ("KUBERNETES_SERVICE_PORT".to_owned(), "443".to_owned())];
-        let environment = self.sources(pod).environment(pod, container, &image.environment, &service).await.map_err(|why| wrong(why.message()))?;
-        let user = user(spec, container, &image.user, &image.layers).map_err(wrong)?;
-        let log = self.log_path(pod, name, attempt);
-        log.parent().map_or(Ok(()), fs::create_dir_all).map_err(|why| wrong(why.to_string()))?;
+        let mut again = RESYNC;
+        for step in steps {
+            again = again.min(match step {
+                plan::Step::Wait(seconds) => Duration::from_secs(u64::try_from(seconds).unwrap_or(1)),
+                plan::Step::Start { name, attempt } => match find(pod, &name) {
+                    Some(container) => self.start_container(pod, spec, container, attempt, &volumes).await,
+                    None => RESYNC,
+                },
+            });
+        }
+        again
+    }
+
+    /// Starts a container, or notes why it waits. Returns when to look again.
+    async fn start_container(self: &Arc<Self>, pod: &Arc<Pod>, spec: &PodSpec, container: &ContainerSpec, attempt: u32, volumes: &HashMap<String, PathBuf>) -> Duration {
+        let (again, waits) = match self.image(pod, spec, container, attempt).await {
+            Err((again, waits)) => (again, waits),
+            Ok(image) => match self.launch(pod, spec, container, attempt, image, volumes).await {
+                Ok(()) => (RESYNC, None),
+                Err((reason, message)) => {
+                    self.recorder.event(&**pod, EventType::Warning, "Failed", format!("Error: {message}"));
+                    (RETRY * 5, Some((reason.to_owned(), message)))
+                }
+            },
+        };
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let folder = self.pod_folder(&uid);
-        let namespaces = if spec.host_network == Some(true) { vec![folder.join("ipc")] } else { ["net", "ipc", "uts"].map(|it| folder.join(it)).to_vec() };
-        let security = container.security_context.as_ref();
-        let is_privileged = security.and_then(|it| it.privileged) == Some(true);
-        let spec = Spec {
-            pod_uid: uid.clone(),
-            name: name.to_owned(),
+        let mut all = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = all.entry(uid).or_default();
+        match waits {
+            Some(why) => own.insert(container.name.clone(), why),
+            None => own.remove(&container.name),
+        };
+        again
+    }
+
+    /// The image of a container; otherwise when to look again, and what the container waits for.
+    async fn image(self: &Arc<Self>, pod: &Arc<Pod>, spec: &PodSpec, container: &ContainerSpec, attempt: u32) -> std::result::Result<Image, (Duration, Option<(String, String)>)> {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let (name, policy) = (container.image.clone().unwrap_or_default(), container.image_pull_policy.as_deref().unwrap_or("IfNotPresent"));
+        let (agent, woken) = (Arc::downgrade(self), uid.clone());
+        let done = move || agent.upgrade().into_iter().for_each(|it| it.wake(&woken));
+        let start = (uid, container.name.clone(), attempt);
+        let credentials = self.credentials(spec, &pod.namespace().unwrap_or_default()).await;
+        let event = |kind, reason, message: String| self.recorder.event(&**pod, kind, reason, message);
+        match self.pulls.find(&start, &name, policy, credentials, done) {
+            Found::Ready(image) => {
+                event(EventType::Normal, "Pulled", format!("Container image {name:?} already present on machine"));
+                Ok(image)
+            }
+            Found::Pulled(image, took) => {
+                event(EventType::Normal, "Pulled", format!("Successfully pulled image {name:?} in {took:?}"));
+                Ok(image)
+            }
+            Found::Pulling => {
+                event(EventType::Normal, "Pulling", format!("Pulling image {name:?}"));
+                Err((RESYNC, None))
+            }
+            Found::Waiting => Err((RESYNC, None)),
+            Found::Failed(error) => {
+                event(EventType::Warning, "Failed", format!("Failed to pull image {name:?}: {error}"));
+                event(EventType::Warning, "Failed", "Error: ErrImagePull".to_owned());
+                Err((RETRY, Some(("ErrImagePull".to_owned(), error))))
+            }
+            Found::BackOff(error, again) => {
+                event(EventType::Normal, "BackOff", format!("Back-off pulling image {name:?}"));
+                event(EventType::Warning, "Failed", "Error: ImagePullBackOff".to_owned());
+                Err((again, Some(("ImagePullBackOff".to_owned(), format!("Back-off pulling image {name:?}: ErrImagePull: {error}")))))
+            }
+            Found::Never => {
+                let message = format!("Container image {name:?} is not present with pull policy of Never");
+                event(EventType::Warning, "ErrImageNeverPull", message.clone());
+                Err((RETRY * 5, Some(("ErrImageNeverPull".to_owned(), message))))
+            }
+        }
+    }
+
+    /// What the pod's `imagePullSecrets` hold.
+    async fn credentials(&self, spec: &PodSpec, namespace: &str) -> Vec<Credential> {
+        let sources = self.sources(namespace);
+        let mut all = Vec::new();
+        for reference in spec.image_pull_secrets.iter().flatten() {
+            let data = sources.secret(&reference.name, true).await.ok().flatten().unwrap_or_default();
+            all.extend(data.get(".dockerconfigjson").map(|it| registry::credentials(it)).unwrap_or_default());
+        }
+        all
+    }
+
+    /// Makes the container and starts it; otherwise the reason and message of its waiting state.
+    async fn launch(
+        self: &Arc<Self>,
+        pod: &Arc<Pod>,
+        spec: &PodSpec,
+        container: &ContainerSpec,
+        attempt: u32,
+        image: Image,
+        volumes: &HashMap<String, PathBuf>,
+    ) -> std::result::Result<(), (&'static str, String)> {
+        let wrong = |why: String| ("CreateContainerConfigError", why);
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let services = environment::of_services(&self.services.list(), pod, &self.options.api_service);
+        let environment = self.sources(&pod.namespace().unwrap_or_default()).environment(pod, container, services).await;
+        let making = Making {
+            pod,
+            spec,
+            container,
             attempt,
-            image: image.id.clone(),
-            arguments: arguments(container, &image.entrypoint, &image.command, &environment),
-            layers: image.layers,
-            environment,
-            directory: container.working_dir.clone().unwrap_or(image.directory),
-            user,
-            mounts: self.mounts(container, volumes, &folder),
-            is_read_only: security.and_then(|it| it.read_only_root_filesystem) == Some(true),
-            is_privileged,
-            seccomp: has_seccomp(spec, container),
-            capabilities: capabilities(container, is_privileged),
-            no_new_privileges: security.and_then(|it| it.allow_privilege_escalation) == Some(false),
-            has_terminal: false,
-            oom_score_adj: 900,
-            log,
-            namespaces,
-            is_host_pid: spec.host_pid == Some(true),
+            image,
+            environment: environment.map_err(|why| wrong(why.message()))?,
+            volumes,
+            folder: self.sandboxes.folder(&uid),
+            log: self.log(&uid, &container.name, attempt).map_err(|why| wrong(why.to_string()))?,
+            termination_message: self.termination_message(&uid, &container.name, attempt).map_err(|why| wrong(why.to_string()))?,
             cgroup: format!("{}/{uid}", self.options.cgroup),
-            limits: limits(container, is_privileged),
-            stop_signal: None,
+            hostname: hostname(pod, spec),
+            memory: self.machine.memory_bytes,
         };
-        self.run_shim(pod, &spec).await.map_err(|why| ("RunContainerError".to_owned(), why))
+        let made = making.spec().map_err(wrong)?;
+        let started = self.run_shim(&made).await.map_err(|why| ("RunContainerError", why.to_string()))?;
+        self.recorder.event(&**pod, EventType::Normal, "Created", "Container created");
+        match &started.ended {
+            Some(ended) if !ended.error.is_empty() => self.recorder.event(&**pod, EventType::Warning, "Failed", format!("Error: {}", ended.error)),
+            _ => self.recorder.event(&**pod, EventType::Normal, "Started", "Container started"),
+        }
+        self.after_start(pod, container, &started).await;
+        self.probe(pod, container, &started);
+        Ok(())
     }
 
-    async fn run_shim(self: &Arc<Self>, pod: &Pod, spec: &Spec) -> std::result::Result<(), String> {
-        let (id, mut child) = self.runtime.start(spec).map_err(|why| why.to_string())?;
+    fn log(&self, uid: &str, container: &str, attempt: u32) -> io::Result<PathBuf> {
+        let folder = self.runtime.root().join("logs").join(uid).join(container);
+        fs::create_dir_all(&folder)?;
+        Ok(folder.join(format!("{attempt}.log")))
+    }
+
+    /// The file for a container's last word, which any user may write.
+    fn termination_message(&self, uid: &str, container: &str, attempt: u32) -> io::Result<PathBuf> {
+        let folder = self.sandboxes.folder(uid).join("messages");
+        fs::create_dir_all(&folder)?;
+        let path = folder.join(format!("{container}.{attempt}"));
+        fs::write(&path, "")?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666))?;
+        Ok(path)
+    }
+
+    /// Starts a container and waits a moment for it, so that the status that follows can say that it runs.
+    async fn run_shim(self: &Arc<Self>, spec: &Spec) -> io::Result<Container> {
+        let (id, mut child) = self.runtime.start(spec)?;
         let (agent, uid) = (self.clone(), spec.pod_uid.clone());
         self.tasks.spawn_finishing("node-shim", async move {
             let _ = tasks::blocking(move || child.wait()).await;
             agent.wake(&uid);
         });
-        // The status that follows should say that it runs, so its first moments are waited for.
-        for _ in 0..200 {
-            if self.runtime.container(&id).is_some_and(|it| it.started.is_some() || it.ended.is_some()) {
-                break;
+        let began = Instant::now();
+        loop {
+            let found = self.runtime.container(&id).ok_or_else(|| io::Error::other("the container is gone"))?;
+            if found.started.is_some() || found.ended.is_some() || began.elapsed() > STARTED_WITHIN {
+                return Ok(found);
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        self.recorder.event(pod, EventType::Normal, "Started", &format!("Started container {}", spec.name));
-        Ok(())
     }
 
-    fn mounts(&self, container: &ContainerSpec, volumes: &HashMap<String, PathBuf>, folder: &Path) -> Vec<Mount> {
-        let files = [("hosts", "/etc/hosts"), ("hostname", "/etc/hostname"), ("resolv.conf", "/etc/resolv.conf")];
-        let own = files.iter().map(|(name, target)| Mount { source: folder.join(name), target: (*target).to_owned(), is_read_only: false });
-        let asked = container.volume_mounts.iter().flatten().filter_map(|it| {
-            let source = volumes.get(&it.name)?.join(it.sub_path.as_deref().unwrap_or_default());
-            Some(Mount { source, target: it.mount_path.clone(), is_read_only: it.read_only == Some(true) })
-        });
-        own.chain(asked).collect()
+    /// Starts the probes of containers that run without, and ends containers whose probes have failed.
+    fn follow_probes(self: &Arc<Self>, pod: &Arc<Pod>, containers: &[Container]) {
+        for container in containers.iter().filter(|it| it.is_running()) {
+            let Some(spec) = find(pod, &container.spec.name) else { continue };
+            self.probe(pod, spec, container);
+            if let Some(kind) = self.probes.failed(&container.id) {
+                let probe = if kind == probes::Kind::Startup { &spec.startup_probe } else { &spec.liveness_probe };
+                let own = probe.as_ref().and_then(|it| it.termination_grace_period_seconds).and_then(|it| u64::try_from(it).ok());
+                let why = format!("Container {} failed {} probe, will be restarted", spec.name, kind.name().to_lowercase());
+                self.kill(pod, container, own.map_or_else(|| grace(pod), Duration::from_secs), why);
+            }
+        }
     }
 
-    pub fn log_path(&self, pod: &Pod, container: &str, attempt: u32) -> PathBuf {
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        self.runtime.root().join("logs").join(uid).join(container).join(format!("{attempt}.log"))
+    fn probe(self: &Arc<Self>, pod: &Arc<Pod>, spec: &ContainerSpec, container: &Container) {
+        let uid = container.spec.pod_uid.clone();
+        if self.probed.lock().unwrap_or_else(PoisonError::into_inner).insert(container.id.clone(), uid).is_none() {
+            let address = pod.status.as_ref().and_then(|it| it.pod_ip.as_deref()?.parse().ok());
+            probes::start(self, pod, spec, container, address);
+        }
+    }
+
+    /// The namespaces and addresses of a pod, and the pod with what its environment may ask for.
+    fn with_addresses(&self, pod: &Pod, spec: &PodSpec) -> Result<Pod> {
+        let own = self.sandboxes.ensure(pod, spec).map_err(|why| {
+            let why = format!("Failed to create pod sandbox: {why}");
+            self.recorder.event(pod, EventType::Warning, "FailedCreatePodSandBox", why.clone());
+            Error::Invalid(why)
+        })?;
+        let mut pod = pod.clone();
+        let status = pod.status.get_or_insert_default();
+        status.host_ip = Some(self.options.address.to_string());
+        status.pod_ip = Some(own.map_or_else(|| self.options.address.to_string(), |it| it.to_string()));
+        Ok(pod)
+    }
+
+    async fn volumes(&self, pod: &Pod, spec: &PodSpec) -> std::result::Result<HashMap<String, PathBuf>, String> {
+        let root = self.runtime.root().join("volumes").join(pod.metadata.uid.as_deref().unwrap_or_default());
+        let sources = self.sources(&pod.namespace().unwrap_or_default());
+        let mut volumes = HashMap::new();
+        for volume in spec.volumes.iter().flatten() {
+            let made = sources.volume(pod, volume, &root).await;
+            volumes.insert(volume.name.clone(), made.map_err(|why| format!("MountVolume.SetUp failed for volume {:?} : {}", volume.name, why.message()))?);
+        }
+        Ok(volumes)
+    }
+
+    fn sources(&self, namespace: &str) -> Sources {
+        Sources { client: self.client.clone(), namespace: namespace.to_owned(), machine: self.machine }
+    }
+
+    /// A pod that has come to its end keeps its containers' logs, and nothing else.
+    async fn rest(self: &Arc<Self>, pod: &Arc<Pod>, containers: &[Container]) -> Option<Duration> {
+        if self.end_containers(pod, containers, grace(pod)) {
+            return Some(Duration::from_secs(1));
+        }
+        let (agent, uid) = (self.clone(), pod.metadata.uid.clone().unwrap_or_default());
+        let _ = tasks::blocking(move || agent.sandboxes.remove(&uid)).await;
+        None
+    }
+
+    /// Ends a pod that has run for longer than it may (`pkg/kubelet/active_deadline.go`).
+    async fn fail(self: &Arc<Self>, pod: &Arc<Pod>, containers: &[Container]) -> Result<Option<Duration>> {
+        const WHY: &str = "Pod was active on the node longer than the specified deadline";
+        self.recorder.event(&**pod, EventType::Normal, "DeadlineExceeded", WHY);
+        if self.end_containers(pod, containers, grace(pod)) {
+            return Ok(Some(Duration::from_secs(1)));
+        }
+        let notes = plan::Notes { failed: Some(("DeadlineExceeded".to_owned(), WHY.to_owned())), ..plan::Notes::default() };
+        self.report_with(pod, containers, &notes).await?;
+        Ok(None)
     }
 
     /// Of each container the newest two stay: the one that runs, and the one whose end is told.
@@ -386,240 +499,49 @@ impl Agent {
                 self.runtime.remove(container);
             }
         }
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let mut probed = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
+        probed.retain(|id, of| of != uid || all.iter().any(|it| it.id == *id && it.is_running()));
     }
 
-    async fn report(&self, pod: &Pod, address: Option<Ipv4Addr>) -> Result<()> {
-        let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).get(&uid).cloned().unwrap_or_default();
-        let notes = plan::Notes { not_ready: Vec::new(), waiting };
-        let (ip, host) = (address.map(|it| it.to_string()), self.options.address.to_string());
-        let status = plan::status(pod, &self.containers(pod), &notes, (ip.as_deref(), &host), clock::now());
+    /// What the runtime does not know of a pod's containers.
+    fn notes(&self, pod: &Pod, containers: &[Container]) -> plan::Notes {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned().unwrap_or_default();
+        let mut notes = plan::Notes { waiting, ..plan::Notes::default() };
+        for container in containers.iter().filter(|it| it.is_running()) {
+            let Some(spec) = find(pod, &container.spec.name) else { continue };
+            if !self.probes.is_started(spec, &container.id) {
+                notes.not_started.push(spec.name.clone());
+            }
+            if !self.probes.is_ready(spec, &container.id) {
+                notes.not_ready.push(spec.name.clone());
+            }
+        }
+        notes
+    }
+
+    pub(super) async fn report(&self, pod: &Pod, containers: &[Container]) -> Result<()> {
+        self.report_with(pod, containers, &self.notes(pod, containers)).await
+    }
+
+    async fn report_with(&self, pod: &Pod, containers: &[Container], notes: &plan::Notes) -> Result<()> {
+        let ip = pod.status.as_ref().and_then(|it| it.pod_ip.clone());
+        let host = self.options.address.to_string();
+        let status = plan::status(pod, containers, notes, (ip.as_deref(), &host), clock::now());
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
-        let patch = json!({"metadata": {"uid": uid}, "status": status});
+        let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": status});
         match api.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await {
             Err(kube::Error::Api(error)) if error.code == 404 || error.code == 409 => Ok(()),
-            other => other.map(|_| ()).map_err(Into::into),
+            other => other.map(drop).map_err(Into::into),
         }
     }
-
-    /// Ends a pod: a request, its grace period, the end, and then its removal from the API.
-    async fn end(&self, pod: &Pod, containers: &[Container]) -> Result<Option<Duration>> {
-        let running: Vec<&Container> = containers.iter().filter(|it| it.is_running()).collect();
-        let deadline = pod.metadata.deletion_timestamp.as_ref().map(|it| it.0).unwrap_or_else(clock::now);
-        if !running.is_empty() {
-            let is_late = clock::now() >= deadline;
-            for container in running {
-                let asked = self.pod_folder(&container.spec.pod_uid).join(format!("ending-{}", container.id));
-                if is_late {
-                    self.runtime.signal(container, Signal::SIGKILL);
-                } else if !asked.exists() {
-                    self.runtime.signal(container, Signal::SIGTERM);
-                    self.recorder.event(pod, EventType::Normal, "Killing", &format!("Stopping container {}", container.spec.name));
-                    let _ = fs::write(asked, "");
-                }
-            }
-            return Ok(Some(ENDING));
-        }
-        self.clean(pod.metadata.uid.as_deref().unwrap_or_default());
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
-        let params = DeleteParams { grace_period_seconds: Some(0), ..writes::deleting(pod.metadata.uid.as_deref()) };
-        match api.delete(&pod.name_any(), &params).await {
-            Err(kube::Error::Api(error)) if error.code == 404 || error.code == 409 => Ok(None),
-            other => other.map(|_| None).map_err(Into::into),
-        }
-    }
-
-    /// Removes all that is left of a pod.
-    fn clean(&self, uid: &str) {
-        for container in self.runtime.containers().iter().filter(|it| it.spec.pod_uid == uid) {
-            self.runtime.remove(container);
-        }
-        links::remove(uid);
-        super::runtime::remove_namespaces(&self.pod_folder(uid));
-        super::runtime::cgroup::remove(&format!("{}/{uid}", self.options.cgroup));
-        for folder in ["volumes", "logs"] {
-            let _ = fs::remove_dir_all(self.runtime.root().join(folder).join(uid));
-        }
-        self.addresses.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
-    }
-
-    /// Ends all containers of the node, for a clean stop; their pods start again with the next process.
-    pub fn stop(&self) {
-        self.runtime.purge();
-        for uid in known_addresses(self.runtime.root()).keys() {
-            links::remove(uid);
-        }
-        self.addresses.lock().unwrap_or_else(PoisonError::into_inner).keys().for_each(|it| links::remove(it));
-        super::runtime::cgroup::remove(&self.options.cgroup);
-    }
-
-    /// Makes the Node object, keeps its status, and renews its lease.
-    async fn register(&self) {
-        let nodes: Api<Node> = Api::all(self.client.clone());
-        let node = self.node();
-        match serde_json::from_value::<Node>(node.clone()) {
-            Ok(object) => match nodes.create(&PostParams::default(), &object).await {
-                Ok(_) => (),
-                Err(kube::Error::Api(error)) if error.reason == "AlreadyExists" => {
-                    let patch = json!({"status": node["status"]});
-                    let _ = nodes.patch_status(&self.options.name, &PatchParams::default(), &Patch::Strategic(patch)).await;
-                }
-                Err(error) => tracing::warn!(%error, "the node could not register"),
-            },
-            Err(error) => tracing::error!(%error, "the node makes no sense"),
-        }
-        let leases: Api<Lease> = Api::namespaced(self.client.clone(), LEASES);
-        let mut ticks = tokio::time::interval(RENEW_EVERY);
-        loop {
-            ticks.tick().await;
-            let spec = json!({"holderIdentity": self.options.name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": clock::rfc3339_micro(clock::now())});
-            let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": self.options.name, "namespace": LEASES}, "spec": spec});
-            let params = PatchParams::apply("kubelet").force();
-            if let Err(error) = leases.patch(&self.options.name, &params, &Patch::Apply(&lease)).await {
-                tracing::warn!(%error, "the node's lease was not renewed");
-            }
-        }
-    }
-
-    fn node(&self) -> Value {
-        let (name, now) = (&self.options.name, clock::now_rfc3339());
-        let condition = |kind: &str, status: &str, reason: &str, message: &str| {
-            json!({"type": kind, "status": status, "reason": reason, "message": message, "lastHeartbeatTime": now, "lastTransitionTime": now})
-        };
-        let labels = json!({"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "kubernetes.io/arch": http::arch(), "node-role.kubernetes.io/control-plane": ""});
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let resources = json!({"cpu": cores.to_string(), "memory": format!("{}Ki", memory_kib()), "pods": PODS_MAX.to_string(), "ephemeral-storage": "100Gi"});
-        let text = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-        let os = text("/etc/os-release").lines().find_map(|it| Some(it.strip_prefix("PRETTY_NAME=")?.trim_matches('"').to_owned())).unwrap_or_default();
-        let [a, b, c, _] = self.options.pods.octets();
-        let cidr = format!("{a}.{b}.{c}.0/24");
-        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}, "spec": {"podCIDR": cidr, "podCIDRs": [cidr]},
-            "status": {"capacity": resources, "allocatable": resources,
-                "conditions": [
-                    condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-                    condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-                    condition("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
-                    condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
-                ],
-                "addresses": [{"type": "InternalIP", "address": self.options.address.to_string()}, {"type": "Hostname", "address": name}],
-                "daemonEndpoints": {"kubeletEndpoint": {"Port": self.options.port}},
-                "nodeInfo": {"machineID": text("/etc/machine-id"), "systemUUID": "", "bootID": text("/proc/sys/kernel/random/boot_id"),
-                    "kernelVersion": text("/proc/sys/kernel/osrelease"), "osImage": os, "operatingSystem": "linux", "architecture": http::arch(),
-                    "containerRuntimeVersion": concat!("howdah://", env!("CARGO_PKG_VERSION")), "kubeletVersion": http::GIT_VERSION, "kubeProxyVersion": ""}}})
-    }
 }
 
-fn memory_kib() -> u64 {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    text.lines().find_map(|it| it.strip_prefix("MemTotal:")?.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
-}
-
-/// The addresses that pods of an earlier process hold.
-fn known_addresses(root: &Path) -> HashMap<String, Ipv4Addr> {
-    let folders = fs::read_dir(root.join("pods")).into_iter().flatten().flatten();
-    let read = |it: fs::DirEntry| Some((it.file_name().to_string_lossy().into_owned(), fs::read_to_string(it.path().join("address")).ok()?.parse().ok()?));
-    folders.filter_map(read).collect()
-}
-
-/// The pod with the addresses that its environment may ask for.
-fn with_address(pod: &Pod, address: Option<Ipv4Addr>, host: IpAddr) -> Pod {
-    let mut pod = pod.clone();
-    let status = pod.status.get_or_insert_default();
-    status.pod_ip = address.map(|it| it.to_string());
-    status.host_ip = Some(host.to_string());
-    pod
-}
-
-fn hosts(address: Option<Ipv4Addr>, hostname: &str) -> String {
-    let own = address.map(|it| format!("{it}\t{hostname}\n")).unwrap_or_default();
-    format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}")
-}
-
-/// Command and arguments: the pod's over the image's, with references expanded.
-fn arguments(container: &ContainerSpec, entrypoint: &[String], command: &[String], environment: &[String]) -> Vec<String> {
-    let values: HashMap<String, String> = environment.iter().filter_map(|it| it.split_once('=')).map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-    let expand = |list: &[String]| list.iter().map(|it| super::volumes::expand(it, &values)).collect::<Vec<_>>();
-    let own = container.command.as_deref().filter(|it| !it.is_empty()).map(expand);
-    let args = container.args.as_deref().filter(|it| !it.is_empty()).map(expand);
-    match (own, args) {
-        (Some(own), args) => own.into_iter().chain(args.unwrap_or_default()).collect(),
-        (None, Some(args)) => entrypoint.iter().cloned().chain(args).collect(),
-        (None, None) => entrypoint.iter().chain(command).cloned().collect(),
-    }
-}
-
-/// The user by the pod, the container, or the image.
-fn user(spec: &PodSpec, container: &ContainerSpec, image: &str, layers: &[PathBuf]) -> std::result::Result<User, String> {
-    let (pod, own) = (spec.security_context.as_ref(), container.security_context.as_ref());
-    let number = |it: Option<i64>| it.and_then(|it| u32::try_from(it).ok());
-    let mut user = image_user(image, layers).ok_or_else(|| format!("unable to find user {image}: no matching entries in passwd file"))?;
-    user.uid = number(own.and_then(|it| it.run_as_user).or(pod.and_then(|it| it.run_as_user))).unwrap_or(user.uid);
-    user.gid = number(own.and_then(|it| it.run_as_group).or(pod.and_then(|it| it.run_as_group))).unwrap_or(user.gid);
-    user.groups = pod.into_iter().flat_map(|it| it.supplemental_groups.iter().flatten().copied().chain(it.fs_group)).filter_map(|it| number(Some(it))).collect();
-    let must_not_be_root = own.and_then(|it| it.run_as_non_root).or(pod.and_then(|it| it.run_as_non_root)) == Some(true);
-    if must_not_be_root && user.uid == 0 {
-        return Err("container has runAsNonRoot and image will run as root".to_owned());
-    }
-    Ok(user)
-}
-
-/// `name`, `uid` or either with `:group`, by the image's own files.
-fn image_user(text: &str, layers: &[PathBuf]) -> Option<User> {
-    let (name, group) = text.split_once(':').map_or((text, None), |(name, group)| (name, Some(group)));
-    let read = |file: &str| layers.iter().find_map(|it| fs::read_to_string(it.join(file)).ok()).unwrap_or_default();
-    let lookup = |file: &str, name: &str| -> Option<Vec<String>> { read(file).lines().map(|it| it.split(':').map(str::to_owned).collect::<Vec<_>>()).find(|it| it.first().is_some_and(|it| it == name)) };
-    let (uid, gid) = match name {
-        "" => (0, 0),
-        name => match name.parse() {
-            Ok(uid) => (uid, 0),
-            Err(_) => {
-                let entry = lookup("etc/passwd", name)?;
-                (entry.get(2)?.parse().ok()?, entry.get(3)?.parse().ok()?)
-            }
-        },
-    };
-    let gid = match group {
-        Some(group) => group.parse().ok().or_else(|| lookup("etc/group", group)?.get(2)?.parse().ok())?,
-        None => gid,
-    };
-    Some(User { uid, gid, groups: Vec::new() })
-}
-
-fn has_seccomp(spec: &PodSpec, container: &ContainerSpec) -> bool {
-    let own = container.security_context.as_ref().and_then(|it| it.seccomp_profile.as_ref());
-    let profile = own.or(spec.security_context.as_ref().and_then(|it| it.seccomp_profile.as_ref()));
-    profile.is_some_and(|it| it.type_ == "RuntimeDefault")
-}
-
-fn capabilities(container: &ContainerSpec, is_privileged: bool) -> u64 {
-    if is_privileged {
-        return ALL_CAPABILITIES;
-    }
-    let bits = |names: Option<&Vec<String>>| -> u64 {
-        names.into_iter().flatten().fold(0, |all, name| {
-            let name = name.to_ascii_uppercase();
-            match name.trim_start_matches("CAP_") {
-                "ALL" => ALL_CAPABILITIES,
-                name => all | CAPABILITIES.iter().position(|it| *it == name).map_or(0, |at| 1 << at),
-            }
-        })
-    };
-    let asked = container.security_context.as_ref().and_then(|it| it.capabilities.as_ref());
-    let (add, drop) = (bits(asked.and_then(|it| it.add.as_ref())), bits(asked.and_then(|it| it.drop.as_ref())));
-    (DEFAULT_CAPABILITIES & !drop) | add
-}
-
-fn limits(container: &ContainerSpec, is_privileged: bool) -> Limits {
-    let resources = container.resources.as_ref();
-    let amount = |list: Option<&std::collections::BTreeMap<String, _>>, name: &str| -> Option<Quantity> {
-        let quantity: &k8s_openapi::apimachinery::pkg::api::resource::Quantity = list?.get(name)?;
-        quantity.0.parse().ok()
-    };
-    Limits {
-        memory: amount(resources.and_then(|it| it.limits.as_ref()), "memory").map(Quantity::units),
-        cpu: amount(resources.and_then(|it| it.limits.as_ref()), "cpu").map(Quantity::millis),
-        cpu_request: amount(resources.and_then(|it| it.requests.as_ref()), "cpu").map_or(0, Quantity::millis),
-        has_all_devices: is_privileged,
-    }
+/// What is left of the time that a pod may be active.
+fn remaining(pod: &Pod, spec: &PodSpec) -> Option<Duration> {
+    let most = spec.active_deadline_seconds?;
+    let began = pod.status.as_ref()?.start_time.as_ref()?.0;
+    let left = most - clock::now().duration_since(began).as_secs();
+    Some(Duration::from_secs(u64::try_from(left).unwrap_or(0)))
 }

@@ -49,7 +49,7 @@ impl Images {
 
     /// The image of a name, as users write it; the demo image is made when it is first asked for.
     pub fn get(&self, name: &str) -> Option<Image> {
-        let found = fs::read(self.name_file(name)).ok().and_then(|it| serde_json::from_slice(&it).ok());
+        let found = self.read(&self.name_file(name));
         if found.is_none() && full_name(name) == full_name(DEMO) {
             return self.make_demo().inspect_err(|error| tracing::warn!(%error, "the demo image could not be made")).ok();
         }
@@ -59,7 +59,7 @@ impl Images {
     /// Names and images, in order.
     pub fn list(&self) -> BTreeMap<String, Image> {
         let entries = fs::read_dir(self.root.join("names")).into_iter().flatten().flatten();
-        let read = |it: fs::DirEntry| Some((it.file_name().to_string_lossy().replace('+', "/"), serde_json::from_slice(&fs::read(it.path()).ok()?).ok()?));
+        let read = |it: fs::DirEntry| Some((it.file_name().to_string_lossy().replace('+', "/"), self.read(&it.path())?));
         entries.filter_map(read).collect()
     }
 
@@ -67,23 +67,39 @@ impl Images {
         self.root.join("names").join(full_name(name).replace('/', "+"))
     }
 
+    /// Layers are written down by their names alone, so that the data directory may move.
+    fn read(&self, path: &Path) -> Option<Image> {
+        let mut image: Image = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+        image.layers.iter_mut().for_each(|it| *it = self.root.join("layers").join(&*it));
+        Some(image)
+    }
+
     fn tag(&self, name: &str, image: &Image) -> io::Result<()> {
         let path = self.name_file(name);
+        let mut image = image.clone();
+        image.layers = image.layers.iter().filter_map(|it| it.file_name().map(PathBuf::from)).collect();
         let new = path.with_extension("new");
-        fs::write(&new, serde_json::to_vec(image)?)?;
+        fs::write(&new, serde_json::to_vec(&image)?)?;
         fs::rename(new, path)
     }
 
     /// Imports an archive (OCI layout or `docker save`) and returns the names in it.
     pub fn import(&self, archive: &Path) -> io::Result<Vec<String>> {
-        let scratch = self.root.join("blobs").join(uuid::Uuid::new_v4().simple().to_string());
-        fs::create_dir_all(&scratch)?;
+        let scratch = self.scratch()?;
         let imported = unpack(&scratch, fs::File::open(archive)?, Whiteouts::Keep).and_then(|()| self.import_folder(&scratch));
         fs::remove_dir_all(&scratch)?;
         imported
     }
 
-    fn import_folder(&self, folder: &Path) -> io::Result<Vec<String>> {
+    /// A new folder for blobs on their way in.
+    pub fn scratch(&self) -> io::Result<PathBuf> {
+        let folder = self.root.join("blobs").join(uuid::Uuid::new_v4().simple().to_string());
+        fs::create_dir_all(&folder)?;
+        Ok(folder)
+    }
+
+    /// Imports an unpacked archive.
+    pub fn import_folder(&self, folder: &Path) -> io::Result<Vec<String>> {
         let is_docker = folder.join("manifest.json").exists();
         let images = if is_docker { docker_images(folder)? } else { oci_images(folder, "index.json", None, MANIFEST_DEPTH)? };
         let mut names = Vec::new();
@@ -260,7 +276,7 @@ impl<R: Read> Read for Hashing<R> {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|it| format!("{it:02x}")).collect()
 }
 

@@ -13,6 +13,7 @@ use nix::{
     mount::{MsFlags, mount},
     net::if_::if_nametoindex,
     sched::{CloneFlags, setns, unshare},
+    sys::statfs::{NSFS_MAGIC, statfs},
 };
 
 use super::runtime::launcher::POD_NAMESPACES;
@@ -38,19 +39,25 @@ pub fn link_name(uid: &str) -> String {
     format!("hd{letters}")
 }
 
-/// Makes the namespaces of a pod, kept as files in `folder`, and with an address its link. What is there already stays.
-pub fn create(folder: &Path, uid: &str, hostname: &str, address: Option<Ipv4Addr>) -> io::Result<()> {
-    if folder.join("ready").exists() {
+/// Makes the namespaces of a pod, kept as files in `folder`, with their kernel parameters, and with an address its link. What is there
+/// already stays; what an earlier process or boot left half done is made anew.
+pub fn create(folder: &Path, uid: &str, hostname: &str, address: Option<Ipv4Addr>, sysctls: &[(String, String)]) -> io::Result<()> {
+    if folder.join("ready").exists() && is_namespace(&folder.join("ipc")) {
         return Ok(());
     }
-    super::runtime::remove_namespaces(folder);
-    fs::create_dir_all(folder)?;
-    let (place, hostname) = (folder.to_owned(), hostname.to_owned());
-    on_thread(move || make_namespaces(&place, &hostname, address.is_some()))?;
+    super::runtime::release_namespaces(folder);
+    remove(uid);
+    let (place, hostname, sysctls) = (folder.to_owned(), hostname.to_owned(), sysctls.to_vec());
+    on_thread(move || make_namespaces(&place, &hostname, address.is_some(), &sysctls))?;
     if let Some(address) = address {
         connect(&folder.join("net"), &link_name(uid), address)?;
     }
     fs::write(folder.join("ready"), "")
+}
+
+/// Whether a namespace is mounted there; after a boot only the file is left.
+fn is_namespace(path: &Path) -> bool {
+    statfs(path).is_ok_and(|it| it.filesystem_type() == NSFS_MAGIC)
 }
 
 /// Removes a pod's link; its namespaces go with their files.
@@ -65,7 +72,7 @@ fn on_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 's
     crate::base::tasks::on_own_thread(work)?
 }
 
-fn make_namespaces(folder: &Path, hostname: &str, has_network: bool) -> io::Result<()> {
+fn make_namespaces(folder: &Path, hostname: &str, has_network: bool, sysctls: &[(String, String)]) -> io::Result<()> {
     let mut flags = CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
     if has_network {
         flags |= CloneFlags::CLONE_NEWNET;
@@ -79,7 +86,13 @@ fn make_namespaces(folder: &Path, hostname: &str, has_network: bool) -> io::Resu
         fs::write(&place, "")?;
         mount(Some(format!("/proc/thread-self/ns/{kind}").as_str()), &place, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
     }
-    Ok(())
+    sysctls.iter().try_for_each(|(name, value)| set_sysctl(name, value))
+}
+
+/// Sets a kernel parameter for the thread's namespaces; those that belong to no namespace are refused by the API already.
+fn set_sysctl(name: &str, value: &str) -> io::Result<()> {
+    let path = format!("/proc/sys/{}", name.replace('.', "/"));
+    fs::write(&path, value).map_err(|why| io::Error::other(format!("{path}: {why}")))
 }
 
 /// `struct ifinfomsg`.

@@ -27,8 +27,12 @@ pub enum Step {
 /// Facts about the containers that the runtime does not know.
 #[derive(Clone, Debug, Default)]
 pub struct Notes {
-    /// Containers with a readiness or startup probe that has not passed.
+    /// Running containers whose startup probe has not passed.
+    pub not_started: Vec<String>,
+    /// Running containers whose readiness probe has not.
     pub not_ready: Vec<String>,
+    /// Why the whole pod has failed: (reason, message).
+    pub failed: Option<(String, String)>,
     /// Why a container could not be started: (reason, message).
     pub waiting: HashMap<String, (String, String)>,
 }
@@ -42,12 +46,12 @@ fn ended(container: &Container) -> Option<Ended> {
     match (&container.ended, container.is_running(), &container.started) {
         (Some(ended), ..) => Some(ended.clone()),
         // The shim is gone without a word: how the container ended is not known.
-        (None, false, Some(started)) => Some(Ended { code: 137, is_oom_killed: false, error: String::new(), at: started.at.clone() }),
+        (None, false, Some(started)) => Some(Ended { code: 137, is_oom_killed: false, error: String::new(), message: String::new(), at: started.at.clone() }),
         _ => None,
     }
 }
 
-fn is_sidecar(container: &ContainerSpec) -> bool {
+pub fn is_sidecar(container: &ContainerSpec) -> bool {
     container.restart_policy.as_deref() == Some("Always")
 }
 
@@ -73,18 +77,20 @@ fn restarts(spec: &PodSpec, container: &ContainerSpec, is_init: bool, code: i32)
 }
 
 /// The steps for a pod that is to run.
-pub fn steps(pod: &Pod, containers: &[Container], now: Timestamp) -> Vec<Step> {
+pub fn steps(pod: &Pod, containers: &[Container], notes: &Notes, now: Timestamp) -> Vec<Step> {
     let Some(spec) = &pod.spec else { return Vec::new() };
     let mut steps = Vec::new();
-    for container in spec.init_containers.iter().flatten() {
+    // Once the main containers have begun, init containers are history; only sidecars are looked after.
+    let has_begun = spec.containers.iter().any(|it| newest(containers, &it.name).is_some());
+    for container in spec.init_containers.iter().flatten().filter(|it| !has_begun || is_sidecar(it)) {
         let current = newest(containers, &container.name);
         steps.extend(step(spec, container, true, current, now));
         let is_done = match current {
-            Some(it) if is_sidecar(container) => it.is_running(),
+            Some(it) if is_sidecar(container) => it.is_running() && !notes.not_started.contains(&container.name),
             Some(it) => ended(it).is_some_and(|it| it.code == 0),
             None => false,
         };
-        if !is_done {
+        if !is_done && !has_begun {
             return steps;
         }
     }
@@ -105,6 +111,11 @@ fn step(spec: &PodSpec, container: &ContainerSpec, is_init: bool, current: Optio
     }
 }
 
+/// Whether the main containers have ended for good, so that sidecars are no longer needed.
+pub fn is_over(spec: &PodSpec, containers: &[Container]) -> bool {
+    spec.containers.iter().all(|it| newest(containers, &it.name).and_then(ended).is_some_and(|end| !restarts(spec, it, false, end.code)))
+}
+
 /// The status of a pod, as a strategic merge patch.
 pub fn status(pod: &Pod, containers: &[Container], notes: &Notes, addresses: (Option<&str>, &str), now: Timestamp) -> Value {
     let Some(spec) = &pod.spec else { return json!({}) };
@@ -113,21 +124,10 @@ pub fn status(pod: &Pod, containers: &[Container], notes: &Notes, addresses: (Op
     };
     let init = report(spec.init_containers.as_deref().unwrap_or_default(), true);
     let main = report(&spec.containers, false);
-    let phase = phase(spec, containers);
-    let is_initialized = spec.init_containers.iter().flatten().all(|it| {
-        newest(containers, &it.name).is_some_and(|found| if is_sidecar(it) { found.is_running() } else { ended(found).is_some_and(|it| it.code == 0) })
-    });
-    let is_ready = main.iter().all(|it| it["ready"] == true) && phase == "Running";
-    let reason = |text: &'static str| if matches!(phase, "Succeeded" | "Failed") { "PodCompleted" } else { text };
-    let has_sandbox = addresses.0.is_some();
-    let conditions = [
-        condition(pod, "PodReadyToStartContainers", has_sandbox, "", now),
-        condition(pod, "Initialized", is_initialized, reason("ContainersNotInitialized"), now),
-        condition(pod, "Ready", is_ready, reason("ContainersNotReady"), now),
-        condition(pod, "ContainersReady", is_ready, reason("ContainersNotReady"), now),
-    ];
+    let phase = if notes.failed.is_some() { "Failed" } else { phase(spec, containers) };
+    let conditions = conditions(pod, spec, (phase, &main, &init), addresses.0.is_some(), now);
     let started = pod.status.as_ref().and_then(|it| it.start_time.as_ref()).map_or_else(|| clock::rfc3339(now), |it| clock::rfc3339(it.0));
-    let mut status = json!({"phase": phase, "conditions": conditions, "containerStatuses": main, "hostIP": addresses.1, "hostIPs": [{"ip": addresses.1}], "startTime": started,
+    let mut status = json!({"phase": phase, "reason": notes.failed.as_ref().map(|it| it.0.as_str()), "message": notes.failed.as_ref().map(|it| it.1.as_str()), "conditions": conditions, "containerStatuses": main, "hostIP": addresses.1, "hostIPs": [{"ip": addresses.1}], "startTime": started,
         "observedGeneration": pod.metadata.generation});
     if !init.is_empty() {
         status["initContainerStatuses"] = init.into();
@@ -139,16 +139,55 @@ pub fn status(pod: &Pod, containers: &[Container], notes: &Notes, addresses: (Op
     status
 }
 
-/// A condition; its time is kept while its status is.
-fn condition(pod: &Pod, kind: &str, is_true: bool, reason: &str, now: Timestamp) -> Value {
-    let status = if is_true { "True" } else { "False" };
+/// What clients wait for (`pkg/kubelet/status/generate.go`).
+fn conditions(pod: &Pod, spec: &PodSpec, (phase, main, init): (&str, &[Value], &[Value]), has_sandbox: bool, now: Timestamp) -> Vec<Value> {
+    let names = |list: &[&Value], is_good: &dyn Fn(&Value) -> bool| list.iter().filter(|it| !is_good(it)).filter_map(|it| it["name"].as_str()).collect::<Vec<_>>().join(" ");
+    let is_sidecar_of = |it: &Value| spec.init_containers.iter().flatten().any(|own| own.name == it["name"] && is_sidecar(own));
+    let incomplete = names(&init.iter().collect::<Vec<_>>(), &|it| if is_sidecar_of(it) { it["started"] == true } else { it["ready"] == true });
+    let lasting: Vec<&Value> = init.iter().filter(|it| is_sidecar_of(it)).chain(main).collect();
+    let unready = names(&lasting, &|it| it["ready"] == true);
+    let because = |reason: &str, list: &str, what: &str| (!list.is_empty()).then(|| (reason.to_owned(), format!("containers with {what} status: [{list}]")));
+    let initialized = because("ContainersNotInitialized", &incomplete, "incomplete");
+    let containers_ready = match phase {
+        "Succeeded" => Some(("PodCompleted".to_owned(), String::new())),
+        "Failed" => Some(("PodFailed".to_owned(), String::new())),
+        _ => because("ContainersNotReady", &unready, "unready"),
+    };
+    let ready = containers_ready.clone().or_else(|| gates(pod, spec));
+    let condition = |kind: &str, why: Option<(String, String)>| condition(pod, kind, why, now);
+    vec![
+        condition("PodReadyToStartContainers", (!has_sandbox).then(Default::default)),
+        condition("Initialized", initialized),
+        condition("Ready", ready),
+        condition("ContainersReady", containers_ready),
+    ]
+}
+
+/// Why the pod's own readiness gates keep it from being ready.
+fn gates(pod: &Pod, spec: &PodSpec) -> Option<(String, String)> {
+    let conditions: Vec<_> = pod.status.iter().flat_map(|it| it.conditions.iter().flatten()).collect();
+    let messages: Vec<String> = spec
+        .readiness_gates
+        .iter()
+        .flatten()
+        .filter_map(|gate| match conditions.iter().find(|it| it.type_ == gate.condition_type) {
+            None => Some(format!("corresponding condition of pod readiness gate {:?} does not exist.", gate.condition_type)),
+            Some(found) if found.status != "True" => Some(format!("the status of pod readiness gate {:?} is not \"True\", but {}", gate.condition_type, found.status)),
+            Some(_) => None,
+        })
+        .collect();
+    (!messages.is_empty()).then(|| ("ReadinessGatesNotReady".to_owned(), messages.join(", ")))
+}
+
+/// A condition, true without a reason; its time is kept while its status is.
+fn condition(pod: &Pod, kind: &str, why: Option<(String, String)>, now: Timestamp) -> Value {
+    let status = if why.is_none() { "True" } else { "False" };
     let old = pod.status.as_ref().and_then(|it| it.conditions.iter().flatten().find(|it| it.type_ == kind && it.status == status));
     let since = old.and_then(|it| it.last_transition_time.as_ref()).map_or_else(|| clock::rfc3339(now), |it| clock::rfc3339(it.0));
-    let mut condition = json!({"type": kind, "status": status, "lastProbeTime": null, "lastTransitionTime": since});
-    if !is_true && !reason.is_empty() {
-        condition["reason"] = reason.into();
-    }
-    condition
+    let text = |it: &str| if it.is_empty() { Value::Null } else { it.into() };
+    let (reason, message) = why.unwrap_or_default();
+    json!({"type": kind, "status": status, "lastProbeTime": null, "lastTransitionTime": since, "reason": text(&reason), "message": text(&message),
+        "observedGeneration": pod.metadata.generation})
 }
 
 fn phase(spec: &PodSpec, containers: &[Container]) -> &'static str {
@@ -160,7 +199,8 @@ fn phase(spec: &PodSpec, containers: &[Container]) -> &'static str {
     }
     let current: Vec<Option<&Container>> = spec.containers.iter().map(|it| newest(containers, &it.name)).collect();
     let codes: Vec<i32> = current.iter().flatten().filter_map(|it| ended(it)).map(|it| it.code).collect();
-    let is_over = codes.len() == spec.containers.len();
+    let has_sidecars = spec.init_containers.iter().flatten().filter(|it| is_sidecar(it)).any(|it| newest(containers, &it.name).is_some_and(Container::is_running));
+    let is_over = codes.len() == spec.containers.len() && !has_sidecars;
     let stays = |code: &i32| match spec.restart_policy.as_deref() {
         Some("Never") => true,
         Some("OnFailure") => *code == 0,
@@ -179,6 +219,7 @@ fn container_status(spec: &PodSpec, container: &ContainerSpec, is_init: bool, al
     let attempt = current.map_or(0, |it| it.spec.attempt);
     let previous = all.iter().filter(|it| it.spec.name == container.name && it.spec.attempt + 1 == attempt).find_map(|it| Some(terminated(it, &ended(it)?)));
     let is_running = current.is_some_and(Container::is_running);
+    let is_started = is_running && !notes.not_started.contains(&container.name);
     let is_done = is_init && !is_sidecar(container) && current.and_then(ended).is_some_and(|it| it.code == 0);
     let state = state(spec, container, is_init, current, notes, now);
     let mut last = previous.map_or_else(|| json!({}), |it| json!({"terminated": it}));
@@ -189,7 +230,7 @@ fn container_status(spec: &PodSpec, container: &ContainerSpec, is_init: bool, al
     }
     json!({"name": container.name, "image": container.image, "imageID": current.map_or("", |it| it.spec.image.as_str()),
         "containerID": current.map_or_else(String::new, |it| format!("howdah://{}", it.id)), "restartCount": attempt,
-        "ready": (is_running && !notes.not_ready.contains(&container.name)) || is_done, "started": is_running, "state": state, "lastState": last})
+        "ready": (is_started && !notes.not_ready.contains(&container.name)) || is_done, "started": is_started, "state": state, "lastState": last})
 }
 
 fn state(spec: &PodSpec, container: &ContainerSpec, is_init: bool, current: Option<&Container>, notes: &Notes, now: Timestamp) -> Value {
@@ -220,8 +261,9 @@ fn terminated(container: &Container, end: &Ended) -> Value {
     };
     let started = container.started.as_ref().map_or(end.at.as_str(), |it| it.at.as_str());
     let mut state = json!({"exitCode": end.code, "reason": reason, "startedAt": started, "finishedAt": end.at, "containerID": format!("howdah://{}", container.id)});
-    if !end.error.is_empty() {
-        state["message"] = end.error.as_str().into();
+    let message = if end.error.is_empty() { &end.message } else { &end.error };
+    if !message.is_empty() {
+        state["message"] = message.as_str().into();
     }
     state
 }
@@ -238,7 +280,7 @@ mod tests {
 
     fn dead(name: &str, attempt: u32, code: i32) -> Container {
         let at = "2024-01-01T00:00:00Z".to_owned();
-        Container { id: format!("{name}{attempt}"), spec: Spec { name: name.to_owned(), attempt, ..Spec::default() }, started: None, ended: Some(Ended { code, is_oom_killed: false, error: String::new(), at }) }
+        Container { id: format!("{name}{attempt}"), spec: Spec { name: name.to_owned(), attempt, ..Spec::default() }, started: None, ended: Some(Ended { code, is_oom_killed: false, error: String::new(), message: String::new(), at }) }
     }
 
     #[test]
@@ -256,7 +298,7 @@ mod tests {
             (pod("Never", false), vec![dead("c", 0, 1)], vec![]),
         ];
         for (pod, containers, expected) in cases {
-            assert_eq!(steps(&pod, &containers, now), expected);
+            assert_eq!(steps(&pod, &containers, &Notes::default(), now), expected);
         }
     }
 

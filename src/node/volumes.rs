@@ -1,34 +1,46 @@
-//! What a pod mounts, as directories on the node, and the values of its environment.
-//! Source: kubelet `pkg/volume/{configmap,secret,projected,downwardapi,emptydir}`, `pkg/kubelet/kubelet_pods.go`.
+//! What a pod mounts, as directories on the node.
+//! Source: kubelet `pkg/volume/{configmap,secret,projected,downwardapi,emptydir,hostpath}`, `pkg/volume/util/atomic_writer.go`.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet},
     fs, io,
-    os::unix::fs::{PermissionsExt, chown},
+    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
 };
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use k8s_openapi::{
     api::{
         authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
-        core::v1::{ConfigMap, Container, KeyToPath, ObjectFieldSelector, Pod, Secret, ServiceAccount, Volume, VolumeProjection},
+        core::v1::{ConfigMap, DownwardAPIVolumeFile, EmptyDirVolumeSource, HostPathVolumeSource, KeyToPath, Pod, Secret, ServiceAccount, Volume, VolumeProjection},
     },
 };
-use kube::{Api, ResourceExt, api::PostParams};
+use kube::{Api, api::PostParams};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::client::{Error, Result};
+use super::environment::{Machine, field_value, resource_value};
+use crate::{
+    base::clock,
+    client::{Error, Result},
+    meta::{Meta, Quantity, Value},
+};
 
 /// A token is asked for anew when it has been used for this part of its life.
 const TOKEN_USED: f64 = 0.8;
 const TOKEN_SECONDS: i64 = 3600;
 const DEFAULT_MODE: i32 = 0o644;
+/// The link to the newest set of files, and its name while it is made.
+const DATA: &str = "..data";
+const NEW_DATA: &str = "..data_tmp";
 
 /// Reads the objects that a pod refers to.
 pub struct Sources {
     pub client: kube::Client,
     pub namespace: String,
+    pub machine: Machine,
 }
+
+type Data = BTreeMap<String, Vec<u8>>;
 
 fn failed(what: &Path) -> impl FnOnce(io::Error) -> Error {
     let what = what.display().to_string();
@@ -36,26 +48,27 @@ fn failed(what: &Path) -> impl FnOnce(io::Error) -> Error {
 }
 
 impl Sources {
-    async fn config_map(&self, name: &str, is_optional: bool) -> Result<BTreeMap<String, Vec<u8>>> {
+    /// The data of a ConfigMap; `None` where it may be missing and is.
+    pub async fn config_map(&self, name: &str, is_optional: bool) -> Result<Option<Data>> {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.namespace);
         let Some(map) = api.get_opt(name).await? else { return missing("configmap", name, is_optional) };
         let texts = map.data.into_iter().flatten().map(|(key, value)| (key, value.into_bytes()));
-        Ok(texts.chain(map.binary_data.into_iter().flatten().map(|(key, value)| (key, value.0))).collect())
+        Ok(Some(texts.chain(map.binary_data.into_iter().flatten().map(|(key, value)| (key, value.0))).collect()))
     }
 
-    async fn secret(&self, name: &str, is_optional: bool) -> Result<BTreeMap<String, Vec<u8>>> {
+    pub async fn secret(&self, name: &str, is_optional: bool) -> Result<Option<Data>> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
         match api.get_opt(name).await? {
-            Some(secret) => Ok(secret.data.into_iter().flatten().map(|(key, value)| (key, value.0)).collect()),
+            Some(secret) => Ok(Some(secret.data.into_iter().flatten().map(|(key, value)| (key, value.0)).collect())),
             None => missing("secret", name, is_optional),
         }
     }
 
-    async fn token(&self, pod: &Pod, audience: Option<&str>, seconds: Option<i64>) -> Result<Vec<u8>> {
+    async fn token(&self, pod: &Pod, audience: Option<&str>, seconds: i64) -> Result<Vec<u8>> {
         let account = pod.spec.as_ref().and_then(|it| it.service_account_name.clone()).unwrap_or_else(|| "default".to_owned());
         let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), &self.namespace);
         let bound = BoundObjectReference { api_version: Some("v1".into()), kind: Some("Pod".into()), name: pod.metadata.name.clone(), uid: pod.metadata.uid.clone() };
-        let spec = TokenRequestSpec { audiences: Some(audience.map(str::to_owned).into_iter().collect()), bound_object_ref: Some(bound), expiration_seconds: seconds };
+        let spec = TokenRequestSpec { audiences: Some(audience.map(str::to_owned).into_iter().collect()), bound_object_ref: Some(bound), expiration_seconds: Some(seconds) };
         let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
         let answer = api.create_token_request(&account, &PostParams::default(), &request).await?;
         Ok(answer.status.and_then(|it| it.token).map(String::into_bytes).unwrap_or_default())
@@ -64,36 +77,31 @@ impl Sources {
     /// Makes or refreshes a volume, and returns its directory.
     pub async fn volume(&self, pod: &Pod, volume: &Volume, root: &Path) -> Result<PathBuf> {
         if let Some(host) = &volume.host_path {
-            let path = PathBuf::from(&host.path);
-            if matches!(host.type_.as_deref(), Some("DirectoryOrCreate")) {
-                fs::create_dir_all(&path).map_err(failed(&path))?;
-            }
-            return Ok(path);
+            return host_path(host);
         }
         let folder = root.join(&volume.name);
         fs::create_dir_all(&folder).map_err(failed(&folder))?;
-        let group = pod.spec.as_ref().and_then(|it| it.security_context.as_ref()?.fs_group).and_then(|it| u32::try_from(it).ok());
-        if volume.empty_dir.is_some() {
-            fs::set_permissions(&folder, fs::Permissions::from_mode(if group.is_some() { 0o2777 } else { 0o777 })).map_err(failed(&folder))?;
-            chown(&folder, None, group).map_err(failed(&folder))?;
+        let owner = Owner::of(pod);
+        if let Some(source) = &volume.empty_dir {
+            empty_dir(&folder, source, owner.group).map_err(failed(&folder))?;
             return Ok(folder);
         }
         let files = self.files(pod, volume, &folder).await?;
-        write_files(&folder, files, group)?;
+        write_files(&folder, &files, owner).map_err(failed(&folder))?;
         Ok(folder)
     }
 
     async fn files(&self, pod: &Pod, volume: &Volume, folder: &Path) -> Result<Vec<File>> {
         if let Some(source) = &volume.config_map {
             let data = self.config_map(&source.name, source.optional == Some(true)).await?;
-            return Ok(choose(data, source.items.as_deref(), source.default_mode));
+            return choose(data, source.items.as_deref(), source.default_mode, source.optional == Some(true));
         }
         if let Some(source) = &volume.secret {
             let data = self.secret(source.secret_name.as_deref().unwrap_or_default(), source.optional == Some(true)).await?;
-            return Ok(choose(data, source.items.as_deref(), source.default_mode));
+            return choose(data, source.items.as_deref(), source.default_mode, source.optional == Some(true));
         }
         if let Some(source) = &volume.downward_api {
-            return Ok(downward(pod, source.items.iter().flatten().map(|it| (it.path.as_str(), it.field_ref.as_ref(), it.mode)), source.default_mode));
+            return Ok(self.downward(pod, source.items.as_deref(), source.default_mode));
         }
         let Some(projected) = &volume.projected else {
             return Err(Error::Invalid(format!("volume {:?} is of a kind that this node does not have", volume.name)));
@@ -108,167 +116,230 @@ impl Sources {
     async fn projection(&self, pod: &Pod, source: &VolumeProjection, mode: Option<i32>, folder: &Path) -> Result<Vec<File>> {
         if let Some(token) = &source.service_account_token {
             let seconds = token.expiration_seconds.unwrap_or(TOKEN_SECONDS);
-            if is_fresh(&folder.join(&token.path), seconds) {
-                return Ok(Vec::new());
-            }
-            let content = self.token(pod, token.audience.as_deref(), Some(seconds)).await?;
-            return Ok(vec![File { path: token.path.clone(), content, mode: mode.unwrap_or(DEFAULT_MODE) }]);
+            let content = match fs::read(folder.join(&token.path)).ok().filter(|it| is_fresh(it)) {
+                Some(content) => content,
+                None => self.token(pod, token.audience.as_deref(), seconds).await?,
+            };
+            let owner = Owner::of(pod);
+            let is_private = owner.user.is_some() || owner.group.is_some();
+            return Ok(vec![File { path: token.path.clone(), content, mode: if is_private { 0o600 } else { mode.unwrap_or(DEFAULT_MODE) }, is_users: true }]);
         }
         if let Some(source) = &source.config_map {
-            return Ok(choose(self.config_map(&source.name, source.optional == Some(true)).await?, source.items.as_deref(), mode));
+            let is_optional = source.optional == Some(true);
+            return choose(self.config_map(&source.name, is_optional).await?, source.items.as_deref(), mode, is_optional);
         }
         if let Some(source) = &source.secret {
-            return Ok(choose(self.secret(&source.name, source.optional == Some(true)).await?, source.items.as_deref(), mode));
+            let is_optional = source.optional == Some(true);
+            return choose(self.secret(&source.name, is_optional).await?, source.items.as_deref(), mode, is_optional);
         }
-        let items = source.downward_api.iter().flat_map(|it| it.items.iter().flatten());
-        Ok(downward(pod, items.map(|it| (it.path.as_str(), it.field_ref.as_ref(), it.mode)), mode))
+        Ok(self.downward(pod, source.downward_api.as_ref().and_then(|it| it.items.as_deref()), mode))
     }
 
-    /// The environment of a container as `NAME=value`, over that of its image.
-    pub async fn environment(&self, pod: &Pod, container: &Container, image: &[String], extra: &[(String, String)]) -> Result<Vec<String>> {
-        let mut values: HashMap<String, String> = extra.iter().cloned().collect();
-        let mut order: Vec<String> = extra.iter().map(|(name, _)| name.clone()).collect();
-        let mut set = |values: &mut HashMap<String, String>, name: &str, value: String| {
-            if values.insert(name.to_owned(), value).is_none() {
-                order.push(name.to_owned());
-            }
+    fn downward(&self, pod: &Pod, items: Option<&[DownwardAPIVolumeFile]>, mode: Option<i32>) -> Vec<File> {
+        let content = |item: &DownwardAPIVolumeFile| match (&item.field_ref, &item.resource_field_ref) {
+            (Some(field), _) => field_value(pod, field),
+            (_, Some(field)) => resource_value(pod, None, field, &self.machine),
+            _ => String::new(),
         };
-        for pair in image {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            set(&mut values, name, value.to_owned());
-        }
-        for source in container.env_from.iter().flatten() {
-            let data = match (&source.config_map_ref, &source.secret_ref) {
-                (Some(map), _) => self.config_map(&map.name, map.optional == Some(true)).await?,
-                (_, Some(secret)) => self.secret(&secret.name, secret.optional == Some(true)).await?,
-                _ => BTreeMap::new(),
-            };
-            let prefix = source.prefix.as_deref().unwrap_or_default();
-            data.into_iter().for_each(|(key, value)| set(&mut values, &format!("{prefix}{key}"), String::from_utf8_lossy(&value).into_owned()));
-        }
-        for variable in container.env.iter().flatten() {
-            let value = match (&variable.value, &variable.value_from) {
-                (_, Some(source)) => match (&source.field_ref, &source.config_map_key_ref, &source.secret_key_ref) {
-                    (Some(field), ..) => Some(field_value(pod, field)),
-                    (_, Some(it), _) => text_at(self.config_map(&it.name, it.optional == Some(true)).await?, &it.key, it.optional == Some(true))?,
-                    (_, _, Some(it)) => text_at(self.secret(&it.name, it.optional == Some(true)).await?, &it.key, it.optional == Some(true))?,
-                    _ => None,
-                },
-                (value, None) => Some(expand(value.as_deref().unwrap_or_default(), &values)),
-            };
-            value.into_iter().for_each(|it| set(&mut values, &variable.name, it));
-        }
-        Ok(order.into_iter().map(|name| format!("{name}={}", values.get(&name).map_or("", String::as_str))).collect())
+        let file = |it: &DownwardAPIVolumeFile| File::new(&it.path, content(it).into_bytes(), it.mode.or(mode));
+        items.into_iter().flatten().map(file).collect()
     }
 }
 
-fn missing<T: Default>(kind: &str, name: &str, is_optional: bool) -> Result<T> {
-    if is_optional { Ok(T::default()) } else { Err(Error::Invalid(format!("{kind} {name:?} not found"))) }
+fn missing<T>(kind: &str, name: &str, is_optional: bool) -> Result<Option<T>> {
+    if is_optional { Ok(None) } else { Err(Error::Invalid(format!("{kind} {name:?} not found"))) }
 }
 
-fn text_at(data: BTreeMap<String, Vec<u8>>, key: &str, is_optional: bool) -> Result<Option<String>> {
-    match data.get(key) {
-        Some(value) => Ok(Some(String::from_utf8_lossy(value).into_owned())),
-        None if is_optional => Ok(None),
-        None => Err(Error::Invalid(format!("couldn't find key {key}"))),
+/// Whom the files of a volume belong to (`util.FsUserFrom`, `fsGroup`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Owner {
+    /// The one user of all containers.
+    user: Option<u32>,
+    group: Option<u32>,
+}
+
+impl Owner {
+    fn of(pod: &Pod) -> Self {
+        let Some(spec) = &pod.spec else { return Self::default() };
+        let security = spec.security_context.as_ref();
+        let number = |it: Option<i64>| it.and_then(|it| u32::try_from(it).ok());
+        let shared = security.and_then(|it| it.run_as_user);
+        let users: BTreeSet<Option<i64>> = spec
+            .init_containers
+            .iter()
+            .flatten()
+            .chain(&spec.containers)
+            .map(|it| it.security_context.as_ref().and_then(|it| it.run_as_user).or(shared))
+            .collect();
+        let user = if users.len() == 1 { number(users.into_iter().next().flatten()) } else { None };
+        Self { user, group: number(security.and_then(|it| it.fs_group)) }
     }
 }
 
-/// Replaces `$(NAME)` by the variable's value; `$$` is a dollar, and what is not known stays (`third_party/forked/golang/expansion`).
-pub fn expand(text: &str, values: &HashMap<String, String>) -> String {
-    let (mut out, mut rest) = (String::new(), text);
-    while let Some(at) = rest.find('$') {
-        out.push_str(&rest[..at]);
-        let after = &rest[at + 1..];
-        if let Some(more) = after.strip_prefix('$') {
-            out.push('$');
-            rest = more;
-        } else if let Some((name, more)) = after.strip_prefix('(').and_then(|it| it.split_once(')')) {
-            match values.get(name) {
-                Some(value) => out.push_str(value),
-                None => out.push_str(&format!("$({name})")),
-            }
-            rest = more;
-        } else {
-            out.push('$');
-            rest = after;
+fn host_path(source: &HostPathVolumeSource) -> Result<PathBuf> {
+    let path = PathBuf::from(&source.path);
+    let kind = source.type_.as_deref().unwrap_or_default();
+    if !path.exists() {
+        match kind {
+            "DirectoryOrCreate" => fs::create_dir_all(&path).map_err(failed(&path))?,
+            "FileOrCreate" => fs::write(&path, "").map_err(failed(&path))?,
+            // A path without a type that is not there becomes a directory, as containerd does it.
+            "" => fs::create_dir_all(&path).map_err(failed(&path))?,
+            _ => (),
         }
     }
-    out + rest
-}
-
-/// `metadata.name`, `status.podIP`, `metadata.labels['a']` and so on.
-fn field_value(pod: &Pod, field: &ObjectFieldSelector) -> String {
-    let spec = pod.spec.as_ref();
-    let status = pod.status.as_ref();
-    let pairs = |map: &BTreeMap<String, String>| map.iter().map(|(key, value)| format!("{key}={value:?}")).collect::<Vec<_>>().join("\n");
-    let one = |map: &BTreeMap<String, String>, path: &str| map.get(path.trim_start_matches("['").trim_end_matches("']")).cloned();
-    let found = match field.field_path.as_str() {
-        "metadata.name" => pod.metadata.name.clone(),
-        "metadata.namespace" => pod.metadata.namespace.clone(),
-        "metadata.uid" => pod.metadata.uid.clone(),
-        "metadata.labels" => Some(pairs(pod.labels())),
-        "metadata.annotations" => Some(pairs(pod.annotations())),
-        "spec.nodeName" => spec.and_then(|it| it.node_name.clone()),
-        "spec.serviceAccountName" => spec.and_then(|it| it.service_account_name.clone()),
-        "status.podIP" | "status.podIPs" => status.and_then(|it| it.pod_ip.clone()),
-        "status.hostIP" | "status.hostIPs" => status.and_then(|it| it.host_ip.clone()),
-        path => match (path.strip_prefix("metadata.labels"), path.strip_prefix("metadata.annotations")) {
-            (Some(key), _) => one(pod.labels(), key),
-            (_, Some(key)) => one(pod.annotations(), key),
-            _ => None,
-        },
+    let found = fs::metadata(&path).map(|it| it.file_type()).ok();
+    let is = |test: fn(&fs::FileType) -> bool| found.as_ref().is_some_and(test);
+    let (fits, what) = match kind {
+        "Directory" | "DirectoryOrCreate" => (is(fs::FileType::is_dir), "directory"),
+        "File" | "FileOrCreate" => (is(fs::FileType::is_file), "file"),
+        "Socket" => (is(FileTypeExt::is_socket), "socket"),
+        "CharDevice" => (is(FileTypeExt::is_char_device), "character device"),
+        "BlockDevice" => (is(FileTypeExt::is_block_device), "block device"),
+        _ => (true, ""),
     };
-    found.unwrap_or_default()
+    if fits { Ok(path) } else { Err(Error::Invalid(format!("hostPath type check failed: {} is not a {what}", source.path))) }
 }
 
+/// A directory for everyone, on disk or in memory.
+fn empty_dir(folder: &Path, source: &EmptyDirVolumeSource, group: Option<u32>) -> io::Result<()> {
+    let in_memory = source.medium.as_deref() == Some("Memory");
+    if in_memory && !is_mount_point(folder)? {
+        let limit: Option<Quantity> = source.size_limit.as_ref().and_then(|it| it.0.parse().ok());
+        let data = limit.filter(|it| !it.is_zero()).map(|it| format!("size={}", it.units()));
+        mount(Some("tmpfs"), folder, Some("tmpfs"), MsFlags::empty(), data.as_deref())?;
+    }
+    fs::set_permissions(folder, fs::Permissions::from_mode(if group.is_some() { 0o2777 } else { 0o777 }))?;
+    chown(folder, None, group)
+}
+
+fn is_mount_point(folder: &Path) -> io::Result<bool> {
+    Ok(fs::metadata(folder)?.dev() != fs::metadata(folder.join(".."))?.dev())
+}
+
+/// Removes the volumes below `root`, those in memory too.
+pub fn remove(root: &Path) {
+    release(root);
+    let _ = fs::remove_dir_all(root);
+}
+
+/// Lets go of the volumes in memory.
+pub fn release(root: &Path) {
+    for folder in fs::read_dir(root).into_iter().flatten().flatten().map(|it| it.path()) {
+        if is_mount_point(&folder).unwrap_or(false) {
+            let _ = umount2(&folder, MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
 struct File {
     path: String,
     content: Vec<u8>,
     mode: i32,
+    /// Belongs to the containers' user, where they have one.
+    is_users: bool,
 }
 
-fn choose(data: BTreeMap<String, Vec<u8>>, items: Option<&[KeyToPath]>, mode: Option<i32>) -> Vec<File> {
-    let mode = mode.unwrap_or(DEFAULT_MODE);
-    match items {
-        Some(items) if !items.is_empty() => items
-            .iter()
-            .filter_map(|it| Some(File { path: it.path.clone(), content: data.get(&it.key)?.clone(), mode: it.mode.unwrap_or(mode) }))
-            .collect(),
-        _ => data.into_iter().map(|(path, content)| File { path, content, mode }).collect(),
+impl File {
+    fn new(path: &str, content: Vec<u8>, mode: Option<i32>) -> Self {
+        Self { path: path.to_owned(), content, mode: mode.unwrap_or(DEFAULT_MODE), is_users: false }
     }
 }
 
-fn downward<'a>(pod: &Pod, items: impl Iterator<Item = (&'a str, Option<&'a ObjectFieldSelector>, Option<i32>)>, mode: Option<i32>) -> Vec<File> {
-    let file = |(path, field, own): (&str, Option<&ObjectFieldSelector>, Option<i32>)| {
-        let content = field_value(pod, field?).into_bytes();
-        Some(File { path: path.to_owned(), content, mode: own.or(mode).unwrap_or(DEFAULT_MODE) })
+fn choose(data: Option<Data>, items: Option<&[KeyToPath]>, mode: Option<i32>, is_optional: bool) -> Result<Vec<File>> {
+    let data = data.unwrap_or_default();
+    let Some(items) = items.filter(|it| !it.is_empty()) else {
+        return Ok(data.into_iter().map(|(path, content)| File::new(&path, content, mode)).collect());
     };
-    items.filter_map(file).collect()
-}
-
-fn is_fresh(path: &Path, seconds: i64) -> bool {
-    let written = fs::metadata(path).and_then(|it| it.modified());
-    let age = written.ok().and_then(|it| SystemTime::now().duration_since(it).ok());
-    age.is_some_and(|it| it < Duration::from_secs_f64(seconds as f64 * TOKEN_USED))
-}
-
-/// Each file is replaced as a whole, so that a reader never sees half of one.
-fn write_files(folder: &Path, files: Vec<File>, group: Option<u32>) -> Result<()> {
-    for file in files {
-        let path = folder.join(&file.path);
-        if fs::read(&path).is_ok_and(|it| it == file.content) {
-            continue;
+    let mut files = Vec::new();
+    for item in items {
+        match data.get(&item.key) {
+            Some(content) => files.push(File::new(&item.path, content.clone(), item.mode.or(mode))),
+            None if is_optional => (),
+            None => return Err(Error::Invalid(format!("references non-existent config key: {}", item.key))),
         }
-        let parent = path.parent().unwrap_or(folder);
-        let new = parent.join(format!(".{}.new", uuid::Uuid::new_v4().simple()));
-        let mode = u32::try_from(file.mode).unwrap_or(0o644) | if group.is_some() { 0o040 } else { 0 };
-        let written = fs::create_dir_all(parent)
-            .and_then(|()| fs::write(&new, &file.content))
-            .and_then(|()| fs::set_permissions(&new, fs::Permissions::from_mode(mode)))
-            .and_then(|()| chown(&new, None, group))
-            .and_then(|()| fs::rename(&new, &path));
-        written.map_err(failed(&path))?;
+    }
+    Ok(files)
+}
+
+/// Whether a token may still be used for a while, by its own times.
+fn is_fresh(token: &[u8]) -> bool {
+    let claims = std::str::from_utf8(token).ok().and_then(|it| URL_SAFE_NO_PAD.decode(it.split('.').nth(1)?).ok());
+    let claims: Value = claims.and_then(|it| serde_json::from_slice(&it).ok()).unwrap_or_default();
+    let (from, to) = (claims.int_at(&["iat"]).unwrap_or(0), claims.int_at(&["exp"]).unwrap_or(0));
+    (clock::now().as_second() - from) as f64 <= (to - from) as f64 * TOKEN_USED
+}
+
+/// Replaces a volume's files all at once: they stand in a directory of their own, to which one link is turned.
+fn write_files(folder: &Path, files: &[File], owner: Owner) -> io::Result<()> {
+    let current = folder.join(DATA);
+    if current.exists() && is_same(&current, files) {
+        return Ok(());
+    }
+    let name = format!("..{}.{}", clock::now().strftime("%Y_%m_%d_%H_%M_%S"), uuid::Uuid::new_v4().as_fields().0);
+    let place = folder.join(&name);
+    fs::create_dir(&place)?;
+    files.iter().try_for_each(|it| write_file(&place, it, owner))?;
+    take_over(&place, owner.group)?;
+    let old = fs::read_link(&current).ok();
+    let _ = fs::remove_file(folder.join(NEW_DATA));
+    symlink(&name, folder.join(NEW_DATA))?;
+    fs::rename(folder.join(NEW_DATA), &current)?;
+    link_names(folder, files)?;
+    match old {
+        Some(old) => fs::remove_dir_all(folder.join(old)),
+        None => Ok(()),
+    }
+}
+
+fn is_same(current: &Path, files: &[File]) -> bool {
+    let all_there = files.iter().all(|it| fs::read(current.join(&it.path)).is_ok_and(|found| found == it.content));
+    all_there && count(current) == files.len()
+}
+
+fn count(folder: &Path) -> usize {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|it| if it.path().is_dir() { count(&it.path()) } else { 1 }).sum()
+}
+
+fn write_file(place: &Path, file: &File, owner: Owner) -> io::Result<()> {
+    let path = place.join(&file.path);
+    path.parent().map_or(Ok(()), fs::create_dir_all)?;
+    fs::write(&path, &file.content)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(u32::try_from(file.mode).unwrap_or(0o644)))?;
+    chown(&path, owner.user.filter(|_| file.is_users), None)
+}
+
+/// Gives a tree to a group, which may read it (`SetVolumeOwnership`).
+fn take_over(place: &Path, group: Option<u32>) -> io::Result<()> {
+    let Some(group) = group else { return Ok(()) };
+    let more = if place.is_dir() { 0o2550 } else { 0o440 };
+    let mode = fs::metadata(place)?.permissions().mode() | more;
+    chown(place, None, Some(group))?;
+    fs::set_permissions(place, fs::Permissions::from_mode(mode))?;
+    if place.is_dir() {
+        for entry in fs::read_dir(place)? {
+            take_over(&entry?.path(), Some(group))?;
+        }
+    }
+    Ok(())
+}
+
+/// The names that users see, each a link into the newest set.
+fn link_names(folder: &Path, files: &[File]) -> io::Result<()> {
+    let names: BTreeSet<&str> = files.iter().filter_map(|it| it.path.split('/').next()).collect();
+    for name in &names {
+        let link = folder.join(name);
+        if fs::symlink_metadata(&link).is_err() {
+            symlink(Path::new(DATA).join(name), &link)?;
+        }
+    }
+    for entry in fs::read_dir(folder)?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name.starts_with("..") && !names.contains(name.as_str()) {
+            fs::remove_file(entry.path())?;
+        }
     }
     Ok(())
 }
@@ -277,11 +348,37 @@ fn write_files(folder: &Path, files: Vec<File>, group: Option<u32>) -> Result<()
 mod tests {
     use super::*;
 
+    fn file(path: &str, content: &str) -> File {
+        File::new(path, content.as_bytes().to_vec(), None)
+    }
+
     #[test]
-    fn references_to_variables_expand() {
-        let values = HashMap::from([("A".to_owned(), "1".to_owned())]);
-        for (text, expanded) in [("$(A)", "1"), ("x$(A)y$(B)", "x1y$(B)"), ("$$(A)", "$(A)"), ("$", "$"), ("$(A", "$(A")] {
-            assert_eq!(expand(text, &values), expanded, "{text}");
-        }
+    fn files_are_replaced_all_at_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let read = |name: &str| fs::read_to_string(folder.path().join(name)).ok();
+        write_files(folder.path(), &[file("a", "1"), file("b/c", "2")], Owner::default()).expect("files");
+        assert_eq!((read("a"), read("b/c")), (Some("1".to_owned()), Some("2".to_owned())));
+        let first = fs::read_link(folder.path().join(DATA)).expect("a link");
+        write_files(folder.path(), &[file("a", "1"), file("b/c", "2")], Owner::default()).expect("files");
+        assert_eq!(fs::read_link(folder.path().join(DATA)).expect("a link"), first);
+        write_files(folder.path(), &[file("a", "3")], Owner::default()).expect("files");
+        assert_eq!((read("a"), read("b/c")), (Some("3".to_owned()), None));
+        assert!(!folder.path().join(first).exists());
+    }
+
+    #[test]
+    fn keys_that_are_missing_are_an_error_unless_optional() {
+        let item = KeyToPath { key: "k".to_owned(), path: "p".to_owned(), mode: None };
+        assert!(choose(Some(Data::new()), Some(std::slice::from_ref(&item)), None, false).is_err());
+        assert_eq!(choose(Some(Data::new()), Some(&[item]), None, true).expect("files"), []);
+    }
+
+    #[test]
+    fn tokens_are_fresh_for_most_of_their_life() {
+        let now = clock::now().as_second();
+        let token = |from: i64, to: i64| format!("h.{}.s", URL_SAFE_NO_PAD.encode(format!(r#"{{"iat":{from},"exp":{to}}}"#))).into_bytes();
+        assert!(is_fresh(&token(now - 10, now + 90)));
+        assert!(!is_fresh(&token(now - 90, now + 10)));
+        assert!(!is_fresh(b"nothing"));
     }
 }

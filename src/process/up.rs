@@ -64,6 +64,8 @@ pub struct Options {
     pub store: StoreKind,
     pub node: NodeKind,
     pub simulated_nodes: usize,
+    /// Where images are looked for before their registries.
+    pub registry_mirror: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -103,7 +105,7 @@ impl Cluster {
         write_kubeconfig(&pki, &options, port)?;
         server.start();
         let clients = in_process(&server);
-        let cluster = Self {
+        let mut cluster = Self {
             url: url(options.bind.ip(), port),
             kubeconfig: options.kubeconfig.clone(),
             server,
@@ -114,7 +116,6 @@ impl Cluster {
             node: None,
             limits: Vec::new(),
         };
-        let mut cluster = cluster;
         cluster.bootstrap().await?;
         cluster.start_parts(&pki, &options, address, port);
         if options.node == NodeKind::Embedded {
@@ -179,6 +180,7 @@ impl Cluster {
                 port,
                 state_dir: data_dir.join("node"),
                 images_dir: data_dir.join("images"),
+                registry_mirror: options.registry_mirror.clone(),
                 pods: self.slot.pods(),
                 cluster_dns: self.slot.service_ip(DNS_ADDRESS),
                 api_service: self.slot.service_ip(1),
@@ -203,12 +205,13 @@ impl Cluster {
 
     /// Stops all parts, the store last. Returns whether all of them ended in time.
     pub async fn stop(self) -> bool {
-        let parts = self.parts.stop(STOP_WITHIN).await;
+        self.parts.cancel();
         if let Some(node) = self.node {
             let _ = tasks::blocking(move || node.stop()).await;
             proxy::feed::remove(&self.slot.name());
         }
-        self.store.stop(STOP_WITHIN).await && parts
+        // The store is the last, so that what the others still write is kept.
+        self.parts.stop(STOP_WITHIN).await && self.store.stop(STOP_WITHIN).await
     }
 }
 

@@ -44,7 +44,8 @@ fn failed<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) 
 
 /// The part of a container's first process: everything from the fork to the exec. `folder` is the container's.
 pub fn enter(spec: &Spec, folder: &Path) -> Result<()> {
-    fs::write("/proc/self/oom_score_adj", spec.oom_score_adj.to_string()).map_err(failed("oom_score_adj"))?;
+    // Not every root may make a process safer than itself; then it stays as safe as this one.
+    let _ = fs::write("/proc/self/oom_score_adj", spec.oom_score_adj.to_string());
     cgroup::join(&spec.cgroup).map_err(failed("cgroup"))?;
     join_namespaces(spec)?;
     nix::sched::unshare(CloneFlags::CLONE_NEWNS).map_err(failed("unshare"))?;
@@ -158,7 +159,8 @@ fn protect(spec: &Spec) -> Result<()> {
 
 /// Becomes the container's user with its rights, and runs `arguments`. Returns only the reason why that failed.
 pub fn execute(spec: &Spec, arguments: &[String]) -> String {
-    match become_user(spec).and_then(|()| exec(spec, arguments)) {
+    let ready = become_user(spec).inspect(|()| die_with_parent());
+    match ready.and_then(|()| exec(spec, arguments)) {
         Ok(never) => match never {},
         Err(why) => why,
     }
@@ -216,6 +218,19 @@ fn set_capabilities(bits: u64) -> Result<()> {
 pub fn resize(terminal: &impl AsRawFd, size: &nix::pty::Winsize) {
     // SAFETY: the terminal is open and the size is live over the call.
     unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, size as *const _) };
+}
+
+/// Makes standard input the terminal that controls this session.
+pub fn control_terminal() {
+    // SAFETY: no pointers.
+    unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) };
+}
+
+/// A process whose parent is gone is killed: without its shim a container would be deaf, without its caller an exec endless.
+/// A change of user forgets this wish, so that it comes after.
+fn die_with_parent() {
+    // SAFETY: no pointers.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
 }
 
 fn apply_seccomp() -> Result<()> {

@@ -9,7 +9,9 @@
 
 pub mod cgroup;
 pub mod launcher;
+mod log;
 pub mod shim;
+pub mod streams;
 
 use std::{
     fs, io,
@@ -47,6 +49,8 @@ pub struct Spec {
     pub capabilities: u64,
     pub no_new_privileges: bool,
     pub has_terminal: bool,
+    pub has_stdin: bool,
+    pub is_stdin_once: bool,
     pub oom_score_adj: i32,
     pub log: PathBuf,
     /// Namespaces of the pod to join: files of `net`, `ipc`, `uts`.
@@ -54,7 +58,19 @@ pub struct Spec {
     pub is_host_pid: bool,
     pub cgroup: String,
     pub limits: cgroup::Limits,
+    /// A number; SIGTERM without.
     pub stop_signal: Option<i32>,
+    /// The host's file that the container may leave its last word in.
+    pub termination_message: PathBuf,
+    /// Without a last word, the end of the log stands for it when the container failed.
+    pub falls_back_to_logs: bool,
+}
+
+impl Spec {
+    /// What asks the container to end.
+    pub fn stop_signal(&self) -> Signal {
+        self.stop_signal.and_then(|it| Signal::try_from(it).ok()).unwrap_or(Signal::SIGTERM)
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +104,9 @@ pub struct Ended {
     pub is_oom_killed: bool,
     /// Why the container never ran; empty when it did.
     pub error: String,
+    /// Its last word.
+    #[serde(default)]
+    pub message: String,
     pub at: String,
 }
 
@@ -106,6 +125,12 @@ pub struct Runtime {
     root: PathBuf,
 }
 
+/// This very program, even if its file was replaced since.
+const SELF: &str = "/proc/self/exe";
+/// How long containers get to end by themselves when the node stops.
+const ENDED_WITHIN: Duration = Duration::from_secs(2);
+/// How long a shim may take to write down the end of its container.
+const TOLD_WITHIN: Duration = Duration::from_millis(500);
 /// How long the processes of a killed container may take to go.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -121,7 +146,7 @@ impl Runtime {
         &self.root
     }
 
-    fn folder(&self, id: &str) -> PathBuf {
+    pub fn folder(&self, id: &str) -> PathBuf {
         self.root.join("containers").join(id)
     }
 
@@ -147,7 +172,7 @@ impl Runtime {
         let spec = Spec { cgroup: format!("{}/{id}", spec.cgroup), ..spec.clone() };
         write(&folder.join("spec.json"), &spec)?;
         let log = fs::File::create(folder.join("shim.log"))?;
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = Command::new(SELF);
         command.args(["shim", "run"]).arg(&folder).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         Ok((id, command.spawn()?))
@@ -155,7 +180,7 @@ impl Runtime {
 
     /// The command that runs `arguments` in a container: its standard streams are the command's.
     pub fn exec(&self, container: &Container, arguments: &[String], has_terminal: bool) -> io::Result<Command> {
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = Command::new(SELF);
         command.args(["shim", "exec"]).arg(self.folder(&container.id));
         if has_terminal {
             command.arg("--tty");
@@ -178,21 +203,22 @@ impl Runtime {
         let _ = fs::remove_dir_all(self.folder(&container.id));
     }
 
-    /// Ends all containers and waits for them.
-    pub fn purge(&self) {
-        let all = self.containers();
-        all.iter().for_each(|it| self.signal(it, Signal::SIGKILL));
-        let began = std::time::Instant::now();
-        while all.iter().any(|it| it.pid().is_some()) && began.elapsed() < GONE_WITHIN {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        for container in all {
-            self.remove(&container);
-            cgroup::remove(container.spec.cgroup.rsplit_once('/').map_or("", |(pod, _)| pod));
-        }
-        for pod in fs::read_dir(self.root.join("pods")).into_iter().flatten().flatten() {
-            remove_namespaces(&pod.path());
-        }
+    /// Asks all containers to end, and ends those that do not. Returns when their shims have written down how they ended.
+    pub fn stop(&self) {
+        let running: Vec<Container> = self.containers().into_iter().filter(Container::is_running).collect();
+        running.iter().for_each(|it| self.signal(it, it.spec.stop_signal()));
+        wait_while(ENDED_WITHIN, || running.iter().any(Container::is_running));
+        running.iter().for_each(|it| self.signal(it, Signal::SIGKILL));
+        wait_while(GONE_WITHIN, || running.iter().any(Container::is_running));
+        wait_while(TOLD_WITHIN, || running.iter().any(|it| self.container(&it.id).is_some_and(|it| it.ended.is_none())));
+        self.containers().iter().for_each(|it| cgroup::remove(&it.spec.cgroup));
+    }
+}
+
+fn wait_while(within: Duration, is_so: impl Fn() -> bool) {
+    let began = std::time::Instant::now();
+    while is_so() && began.elapsed() < within {
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -209,10 +235,15 @@ impl Container {
 }
 
 /// Lets a pod's namespaces go.
-pub fn remove_namespaces(pod: &Path) {
+pub fn release_namespaces(pod: &Path) {
     for kind in launcher::POD_NAMESPACES {
         let _ = umount2(&pod.join(kind), MntFlags::MNT_DETACH);
     }
+}
+
+/// Removes a pod's folder with its namespaces.
+pub fn remove_namespaces(pod: &Path) {
+    release_namespaces(pod);
     let _ = fs::remove_dir_all(pod);
 }
 

@@ -2,28 +2,36 @@
 //! `howdah shim run DIR`, and for exec as `howdah shim exec DIR -- COMMAND`.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Read, Write},
-    os::fd::{AsFd, OwnedFd},
-    path::{Path, PathBuf},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixListener,
+    },
+    path::Path,
     process::ExitCode,
 };
 
 use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
+    pty::{OpenptyResult, openpty},
     sched::{CloneFlags, setns, unshare},
     sys::wait::{WaitStatus, waitpid},
     unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid},
 };
 
-use super::{Ended, Spec, Started, cgroup, launcher, read, ticks, write};
+use super::{
+    Ended, Spec, Started, cgroup, launcher,
+    log::{Lines, Log},
+    read,
+    streams::{SOCKET, Streams},
+    ticks, write,
+};
 use crate::base::clock;
 
-/// A log file is put aside when it reaches this (`containerLogMaxSize`), and this many are kept (`containerLogMaxFiles`).
-const LOG_MAX: u64 = 10 << 20;
-const LOGS_KEPT: u32 = 5;
-/// The longest line of a log that is written in one piece, as containerd's.
-const LINE_MAX: usize = 16 << 10;
+/// `MaxContainerTerminationMessageLength`, and `MaxContainerTerminationMessageLogLines` and `-LogLength` where the log stands for it.
+const MESSAGE_MAX: usize = 4096;
+const LOG_LINES: usize = 80;
+const LOG_MAX: usize = 2048;
 /// What a container that could not be started is said to have exited with.
 const CANNOT_START: i32 = 128;
 
@@ -31,7 +39,7 @@ const CANNOT_START: i32 = 128;
 pub fn run(folder: &Path) -> ExitCode {
     let ended = match launch(folder) {
         Ok(ended) => ended,
-        Err(error) => Ended { code: CANNOT_START, is_oom_killed: false, error, at: clock::now_rfc3339() },
+        Err(error) => Ended { code: CANNOT_START, is_oom_killed: false, error, message: String::new(), at: clock::now_rfc3339() },
     };
     match write(&folder.join("exit.json"), &ended) {
         Ok(()) => ExitCode::SUCCESS,
@@ -47,8 +55,10 @@ fn launch(folder: &Path) -> Result<Ended, String> {
     let _ = setsid();
     let spec: Spec = read(&folder.join("spec.json")).ok_or("the container has no specification")?;
     cgroup::create(&spec.cgroup, &spec.limits).map_err(|why| format!("cgroup: {why}"))?;
-    let (out, out_end) = io::pipe().map_err(text)?;
-    let (err, err_end) = io::pipe().map_err(text)?;
+    // A socket's path is short, so that it is bound from within its folder.
+    std::env::set_current_dir(folder).map_err(text)?;
+    let listener = UnixListener::bind(SOCKET).map_err(text)?;
+    let (own, ends) = if spec.has_terminal { terminal()? } else { pipes(spec.has_stdin)? };
     let (mut problem, mut problem_end) = io::pipe().map_err(text)?;
     if !spec.is_host_pid {
         unshare(CloneFlags::CLONE_NEWPID).map_err(text)?;
@@ -56,15 +66,15 @@ fn launch(folder: &Path) -> Result<Ended, String> {
     // SAFETY: this process has one thread, so that the child may do anything.
     let child = match unsafe { fork() }.map_err(text)? {
         ForkResult::Child => {
-            drop((out, err, problem));
-            let why = first_process(&spec, folder, out_end.into(), err_end.into());
+            drop((own, problem));
+            let why = first_process(&spec, folder, ends);
             let _ = problem_end.write_all(why.as_bytes());
             // SAFETY: nothing of this process is to be cleaned up in the child.
             unsafe { libc::_exit(127) }
         }
         ForkResult::Parent { child } => child,
     };
-    drop((out_end, err_end, problem_end));
+    drop((ends, problem_end));
     let mut why = String::new();
     problem.read_to_string(&mut why).map_err(text)?;
     if !why.is_empty() {
@@ -73,20 +83,72 @@ fn launch(folder: &Path) -> Result<Ended, String> {
     }
     let started = Started { pid: child.as_raw(), ticks: ticks(child.as_raw()).unwrap_or(0), at: clock::now_rfc3339() };
     write(&folder.join("state.json"), &started).map_err(text)?;
-    Log::new(&spec.log).copy(out.into(), err.into());
+    let is_stdin_once = spec.is_stdin_once;
+    let streams = Streams { stdout: own.stdout, stderr: own.stderr, stdin: own.stdin, terminal: own.terminal, is_stdin_once, listener };
+    streams.carry(&mut Log::new(&spec.log));
     let code = wait(child);
     let is_oom_killed = cgroup::oom_kills(&spec.cgroup) > 0;
-    Ok(Ended { code, is_oom_killed, error: String::new(), at: clock::now_rfc3339() })
+    Ok(Ended { code, is_oom_killed, error: String::new(), message: last_word(&spec, code), at: clock::now_rfc3339() })
+}
+
+/// What the container left in its termination message, or the end of its log.
+fn last_word(spec: &Spec, code: i32) -> String {
+    let written = std::fs::read(&spec.termination_message).unwrap_or_default();
+    if !written.is_empty() || code == 0 || !spec.falls_back_to_logs {
+        return String::from_utf8_lossy(&written[..written.len().min(MESSAGE_MAX)]).into_owned();
+    }
+    let log = std::fs::read_to_string(&spec.log).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().filter_map(|it| it.splitn(4, ' ').nth(3)).collect();
+    let last: String = lines.iter().skip(lines.len().saturating_sub(LOG_LINES)).map(|it| format!("{it}\n")).collect();
+    let start = (last.len().saturating_sub(LOG_MAX)..=last.len()).find(|it| last.is_char_boundary(*it)).unwrap_or(0);
+    last[start..].to_owned()
+}
+
+/// The shim's ends of the container's standard streams.
+#[derive(Default)]
+struct Own {
+    stdout: Option<Lines>,
+    stderr: Option<Lines>,
+    stdin: Option<File>,
+    terminal: Option<File>,
+}
+
+/// The container's: input, output, errors. A terminal is all three.
+struct Ends {
+    streams: [OwnedFd; 3],
+    is_terminal: bool,
+}
+
+fn pipes(has_stdin: bool) -> Result<(Own, Ends), String> {
+    let (out, out_end) = io::pipe().map_err(text)?;
+    let (err, err_end) = io::pipe().map_err(text)?;
+    let (stdin_end, stdin): (OwnedFd, _) = match has_stdin {
+        true => io::pipe().map(|(end, own)| (end.into(), Some(File::from(OwnedFd::from(own))))).map_err(text)?,
+        false => (File::open("/dev/null").map_err(text)?.into(), None),
+    };
+    let own = Own { stdout: Some(Lines::new(out.into(), "stdout")), stderr: Some(Lines::new(err.into(), "stderr")), stdin, terminal: None };
+    Ok((own, Ends { streams: [stdin_end, out_end.into(), err_end.into()], is_terminal: false }))
+}
+
+fn terminal() -> Result<(Own, Ends), String> {
+    let OpenptyResult { master, slave } = openpty(None, None).map_err(text)?;
+    let copy = |fd: &OwnedFd| fd.try_clone().map_err(text);
+    let own = Own { stdin: Some(copy(&master)?.into()), terminal: Some(copy(&master)?.into()), stdout: Some(Lines::new(master, "stdout")), stderr: None };
+    Ok((own, Ends { streams: [copy(&slave)?, copy(&slave)?, slave], is_terminal: true }))
 }
 
 /// Returns only when the container's command could not be run.
-fn first_process(spec: &Spec, folder: &Path, out: OwnedFd, err: OwnedFd) -> String {
+fn first_process(spec: &Spec, folder: &Path, ends: Ends) -> String {
     let prepared = (|| -> Result<(), String> {
         let _ = setsid();
-        let null = File::open("/dev/null").map_err(text)?;
-        dup2_stdin(&null).map_err(text)?;
-        dup2_stdout(&out).map_err(text)?;
-        dup2_stderr(&err).map_err(text)?;
+        let [stdin, stdout, stderr] = &ends.streams;
+        dup2_stdin(stdin).map_err(text)?;
+        dup2_stdout(stdout).map_err(text)?;
+        dup2_stderr(stderr).map_err(text)?;
+        if ends.is_terminal {
+            launcher::control_terminal();
+        }
+        drop(ends);
         launcher::enter(spec, folder)
     })();
     match prepared {
@@ -132,8 +194,7 @@ fn run_in(folder: &Path, has_terminal: bool, arguments: &[String]) -> Result<i32
         ForkResult::Child => {
             let _ = setsid();
             if has_terminal {
-                // SAFETY: standard input is the terminal that the agent has opened.
-                unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) };
+                launcher::control_terminal();
             }
             eprintln!("{}", launcher::execute(&spec, arguments));
             // SAFETY: as above.
@@ -142,106 +203,3 @@ fn run_in(folder: &Path, has_terminal: bool, arguments: &[String]) -> Result<i32
     }
 }
 
-/// A container's log in the format of CRI: `time stream F|P text`.
-struct Log {
-    path: PathBuf,
-    file: Option<File>,
-    size: u64,
-}
-
-impl Log {
-    fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), file: None, size: 0 }
-    }
-
-    /// Copies both streams until both have ended.
-    fn copy(&mut self, out: OwnedFd, err: OwnedFd) {
-        let mut streams = [Some(Lines::new(out, "stdout")), Some(Lines::new(err, "stderr"))];
-        while streams.iter().any(Option::is_some) {
-            let Some(ready) = ready(&streams) else { continue };
-            for at in ready {
-                let is_open = streams[at].as_mut().is_some_and(|it| it.read(self));
-                if !is_open {
-                    streams[at] = None;
-                }
-            }
-        }
-    }
-
-    fn write(&mut self, stream: &str, tag: char, line: &[u8]) {
-        if self.size > LOG_MAX {
-            self.rotate();
-        }
-        if self.file.is_none() {
-            self.file = fs::OpenOptions::new().create(true).append(true).open(&self.path).ok();
-            self.size = self.file.as_ref().and_then(|it| it.metadata().ok()).map_or(0, |it| it.len());
-        }
-        let now = clock::now().strftime("%Y-%m-%dT%H:%M:%S.%9fZ").to_string();
-        let mut record = format!("{now} {stream} {tag} ").into_bytes();
-        record.extend_from_slice(line);
-        record.push(b'\n');
-        self.size += record.len() as u64;
-        if let Some(file) = &mut self.file {
-            let _ = file.write_all(&record);
-        }
-    }
-
-    fn rotate(&mut self) {
-        let aside = |number: u32| PathBuf::from(format!("{}.{number}", self.path.display()));
-        for number in (1..LOGS_KEPT - 1).rev() {
-            let _ = fs::rename(aside(number), aside(number + 1));
-        }
-        let _ = fs::rename(&self.path, aside(1));
-        self.file = None;
-        self.size = 0;
-    }
-}
-
-/// The places of the streams that have something to read; waits for one.
-fn ready(streams: &[Option<Lines>]) -> Option<Vec<usize>> {
-    let places: Vec<usize> = (0..streams.len()).filter(|at| streams[*at].is_some()).collect();
-    let mut fds: Vec<PollFd<'_>> = streams.iter().flatten().map(|it| PollFd::new(it.file.as_fd(), PollFlags::POLLIN)).collect();
-    poll(&mut fds, PollTimeout::NONE).ok()?;
-    let is_ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|it| !it.is_empty());
-    Some(places.into_iter().zip(&fds).filter(|(_, fd)| is_ready(fd)).map(|(at, _)| at).collect())
-}
-
-/// One stream, cut into lines.
-struct Lines {
-    file: File,
-    stream: &'static str,
-    pending: Vec<u8>,
-}
-
-impl Lines {
-    fn new(fd: OwnedFd, stream: &'static str) -> Self {
-        Self { file: fd.into(), stream, pending: Vec::new() }
-    }
-
-    /// Reads what is there into the log; `false` at the end.
-    fn read(&mut self, log: &mut Log) -> bool {
-        let mut buffer = [0u8; LINE_MAX];
-        let count = match self.file.read(&mut buffer) {
-            Ok(0) | Err(_) => {
-                if !self.pending.is_empty() {
-                    log.write(self.stream, 'F', &std::mem::take(&mut self.pending));
-                }
-                return false;
-            }
-            Ok(count) => count,
-        };
-        for part in buffer[..count].split_inclusive(|it| *it == b'\n') {
-            match part.strip_suffix(b"\n") {
-                Some(end) => {
-                    self.pending.extend_from_slice(end);
-                    log.write(self.stream, 'F', &std::mem::take(&mut self.pending));
-                }
-                None => self.pending.extend_from_slice(part),
-            }
-            if self.pending.len() >= LINE_MAX {
-                log.write(self.stream, 'P', &std::mem::take(&mut self.pending));
-            }
-        }
-        true
-    }
-}

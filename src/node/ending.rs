@@ -1,0 +1,176 @@
+//! How containers and pods end: hooks, a request, their grace, the end; nothing of them stays.
+//! Source: kubelet `pkg/kubelet/kuberuntime/kuberuntime_container.go` (`killContainer`), KEP-753 for sidecars.
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use k8s_openapi::api::core::v1::{Container as ContainerSpec, Pod};
+use kube::{Api, ResourceExt, api::DeleteParams};
+use nix::sys::signal::Signal;
+use tokio::time::Instant;
+
+use super::{
+    agent::Agent,
+    handlers::{Action, Target},
+    plan,
+    runtime::{Container, cgroup},
+    volumes,
+};
+use crate::{
+    base::{clock, tasks},
+    client::{EventType, Result, writes},
+};
+
+/// A container that is asked to end is looked at this often.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// What is left to a container whose hook has used up its grace (`minimumGracePeriodInSeconds`).
+const GRACE_LEAST: Duration = Duration::from_secs(2);
+const GRACE_SECONDS: i64 = 30;
+
+fn seconds(count: i64) -> Duration {
+    Duration::from_secs(u64::try_from(count).unwrap_or(0))
+}
+
+/// The pod's own grace period.
+pub fn grace(pod: &Pod) -> Duration {
+    seconds(pod.spec.as_ref().and_then(|it| it.termination_grace_period_seconds).unwrap_or(GRACE_SECONDS))
+}
+
+impl Agent {
+    /// Ends a container: its hook, its signal, and after `within` the end by force. Asked again, only an earlier end counts.
+    pub(super) fn kill(self: &Arc<Self>, pod: &Arc<Pod>, container: &Container, within: Duration, why: String) {
+        let due = Instant::now() + within;
+        {
+            let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(known) = ending.get_mut(&container.id) {
+                *known = (*known).min(due);
+                return;
+            }
+            ending.insert(container.id.clone(), due);
+        }
+        self.recorder.event(&**pod, EventType::Normal, "Killing", why);
+        let (agent, pod, container) = (self.clone(), pod.clone(), container.clone());
+        self.tasks.spawn("container-end", async move {
+            agent.before_stop(&pod, &container).await;
+            agent.runtime.signal(&container, container.spec.stop_signal());
+            while agent.is_running(&container) {
+                if agent.is_due(&container.id) {
+                    agent.runtime.signal(&container, Signal::SIGKILL);
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            agent.ending.lock().unwrap_or_else(PoisonError::into_inner).remove(&container.id);
+            agent.wake(&container.spec.pod_uid);
+        });
+    }
+
+    fn is_running(&self, container: &Container) -> bool {
+        self.runtime.container(&container.id).is_some_and(|it| it.is_running())
+    }
+
+    fn is_due(&self, id: &str) -> bool {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner).get(id).is_none_or(|it| Instant::now() >= *it)
+    }
+
+    /// Runs the `preStop` hook, at most until the container is to be gone.
+    async fn before_stop(&self, pod: &Arc<Pod>, container: &Container) {
+        let spec = find(pod, &container.spec.name);
+        let hook = spec.and_then(|it| it.lifecycle.as_ref()?.pre_stop.as_ref()).and_then(Action::of_hook);
+        let (Some(spec), Some(hook)) = (spec, hook) else { return };
+        let target = self.target(pod, spec, container, Duration::MAX);
+        let late = async {
+            while !self.is_due(&container.id) && self.is_running(container) {
+                tokio::time::sleep(LOOK_EVERY * 5).await;
+            }
+        };
+        tokio::select! {
+            outcome = target.act(&hook) => if let Err(why) = outcome {
+                self.recorder.event(&**pod, EventType::Warning, "FailedPreStopHook", format!("PreStopHook failed: {why}"));
+            },
+            () = late => (),
+        }
+        let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(due) = ending.get_mut(&container.id) {
+            *due = (*due).max(Instant::now() + GRACE_LEAST);
+        }
+    }
+
+    /// Runs the `postStart` hook; a container whose hook fails is ended.
+    pub(super) async fn after_start(self: &Arc<Self>, pod: &Arc<Pod>, spec: &ContainerSpec, container: &Container) {
+        let Some(hook) = spec.lifecycle.as_ref().and_then(|it| it.post_start.as_ref()).and_then(Action::of_hook) else { return };
+        if let Err(why) = self.target(pod, spec, container, Duration::MAX).act(&hook).await {
+            self.recorder.event(&**pod, EventType::Warning, "FailedPostStartHook", format!("PostStartHook failed: {why}"));
+            self.kill(pod, container, grace(pod), "FailedPostStartHook".to_owned());
+        }
+    }
+
+    fn target<'a>(&'a self, pod: &Pod, spec: &'a ContainerSpec, container: &'a Container, within: Duration) -> Target<'a> {
+        let address: Option<IpAddr> = pod.status.as_ref().and_then(|it| it.pod_ip.as_deref()?.parse().ok());
+        Target { runtime: &self.runtime, tasks: &self.tasks, container, spec, address, within }
+    }
+
+    /// Ends a pod that was deleted: its containers, the sidecars last, then all that is left, then the object.
+    pub(super) async fn end(self: &Arc<Self>, pod: &Arc<Pod>, containers: &[Container]) -> Result<Option<Duration>> {
+        let until = pod.metadata.deletion_timestamp.as_ref().map_or_else(clock::now, |it| it.0);
+        let within = seconds(until.duration_since(clock::now()).as_secs());
+        if self.end_containers(pod, containers, within) {
+            return Ok(Some(Duration::from_secs(1)));
+        }
+        self.report(pod, containers).await?;
+        let (agent, uid) = (self.clone(), pod.metadata.uid.clone().unwrap_or_default());
+        let _ = tasks::blocking(move || agent.clean(&uid)).await;
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
+        let params = DeleteParams { grace_period_seconds: Some(0), ..writes::deleting(pod.metadata.uid.as_deref()) };
+        match api.delete(&pod.name_any(), &params).await {
+            Err(kube::Error::Api(error)) if error.code == 404 || error.code == 409 => Ok(None),
+            other => other.map(|_| None).map_err(Into::into),
+        }
+    }
+
+    /// Begins to end what still runs: sidecars one by one from the last, once nothing else does. `false` when nothing runs.
+    pub(super) fn end_containers(self: &Arc<Self>, pod: &Arc<Pod>, containers: &[Container], within: Duration) -> bool {
+        let running: Vec<&Container> = containers.iter().filter(|it| it.is_running()).collect();
+        let is_sidecar = |it: &Container| find(pod, &it.spec.name).is_some_and(plan::is_sidecar);
+        let (sidecars, main): (Vec<&Container>, Vec<&Container>) = running.iter().partition(|it| is_sidecar(it));
+        let place = |it: &&Container| pod.spec.as_ref().and_then(|spec| spec.init_containers.as_ref()?.iter().position(|own| own.name == it.spec.name));
+        let last = sidecars.iter().copied().max_by_key(place);
+        let now = if within.is_zero() { running.clone() } else if main.is_empty() { last.into_iter().collect() } else { main };
+        for container in now {
+            self.kill(pod, container, within, format!("Stopping container {}", container.spec.name));
+        }
+        !running.is_empty()
+    }
+
+    /// Removes all that is left of a pod. Blocks for a moment.
+    pub(super) fn clean(&self, uid: &str) {
+        for container in self.runtime.containers().iter().filter(|it| it.spec.pod_uid == uid) {
+            self.runtime.remove(container);
+        }
+        self.sandboxes.remove(uid);
+        cgroup::remove(&format!("{}/{uid}", self.options.cgroup));
+        volumes::remove(&self.runtime.root().join("volumes").join(uid));
+        let _ = std::fs::remove_dir_all(self.runtime.root().join("logs").join(uid));
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.pulls.forget(uid);
+    }
+
+    /// Ends all containers of the node, for a clean stop. How they ended stays known, and the next process goes on from there.
+    pub fn stop(&self) {
+        self.runtime.stop();
+        for uid in self.sandboxes.uids() {
+            self.sandboxes.remove(&uid);
+            volumes::release(&self.runtime.root().join("volumes").join(&uid));
+            cgroup::remove(&format!("{}/{uid}", self.options.cgroup));
+        }
+        cgroup::remove(&self.options.cgroup);
+    }
+}
+
+/// A container of a pod by its name.
+pub fn find<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerSpec> {
+    let spec = pod.spec.as_ref()?;
+    spec.init_containers.iter().flatten().chain(&spec.containers).find(|it| it.name == name)
+}

@@ -1,0 +1,100 @@
+//! The Node object of this machine: registered, told of every change, kept alive by a lease.
+//! Source: kubelet `pkg/kubelet/kubelet_node_status.go`, `pkg/kubelet/nodestatus/setters.go`, KEP-589.
+
+use std::{fs, path::Path, time::Duration};
+
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::Node};
+use kube::{
+    Api,
+    api::{Patch, PatchParams, PostParams},
+};
+use nix::sys::statvfs::statvfs;
+use serde_json::{Value, json};
+
+use super::{agent::Agent, environment::Machine};
+use crate::{api::http, base::clock};
+
+const RENEW_EVERY: Duration = Duration::from_secs(10);
+/// `nodeStatusReportFrequency`, in renewals of the lease.
+const REPORT_EVERY: u32 = 30;
+const LEASE_SECONDS: u32 = 40;
+const LEASES: &str = "kube-node-lease";
+const PODS_MAX: u32 = 110;
+
+impl Agent {
+    /// Makes the Node object, keeps its status, and renews its lease.
+    pub(super) async fn register(&self) {
+        let leases: Api<Lease> = Api::namespaced(self.client.clone(), LEASES);
+        let mut ticks = tokio::time::interval(RENEW_EVERY);
+        for count in 0.. {
+            ticks.tick().await;
+            if let Err(error) = self.keep_node(count % REPORT_EVERY == 0).await {
+                tracing::warn!(%error, "the node could not report");
+            }
+            let spec = json!({"holderIdentity": self.options.name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": clock::rfc3339_micro(clock::now())});
+            let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": self.options.name, "namespace": LEASES}, "spec": spec});
+            let params = PatchParams::apply("kubelet").force();
+            if let Err(error) = leases.patch(&self.options.name, &params, &Patch::Apply(&lease)).await {
+                tracing::warn!(%error, "the node's lease was not renewed");
+            }
+        }
+    }
+
+    /// Registers the node if it is not, and reports when it is time or when others hold it for dead.
+    async fn keep_node(&self, is_due: bool) -> Result<(), kube::Error> {
+        let (nodes, name) = (Api::<Node>::all(self.client.clone()), &self.options.name);
+        let Some(found) = nodes.get_opt(name).await? else {
+            let node = serde_json::from_value(self.node()).map_err(kube::Error::SerdeError)?;
+            return nodes.create(&PostParams::default(), &node).await.map(drop);
+        };
+        let conditions = found.status.iter().flat_map(|it| it.conditions.iter().flatten());
+        let is_ready = conditions.into_iter().any(|it| it.type_ == "Ready" && it.status == "True");
+        if is_due || !is_ready {
+            let patch = json!({"status": self.node()["status"]});
+            nodes.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn node(&self) -> Value {
+        let (name, now, machine) = (&self.options.name, clock::now_rfc3339(), self.machine);
+        let condition = |kind: &str, status: &str, reason: &str, message: &str| {
+            json!({"type": kind, "status": status, "reason": reason, "message": message, "lastHeartbeatTime": now, "lastTransitionTime": now})
+        };
+        let labels = json!({"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "kubernetes.io/arch": http::arch(), "node-role.kubernetes.io/control-plane": ""});
+        let resources = json!({"cpu": (machine.cpu_millis / 1000).to_string(), "memory": format!("{}Ki", machine.memory_bytes / 1024), "pods": PODS_MAX.to_string(),
+            "ephemeral-storage": format!("{}Ki", machine.storage_bytes / 1024), "hugepages-1Gi": "0", "hugepages-2Mi": "0"});
+        let text = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+        let os = text("/etc/os-release").lines().find_map(|it| Some(it.strip_prefix("PRETTY_NAME=")?.trim_matches('"').to_owned())).unwrap_or_default();
+        let [a, b, c, _] = self.options.pods.octets();
+        let cidr = format!("{a}.{b}.{c}.0/24");
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}, "spec": {"podCIDR": cidr, "podCIDRs": [cidr]},
+            "status": {"capacity": resources, "allocatable": resources,
+                "conditions": [
+                    condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+                    condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+                    condition("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+                    condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+                ],
+                "addresses": [{"type": "InternalIP", "address": self.options.address.to_string()}, {"type": "Hostname", "address": name}],
+                "daemonEndpoints": {"kubeletEndpoint": {"Port": self.options.port}},
+                "nodeInfo": {"machineID": text("/etc/machine-id"), "systemUUID": "", "bootID": text("/proc/sys/kernel/random/boot_id"),
+                    "kernelVersion": text("/proc/sys/kernel/osrelease"), "osImage": os, "operatingSystem": "linux", "architecture": http::arch(),
+                    
+                    "containerRuntimeVersion": concat!("howdah://", env!("CARGO_PKG_VERSION")), "kubeletVersion": http::GIT_VERSION, "kubeProxyVersion": ""}}})
+    }
+}
+
+impl Machine {
+    /// This machine; its storage is that of `folder`.
+    pub fn read(folder: &Path) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let storage = statvfs(folder).map_or(0, |it| it.blocks() as i64 * it.fragment_size() as i64);
+        Self { cpu_millis: i64::try_from(cores).unwrap_or(1) * 1000, memory_bytes: memory_kib() * 1024, storage_bytes: storage }
+    }
+}
+
+fn memory_kib() -> i64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    text.lines().find_map(|it| it.strip_prefix("MemTotal:")?.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+}
