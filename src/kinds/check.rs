@@ -30,6 +30,22 @@ pub fn all(problems: Problems, value: &str, path: &Path, errors: &mut FieldError
     errors.extend(problems.into_iter().map(|it| FieldError::invalid(path, value, it)));
 }
 
+/// A number of pods or a share of them, from 0 up to 100% (`ValidatePositiveIntOrPercent`, `IsNotMoreThan100Percent`).
+pub fn int_or_percent(object: &Value, field: &str, path: &Path, errors: &mut FieldErrors) {
+    let path = path.child(field);
+    match object.get(field) {
+        Some(Value::String(text)) => match text.strip_suffix('%').filter(|it| !it.is_empty() && it.bytes().all(|it| it.is_ascii_digit())) {
+            None => errors.push(FieldError::invalid(&path, text.as_str(), "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')")),
+            Some(number) if number.parse::<u32>().is_ok_and(|it| it > 100) => errors.push(FieldError::invalid(&path, text.as_str(), "must not be greater than 100%")),
+            Some(_) => (),
+        },
+        Some(Value::Number(number)) if number.as_i64().is_some_and(|it| it < 0) => {
+            errors.push(FieldError::invalid(&path, number.as_i64(), "must be greater than or equal to 0"));
+        }
+        _ => (),
+    }
+}
+
 /// A field that may not change once the object exists (`ValidateImmutableField`).
 pub fn immutable(new: &Value, old: &Value, at: &[&str], errors: &mut FieldErrors) {
     if new.at(at) != old.at(at) {
@@ -67,6 +83,18 @@ pub fn fill(object: &mut Value, field: &str, value: impl Into<Value>) {
             Some(Value::String(text)) if text.is_empty() => _ = map.insert(field.to_owned(), value.into()),
             Some(_) => (),
         }
+    }
+}
+
+/// Sets a default at a path; what leads there is made.
+pub fn fill_at(object: &mut Value, path: &[&str], value: impl Into<Value>) {
+    let is_missing = match object.at(path) {
+        None | Some(Value::Null) => true,
+        Some(Value::String(text)) => text.is_empty(),
+        Some(_) => false,
+    };
+    if is_missing {
+        object.set_at(path, value);
     }
 }
 

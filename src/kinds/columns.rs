@@ -19,8 +19,15 @@ impl Column {
             Cell::Path(path) => match object.at(path) {
                 Some(value) => value.clone(),
                 None if self.data_type == "integer" => 0.into(),
+                None if self.data_type == "boolean" => false.into(),
                 None => "".into(),
             },
+            Cell::PathOr(path, default) => match object.at(path) {
+                Some(Value::String(text)) if text.is_empty() => (*default).into(),
+                Some(value) => value.clone(),
+                None => (*default).into(),
+            },
+            Cell::Count(path) => object.items_at(path).len().into(),
             Cell::Fn(read) => read(object, now),
             Cell::JsonPath(path) => super::jsonpath::cell(object, path, &self.data_type, now),
         }
@@ -59,7 +66,7 @@ fn or_none(text: &str) -> Value {
     if text.is_empty() { NONE.into() } else { text.into() }
 }
 
-fn join<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
+pub fn join<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
     texts.into_iter().collect::<Vec<_>>().join(",")
 }
 
@@ -225,7 +232,12 @@ pub fn map_selector(object: &Value, _: Timestamp) -> Value {
 }
 
 pub fn label_selector(object: &Value, _: Timestamp) -> Value {
-    match LabelSelector::from_value(object.at(&["spec", "selector"])) {
+    selector_text(object.at(&["spec", "selector"]))
+}
+
+/// `FormatLabelSelector`.
+pub fn selector_text(selector: Option<&Value>) -> Value {
+    match LabelSelector::from_value(selector) {
         Ok(selector) if selector.is_everything() => NONE.into(),
         Ok(selector) => selector.to_string().into(),
         Err(_) => "<error>".into(),

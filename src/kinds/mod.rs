@@ -3,6 +3,7 @@
 //!
 //! Read `table.rs` first. A kind with behaviour of its own has a file for it, reached through its [`Strategy`].
 
+pub mod cells;
 pub mod check;
 pub mod columns;
 pub mod crd;
@@ -10,12 +11,15 @@ pub mod event;
 pub mod jsonpath;
 pub mod metadata;
 pub mod namespace;
+pub mod networking;
 pub mod node;
 pub mod pod;
+pub mod policy;
 pub mod rbac;
 pub mod registry;
 pub mod secret;
 pub mod service;
+pub mod storage;
 pub mod strategy;
 pub mod table;
 pub mod workloads;
@@ -143,6 +147,10 @@ pub enum Cell {
     /// `<age>` of a timestamp at this path: `["metadata", "creationTimestamp"]`.
     Age(&'static [&'static str]),
     Path(&'static [&'static str]),
+    /// With a word for what is absent or empty.
+    PathOr(&'static [&'static str], &'static str),
+    /// How many elements a list has.
+    Count(&'static [&'static str]),
     Fn(fn(&Value, jiff::Timestamp) -> Value),
     /// A custom resource's JSONPath, as the CRD wrote it.
     JsonPath(Str),

@@ -2,7 +2,7 @@
 
 use super::{
     ALL_VERBS, Action, Body, CREATE_ONLY, Cell, Column, Convert, FieldValue, Kind, Registry, Scope, Selectable, Strategy, Subresource, Verb, Version,
-    columns::*, crd, event, namespace, node, pod, rbac, secret, service, workloads,
+    cells::*, columns::*, crd, event, namespace, networking, node, pod, policy, rbac, secret, service, storage, workloads,
 };
 use crate::{meta::names, schema};
 
@@ -41,7 +41,17 @@ fn rows() -> Vec<Row> { vec![
         .cols(&[int("Desired", &["spec", "replicas"]), int("Current", &["status", "replicas"]), int("Ready", &["status", "readyReplicas"]), AGE, wide("Containers", template_containers), wide("Images", template_images), wide("Selector", map_selector)])
         .field("status.replicas", &["status", "replicas"]),
     ns("", "v1", "podtemplates", "PodTemplate").does(&workloads::POD_TEMPLATE).age(),
-    ns("", "v1", "limitranges", "LimitRange").short("limits").age(),
+    ns("", "v1", "limitranges", "LimitRange").short("limits").does(&policy::LIMIT_RANGE).cols(&[CREATED]),
+    ns("", "v1", "resourcequotas", "ResourceQuota").short("quota").does(&policy::QUOTA).status().cols(&[fun("Request", "string", quota_requests), fun("Limit", "string", quota_limits)]).age(),
+    cl("", "v1", "persistentvolumes", "PersistentVolume").short("pv").does(&storage::VOLUME).status().cols(&[
+            path("Capacity", &["spec", "capacity", "storage"]), fun("Access Modes", "string", volume_modes), path("Reclaim Policy", &["spec", "persistentVolumeReclaimPolicy"]),
+            fun("Status", "string", phase), fun("Claim", "string", volume_claim), fun("StorageClass", "string", storage_class),
+            or("VolumeAttributesClass", &["spec", "volumeAttributesClassName"], "<unset>"), path("Reason", &["status", "reason"]), AGE,
+            wide_or("VolumeMode", &["spec", "volumeMode"], "<unset>")]),
+    ns("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim").short("pvc").does(&storage::CLAIM).status().cols(&[
+            fun("Status", "string", phase), path("Volume", &["spec", "volumeName"]), fun("Capacity", "string", claim_capacity), fun("Access Modes", "string", claim_modes),
+            fun("StorageClass", "string", storage_class), or("VolumeAttributesClass", &["spec", "volumeAttributesClassName"], "<unset>"), AGE,
+            wide_or("VolumeMode", &["spec", "volumeMode"], "<unset>")]),
     cl("", "v1", "namespaces", "Namespace").short("ns").does(&namespace::NAMESPACE).status().verbs(NO_UPDATE).cols(&[path("Status", &["status", "phase"])]).age()
         .field("status.phase", &["status", "phase"]).sub("finalize", Action::Part, "Namespace", &["update"]),
     cl("", "v1", "nodes", "Node").short("no").does(&node::NODE).status().cols(&[
@@ -55,6 +65,58 @@ fn rows() -> Vec<Row> { vec![
             int("Desired", &["spec", "replicas"]), int("Current", &["status", "replicas"]), int("Ready", &["status", "readyReplicas"]), AGE,
             wide("Containers", template_containers), wide("Images", template_images), wide("Selector", label_selector)]).field("status.replicas", &["status", "replicas"]),
     ns("apps", "v1", "controllerrevisions", "ControllerRevision").cols(&[fun("Controller", "string", controller), int("Revision", &["revision"])]).age(),
+    ns("apps", "v1", "daemonsets", "DaemonSet").short("ds").all().does(&workloads::DAEMON_SET).status().cols(&[
+            int("Desired", &["status", "desiredNumberScheduled"]), int("Current", &["status", "currentNumberScheduled"]), int("Ready", &["status", "numberReady"]),
+            int("Up-to-date", &["status", "updatedNumberScheduled"]), int("Available", &["status", "numberAvailable"]), fun("Node Selector", "string", node_selector), AGE,
+            wide("Containers", template_containers), wide("Images", template_images), wide("Selector", label_selector)]),
+    ns("apps", "v1", "statefulsets", "StatefulSet").short("sts").all().does(&workloads::STATEFUL_SET).status().scale(Some(&["spec", "selector"])).cols(&[
+            fun("Ready", "string", ready_replicas), AGE, wide("Containers", template_containers), wide("Images", template_images)]),
+    ns("batch", "v1", "cronjobs", "CronJob").short("cj").all().does(&workloads::CRON_JOB).status().cols(&[
+            path("Schedule", &["spec", "schedule"]), fun("Timezone", "string", schedule_zone), fun("Suspend", "boolean", suspended), count("Active", &["status", "active"]),
+            fun("Last Schedule", "string", last_schedule), AGE, wide("Containers", cron_containers), wide("Images", cron_images), wide("Selector", cron_selector)]),
+    ns("autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler").short("hpa").all().does(&policy::AUTOSCALER).status().cols(&[
+            fun("Reference", "string", scale_target), fun("Targets", "string", scale_metrics), fun("MinPods", "string", least_replicas),
+            int("MaxPods", &["spec", "maxReplicas"]), int("Replicas", &["status", "currentReplicas"]), AGE])
+        .also("v1", policy::AUTOSCALER_TO_V1, policy::AUTOSCALER_FROM_V1),
+    ns("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget").short("pdb").does(&policy::DISRUPTION_BUDGET).status().cols(&[
+            fun("Min Available", "string", least_available), fun("Max Unavailable", "string", most_unavailable), int("Allowed Disruptions", &["status", "disruptionsAllowed"]), AGE]),
+    cl("certificates.k8s.io", "v1", "certificatesigningrequests", "CertificateSigningRequest").short("csr").does(&policy::SIGNING_REQUEST).status()
+        .sub("approval", Action::Part, "CertificateSigningRequest", PART).field("spec.signerName", &["spec", "signerName"]).cols(&[
+            AGE, or("SignerName", &["spec", "signerName"], "<none>"), path("Requestor", &["spec", "username"]), fun("RequestedDuration", "string", request_duration), fun("Condition", "string", request_condition)]),
+    ns("networking.k8s.io", "v1", "ingresses", "Ingress").short("ing").does(&networking::INGRESS).status().cols(&[
+            or("Class", &["spec", "ingressClassName"], "<none>"), fun("Hosts", "string", ingress_hosts), fun("Address", "string", ingress_address), fun("Ports", "string", ingress_ports), AGE]),
+    cl("networking.k8s.io", "v1", "ingressclasses", "IngressClass").does(&networking::INGRESS_CLASS).cols(&[path("Controller", &["spec", "controller"]), fun("Parameters", "string", class_parameters), AGE]),
+    ns("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy").short("netpol").does(&networking::NETWORK_POLICY).cols(&[fun("Pod-Selector", "string", pod_selector), AGE]),
+    cl("storage.k8s.io", "v1", "storageclasses", "StorageClass").short("sc").does(&storage::CLASS).unnamed().cols(&[
+            fun("Name", "string", class_name), path("Provisioner", &["provisioner"]), or("ReclaimPolicy", &["reclaimPolicy"], "Delete"), or("VolumeBindingMode", &["volumeBindingMode"], "Immediate"),
+            bool("AllowVolumeExpansion", &["allowVolumeExpansion"]), AGE]),
+    cl("storage.k8s.io", "v1", "csidrivers", "CSIDriver").does(&storage::CSI_DRIVER).cols(&[bool("AttachRequired", &["spec", "attachRequired"]), bool("PodInfoOnMount", &["spec", "podInfoOnMount"]),
+            bool("StorageCapacity", &["spec", "storageCapacity"])]).age(),
+    cl("storage.k8s.io", "v1", "csinodes", "CSINode").cols(&[count("Drivers", &["spec", "drivers"]), AGE]),
+    ns("storage.k8s.io", "v1", "csistoragecapacities", "CSIStorageCapacity").cols(&[path("StorageClassName", &["storageClassName"]), path("Capacity", &["capacity"])]),
+    cl("storage.k8s.io", "v1", "volumeattachments", "VolumeAttachment").does(&storage::ATTACHMENT).status().cols(&[path("Attacher", &["spec", "attacher"]),
+            path("PV", &["spec", "source", "persistentVolumeName"]), path("Node", &["spec", "nodeName"]), bool("Attached", &["status", "attached"]), AGE]),
+    cl("storage.k8s.io", "v1", "volumeattributesclasses", "VolumeAttributesClass").short("vac").cols(&[path("DriverName", &["driverName"]), AGE]),
+    cl("admissionregistration.k8s.io", "v1", "validatingwebhookconfigurations", "ValidatingWebhookConfiguration").category("api-extensions").does(&policy::WEBHOOKS).cols(&[count("Webhooks", &["webhooks"]), AGE]),
+    cl("admissionregistration.k8s.io", "v1", "mutatingwebhookconfigurations", "MutatingWebhookConfiguration").category("api-extensions").does(&policy::WEBHOOKS).cols(&[count("Webhooks", &["webhooks"]), AGE]),
+    cl("admissionregistration.k8s.io", "v1", "validatingadmissionpolicies", "ValidatingAdmissionPolicy").category("api-extensions").does(&policy::ADMISSION_POLICY).status()
+        .cols(&[count("Validations", &["spec", "validations"]), fun("ParamKind", "string", param_kind), AGE]),
+    cl("admissionregistration.k8s.io", "v1", "validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding").category("api-extensions").does(&policy::POLICY_BINDING)
+        .cols(&[path("PolicyName", &["spec", "policyName"]), fun("ParamRef", "string", param_ref), AGE]),
+    cl("admissionregistration.k8s.io", "v1", "mutatingadmissionpolicies", "MutatingAdmissionPolicy").category("api-extensions").does(&policy::ADMISSION_POLICY)
+        .cols(&[count("Mutations", &["spec", "mutations"]), fun("ParamKind", "string", param_kind), AGE]),
+    cl("admissionregistration.k8s.io", "v1", "mutatingadmissionpolicybindings", "MutatingAdmissionPolicyBinding").category("api-extensions").does(&policy::POLICY_BINDING)
+        .cols(&[path("PolicyName", &["spec", "policyName"]), fun("ParamRef", "string", param_ref), AGE]),
+    cl("flowcontrol.apiserver.k8s.io", "v1", "flowschemas", "FlowSchema").does(&policy::FLOW_SCHEMA).status().cols(&[path("PriorityLevel", &["spec", "priorityLevelConfiguration", "name"]),
+            int("MatchingPrecedence", &["spec", "matchingPrecedence"]), or("DistinguisherMethod", &["spec", "distinguisherMethod", "type"], "<none>"), AGE, fun("MissingPL", "string", missing_level)]),
+    cl("flowcontrol.apiserver.k8s.io", "v1", "prioritylevelconfigurations", "PriorityLevelConfiguration").does(&policy::PRIORITY_LEVEL).status().cols(&[path("Type", &["spec", "type"]),
+            or("NominalConcurrencyShares", &["spec", "limited", "nominalConcurrencyShares"], "<none>"), or("Queues", &["spec", "limited", "limitResponse", "queuing", "queues"], "<none>"),
+            or("HandSize", &["spec", "limited", "limitResponse", "queuing", "handSize"], "<none>"), or("QueueLengthLimit", &["spec", "limited", "limitResponse", "queuing", "queueLengthLimit"], "<none>"), AGE]),
+    cl("resource.k8s.io", "v1", "deviceclasses", "DeviceClass").cols(&[AGE]),
+    ns("resource.k8s.io", "v1", "resourceclaims", "ResourceClaim").does(&policy::RESOURCE_CLAIM).status().cols(&[fun("State", "string", claim_state), AGE]),
+    ns("resource.k8s.io", "v1", "resourceclaimtemplates", "ResourceClaimTemplate").does(&policy::RESOURCE_CLAIM_TEMPLATE).cols(&[AGE]),
+    cl("resource.k8s.io", "v1", "resourceslices", "ResourceSlice").cols(&[path("Node", &["spec", "nodeName"]), path("Driver", &["spec", "driver"]), path("Pool", &["spec", "pool", "name"]), AGE])
+        .field("spec.nodeName", &["spec", "nodeName"]).field("spec.driver", &["spec", "driver"]),
     ns("batch", "v1", "jobs", "Job").all().does(&workloads::JOB).status().cols(&[
             fun("Status", "string", job_status), fun("Completions", "string", job_completions), fun("Duration", "string", job_duration), AGE,
             wide("Containers", template_containers), wide("Images", template_images), wide("Selector", label_selector)]).field("status.successful", &["status", "succeeded"]),
@@ -123,6 +185,25 @@ const fn int(name: &'static str, path: &'static [&'static str]) -> Col {
 
 const fn fun(name: &'static str, data_type: &'static str, cell: CellFn) -> Col {
     Col { name, data_type, priority: 0, cell: Cell::Fn(cell) }
+}
+
+/// A text, or a word for what is absent.
+const fn or(name: &'static str, path: &'static [&'static str], default: &'static str) -> Col {
+    Col { name, data_type: "string", priority: 0, cell: Cell::PathOr(path, default) }
+}
+
+const fn wide_or(name: &'static str, path: &'static [&'static str], default: &'static str) -> Col {
+    Col { name, data_type: "string", priority: 1, cell: Cell::PathOr(path, default) }
+}
+
+/// How many.
+const fn count(name: &'static str, path: &'static [&'static str]) -> Col {
+    Col { name, data_type: "integer", priority: 0, cell: Cell::Count(path) }
+}
+
+/// False where it is absent.
+const fn bool(name: &'static str, path: &'static [&'static str]) -> Col {
+    Col { name, data_type: "boolean", priority: 0, cell: Cell::Path(path) }
 }
 
 const fn wide(name: &'static str, cell: CellFn) -> Col {
@@ -222,6 +303,14 @@ impl Row {
 
     fn converted(mut self, from_stored: fn(&mut crate::meta::Value), to_stored: fn(&mut crate::meta::Value)) -> Self {
         self.0.versions[0].convert = Convert::Fn { from_stored, to_stored };
+        self
+    }
+
+    /// The same objects in another version, with the same columns.
+    fn also(mut self, version: &'static str, from_stored: fn(&mut crate::meta::Value), to_stored: fn(&mut crate::meta::Value)) -> Self {
+        let schema = schema::builtin(&type_name(&self.0.group, version, &self.0.kind)).unwrap_or_default();
+        let other = Version { name: version.into(), schema, convert: Convert::Fn { from_stored, to_stored }, ..self.0.versions[0].clone() };
+        self.0.versions.push(other);
         self
     }
 

@@ -5,13 +5,26 @@ use serde_json::json;
 
 use super::{
     Change, Strategy,
-    check::{fill, immutable, non_negative, one_of, selector_of_template},
+    check::{each, fill, fill_at, immutable, int_or_percent, non_negative, one_of, selector_of_template},
     pod,
 };
 use crate::meta::{FieldError, FieldErrors, Meta, Path, Value};
 
 pub const DEPLOYMENT: Strategy =
     Strategy { default: default_deployment, validate: validate_deployment, has_generation: true, resets_status: true, ..Strategy::PLAIN };
+pub const DAEMON_SET: Strategy =
+    Strategy { default: default_daemon_set, validate: validate_daemon_set, has_generation: true, resets_status: true, ..Strategy::PLAIN };
+pub const STATEFUL_SET: Strategy =
+    Strategy { default: default_stateful_set, validate: validate_stateful_set, has_generation: true, resets_status: true, ..Strategy::PLAIN };
+pub const CRON_JOB: Strategy = Strategy {
+    default: default_cron_job,
+    validate: validate_cron_job,
+    name: cron_job_name,
+    has_generation: true,
+    resets_status: true,
+    orphans_by_default: true,
+    ..Strategy::PLAIN
+};
 pub const REPLICA_SET: Strategy =
     Strategy { default: default_replica_set, validate: validate_replica_set, has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const REPLICATION_CONTROLLER: Strategy = Strategy {
@@ -151,6 +164,162 @@ fn validate_replication_controller(object: &Value, change: Change<'_>) -> FieldE
     }
     validate_template(object, &mut errors);
     validate_restarts(object, &mut errors);
+    errors
+}
+
+fn default_daemon_set(object: &mut Value) {
+    default_template(object);
+    fill_at(object, &["spec", "updateStrategy", "type"], "RollingUpdate");
+    if object.text_at(&["spec", "updateStrategy", "type"]) == "RollingUpdate" {
+        fill_at(object, &["spec", "updateStrategy", "rollingUpdate", "maxUnavailable"], 1);
+        fill_at(object, &["spec", "updateStrategy", "rollingUpdate", "maxSurge"], 0);
+    }
+    fill(&mut object["spec"], "revisionHistoryLimit", 10);
+}
+
+fn validate_daemon_set(object: &Value, change: Change<'_>) -> FieldErrors {
+    let (mut errors, path) = (FieldErrors::new(), Path::new("spec"));
+    if let Change::Part(..) = change {
+        return errors;
+    }
+    let spec = &object["spec"];
+    selector_of_template(object, "daemonset", &mut errors);
+    validate_template(object, &mut errors);
+    validate_restarts(object, &mut errors);
+    for field in ["minReadySeconds", "revisionHistoryLimit"] {
+        non_negative(spec, field, &path, &mut errors);
+    }
+    let strategy = path.child("updateStrategy");
+    one_of(&spec["updateStrategy"], "type", &["OnDelete", "RollingUpdate"], &strategy, &mut errors);
+    let rolling = strategy.child("rollingUpdate");
+    let update = spec.at(&["updateStrategy", "rollingUpdate"]).cloned().unwrap_or_default();
+    int_or_percent(&update, "maxUnavailable", &rolling, &mut errors);
+    int_or_percent(&update, "maxSurge", &rolling, &mut errors);
+    let is_zero = |field: &str| update.get(field).is_none_or(|it| *it == 0 || *it == "0%");
+    match (is_zero("maxUnavailable"), is_zero("maxSurge")) {
+        _ if spec.text_at(&["updateStrategy", "type"]) != "RollingUpdate" => (),
+        (true, true) => errors.push(FieldError::required(&rolling.child("maxUnavailable"), "cannot be 0 when maxSurge is 0")),
+        (false, false) => errors.push(FieldError::invalid(&rolling.child("maxSurge"), update["maxSurge"].clone(), "may not be set when maxUnavailable is non-zero")),
+        _ => (),
+    }
+    if let Some(old) = change.old() {
+        immutable(object, old, &["spec", "selector"], &mut errors);
+    }
+    errors
+}
+
+fn default_stateful_set(object: &mut Value) {
+    default_template(object);
+    fill(&mut object["spec"], "podManagementPolicy", "OrderedReady");
+    fill_at(object, &["spec", "updateStrategy", "type"], "RollingUpdate");
+    if object.text_at(&["spec", "updateStrategy", "type"]) == "RollingUpdate" {
+        fill_at(object, &["spec", "updateStrategy", "rollingUpdate", "partition"], 0);
+        fill_at(object, &["spec", "updateStrategy", "rollingUpdate", "maxUnavailable"], 1);
+    }
+    for when in ["whenDeleted", "whenScaled"] {
+        fill_at(object, &["spec", "persistentVolumeClaimRetentionPolicy", when], "Retain");
+    }
+    fill(&mut object["spec"], "replicas", 1);
+    fill(&mut object["spec"], "revisionHistoryLimit", 10);
+    for claim in each(object, &["spec", "volumeClaimTemplates"]) {
+        fill_at(claim, &["apiVersion"], "v1");
+        fill_at(claim, &["kind"], "PersistentVolumeClaim");
+        super::storage::default_claim(claim);
+    }
+}
+
+fn validate_stateful_set(object: &Value, change: Change<'_>) -> FieldErrors {
+    let (mut errors, path) = (FieldErrors::new(), Path::new("spec"));
+    if let Change::Part(..) = change {
+        return errors;
+    }
+    let spec = &object["spec"];
+    one_of(spec, "podManagementPolicy", &["OrderedReady", "Parallel"], &path, &mut errors);
+    one_of(&spec["updateStrategy"], "type", &["OnDelete", "RollingUpdate"], &path.child("updateStrategy"), &mut errors);
+    let update = spec.at(&["updateStrategy", "rollingUpdate"]).cloned().unwrap_or_default();
+    let rolling = path.child("updateStrategy").child("rollingUpdate");
+    non_negative(&update, "partition", &rolling, &mut errors);
+    int_or_percent(&update, "maxUnavailable", &rolling, &mut errors);
+    for field in ["replicas", "minReadySeconds", "revisionHistoryLimit"] {
+        non_negative(spec, field, &path, &mut errors);
+    }
+    if let Some(ordinals) = spec.get("ordinals") {
+        non_negative(ordinals, "start", &path.child("ordinals"), &mut errors);
+    }
+    selector_of_template(object, "statefulset", &mut errors);
+    validate_template(object, &mut errors);
+    validate_restarts(object, &mut errors);
+    if let Some(old) = change.old() {
+        let mut rest = object.clone();
+        for field in ["replicas", "template", "updateStrategy", "persistentVolumeClaimRetentionPolicy", "minReadySeconds", "ordinals", "revisionHistoryLimit"] {
+            rest["spec"][field] = old["spec"][field].clone();
+        }
+        let mut before = old.clone();
+        [&mut rest, &mut before].into_iter().for_each(forget_nulls);
+        if rest["spec"] != before["spec"] {
+            let detail = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden";
+            errors.push(FieldError::forbidden(&path, detail));
+        }
+    }
+    errors
+}
+
+fn forget_nulls(object: &mut Value) {
+    if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) {
+        spec.retain(|_, value| !value.is_null());
+    }
+}
+
+/// Jobs are named after their CronJob and a time of 11 characters.
+fn cron_job_name(name: &str) -> crate::meta::names::Problems {
+    const MOST: usize = 52;
+    match name.len() > MOST {
+        true => vec!["must be no more than 52 characters".into()],
+        false => crate::meta::names::dns1123_subdomain(name),
+    }
+}
+
+fn default_cron_job(object: &mut Value) {
+    let spec = &mut object["spec"];
+    fill(spec, "concurrencyPolicy", "Allow");
+    fill(spec, "suspend", false);
+    fill(spec, "successfulJobsHistoryLimit", 3);
+    fill(spec, "failedJobsHistoryLimit", 1);
+    pod::default_spec(&mut spec["jobTemplate"]["spec"]["template"]["spec"]);
+}
+
+fn validate_cron_job(object: &Value, change: Change<'_>) -> FieldErrors {
+    let (mut errors, path) = (FieldErrors::new(), Path::new("spec"));
+    if let Change::Part(..) = change {
+        return errors;
+    }
+    let spec = &object["spec"];
+    let schedule = spec.text("schedule");
+    match schedule {
+        "" => errors.push(FieldError::required(&path.child("schedule"), "")),
+        it if it.contains("TZ") => {
+            errors.push(FieldError::invalid(&path.child("schedule"), it, "cannot use TZ or CRON_TZ in schedule, use timeZone field instead"));
+        }
+        it if !it.starts_with('@') && it.split_whitespace().count() != 5 => {
+            let detail = format!("expected exactly 5 fields, found {}: {:?}", it.split_whitespace().count(), it.split_whitespace().collect::<Vec<_>>());
+            errors.push(FieldError::invalid(&path.child("schedule"), it, detail));
+        }
+        _ => (),
+    }
+    one_of(spec, "concurrencyPolicy", &["Allow", "Forbid", "Replace"], &path, &mut errors);
+    for field in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
+        non_negative(spec, field, &path, &mut errors);
+    }
+    let zone = spec.text("timeZone");
+    if !zone.is_empty() && jiff::tz::db().get(zone).is_err() {
+        errors.push(FieldError::invalid(&path.child("timeZone"), zone, format!("unknown time zone {zone}")));
+    }
+    let template = path.child("jobTemplate").child("spec").child("template").child("spec");
+    pod::validate_spec(&spec["jobTemplate"]["spec"]["template"]["spec"], &template, &mut errors);
+    let policy = spec.text_at(&["jobTemplate", "spec", "template", "spec", "restartPolicy"]);
+    if !matches!(policy, "OnFailure" | "Never") {
+        errors.push(FieldError::required(&template.child("restartPolicy"), "valid values: \"OnFailure\", \"Never\""));
+    }
     errors
 }
 

@@ -1,0 +1,376 @@
+//! Limits on what users do: disruption budgets, quotas, autoscalers, admission configuration, flow control.
+//! Source: `pkg/apis/{policy,autoscaling,admissionregistration,flowcontrol,core}/{v1/defaults.go,validation}`.
+
+use serde_json::json;
+
+use super::{
+    Change, Strategy,
+    check::{each, fill, fill_at, immutable, int_or_percent, non_negative, one_of, required},
+};
+use crate::meta::{FieldError, FieldErrors, Meta, Path, Value};
+
+pub const DISRUPTION_BUDGET: Strategy = Strategy { validate: validate_budget, has_generation: true, resets_status: true, ..Strategy::PLAIN };
+pub const QUOTA: Strategy = Strategy { validate: validate_quota, resets_status: true, ..Strategy::PLAIN };
+pub const AUTOSCALER: Strategy = Strategy { default: default_autoscaler, validate: validate_autoscaler, resets_status: true, ..Strategy::PLAIN };
+pub const WEBHOOKS: Strategy = Strategy { default: default_webhooks, validate: validate_webhooks, has_generation: true, ..Strategy::PLAIN };
+pub const ADMISSION_POLICY: Strategy = Strategy { default: default_policy, has_generation: true, resets_status: true, ..Strategy::PLAIN };
+pub const POLICY_BINDING: Strategy = Strategy { default: default_policy_binding, has_generation: true, ..Strategy::PLAIN };
+pub const FLOW_SCHEMA: Strategy = Strategy { default: |object| fill_at(object, &["spec", "matchingPrecedence"], 1000), has_generation: true, resets_status: true, ..Strategy::PLAIN };
+pub const PRIORITY_LEVEL: Strategy = Strategy { default: default_priority_level, has_generation: true, resets_status: true, ..Strategy::PLAIN };
+pub const SIGNING_REQUEST: Strategy =
+    Strategy { prepare: prepare_signing_request, validate: validate_signing_request, resets_status: true, ..Strategy::PLAIN };
+pub const RESOURCE_CLAIM: Strategy = Strategy { default: |object| default_claim(&mut object["spec"]), resets_status: true, ..Strategy::PLAIN };
+pub const RESOURCE_CLAIM_TEMPLATE: Strategy = Strategy { default: |object| default_claim(&mut object["spec"]["spec"]), ..Strategy::PLAIN };
+
+fn validate_budget(object: &Value, change: Change<'_>) -> FieldErrors {
+    let (mut errors, path) = (FieldErrors::new(), Path::new("spec"));
+    if let Change::Part(..) = change {
+        return errors;
+    }
+    let spec = &object["spec"];
+    if spec.get("minAvailable").is_some() && spec.get("maxUnavailable").is_some() {
+        errors.push(FieldError::invalid(&path, spec.clone(), "minAvailable and maxUnavailable cannot be both set"));
+    }
+    int_or_percent(spec, "minAvailable", &path, &mut errors);
+    int_or_percent(spec, "maxUnavailable", &path, &mut errors);
+    one_of(spec, "unhealthyPodEvictionPolicy", &["AlwaysAllow", "IfHealthyBudget"], &path, &mut errors);
+    errors
+}
+
+fn validate_quota(object: &Value, change: Change<'_>) -> FieldErrors {
+    let (mut errors, path) = (FieldErrors::new(), Path::new("spec"));
+    for (name, value) in object.map_at(&["spec", "hard"]).into_iter().flatten() {
+        let quantity = value.as_str().and_then(|it| it.parse::<crate::meta::Quantity>().ok());
+        if quantity.is_some_and(crate::meta::Quantity::is_negative) {
+            errors.push(FieldError::invalid(&path.child("hard").key(name), value.clone(), "must be greater than or equal to 0"));
+        }
+    }
+    if let Change::Update(old) = change {
+        immutable(object, old, &["spec", "scopes"], &mut errors);
+    }
+    errors
+}
+
+fn default_autoscaler(object: &mut Value) {
+    let spec = &mut object["spec"];
+    fill(spec, "minReplicas", 1);
+    if spec.items_at(&["metrics"]).is_empty() {
+        spec["metrics"] = json!([{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}}]);
+    }
+    let rules = |percent: i64, pods: Option<i64>, window: Option<i64>| {
+        let mut policies = vec![json!({"type": "Percent", "value": percent, "periodSeconds": 15})];
+        if let Some(pods) = pods {
+            policies.insert(0, json!({"type": "Pods", "value": pods, "periodSeconds": 15}));
+        }
+        let mut rules = json!({"selectPolicy": "Max", "policies": policies});
+        if let Some(window) = window {
+            rules["stabilizationWindowSeconds"] = window.into();
+        }
+        rules
+    };
+    let Some(behavior) = spec.get_mut("behavior") else { return };
+    for (direction, defaults) in [("scaleUp", rules(100, Some(4), Some(0))), ("scaleDown", rules(100, None, None))] {
+        for field in ["selectPolicy", "policies", "stabilizationWindowSeconds"] {
+            if let Some(value) = defaults.get(field) {
+                fill_at(behavior, &[direction, field], value.clone());
+            }
+        }
+    }
+}
+
+fn validate_autoscaler(object: &Value, change: Change<'_>) -> FieldErrors {
+    let (mut errors, path) = (FieldErrors::new(), Path::new("spec"));
+    if let Change::Part(..) = change {
+        return errors;
+    }
+    let spec = &object["spec"];
+    let (least, most) = (spec.int_at(&["minReplicas"]).unwrap_or(1), spec.int_at(&["maxReplicas"]).unwrap_or(0));
+    if least < 1 {
+        errors.push(FieldError::invalid(&path.child("minReplicas"), least, "must be greater than or equal to 1"));
+    }
+    if most < 1 {
+        errors.push(FieldError::invalid(&path.child("maxReplicas"), most, "must be greater than 0"));
+    }
+    if most < least {
+        errors.push(FieldError::invalid(&path.child("maxReplicas"), most, "must be greater than or equal to `minReplicas`"));
+    }
+    let target = path.child("scaleTargetRef");
+    required(&spec["scaleTargetRef"], "kind", &target, &mut errors);
+    required(&spec["scaleTargetRef"], "name", &target, &mut errors);
+    errors
+}
+
+/// Utilization of cpu in v1, one metric among others in v2 (`pkg/apis/autoscaling/v1/conversion.go`).
+pub const AUTOSCALER_TO_V1: fn(&mut Value) = |object| {
+    let metrics = object["spec"].remove_at(&["metrics"]).unwrap_or_default();
+    let is_cpu = |it: &&Value| it.text_at(&["resource", "name"]) == "cpu" && it.at(&["resource", "target", "averageUtilization"]).is_some();
+    let all = metrics.as_array().cloned().unwrap_or_default();
+    if let Some(cpu) = all.iter().find(is_cpu) {
+        object["spec"]["targetCPUUtilizationPercentage"] = cpu["resource"]["target"]["averageUtilization"].clone();
+    }
+    let others: Vec<Value> = all.iter().filter(|it| !is_cpu(it)).cloned().collect();
+    if !others.is_empty() {
+        object.set_at(&["metadata", "annotations", METRICS], Value::Array(others).to_string());
+    }
+    if let Some(behavior) = object["spec"].remove_at(&["behavior"]) {
+        object.set_at(&["metadata", "annotations", BEHAVIOR], behavior.to_string());
+    }
+    let current = object.remove_at(&["status", "currentMetrics"]).unwrap_or_default();
+    let percent = current.as_array().into_iter().flatten().find_map(|it| it.at(&["resource", "current", "averageUtilization"]).cloned());
+    if let Some(percent) = percent {
+        object["status"]["currentCPUUtilizationPercentage"] = percent;
+    }
+    if let Some(conditions) = object.remove_at(&["status", "conditions"]) {
+        object.set_at(&["metadata", "annotations", CONDITIONS], conditions.to_string());
+    }
+};
+
+pub const AUTOSCALER_FROM_V1: fn(&mut Value) = |object| {
+    let taken = |object: &mut Value, name: &str| -> Option<Value> {
+        let text = object.remove_at(&["metadata", "annotations", name])?;
+        serde_json::from_str(text.as_str()?).ok()
+    };
+    let mut metrics = taken(object, METRICS).and_then(|it| it.as_array().cloned()).unwrap_or_default();
+    if let Some(percent) = object["spec"].remove_at(&["targetCPUUtilizationPercentage"]) {
+        metrics.push(json!({"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": percent}}}));
+    }
+    if !metrics.is_empty() {
+        object["spec"]["metrics"] = metrics.into();
+    }
+    if let Some(behavior) = taken(object, BEHAVIOR) {
+        object["spec"]["behavior"] = behavior;
+    }
+    if let Some(conditions) = taken(object, CONDITIONS) {
+        object.set_at(&["status", "conditions"], conditions);
+    }
+    if let Some(percent) = object.remove_at(&["status", "currentCPUUtilizationPercentage"]) {
+        let metric = json!([{"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": percent}}}]);
+        object.set_at(&["status", "currentMetrics"], metric);
+    }
+};
+
+const METRICS: &str = "autoscaling.alpha.kubernetes.io/metrics";
+const BEHAVIOR: &str = "autoscaling.alpha.kubernetes.io/behavior";
+const CONDITIONS: &str = "autoscaling.alpha.kubernetes.io/conditions";
+
+fn default_webhooks(object: &mut Value) {
+    let is_mutating = object.text("kind") == "MutatingWebhookConfiguration";
+    for webhook in each(object, &["webhooks"]) {
+        fill(webhook, "failurePolicy", "Fail");
+        fill(webhook, "matchPolicy", "Equivalent");
+        fill(webhook, "timeoutSeconds", 10);
+        for selector in ["namespaceSelector", "objectSelector"] {
+            fill(webhook, selector, json!({}));
+        }
+        if is_mutating {
+            fill(webhook, "reinvocationPolicy", "Never");
+        }
+        if webhook.at(&["clientConfig", "service"]).is_some() {
+            fill_at(webhook, &["clientConfig", "service", "port"], 443);
+        }
+        each(webhook, &["rules"]).for_each(|rule| fill(rule, "scope", "*"));
+    }
+}
+
+fn validate_webhooks(object: &Value, _: Change<'_>) -> FieldErrors {
+    let (mut errors, mut seen) = (FieldErrors::new(), Vec::new());
+    for (at, webhook) in object.items_at(&["webhooks"]).iter().enumerate() {
+        let (path, name) = (Path::new("webhooks").index(at), webhook.text("name"));
+        if name.split('.').count() < 3 {
+            errors.push(FieldError::invalid(&path.child("name"), name, "should be a domain with at least three segments separated by dots"));
+        }
+        if seen.contains(&name) {
+            errors.push(FieldError::duplicate(&path.child("name"), name));
+        }
+        seen.push(name);
+        validate_webhook(webhook, &path, &mut errors);
+    }
+    errors
+}
+
+fn validate_webhook(webhook: &Value, path: &Path, errors: &mut FieldErrors) {
+    let versions = webhook.items_at(&["admissionReviewVersions"]);
+    if versions.is_empty() {
+        errors.push(FieldError::required(&path.child("admissionReviewVersions"), "must specify one of v1, v1beta1"));
+    } else if !versions.iter().any(|it| it == "v1" || it == "v1beta1") {
+        errors.push(FieldError::invalid(&path.child("admissionReviewVersions"), webhook["admissionReviewVersions"].clone(), "must include at least one of v1, v1beta1"));
+    }
+    one_of(webhook, "failurePolicy", &["Fail", "Ignore"], path, errors);
+    one_of(webhook, "matchPolicy", &["Equivalent", "Exact"], path, errors);
+    if webhook.text("sideEffects").is_empty() {
+        errors.push(FieldError::required(&path.child("sideEffects"), "must specify one of None, NoneOnDryRun"));
+    } else {
+        one_of(webhook, "sideEffects", &["None", "NoneOnDryRun"], path, errors);
+    }
+    if let Some(seconds) = webhook.int_at(&["timeoutSeconds"]).filter(|it| !(1..=30).contains(it)) {
+        errors.push(FieldError::invalid(&path.child("timeoutSeconds"), seconds, "the timeout value must be between 1 and 30 seconds"));
+    }
+    let client = &webhook["clientConfig"];
+    if client.text("url").is_empty() == client.get("service").is_none() {
+        errors.push(FieldError::required(&path.child("clientConfig"), "exactly one of url or service is required"));
+    }
+    for (at, rule) in webhook.items_at(&["rules"]).iter().enumerate() {
+        for field in ["operations", "apiGroups", "apiVersions", "resources"].into_iter().filter(|it| rule.items_at(&[it]).is_empty()) {
+            errors.push(FieldError::required(&path.child("rules").index(at).child(field), ""));
+        }
+    }
+}
+
+fn default_match(constraints: &mut Value) {
+    fill(constraints, "matchPolicy", "Equivalent");
+    for selector in ["namespaceSelector", "objectSelector"] {
+        fill(constraints, selector, json!({}));
+    }
+    for list in ["resourceRules", "excludeResourceRules"] {
+        each(constraints, &[list]).for_each(|rule| fill(rule, "scope", "*"));
+    }
+}
+
+fn default_policy(object: &mut Value) {
+    fill(&mut object["spec"], "failurePolicy", "Fail");
+    if let Some(constraints) = object["spec"].get_mut("matchConstraints") {
+        default_match(constraints);
+    }
+}
+
+fn default_policy_binding(object: &mut Value) {
+    if let Some(resources) = object["spec"].get_mut("matchResources") {
+        default_match(resources);
+    }
+}
+
+fn default_priority_level(object: &mut Value) {
+    let spec = &mut object["spec"];
+    match spec.text("type") {
+        "Exempt" => {
+            fill_at(spec, &["exempt", "nominalConcurrencyShares"], 0);
+            fill_at(spec, &["exempt", "lendablePercent"], 0);
+        }
+        _ => {
+            fill_at(spec, &["limited", "nominalConcurrencyShares"], 30);
+            fill_at(spec, &["limited", "lendablePercent"], 0);
+            if spec.text_at(&["limited", "limitResponse", "type"]) == "Queue" {
+                for (field, value) in [("handSize", 8), ("queues", 64), ("queueLengthLimit", 50)] {
+                    fill_at(spec, &["limited", "limitResponse", "queuing", field], value);
+                }
+            }
+        }
+    }
+}
+
+/// Conditions are written through `approval` and `status`, the certificate only through `status`.
+fn prepare_signing_request(object: &mut Value, change: Change<'_>) {
+    match change {
+        Change::Create => _ = object.remove_at(&["status"]),
+        Change::Update(old) => object["spec"] = old["spec"].clone(),
+        Change::Part(part, old) => {
+            object["spec"] = old["spec"].clone();
+            let kept = if part == "approval" { "certificate" } else { "" };
+            if let (false, Some(value)) = (kept.is_empty(), old.at(&["status", kept])) {
+                object.set_at(&["status", kept], value.clone());
+            }
+        }
+    }
+}
+
+fn validate_signing_request(object: &Value, change: Change<'_>) -> FieldErrors {
+    let (mut errors, path) = (FieldErrors::new(), Path::new("spec"));
+    if let Change::Part(..) = change {
+        return errors;
+    }
+    let spec = &object["spec"];
+    required(spec, "request", &path, &mut errors);
+    required(spec, "signerName", &path, &mut errors);
+    if spec.items_at(&["usages"]).is_empty() {
+        errors.push(FieldError::required(&path.child("usages"), ""));
+    }
+    if let Some(seconds) = spec.int_at(&["expirationSeconds"]).filter(|it| *it < 600) {
+        errors.push(FieldError::invalid(&path.child("expirationSeconds"), seconds, "may not specify a duration less than 600 seconds (10 minutes)"));
+    }
+    errors
+}
+
+fn default_claim(spec: &mut Value) {
+    for request in each(spec, &["devices", "requests"]) {
+        if let Some(exactly) = request.get_mut("exactly") {
+            default_device_request(exactly);
+        }
+        each(request, &["firstAvailable"]).for_each(default_device_request);
+    }
+}
+
+fn default_device_request(request: &mut Value) {
+    fill(request, "allocationMode", "ExactCount");
+    if request.text("allocationMode") == "ExactCount" {
+        fill(request, "count", 1);
+    }
+}
+
+/// `spec.limits` of a LimitRange: what has a most has it for a default (`SetDefaults_LimitRangeItem`).
+pub const LIMIT_RANGE: Strategy = Strategy { default: default_limit_range, validate: validate_limit_range, ..Strategy::PLAIN };
+
+fn default_limit_range(object: &mut Value) {
+    for limit in each(object, &["spec", "limits"]).filter(|it| it.text("type") == "Container") {
+        for (to, from) in [("default", "max"), ("defaultRequest", "default"), ("defaultRequest", "min")] {
+            for (name, value) in limit.map_at(&[from]).cloned().into_iter().flatten() {
+                if limit.at(&[to, &name]).is_none() {
+                    limit.set_at(&[to, &name], value);
+                }
+            }
+        }
+    }
+}
+
+fn validate_limit_range(object: &Value, _: Change<'_>) -> FieldErrors {
+    let mut errors = FieldErrors::new();
+    for (at, limit) in object.items_at(&["spec", "limits"]).iter().enumerate() {
+        let path = Path::new("spec").child("limits").index(at);
+        required(limit, "type", &path, &mut errors);
+        non_negative(limit, "max", &path, &mut errors);
+        let amount = |kind: &str, name: &str| limit.text_at(&[kind, name]).parse::<crate::meta::Quantity>().ok();
+        for (name, _) in limit.map_at(&["min"]).into_iter().flatten() {
+            if let (Some(least), Some(most)) = (amount("min", name), amount("max", name))
+                && least > most
+            {
+                errors.push(FieldError::invalid(&path.child("min").key(name), limit["min"][name].clone(), format!("min value {least} is greater than max value {most}")));
+            }
+        }
+    }
+    errors
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn autoscalers_turn_from_one_version_into_the_other() {
+        let v2 = json!({"spec": {"maxReplicas": 3, "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}}]}});
+        let mut v1 = v2.clone();
+        AUTOSCALER_TO_V1(&mut v1);
+        assert_eq!(v1, json!({"spec": {"maxReplicas": 3, "targetCPUUtilizationPercentage": 50}}));
+        AUTOSCALER_FROM_V1(&mut v1);
+        assert_eq!(v1, v2);
+    }
+
+    #[test]
+    fn limit_ranges_default_from_what_they_limit() {
+        let mut range = json!({"spec": {"limits": [{"type": "Container", "max": {"cpu": "2"}, "min": {"memory": "1Mi"}}]}});
+        default_limit_range(&mut range);
+        assert_eq!(range["spec"]["limits"][0]["default"], json!({"cpu": "2"}));
+        assert_eq!(range["spec"]["limits"][0]["defaultRequest"], json!({"cpu": "2", "memory": "1Mi"}));
+    }
+
+    #[test]
+    fn webhooks_get_defaults_and_errors() {
+        let mut object = json!({"kind": "ValidatingWebhookConfiguration", "webhooks": [{"name": "a", "clientConfig": {"url": "https://x"}}]});
+        default_webhooks(&mut object);
+        assert_eq!(object["webhooks"][0]["timeoutSeconds"], 10);
+        let errors: Vec<String> = validate_webhooks(&object, Change::Create).iter().map(ToString::to_string).collect();
+        assert_eq!(errors, [
+            "webhooks[0].name: Invalid value: \"a\": should be a domain with at least three segments separated by dots",
+            "webhooks[0].admissionReviewVersions: Required value: must specify one of v1, v1beta1",
+            "webhooks[0].sideEffects: Required value: must specify one of None, NoneOnDryRun",
+        ]);
+    }
+}
