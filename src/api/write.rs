@@ -241,7 +241,8 @@ impl Writer<'_> {
         let step = self.target.subresource.as_ref().map_or(Step::Update(&old), |it| Step::Part(it.name, &old));
         (kind.strategy.prepare)(&mut new, step);
         let companions = service::allocate(&context, &mut new)?;
-        if kind.strategy.has_generation && differs_beyond_status(&old, &new) {
+        let is_bound = self.target.subresource.as_ref().is_some_and(|it| it.action == Action::Binding);
+        if kind.strategy.has_generation && !is_bound && differs_beyond_status(&old, &new) {
             new.set_metadata("generation", old.generation() + 1);
         }
         self.check(&new, step)?;

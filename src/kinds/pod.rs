@@ -262,9 +262,29 @@ pub fn validate_spec(spec: &Value, path: &Path, errors: &mut FieldErrors) {
             all(names::dns1123_label(text), text, &path.child(field), errors);
         }
     }
+    for (at, sysctl) in spec.items_at(&["securityContext", "sysctls"]).iter().enumerate() {
+        let (path, name) = (path.child("securityContext").child("sysctls").index(at).child("name"), sysctl.text("name"));
+        match name {
+            "" => errors.push(FieldError::required(&path, "")),
+            _ if is_sysctl(name) => (),
+            _ => errors.push(FieldError::invalid(&path, name, SYSCTL_RULE)),
+        }
+    }
     if let Some(seconds) = spec.int_at(&["activeDeadlineSeconds"]).filter(|it| !(1..=i64::from(i32::MAX)).contains(it)) {
         errors.push(FieldError::invalid(&path.child("activeDeadlineSeconds"), seconds, "must be between 1 and 2147483647, inclusive"));
     }
+}
+
+const SYSCTL_RULE: &str = "must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
+
+/// `IsValidSysctlName`: words of small letters, digits, dashes and underscores, between dots or slashes.
+fn is_sysctl(name: &str) -> bool {
+    let is_edge = |it: Option<char>| it.is_some_and(|it| it.is_ascii_lowercase() || it.is_ascii_digit());
+    let is_word = |word: &str| {
+        let inner = word.chars().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || matches!(it, '-' | '_'));
+        inner && is_edge(word.chars().next()) && is_edge(word.chars().last())
+    };
+    name.len() <= 253 && name.split(['.', '/']).all(is_word)
 }
 
 fn validate_volumes<'a>(volumes: &'a [Value], path: &Path, errors: &mut FieldErrors) -> Vec<&'a str> {

@@ -23,7 +23,7 @@ use serde_json::json;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    container::Making,
+    container::{Making, limits},
     ending::{find, grace},
     environment::{self, Machine},
     images::{Image, Images},
@@ -231,6 +231,7 @@ impl Agent {
         }
         let pod = Arc::new(self.with_addresses(&pod, &spec)?);
         self.follow_probes(&pod, &containers);
+        self.resize(&pod, &containers);
         if plan::is_over(&spec, &containers) {
             self.end_containers(&pod, &containers, grace(&pod));
         }
@@ -414,6 +415,24 @@ impl Agent {
                 return Ok(found);
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Brings the limits of running containers in line with the pod's (KEP-1287); those that want a restart for it get one.
+    fn resize(self: &Arc<Self>, pod: &Arc<Pod>, containers: &[Container]) {
+        for container in containers.iter().filter(|it| it.is_running()) {
+            let Some(spec) = find(pod, &container.spec.name) else { continue };
+            let (old, new) = (container.spec.limits, limits(spec, container.spec.is_privileged));
+            let changed = [("cpu", (old.cpu, old.cpu_request) != (new.cpu, new.cpu_request)), ("memory", old.memory != new.memory)];
+            if !changed.iter().any(|it| it.1) {
+                continue;
+            }
+            let restarts = |name: &str| spec.resize_policy.iter().flatten().any(|it| it.resource_name == name && it.restart_policy == "RestartContainer");
+            if changed.iter().any(|(name, is_changed)| *is_changed && restarts(name)) {
+                self.kill(pod, container, grace(pod), format!("Container {} resize requires restart", spec.name));
+            } else if let Err(why) = self.runtime.resize(container, new) {
+                self.recorder.event(&**pod, EventType::Warning, "ResizeError", format!("container {}: {why}", spec.name));
+            }
         }
     }
 

@@ -231,7 +231,8 @@ fn capabilities(container: &ContainerSpec, is_privileged: bool) -> u64 {
     (DEFAULT_CAPABILITIES & !drop) | add
 }
 
-fn limits(container: &ContainerSpec, is_privileged: bool) -> Limits {
+/// What the container may use.
+pub fn limits(container: &ContainerSpec, is_privileged: bool) -> Limits {
     let resources = container.resources.as_ref();
     let amount = |list: Option<&std::collections::BTreeMap<String, _>>, name: &str| -> Option<Quantity> {
         let quantity: &k8s_openapi::apimachinery::pkg::api::resource::Quantity = list?.get(name)?;

@@ -228,7 +228,8 @@ fn container_status(spec: &PodSpec, container: &ContainerSpec, is_init: bool, al
     {
         last = json!({"terminated": terminated(current, &end)});
     }
-    json!({"name": container.name, "image": container.image, "imageID": current.map_or("", |it| it.spec.image.as_str()),
+    let resources = container.resources.clone().unwrap_or_default();
+    json!({"name": container.name, "image": container.image, "allocatedResources": resources.requests, "resources": if is_running { json!({"limits": resources.limits, "requests": resources.requests}) } else { Value::Null }, "imageID": current.map_or("", |it| it.spec.image.as_str()),
         "containerID": current.map_or_else(String::new, |it| format!("howdah://{}", it.id)), "restartCount": attempt,
         "ready": (is_started && !notes.not_ready.contains(&container.name)) || is_done, "started": is_started, "state": state, "lastState": last})
 }
@@ -239,8 +240,8 @@ fn state(spec: &PodSpec, container: &ContainerSpec, is_init: bool, current: Opti
         return waiting(reason, message);
     }
     let Some(current) = current else {
-        let is_behind_init = !is_init && spec.init_containers.as_ref().is_some_and(|it| !it.is_empty());
-        return json!({"waiting": {"reason": if is_behind_init { "PodInitializing" } else { "ContainerCreating" }}});
+        let has_init = spec.init_containers.as_ref().is_some_and(|it| !it.is_empty());
+        return json!({"waiting": {"reason": if has_init { "PodInitializing" } else { "ContainerCreating" }}});
     };
     match ended(current) {
         None => json!({"running": {"startedAt": current.started.as_ref().map_or_else(|| clock::rfc3339(now), |it| it.at.clone())}}),

@@ -118,6 +118,7 @@ impl Table {
         let service = (concat(&[ip, TYPE_PROTOCOL, TYPE_PORT]), ip_len + 8);
         self.set(set_name(Map::Services), 0, service, Some((TYPE_MARK, 4)));
         self.set(set_name(Map::Refused), 0, service, None);
+        self.set(set_name(Map::Addresses), 0, (ip, ip_len), None);
         self.set(set_name(Map::NodePorts), 0, (concat(&[TYPE_PROTOCOL, TYPE_PORT]), 8), Some((TYPE_MARK, 4)));
         self.set(set_name(Map::Balances), 0, (TYPE_MARK, 4), Some((VERDICT_TYPE, 0)));
         let backend = (concat(&[ip, TYPE_PORT]), ip_len + 4);
@@ -144,6 +145,8 @@ impl Table {
             refuse.push(lookup(set_name(Map::Refused), R, None));
             refuse.push(self.reject());
             self.rule(chain, refuse);
+            let address = payload(NETWORK_HEADER, self.destination_at(), self.ip_len(), R);
+            self.rule(chain, vec![address, lookup(set_name(Map::Addresses), R, None), self.reject()]);
         }
     }
 
@@ -296,6 +299,7 @@ fn set_name(map: Map) -> &'static str {
     match map {
         Map::Services => "services",
         Map::NodePorts => "nodeports",
+        Map::Addresses => "addresses",
         Map::Refused => "refused",
         Map::Balances => "balances",
         Map::Backends => "backends",

@@ -31,6 +31,8 @@ impl Protocol {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Front {
     /// A cluster IP, external IP or load balancer's IP.
+    /// An address that belongs to the Service alone: other ports of it refuse.
+    Cluster(IpAddr, Protocol, u16),
     Address(IpAddr, Protocol, u16),
     /// Any address of this node: a node port or a pod's host port.
     Node(Protocol, u16),
@@ -69,7 +71,7 @@ fn port_groups(service: &Service, port: &ServicePort, slices: &[Arc<EndpointSlic
         return Vec::new();
     };
     let address = |text: &String| text.parse().ok().map(|ip| Front::Address(ip, protocol, number));
-    let cluster = spec.cluster_ips.iter().flatten().filter_map(address);
+    let cluster = spec.cluster_ips.iter().flatten().filter_map(|it| it.parse().ok().map(|ip| Front::Cluster(ip, protocol, number)));
     let balanced = status_ips(service).chain(spec.external_ips.iter().flatten().cloned()).collect::<Vec<_>>();
     let node_port = port.node_port.and_then(|it| u16::try_from(it).ok()).filter(|it| *it > 0).map(|it| Front::Node(protocol, it));
     let external = balanced.iter().filter_map(address).chain(node_port);
@@ -176,7 +178,7 @@ mod tests {
 
     #[test]
     fn services_reach_their_ready_endpoints() {
-        let vip = Front::Address("10.96.0.5".parse().expect("an address"), Protocol::Tcp, 80);
+        let vip = Front::Cluster("10.96.0.5".parse().expect("an address"), Protocol::Tcp, 80);
         let port = json!([{"name": "http", "port": 80, "nodePort": 30080}]);
         let all = vec!["10.244.0.1:8080".to_owned(), "10.244.1.1:8080".to_owned()];
         let own = vec!["10.244.0.1:8080".to_owned()];

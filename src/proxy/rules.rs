@@ -10,7 +10,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::plan::{Front, Group, Name};
+use super::plan::{Front, Group, Name, Protocol};
 
 /// IPv4 or IPv6: each has a table of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,7 +29,9 @@ impl Family {
 pub enum Map {
     Services,
     NodePorts,
-    /// Addresses that answer "connection refused", for want of a backend.
+    /// Addresses of Services alone: what is not balanced there is refused.
+    Addresses,
+    /// Ports of other addresses that answer "connection refused", for want of a backend.
     Refused,
     Balances,
     Backends,
@@ -116,11 +118,16 @@ impl Elements {
     fn add_front(&mut self, front: Front, family: Family, id: &[u8], is_empty: bool) {
         let data = Data::Bytes(id.to_vec());
         match front {
+            Front::Cluster(ip, protocol, port) if Family::of(ip) == family => {
+                self.0.insert((Map::Addresses, octets(ip)), Data::None);
+                if !is_empty {
+                    self.0.insert((Map::Services, socket(ip, protocol, port)), data);
+                }
+            }
             Front::Address(ip, protocol, port) if Family::of(ip) == family => {
-                let key = [octets(ip), vec![protocol as u8, 0, 0, 0], port_cell(port)].concat();
                 match is_empty {
-                    true => self.0.insert((Map::Refused, key), Data::None),
-                    false => self.0.insert((Map::Services, key), data),
+                    true => self.0.insert((Map::Refused, socket(ip, protocol, port)), Data::None),
+                    false => self.0.insert((Map::Services, socket(ip, protocol, port)), data),
                 };
             }
             Front::Node(protocol, port) if !is_empty => {
@@ -165,6 +172,11 @@ pub fn octets(ip: IpAddr) -> Vec<u8> {
     }
 }
 
+/// The key of an address, a protocol and a port.
+fn socket(ip: IpAddr, protocol: Protocol, port: u16) -> Vec<u8> {
+    [octets(ip), vec![protocol as u8, 0, 0, 0], port_cell(port)].concat()
+}
+
 /// A port in a concatenated key: two bytes, padded to a register's four.
 fn port_cell(port: u16) -> Vec<u8> {
     let [high, low] = port.to_be_bytes();
@@ -174,7 +186,7 @@ fn port_cell(port: u16) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::plan::{Balance, Protocol};
+    use crate::proxy::plan::Balance;
 
     fn group(name: &str, front: Front, backends: &[&str]) -> Group {
         let backends = backends.iter().map(|it| (it.parse().expect("an address"), 80)).collect();
@@ -199,10 +211,12 @@ mod tests {
 
     #[test]
     fn a_service_without_backends_refuses() {
-        let front = Front::Address(IpAddr::from([10, 96, 0, 1]), Protocol::Udp, 53);
-        let elements = Elements::render([&group("dns", front, &[])], Family::V4, &mut Numbers::default());
-        let maps: Vec<Map> = elements.0.keys().map(|(map, _)| *map).collect();
-        assert_eq!(maps, [Map::Refused]);
+        let ip = IpAddr::from([10, 96, 0, 1]);
+        for (front, map) in [(Front::Address(ip, Protocol::Udp, 53), Map::Refused), (Front::Cluster(ip, Protocol::Udp, 53), Map::Addresses)] {
+            let elements = Elements::render([&group("dns", front, &[])], Family::V4, &mut Numbers::default());
+            assert_eq!(elements.0.keys().map(|(map, _)| *map).collect::<Vec<_>>(), [map]);
+        }
+        let front = Front::Cluster(ip, Protocol::Udp, 53);
         assert!(Elements::render([&group("dns", front, &[])], Family::V6, &mut Numbers::default()).0.is_empty());
     }
 }

@@ -7,14 +7,14 @@ use serde::{Deserialize, Serialize};
 const ROOT: &str = "/sys/fs/cgroup";
 const V1: [&str; 5] = ["memory", "cpu", "pids", "devices", "freezer"];
 /// Microseconds of a scheduling period.
-const PERIOD: u64 = 100_000;
+const PERIOD: i64 = 100_000;
 /// Processes in one container, so that a fork bomb stays in it.
 const PIDS_MAX: u64 = 4096;
 /// Devices that every container has: null, zero, full, random, urandom, tty, ptmx, pts; nodes of any kind may be made.
 const DEVICES: [&str; 10] = ["c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm", "c 5:2 rwm", "c 136:* rwm"];
 
 /// What a container may use; absent is without limit.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Bytes.
     pub memory: Option<i64>,
@@ -34,21 +34,31 @@ fn folders(group: &str) -> Vec<String> {
     if is_v2() { vec![format!("{ROOT}/{group}")] } else { V1.iter().map(|it| format!("{ROOT}/{it}/{group}")).collect() }
 }
 
+/// What a container sees of its own group below `/sys/fs/cgroup`: the directory on the host, and its place there.
+pub fn views(group: &str) -> Vec<(String, &'static str)> {
+    if is_v2() { vec![(format!("{ROOT}/{group}"), "")] } else { V1.iter().map(|it| (format!("{ROOT}/{it}/{group}"), *it)).collect() }
+}
+
 /// Makes a group with its limits.
 pub fn create(group: &str, limits: &Limits) -> io::Result<()> {
     if is_v2() {
-        return create_v2(group, limits);
+        create_v2(group)?;
+    } else {
+        folders(group).iter().try_for_each(fs::create_dir_all)?;
     }
-    folders(group).iter().try_for_each(fs::create_dir_all)?;
+    set_limits(group, limits)
+}
+
+/// Sets or changes the limits of a group; what is not limited any more is set free.
+pub fn set_limits(group: &str, limits: &Limits) -> io::Result<()> {
+    if is_v2() {
+        return set_limits_v2(group, limits);
+    }
     let set = |controller: &str, file: &str, value: String| fs::write(format!("{ROOT}/{controller}/{group}/{file}"), value);
-    if let Some(memory) = limits.memory {
-        set("memory", "memory.limit_in_bytes", memory.to_string())?;
-    }
+    set("memory", "memory.limit_in_bytes", limits.memory.unwrap_or(-1).to_string())?;
     set("cpu", "cpu.shares", shares(limits.cpu_request).to_string())?;
-    if let Some(cpu) = limits.cpu {
-        set("cpu", "cpu.cfs_period_us", PERIOD.to_string())?;
-        set("cpu", "cpu.cfs_quota_us", quota(cpu).to_string())?;
-    }
+    set("cpu", "cpu.cfs_period_us", PERIOD.to_string())?;
+    set("cpu", "cpu.cfs_quota_us", limits.cpu.map_or(-1, quota).to_string())?;
     set("pids", "pids.max", PIDS_MAX.to_string())?;
     if !limits.has_all_devices {
         set("devices", "devices.deny", "a".to_owned())?;
@@ -57,7 +67,7 @@ pub fn create(group: &str, limits: &Limits) -> io::Result<()> {
     Ok(())
 }
 
-fn create_v2(group: &str, limits: &Limits) -> io::Result<()> {
+fn create_v2(group: &str) -> io::Result<()> {
     let mut path = Path::new(ROOT).to_owned();
     for part in Path::new(group).components() {
         // Controllers must be handed down level by level; those that the kernel lacks are left out.
@@ -70,12 +80,15 @@ fn create_v2(group: &str, limits: &Limits) -> io::Result<()> {
             _ => (),
         }
     }
-    if let Some(memory) = limits.memory {
-        fs::write(path.join("memory.max"), memory.to_string())?;
-    }
-    if let Some(cpu) = limits.cpu {
-        fs::write(path.join("cpu.max"), format!("{} {PERIOD}", quota(cpu)))?;
-    }
+    Ok(())
+}
+
+fn set_limits_v2(group: &str, limits: &Limits) -> io::Result<()> {
+    let path = Path::new(ROOT).join(group);
+    let most = |it: Option<i64>| it.map_or_else(|| "max".to_owned(), |it| it.to_string());
+    fs::write(path.join("memory.max"), most(limits.memory))?;
+    fs::write(path.join("cpu.max"), format!("{} {PERIOD}", most(limits.cpu.map(quota))))?;
+    // The map of shares (2 to 262,144) onto weights (1 to 10,000), as runc's.
     let weight = 1 + (shares(limits.cpu_request) - 2) * 9999 / 262_142;
     fs::write(path.join("cpu.weight"), weight.to_string())?;
     fs::write(path.join("pids.max"), PIDS_MAX.to_string())
@@ -87,8 +100,8 @@ fn shares(millis: i64) -> u64 {
 }
 
 /// `MilliCPUToQuota`: at least a millisecond of each period.
-fn quota(millis: i64) -> u64 {
-    (u64::try_from(millis).unwrap_or(0) * PERIOD / 1000).max(1000)
+fn quota(millis: i64) -> i64 {
+    (millis * PERIOD / 1000).max(1000)
 }
 
 /// Moves the calling process into a group.

@@ -98,8 +98,22 @@ fn mount_root(spec: &Spec, folder: &Path) -> Result<PathBuf> {
     mount_kind("mqueue", &root.join("dev/mqueue"), NO_DEVICES, "")?;
     let sys = if spec.is_privileged { NO_DEVICES } else { NO_DEVICES | MsFlags::MS_RDONLY };
     mount_kind("sysfs", &root.join("sys"), sys, "")?;
+    own_cgroup(spec, &root)?;
     devices(&root)?;
     Ok(root)
+}
+
+/// The container's own control group, to read: runtimes of languages look there for their limits.
+fn own_cgroup(spec: &Spec, root: &Path) -> Result<()> {
+    let place = root.join("sys/fs/cgroup");
+    let views = cgroup::views(&spec.cgroup);
+    if views.len() > 1 {
+        mount_kind("tmpfs", &place, NO_DEVICES, "mode=755")?;
+    }
+    for (source, name) in views {
+        bind(Path::new(&source), &if name.is_empty() { place.clone() } else { place.join(name) }, true)?;
+    }
+    Ok(())
 }
 
 fn devices(root: &Path) -> Result<()> {

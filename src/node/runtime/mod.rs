@@ -189,6 +189,12 @@ impl Runtime {
         Ok(command)
     }
 
+    /// Gives a running container other limits.
+    pub fn resize(&self, container: &Container, limits: cgroup::Limits) -> io::Result<()> {
+        cgroup::set_limits(&container.spec.cgroup, &limits)?;
+        write(&self.folder(&container.id).join("spec.json"), &Spec { limits, ..container.spec.clone() })
+    }
+
     /// Sends a signal to a container's first process, if it still runs.
     pub fn signal(&self, container: &Container, signal: Signal) {
         if let Some(pid) = container.pid() {
