@@ -4,7 +4,7 @@
 
 use serde_json::json;
 
-use super::{Server, forms::parse, identity::User, rbac, target::Target};
+use super::{Server, forms::parse, identity::User, limits, rbac, target::Target};
 use crate::{
     meta::{Meta, Result, Status, Value, object::GroupResource},
     store::{Key, Snapshot},
@@ -24,8 +24,8 @@ type Mutate = fn(&Context<'_>, &mut Value) -> Result<()>;
 type Validate = fn(&Context<'_>, &Value) -> Result<()>;
 
 /// In upstream's order. Each looks at what it is for and lets the rest pass.
-const MUTATING: &[Mutate] = &[namespace_lifecycle, service_account, node_taint, priority, toleration_seconds];
-const VALIDATING: &[Validate] = &[rbac_escalation];
+const MUTATING: &[Mutate] = &[namespace_lifecycle, limits::default, service_account, node_taint, priority, toleration_seconds, runtime_class, storage_class];
+const VALIDATING: &[Validate] = &[limits::check, rbac_escalation];
 
 pub fn mutate(context: &Context<'_>, object: &mut Value) -> Result<()> {
     MUTATING.iter().try_for_each(|plugin| plugin(context, object))
@@ -37,11 +37,11 @@ pub fn validate(context: &Context<'_>, object: &Value) -> Result<()> {
 
 impl Context<'_> {
     /// Whether this is a write of the main resource `plural` of `group`.
-    fn is(&self, group: &str, plural: &str) -> bool {
+    pub fn is(&self, group: &str, plural: &str) -> bool {
         self.target.kind.group == group && self.target.kind.plural == plural && self.target.subresource.is_none()
     }
 
-    fn is_create(&self) -> bool {
+    pub fn is_create(&self) -> bool {
         self.old.is_none()
     }
 
@@ -180,6 +180,50 @@ fn toleration_seconds(context: &Context<'_>, pod: &mut Value) -> Result<()> {
         }
     }
     pod.set_at(&["spec", "tolerations"], tolerations);
+    Ok(())
+}
+
+/// A pod costs what its runtime class says, and goes where that is served.
+fn runtime_class(context: &Context<'_>, pod: &mut Value) -> Result<()> {
+    let name = pod.text_at(&["spec", "runtimeClassName"]).to_owned();
+    if !context.is("", "pods") || !context.is_create() || name.is_empty() {
+        return Ok(());
+    }
+    let pod_name = pod.name().to_owned();
+    let refuse = |why: String| Status::forbidden(&context.target.resource(), &pod_name, why);
+    let class = context.find("node.k8s.io/runtimeclasses", "", &name).ok_or_else(|| refuse(format!("pod rejected: RuntimeClass {name:?} not found")))?;
+    if let Some(overhead) = class.at(&["overhead", "podFixed"]) {
+        if pod.at(&["spec", "overhead"]).is_some_and(|it| it != overhead) {
+            return Err(refuse("pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead".to_owned()));
+        }
+        pod.set_at(&["spec", "overhead"], overhead.clone());
+    }
+    for (key, value) in class.map_at(&["scheduling", "nodeSelector"]).into_iter().flatten() {
+        if pod.at(&["spec", "nodeSelector", key]).is_some_and(|it| it != value) {
+            return Err(refuse(format!("conflict: cannot overwrite nodeSelector {key}")));
+        }
+        pod.set_at(&["spec", "nodeSelector", key], value.clone());
+    }
+    let more = class.items_at(&["scheduling", "tolerations"]);
+    if !more.is_empty() {
+        let all: Vec<Value> = pod.items_at(&["spec", "tolerations"]).iter().chain(more).cloned().collect();
+        pod.set_at(&["spec", "tolerations"], all);
+    }
+    Ok(())
+}
+
+/// A claim that names no class gets the default one; of several the newest.
+fn storage_class(context: &Context<'_>, claim: &mut Value) -> Result<()> {
+    const CLASSES: &str = "storage.k8s.io/storageclasses";
+    const DEFAULT: [&str; 2] = ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
+    if !context.is("", "persistentvolumeclaims") || !context.is_create() || claim.at(&["spec", "storageClassName"]).is_some() {
+        return Ok(());
+    }
+    let is_default = |it: &Value| it.annotations().any(|(key, value)| DEFAULT.contains(&key) && value == "true");
+    let classes = context.snapshot.list(CLASSES, None, None).map(|it| parse(&it.json)).filter(is_default);
+    if let Some(class) = classes.max_by_key(|it| it.metadata("creationTimestamp").to_owned()) {
+        claim.set_at(&["spec", "storageClassName"], class.name());
+    }
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use crate::{
         Meta, Result, Status, Value,
         options::{FieldValidation, WriteOptions},
     },
-    schema::{self, codec, merge},
+    schema::{self, codec::{self, Notes}, merge},
 };
 
 const JSON_PATCH: &str = "application/json-patch+json";
@@ -90,6 +90,18 @@ fn parse_json_patch(bytes: &[u8]) -> Result<json_patch::Patch> {
     serde_json::from_value(value).map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))
 }
 
+/// Apply cannot track what no schema declares, whatever field validation is asked for (`ObjectToTyped`).
+fn undeclared(call: &Call, object: &Value, unknown: &[String]) -> Result<()> {
+    let fields: Vec<&str> = unknown.iter().filter_map(|it| it.strip_prefix("unknown field \"")?.strip_suffix('"')).collect();
+    let list = match fields.as_slice() {
+        [] => return Ok(()),
+        [one] => format!(".{one}: field not declared in schema"),
+        all => format!("errors:\n{}", all.iter().map(|it| format!("  .{it}: field not declared in schema")).collect::<Vec<_>>().join("\n")),
+    };
+    let (version, kind) = (call.target.view().api_version(), &call.target.kind.kind);
+    Err(Status::new(500, "", format!("failed to create typed patch object ({}/{}; {version}, Kind={kind}): {list}", call.target.namespace, object.name())))
+}
+
 /// Server-side apply: the body is the configuration that the manager wants.
 async fn apply(call: &Call, options: &WriteOptions, bytes: &[u8]) -> Result<Response> {
     if options.field_manager.is_empty() {
@@ -97,16 +109,17 @@ async fn apply(call: &Call, options: &WriteOptions, bytes: &[u8]) -> Result<Resp
         return Err(Status::new(422, "Invalid", message));
     }
     let kind = &call.target.kind;
-    let value = codec::parse_yaml(bytes).map_err(|status| Status::bad_request(format!("error decoding YAML: {}", status.message)))?;
+    let (value, duplicate) = codec::parse_yaml(bytes).map_err(|status| Status::bad_request(format!("error decoding YAML: {}", status.message)))?;
     for field in ["apiVersion", "kind"] {
         if value.text(field).is_empty() {
             return Err(Status::bad_request(format!("Object '{field}' is missing in '{value}'")));
         }
     }
     let (object, notes) = decode_sparse(call, &value)?;
+    undeclared(call, &object, &notes.unknown)?;
     let warnings = match options.field_validation {
         FieldValidation::Ignore => Vec::new(),
-        _ => strict(options, notes)?,
+        _ => strict(options, Notes { duplicate, ..Notes::default() })?,
     };
     if !object.name().is_empty() && object.name() != call.target.name {
         let message = format!("the name of the object ({}) does not match the name on the URL ({})", object.name(), call.target.name);

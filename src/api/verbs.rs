@@ -208,7 +208,7 @@ impl Call {
         let schema = schema::builtin("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions").ok_or_else(|| Status::internal("no DeleteOptions"))?;
         let value = match encoding {
             Encoding::Json => schema::codec::parse_json(&bytes)?.0,
-            Encoding::Yaml => schema::codec::parse_yaml(&bytes)?,
+            Encoding::Yaml => schema::codec::parse_yaml(&bytes)?.0,
             Encoding::Protobuf => return protobuf::decode(&bytes, &schema),
         };
         if !matches!(value.text("kind"), "" | "DeleteOptions") {
@@ -266,7 +266,7 @@ pub fn decode(bytes: &[u8], encoding: Encoding, kind: &Kind, api_version: &str, 
         }
         Encoding::Json | Encoding::Yaml => {
             let (value, duplicate) = match encoding {
-                Encoding::Yaml => (schema::codec::parse_yaml(bytes).map_err(explain)?, Vec::new()),
+                Encoding::Yaml => schema::codec::parse_yaml(bytes).map_err(explain)?,
                 _ => schema::codec::parse_json(bytes).map_err(explain)?,
             };
             if !value.is_object() {

@@ -11,7 +11,7 @@ use super::{
     Server, admission,
     forms::parse,
     identity::User,
-    service,
+    quota, service,
     target::Target,
 };
 use crate::{
@@ -138,6 +138,8 @@ impl Writer<'_> {
         track(&mut new, &manager, &version.schema, self.reset())?;
         self.check(&new, Step::Create)?;
         admission::validate(&context, &new)?;
+        let mut companions = companions;
+        companions.extend(quota::charge(&context, &new)?);
         let warnings = (kind.strategy.warnings)(&new, Step::Create);
         let name = new.name().to_owned();
         let key = self.target.key_of(&name);
@@ -258,6 +260,7 @@ impl Writer<'_> {
         let draft = self.draft(&new);
         let change = if is_gone && is_removable(&new) { Change::Delete(draft) } else { Change::Put(draft) };
         let mut companions = companions;
+        companions.extend(quota::charge(&context, &new)?);
         if matches!(change, Change::Delete(_)) {
             companions.extend(service::release(snapshot, self.target, &new));
         }

@@ -10,6 +10,7 @@ pub mod namespace;
 pub mod nodelifecycle;
 pub mod pods;
 pub mod replicaset;
+pub mod resourcequota;
 pub mod serviceaccount;
 
 use k8s_openapi::api::{
@@ -122,6 +123,7 @@ fn all() -> Vec<Box<dyn Controller>> {
         Box::new(garbagecollector::GarbageCollector),
         Box::new(namespace::NamespaceController),
         Box::new(nodelifecycle::NodeLifecycleController),
+        Box::new(resourcequota::ResourceQuotaController),
         Box::new(replicaset::ReplicaSetController),
         Box::new(serviceaccount::ServiceAccountController),
         Box::new(serviceaccount::RootCaPublisher),

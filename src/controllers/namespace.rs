@@ -99,15 +99,27 @@ async fn empty(client: &kube::Client, namespace: &str) -> Remains {
         }
     };
     let resources: Vec<_> = discovery.groups().flat_map(|it| it.recommended_resources()).filter(|(_, it)| is_emptied(it)).collect();
-    let works = resources.iter().map(|(resource, capabilities)| empty_of(client, namespace, resource, capabilities));
-    for ((resource, _), result) in resources.iter().zip(futures::future::join_all(works).await) {
-        match result {
-            Ok(left) => remains.count(resource, &left),
-            Err(error) if error.is_not_found() => (),
-            Err(error) => remains.failures.push(error.message()),
-        }
+    // Pods go first, while what they use is still there (KEP-5080).
+    let (pods, others): (Vec<_>, Vec<_>) = resources.into_iter().partition(|(it, _)| it.group.is_empty() && it.plural == "pods");
+    remains.add(client, namespace, &pods).await;
+    if remains.is_empty() {
+        remains.add(client, namespace, &others).await;
     }
     remains
+}
+
+impl Remains {
+    /// Empties some resources, and counts what is left of them.
+    async fn add(&mut self, client: &kube::Client, namespace: &str, resources: &[(ApiResource, ApiCapabilities)]) {
+        let works = resources.iter().map(|(resource, capabilities)| empty_of(client, namespace, resource, capabilities));
+        for ((resource, _), result) in resources.iter().zip(futures::future::join_all(works).await) {
+            match result {
+                Ok(left) => self.count(resource, &left),
+                Err(error) if error.is_not_found() => (),
+                Err(error) => self.failures.push(error.message()),
+            }
+        }
+    }
 }
 
 fn is_emptied(capabilities: &ApiCapabilities) -> bool {

@@ -15,6 +15,7 @@ pub mod networking;
 pub mod node;
 pub mod pod;
 pub mod policy;
+pub mod quota;
 pub mod rbac;
 pub mod registry;
 pub mod secret;

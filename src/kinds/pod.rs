@@ -214,8 +214,9 @@ fn validate_update(pod: &Value, old: &Value, errors: &mut FieldErrors) {
         let detail = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
         errors.push(FieldError::forbidden(&Path::new("spec"), detail));
     }
-    let added = pod.items_at(&["spec", "tolerations"]);
-    if old.items_at(&["spec", "tolerations"]).iter().any(|it| !added.contains(it)) {
+    let kept = |it: &Value| ["key", "operator", "value", "effect"].map(|field| it.text(field).to_owned());
+    let now: Vec<_> = pod.items_at(&["spec", "tolerations"]).iter().map(kept).collect();
+    if old.items_at(&["spec", "tolerations"]).iter().any(|it| !now.contains(&kept(it))) {
         errors.push(FieldError::forbidden(
             &Path::new("spec").child("tolerations"),
             "existing toleration can not be modified except its tolerationSeconds",

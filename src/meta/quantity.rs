@@ -30,6 +30,12 @@ pub enum ParseError {
     Suffix,
 }
 
+impl Default for Quantity {
+    fn default() -> Self {
+        Self::ZERO
+    }
+}
+
 impl Quantity {
     pub const ZERO: Self = Self { nanos: 0, format: Format::DecimalSi };
 

@@ -261,7 +261,7 @@ impl Agent {
             again = again.min(match step {
                 plan::Step::Wait(seconds) => Duration::from_secs(u64::try_from(seconds).unwrap_or(1)),
                 plan::Step::Start { name, attempt } => match find(pod, &name) {
-                    Some(container) => self.start_container(pod, spec, container, attempt, &volumes).await,
+                    Some(container) => self.start_container(pod, spec, &container, attempt, &volumes).await,
                     None => RESYNC,
                 },
             });
@@ -370,6 +370,7 @@ impl Agent {
             termination_message: self.termination_message(&uid, &container.name, attempt).map_err(|why| wrong(why.to_string()))?,
             cgroup: format!("{}/{uid}", self.options.cgroup),
             hostname: hostname(pod, spec),
+            target: self.target_of(pod, spec, &container.name),
             memory: self.machine.memory_bytes,
         };
         let made = making.spec().map_err(wrong)?;
@@ -382,6 +383,13 @@ impl Agent {
         self.after_start(pod, container, &started).await;
         self.probe(pod, container, &started);
         Ok(())
+    }
+
+    /// The process whose view of processes an ephemeral container shares.
+    fn target_of(&self, pod: &Pod, spec: &PodSpec, name: &str) -> Option<i32> {
+        let own = spec.ephemeral_containers.iter().flatten().find(|it| it.name == name)?;
+        let target = self.container(pod, own.target_container_name.as_deref().filter(|it| !it.is_empty())?, false)?;
+        target.pid().map(nix::unistd::Pid::as_raw)
     }
 
     fn log(&self, uid: &str, container: &str, attempt: u32) -> io::Result<PathBuf> {
@@ -422,7 +430,7 @@ impl Agent {
     fn resize(self: &Arc<Self>, pod: &Arc<Pod>, containers: &[Container]) {
         for container in containers.iter().filter(|it| it.is_running()) {
             let Some(spec) = find(pod, &container.spec.name) else { continue };
-            let (old, new) = (container.spec.limits, limits(spec, container.spec.is_privileged));
+            let (old, new) = (container.spec.limits, limits(&spec, container.spec.is_privileged));
             let changed = [("cpu", (old.cpu, old.cpu_request) != (new.cpu, new.cpu_request)), ("memory", old.memory != new.memory)];
             if !changed.iter().any(|it| it.1) {
                 continue;
@@ -440,7 +448,7 @@ impl Agent {
     fn follow_probes(self: &Arc<Self>, pod: &Arc<Pod>, containers: &[Container]) {
         for container in containers.iter().filter(|it| it.is_running()) {
             let Some(spec) = find(pod, &container.spec.name) else { continue };
-            self.probe(pod, spec, container);
+            self.probe(pod, &spec, container);
             if let Some(kind) = self.probes.failed(&container.id) {
                 let probe = if kind == probes::Kind::Startup { &spec.startup_probe } else { &spec.liveness_probe };
                 let own = probe.as_ref().and_then(|it| it.termination_grace_period_seconds).and_then(|it| u64::try_from(it).ok());
@@ -530,10 +538,10 @@ impl Agent {
         let mut notes = plan::Notes { waiting, ..plan::Notes::default() };
         for container in containers.iter().filter(|it| it.is_running()) {
             let Some(spec) = find(pod, &container.spec.name) else { continue };
-            if !self.probes.is_started(spec, &container.id) {
+            if !self.probes.is_started(&spec, &container.id) {
                 notes.not_started.push(spec.name.clone());
             }
-            if !self.probes.is_ready(spec, &container.id) {
+            if !self.probes.is_ready(&spec, &container.id) {
                 notes.not_ready.push(spec.name.clone());
             }
         }

@@ -44,6 +44,8 @@ pub struct Making<'a> {
     pub termination_message: PathBuf,
     pub cgroup: String,
     pub hostname: String,
+    /// A process of a container whose processes this one is to see.
+    pub target: Option<i32>,
     /// Of the node, in bytes.
     pub memory: i64,
 }
@@ -86,6 +88,7 @@ impl Making<'_> {
             log: self.log,
             namespaces: names.iter().map(|it| self.folder.join(it)).collect(),
             is_host_pid: spec.host_pid == Some(true),
+            target: self.target,
             cgroup: self.cgroup,
             limits: limits(container, is_privileged),
             stop_signal,

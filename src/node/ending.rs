@@ -78,9 +78,9 @@ impl Agent {
     /// Runs the `preStop` hook, at most until the container is to be gone.
     async fn before_stop(&self, pod: &Arc<Pod>, container: &Container) {
         let spec = find(pod, &container.spec.name);
-        let hook = spec.and_then(|it| it.lifecycle.as_ref()?.pre_stop.as_ref()).and_then(Action::of_hook);
+        let hook = spec.as_ref().and_then(|it| it.lifecycle.as_ref()?.pre_stop.as_ref()).and_then(Action::of_hook);
         let (Some(spec), Some(hook)) = (spec, hook) else { return };
-        let target = self.target(pod, spec, container, Duration::MAX);
+        let target = self.target(pod, &spec, container, Duration::MAX);
         let late = async {
             while !self.is_due(&container.id) && self.is_running(container) {
                 tokio::time::sleep(LOOK_EVERY * 5).await;
@@ -133,7 +133,7 @@ impl Agent {
     /// Begins to end what still runs: sidecars one by one from the last, once nothing else does. `false` when nothing runs.
     pub(super) fn end_containers(self: &Arc<Self>, pod: &Arc<Pod>, containers: &[Container], within: Duration) -> bool {
         let running: Vec<&Container> = containers.iter().filter(|it| it.is_running()).collect();
-        let is_sidecar = |it: &Container| find(pod, &it.spec.name).is_some_and(plan::is_sidecar);
+        let is_sidecar = |it: &Container| find(pod, &it.spec.name).is_some_and(|it| plan::is_sidecar(&it));
         let (sidecars, main): (Vec<&Container>, Vec<&Container>) = running.iter().partition(|it| is_sidecar(it));
         let place = |it: &&Container| pod.spec.as_ref().and_then(|spec| spec.init_containers.as_ref()?.iter().position(|own| own.name == it.spec.name));
         let last = sidecars.iter().copied().max_by_key(place);
@@ -170,7 +170,8 @@ impl Agent {
 }
 
 /// A container of a pod by its name.
-pub fn find<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerSpec> {
+pub fn find(pod: &Pod, name: &str) -> Option<ContainerSpec> {
     let spec = pod.spec.as_ref()?;
-    spec.init_containers.iter().flatten().chain(&spec.containers).find(|it| it.name == name)
+    let own = spec.init_containers.iter().flatten().chain(&spec.containers).find(|it| it.name == name).cloned();
+    own.or_else(|| spec.ephemeral_containers.iter().flatten().find(|it| it.name == name).map(plan::as_container))
 }

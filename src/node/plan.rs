@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container as ContainerSpec, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container as ContainerSpec, EphemeralContainer, Pod, PodSpec};
 use serde_json::{Value, json};
 
 use super::runtime::{Container, Ended};
@@ -51,6 +51,12 @@ fn ended(container: &Container) -> Option<Ended> {
     }
 }
 
+/// An ephemeral container in the shape of the others.
+pub fn as_container(container: &EphemeralContainer) -> ContainerSpec {
+    let value = serde_json::to_value(container).unwrap_or_default();
+    ContainerSpec { restart_policy: None, ..serde_json::from_value(value).unwrap_or_default() }
+}
+
 pub fn is_sidecar(container: &ContainerSpec) -> bool {
     container.restart_policy.as_deref() == Some("Always")
 }
@@ -95,6 +101,9 @@ pub fn steps(pod: &Pod, containers: &[Container], notes: &Notes, now: Timestamp)
         }
     }
     steps.extend(spec.containers.iter().filter_map(|it| step(spec, it, false, newest(containers, &it.name), now)));
+    // Ephemeral containers start once, and never again.
+    let ephemeral = spec.ephemeral_containers.iter().flatten().filter(|it| newest(containers, &it.name).is_none());
+    steps.extend(ephemeral.map(|it| Step::Start { name: it.name.clone(), attempt: 0 }));
     steps
 }
 
@@ -124,11 +133,17 @@ pub fn status(pod: &Pod, containers: &[Container], notes: &Notes, addresses: (Op
     };
     let init = report(spec.init_containers.as_deref().unwrap_or_default(), true);
     let main = report(&spec.containers, false);
+    let ephemeral: Vec<ContainerSpec> = spec.ephemeral_containers.iter().flatten().map(as_container).collect();
+    let once = PodSpec { restart_policy: Some("Never".to_owned()), ..spec.clone() };
+    let ephemeral: Vec<Value> = ephemeral.iter().map(|it| container_status(&once, it, false, containers, notes, now)).collect();
     let phase = if notes.failed.is_some() { "Failed" } else { phase(spec, containers) };
     let conditions = conditions(pod, spec, (phase, &main, &init), addresses.0.is_some(), now);
     let started = pod.status.as_ref().and_then(|it| it.start_time.as_ref()).map_or_else(|| clock::rfc3339(now), |it| clock::rfc3339(it.0));
     let mut status = json!({"phase": phase, "reason": notes.failed.as_ref().map(|it| it.0.as_str()), "message": notes.failed.as_ref().map(|it| it.1.as_str()), "conditions": conditions, "containerStatuses": main, "hostIP": addresses.1, "hostIPs": [{"ip": addresses.1}], "startTime": started,
         "observedGeneration": pod.metadata.generation});
+    if !ephemeral.is_empty() {
+        status["ephemeralContainerStatuses"] = ephemeral.into();
+    }
     if !init.is_empty() {
         status["initContainerStatuses"] = init.into();
     }

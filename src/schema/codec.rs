@@ -38,10 +38,28 @@ pub fn parse_json(bytes: &[u8]) -> Result<(Value, Vec<String>)> {
     Ok((value, duplicates))
 }
 
-/// Parses one YAML document without a schema. 400 where it is no YAML, or has a key twice.
-pub fn parse_yaml(bytes: &[u8]) -> Result<Value> {
+/// Parses one YAML document without a schema, and notes the first key that stands twice in its map. 400 where it is no YAML.
+pub fn parse_yaml(bytes: &[u8]) -> Result<(Value, Vec<String>)> {
     let text = std::str::from_utf8(bytes).map_err(|_| Status::bad_request("error converting YAML to JSON: yaml: invalid leading UTF-8 octet"))?;
-    serde_saphyr::from_str(text).map_err(|error| Status::bad_request(format!("error converting YAML to JSON: yaml: {error}")))
+    let bad = |error: serde_saphyr::Error| Status::bad_request(format!("error converting YAML to JSON: yaml: {error}"));
+    match serde_saphyr::from_str(text) {
+        Ok(value) => Ok((value, Vec::new())),
+        Err(error) => {
+            let note = duplicate_key(&error).ok_or_else(|| bad(error))?;
+            let options = serde_saphyr::options! { duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins };
+            Ok((serde_saphyr::from_str_with_options(text, options).map_err(bad)?, vec![note]))
+        }
+    }
+}
+
+/// What sigs.k8s.io/yaml says of a key that stands twice.
+fn duplicate_key(error: &serde_saphyr::Error) -> Option<String> {
+    match error.without_snippet() {
+        serde_saphyr::Error::DuplicateMappingKey { key, location } => {
+            Some(format!("yaml: unmarshal errors:\n  line {}: key {:?} already set in map", location.line(), key.clone().unwrap_or_default()))
+        }
+        _ => None,
+    }
 }
 
 /// Decodes JSON as a value of `schema`. Unknown fields are noted and dropped (kept where the schema preserves them).
@@ -53,7 +71,9 @@ pub fn decode_json(bytes: &[u8], schema: &Schema) -> Result<(Value, Notes)> {
 
 /// Decodes YAML as a value of `schema`.
 pub fn decode_yaml(bytes: &[u8], schema: &Schema) -> Result<(Value, Notes)> {
-    decode_value(parse_yaml(bytes)?, schema)
+    let (value, duplicate) = parse_yaml(bytes)?;
+    let (value, notes) = decode_value(value, schema)?;
+    Ok((value, Notes { duplicate, ..notes }))
 }
 
 /// Checks and normalises a tree: 400 with Go's sentence where a value has the wrong type.
@@ -466,11 +486,18 @@ mod tests {
     }
 
     #[test]
+    fn keys_that_stand_twice_are_noted() {
+        let (value, notes) = parse_yaml(b"a: 1\nb:\n  c: 2\n  c: 3\n").expect("YAML");
+        assert_eq!(value, serde_json::json!({"a": 1, "b": {"c": 3}}));
+        assert_eq!(notes, ["yaml: unmarshal errors:\n  line 4: key \"c\" already set in map"]);
+    }
+
+    #[test]
     fn what_is_no_json_or_yaml_is_refused() {
         for text in ["", "{", "{\"a\":}", "[1,]", "{} {}", &"[".repeat(100_000)] {
             assert_eq!(parse_json(text.as_bytes()).map_err(|it| it.code), Err(400), "{}", &text[..text.len().min(20)]);
         }
-        for text in ["a: b: c", "{", "a: 1\na: 2", "&a [*a", "\u{0}"] {
+        for text in ["a: b: c", "{", "&a [*a", "\u{0}"] {
             assert_eq!(parse_yaml(text.as_bytes()).map_err(|it| it.code), Err(400), "{text}");
         }
     }

@@ -56,6 +56,9 @@ pub struct Spec {
     /// Namespaces of the pod to join: files of `net`, `ipc`, `uts`.
     pub namespaces: Vec<PathBuf>,
     pub is_host_pid: bool,
+    /// A process whose PID namespace is joined instead of a new one.
+    #[serde(default)]
+    pub target: Option<i32>,
     pub cgroup: String,
     pub limits: cgroup::Limits,
     /// A number; SIGTERM without.

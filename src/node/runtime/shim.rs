@@ -60,8 +60,13 @@ fn launch(folder: &Path) -> Result<Ended, String> {
     let listener = UnixListener::bind(SOCKET).map_err(text)?;
     let (own, ends) = if spec.has_terminal { terminal()? } else { pipes(spec.has_stdin)? };
     let (mut problem, mut problem_end) = io::pipe().map_err(text)?;
-    if !spec.is_host_pid {
-        unshare(CloneFlags::CLONE_NEWPID).map_err(text)?;
+    match spec.target {
+        Some(pid) => {
+            let namespace = File::open(format!("/proc/{pid}/ns/pid")).map_err(|_| "the target container is not running")?;
+            setns(namespace.as_fd(), CloneFlags::CLONE_NEWPID).map_err(text)?;
+        }
+        None if spec.is_host_pid => (),
+        None => unshare(CloneFlags::CLONE_NEWPID).map_err(text)?,
     }
     // SAFETY: this process has one thread, so that the child may do anything.
     let child = match unsafe { fork() }.map_err(text)? {
