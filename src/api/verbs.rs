@@ -12,7 +12,7 @@ use super::{
     Request, Response, Server, body, connect,
     delete::{self, Deleted},
     forms, identity::User,
-    list, negotiation::{self, Encoding, Form},
+    list, negotiation::{self, Encoding, Form, Shape},
     patch, request::RequestInfo, reviews, subresources, target::Target, watch,
     write::{Writer, Written},
 };
@@ -128,6 +128,10 @@ impl Call {
         let (object, notes) = self.read(request).await?;
         let warnings = strict(&options, notes)?;
         if self.target.kind.verbs == crate::kinds::CREATE_ONLY {
+            // What is not stored has neither metadata nor rows.
+            if self.form.shape != Shape::Object {
+                return Err(Status::not_acceptable(&["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"]));
+            }
             return self.review(object).await;
         }
         let written = self.writer(&options).create(object).await?;

@@ -6,6 +6,7 @@ pub mod deployment;
 pub mod endpoints;
 pub mod endpointslice;
 pub mod garbagecollector;
+pub mod job;
 pub mod namespace;
 pub mod nodelifecycle;
 pub mod pods;
@@ -121,6 +122,7 @@ fn all() -> Vec<Box<dyn Controller>> {
         Box::new(endpoints::EndpointsController),
         Box::new(endpointslice::EndpointSliceController),
         Box::new(garbagecollector::GarbageCollector),
+        Box::new(job::JobController),
         Box::new(namespace::NamespaceController),
         Box::new(nodelifecycle::NodeLifecycleController),
         Box::new(resourcequota::ResourceQuotaController),

@@ -16,9 +16,14 @@ pub const FIELDS: &[(&str, &[&str])] = &[
     ("involvedObject.fieldPath", &["involvedObject", "fieldPath"]),
     ("reason", &["reason"]),
     ("reportingComponent", &["reportingComponent"]),
-    ("source", &["source", "component"]),
     ("type", &["type"]),
 ];
+
+/// Who reported it, by the older field or the newer (`ToSelectableFields`).
+pub fn source(event: &Value) -> String {
+    let component = event.text_at(&["source", "component"]);
+    if component.is_empty() { event.text("reportingComponent").to_owned() } else { component.to_owned() }
+}
 
 /// The same fields by the names of the new group, read from the stored shape.
 pub const NEW_FIELDS: &[(&str, &[&str])] = &[

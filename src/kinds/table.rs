@@ -34,7 +34,7 @@ fn rows() -> Vec<Row> { vec![
         .cols(&[path("Type", &["spec", "type"]), fun("Cluster-IP", "string", service_ip), fun("External-IP", "string", service_external), fun("Port(s)", "string", service_ports), AGE, wide("Selector", service_selector)])
         .field("spec.clusterIP", &["spec", "clusterIP"]).field("spec.type", &["spec", "type"]).sub("proxy", Action::Proxy, "ServiceProxyOptions", PROXY),
     ns("", "v1", "endpoints", "Endpoints").short("ep").does(&ANY_UPDATE).cols(&[fun("Endpoints", "string", endpoints)]).age().deprecated("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
-    ns("", "v1", "events", "Event").short("ev").does(&event::EVENT).unnamed().cols(EVENT).fields(event::FIELDS),
+    ns("", "v1", "events", "Event").short("ev").does(&event::EVENT).unnamed().cols(EVENT).fields(event::FIELDS).field_fn("source", event::source),
     ns("events.k8s.io", "v1", "events", "Event").short("ev").stored_as("events").does(&event::EVENT).converted(event::FROM_CORE, event::TO_CORE).unnamed().cols(EVENT).fields(event::NEW_FIELDS),
     ns("", "v1", "serviceaccounts", "ServiceAccount").short("sa").age().sub_of("token", Action::Token, ("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
     ns("", "v1", "replicationcontrollers", "ReplicationController").short("rc").all().does(&workloads::REPLICATION_CONTROLLER).status().scale(None)

@@ -246,7 +246,7 @@ fn container_status(spec: &PodSpec, container: &ContainerSpec, is_init: bool, al
     let resources = container.resources.clone().unwrap_or_default();
     json!({"name": container.name, "image": container.image, "allocatedResources": resources.requests, "resources": if is_running { json!({"limits": resources.limits, "requests": resources.requests}) } else { Value::Null }, "imageID": current.map_or("", |it| it.spec.image.as_str()),
         "containerID": current.map_or_else(String::new, |it| format!("howdah://{}", it.id)), "restartCount": attempt,
-        "ready": (is_started && !notes.not_ready.contains(&container.name)) || is_done, "started": is_started, "state": state, "lastState": last})
+        "ready": if is_init && !is_sidecar(container) { is_done } else { is_started && !notes.not_ready.contains(&container.name) }, "started": is_started, "state": state, "lastState": last})
 }
 
 fn state(spec: &PodSpec, container: &ContainerSpec, is_init: bool, current: Option<&Container>, notes: &Notes, now: Timestamp) -> Value {

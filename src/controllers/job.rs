@@ -1,0 +1,264 @@
+//! Jobs: pods that run to their end, as many as asked for. Follows pkg/controller/job.
+
+pub mod indexes;
+pub mod plan;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use k8s_openapi::api::{
+    batch::v1::{Job, JobStatus},
+    core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, Pod},
+};
+use kube::{Api, ResourceExt, api::Patch};
+use serde_json::json;
+
+use self::plan::{FINALIZER, Failures, INDEX, INDEX_FAILURES, Plan, Wanted, plan};
+use super::{
+    Context, Controller, Informers,
+    claims::{self, controller_of},
+    pods::{self, PodControl},
+};
+use crate::{
+    base::{Tasks, clock},
+    client::{
+        Change, Error, EventType, Expectations, ObjectKey, Result, WorkQueue,
+        informer::{BY_NAMESPACE, BY_OWNER, orphan_of},
+        writes::{self, CONTROLLER_MANAGER},
+    },
+};
+
+/// `ConcurrentJobSyncs`.
+const WORKERS: usize = 5;
+/// Changes of pods within so short a time become one update of the status.
+const COALESCE: Duration = Duration::from_millis(50);
+/// The controller of Jobs whose `managedBy` says nothing else.
+const CONTROLLER: &str = "kubernetes.io/job-controller";
+
+pub struct JobController;
+
+impl Controller for JobController {
+    fn name(&self) -> &'static str {
+        "job-controller"
+    }
+
+    fn start(&self, context: &Context) {
+        let shell = Arc::new(Shell {
+            client: context.client(self.name()),
+            control: PodControl { client: context.client(self.name()), events: context.recorder(self.name()) },
+            informers: context.informers.clone(),
+            tasks: context.tasks.clone(),
+            expectations: Expectations::default(),
+            queue: WorkQueue::new(),
+            failures: Mutex::default(),
+        });
+        context.spawn_synced(self.name(), move || shell.run());
+    }
+}
+
+struct Shell {
+    client: kube::Client,
+    control: PodControl,
+    informers: Informers,
+    tasks: Tasks,
+    expectations: Expectations,
+    queue: WorkQueue<ObjectKey>,
+    failures: Mutex<HashMap<ObjectKey, Failures>>,
+}
+
+impl Shell {
+    fn run(self: Arc<Self>) {
+        let shell = self.clone();
+        self.informers.jobs.subscribe(move |change| shell.job_changed(change));
+        let shell = self.clone();
+        self.informers.pods.subscribe(move |change| shell.pod_changed(change));
+        let (queue, tasks) = (self.queue.clone(), self.tasks.clone());
+        queue.run(&tasks, "job-controller", WORKERS, move |key| {
+            let shell = self.clone();
+            async move { shell.reconcile(&key).await }
+        });
+    }
+
+    fn job_changed(&self, change: &Change<Job>) {
+        let key = ObjectKey::of(change.object().as_ref());
+        if change.is_deleted() || change.old().is_some_and(|old| old.metadata.uid != change.object().metadata.uid) {
+            self.forget(&key);
+        }
+        self.queue.add(key);
+    }
+
+    fn forget(&self, key: &ObjectKey) {
+        self.expectations.forget(key);
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+
+    fn pod_changed(&self, change: &Change<Pod>) {
+        let pod = change.object();
+        let Some(key) = owner_of(pod) else {
+            return self.orphan_changed(change);
+        };
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        if change.is_deleted() || pod.metadata.deletion_timestamp.is_some() {
+            self.expectations.deletion_observed(&key, uid);
+        } else if matches!(change, Change::Added(_)) {
+            self.expectations.creation_observed(&key);
+        }
+        self.queue.add_after(key, COALESCE);
+    }
+
+    /// Wakes the Jobs that may adopt a pod without a controller.
+    fn orphan_changed(&self, change: &Change<Pod>) {
+        let pod = change.object();
+        if change.is_deleted() || controller_of(&pod.metadata).is_some() || pod.labels().is_empty() {
+            return;
+        }
+        for job in self.informers.jobs.by(BY_NAMESPACE, pod.metadata.namespace.as_deref().unwrap_or_default()) {
+            let selector = job.spec.as_ref().and_then(|it| it.selector.as_ref()).map(claims::selector_of);
+            if selector.is_some_and(|it| it.is_ok_and(|it| it.matches(pod.labels()))) {
+                self.queue.add(ObjectKey::of(job.as_ref()));
+            }
+        }
+    }
+
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>> {
+        let job = self.informers.jobs.get(key);
+        let Some(job) = job.filter(|it| it.metadata.deletion_timestamp.is_none()) else {
+            self.forget(key);
+            return self.let_go(key).await;
+        };
+        let is_ours = job.spec.as_ref().and_then(|it| it.managed_by.as_deref()).is_none_or(|it| it == CONTROLLER);
+        if !is_ours || plan::is_finished(&job) && self.held(&job).is_empty() {
+            return Ok(None);
+        }
+        let is_current = self.expectations.are_satisfied(key);
+        let pods = self.claim(&job).await?;
+        let known = self.failures.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned().unwrap_or_default();
+        let plan = plan(&job, &pods, known, clock::now());
+        self.write_status(&job, &plan.status).await?;
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), plan.failures.clone());
+        for (is_warning, reason, message) in &plan.events {
+            let kind = if *is_warning { EventType::Warning } else { EventType::Normal };
+            self.control.events.event(job.as_ref(), kind, reason, message);
+        }
+        for pod in &plan.release {
+            self.release(pod).await?;
+        }
+        match is_current.then_some(self.act(key, &job, &plan)) {
+            Some(work) => work.await?,
+            None => return Ok(None),
+        }
+        Ok(plan.again)
+    }
+
+    fn held(&self, job: &Job) -> Vec<Arc<Pod>> {
+        let pods = self.informers.pods.by(BY_OWNER, &job.uid().unwrap_or_default());
+        pods.into_iter().filter(|it| it.finalizers().iter().any(|it| it == FINALIZER)).collect()
+    }
+
+    async fn claim(&self, job: &Job) -> Result<Vec<Arc<Pod>>> {
+        let selector = claims::selector_of(&job.spec.as_ref().and_then(|it| it.selector.clone()).unwrap_or_default())?;
+        let mut candidates = self.informers.pods.by(BY_OWNER, &job.uid().unwrap_or_default());
+        candidates.extend(self.informers.pods.by(BY_OWNER, &orphan_of(&job.namespace().unwrap_or_default())));
+        claims::settle(&self.client, job, claims::claims(&job.metadata, &selector, candidates), &[FINALIZER]).await
+    }
+
+    /// A Job that is gone, or goes, no longer holds its pods.
+    async fn let_go(&self, key: &ObjectKey) -> Result<Option<Duration>> {
+        let pods = self.informers.pods.by(BY_NAMESPACE, &key.namespace);
+        for pod in pods.iter().filter(|it| owner_of(it).as_ref() == Some(key)) {
+            self.release(pod).await?;
+        }
+        Ok(None)
+    }
+
+    /// Takes the finalizer from a pod.
+    async fn release(&self, pod: &Pod) -> Result<()> {
+        if pod.finalizers().iter().all(|it| it != FINALIZER) {
+            return Ok(());
+        }
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
+        let patch = Patch::Strategic(json!({"metadata": {"uid": pod.uid(), "$deleteFromPrimitiveList/finalizers": [FINALIZER]}}));
+        writes::unless_not_found(pods.patch(&pod.name_any(), &writes::patching(CONTROLLER_MANAGER), &patch).await)?;
+        Ok(())
+    }
+
+    async fn act(&self, key: &ObjectKey, job: &Arc<Job>, plan: &Plan) -> Result<()> {
+        let failure = match plan.delete.is_empty() {
+            true => self.create(key, job, &plan.create).await,
+            false => self.delete(key, job, plan.delete.clone()).await,
+        };
+        failure.map_or(Ok(()), Err)
+    }
+
+    async fn create(&self, key: &ObjectKey, job: &Arc<Job>, wanted: &[Wanted]) -> Option<Error> {
+        self.expectations.expect_creations(key, wanted.len());
+        let made: Vec<Arc<Pod>> = wanted.iter().map(|it| Arc::new(pod_of(job, it))).collect();
+        let work = |at: usize| {
+            let (control, pod, job) = (self.control.clone(), made[at].clone(), job.clone());
+            async move { control.create(&pod, job.as_ref()).await.map(drop) }
+        };
+        let (done, error) = pods::in_slow_start_batches(&self.tasks, "job-create", wanted.len(), work).await;
+        (done..wanted.len()).for_each(|_| self.expectations.creation_observed(key));
+        error.filter(|it| !it.is_namespace_terminating())
+    }
+
+    async fn delete(&self, key: &ObjectKey, job: &Arc<Job>, pods: Vec<Arc<Pod>>) -> Option<Error> {
+        self.expectations.expect_deletions(key, pods.iter().filter_map(|it| it.uid()));
+        let works = pods.into_iter().map(|pod| {
+            let (control, job) = (self.control.clone(), job.clone());
+            async move { (control.delete(&pod, job.as_ref()).await, pod.uid().unwrap_or_default()) }
+        });
+        let mut first = None;
+        for (result, uid) in pods::concurrently(&self.tasks, "job-delete", works).await {
+            if let Err(error) = result {
+                self.expectations.deletion_observed(key, &uid);
+                first = first.or(Some(error).filter(|it| !it.is_not_found()));
+            }
+        }
+        first
+    }
+
+    async fn write_status(&self, job: &Job, status: &JobStatus) -> Result<()> {
+        if job.status.as_ref() == Some(status) {
+            return Ok(());
+        }
+        let jobs: Api<Job> = Api::namespaced(self.client.clone(), &job.namespace().unwrap_or_default());
+        let next = Job { status: Some(status.clone()), ..job.clone() };
+        jobs.replace_status(&job.name_any(), &writes::posting(CONTROLLER_MANAGER), &next).await?;
+        Ok(())
+    }
+}
+
+fn owner_of(pod: &Pod) -> Option<ObjectKey> {
+    let owner = controller_of(&pod.metadata).filter(|it| it.kind == "Job" && it.api_version == "batch/v1")?;
+    Some(ObjectKey::new(pod.namespace().unwrap_or_default(), owner.name.clone()))
+}
+
+/// A pod of the Job; with an index it has a name, a label and a variable for it.
+fn pod_of(job: &Job, wanted: &Wanted) -> Pod {
+    let template = job.spec.as_ref().map(|it| it.template.clone()).unwrap_or_default();
+    let mut pod = pods::pod_of(&template, job);
+    pod.metadata.finalizers.get_or_insert_default().push(FINALIZER.to_owned());
+    let Some(index) = wanted.index else { return pod };
+    pod.metadata.generate_name = Some(format!("{}-{index}-", job.name_any()));
+    pod.metadata.annotations.get_or_insert_default().insert(INDEX.to_owned(), index.to_string());
+    pod.metadata.labels.get_or_insert_default().insert(INDEX.to_owned(), index.to_string());
+    if job.spec.as_ref().is_some_and(|it| it.backoff_limit_per_index.is_some()) {
+        pod.metadata.annotations.get_or_insert_default().insert(INDEX_FAILURES.to_owned(), wanted.failures.to_string());
+    }
+    let spec = pod.spec.get_or_insert_default();
+    spec.hostname = Some(format!("{}-{index}", job.name_any()));
+    let field = ObjectFieldSelector { field_path: format!("metadata.labels['{INDEX}']"), ..ObjectFieldSelector::default() };
+    let source = EnvVarSource { field_ref: Some(field), ..EnvVarSource::default() };
+    let variable = EnvVar { name: "JOB_COMPLETION_INDEX".to_owned(), value_from: Some(source), value: None };
+    for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+        let variables = container.env.get_or_insert_default();
+        if variables.iter().all(|it| it.name != variable.name) {
+            variables.push(variable.clone());
+        }
+    }
+    pod
+}
