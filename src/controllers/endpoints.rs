@@ -54,15 +54,21 @@ impl Controller for EndpointsController {
 }
 
 async fn reconcile(client: &kube::Client, informers: &Informers, key: &ObjectKey) -> Result<()> {
-    let Some(service) = informers.services.get(key).filter(|it| endpoint::has_selector(it)) else {
+    let api: Api<Endpoints> = Api::namespaced(client.clone(), &key.namespace);
+    let Some(service) = informers.services.get(key) else {
+        if informers.endpoints.get(key).is_some() {
+            writes::unless_not_found(api.delete(&key.name, &writes::deleting(None)).await)?;
+        }
         return Ok(());
     };
+    if !endpoint::has_selector(&service) {
+        return Ok(());
+    }
     let pods = selected(&service, informers);
     let present = informers.endpoints.get(key);
     let Some(next) = plan(&service, &pods, present.as_deref()) else {
         return Ok(());
     };
-    let api: Api<Endpoints> = Api::namespaced(client.clone(), &key.namespace);
     let posting = writes::posting(CONTROLLER_MANAGER);
     let written = match present {
         Some(_) => api.replace(&key.name, &posting, &next).await,

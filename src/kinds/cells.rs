@@ -242,6 +242,22 @@ pub fn missing_level(object: &Value, _: Timestamp) -> Value {
     dangling.map_or("?", |it| it.text("status")).into()
 }
 
+pub fn api_service(object: &Value, _: Timestamp) -> Value {
+    match object.at(&["spec", "service"]) {
+        Some(service) => format!("{}/{}", service.text("namespace"), service.text("name")).into(),
+        None => "Local".into(),
+    }
+}
+
+pub fn api_available(object: &Value, _: Timestamp) -> Value {
+    let available = object.items_at(&["status", "conditions"]).iter().find(|it| it.text("type") == "Available");
+    match available {
+        Some(it) if it.text("status") == "True" => "True".into(),
+        Some(it) => format!("{} ({})", it.text("status"), it.text("reason")).into(),
+        None => "Unknown".into(),
+    }
+}
+
 pub fn claim_state(object: &Value, _: Timestamp) -> Value {
     let status = object.get("status");
     let mut states = Vec::new();

@@ -19,6 +19,7 @@ pub const FLOW_SCHEMA: Strategy = Strategy { default: |object| fill_at(object, &
 pub const PRIORITY_LEVEL: Strategy = Strategy { default: default_priority_level, has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const SIGNING_REQUEST: Strategy =
     Strategy { prepare: prepare_signing_request, validate: validate_signing_request, resets_status: true, ..Strategy::PLAIN };
+pub const API_SERVICE: Strategy = Strategy { default: default_api_service, validate: validate_api_service, resets_status: true, ..Strategy::PLAIN };
 pub const RESOURCE_CLAIM: Strategy = Strategy { default: |object| default_claim(&mut object["spec"]), resets_status: true, ..Strategy::PLAIN };
 pub const RESOURCE_CLAIM_TEMPLATE: Strategy = Strategy { default: |object| default_claim(&mut object["spec"]["spec"]), ..Strategy::PLAIN };
 
@@ -286,6 +287,32 @@ fn validate_signing_request(object: &Value, change: Change<'_>) -> FieldErrors {
     }
     if let Some(seconds) = spec.int_at(&["expirationSeconds"]).filter(|it| *it < 600) {
         errors.push(FieldError::invalid(&path.child("expirationSeconds"), seconds, "may not specify a duration less than 600 seconds (10 minutes)"));
+    }
+    errors
+}
+
+fn default_api_service(object: &mut Value) {
+    if object.at(&["spec", "service"]).is_some() {
+        fill_at(object, &["spec", "service", "port"], 443);
+    }
+}
+
+fn validate_api_service(object: &Value, change: Change<'_>) -> FieldErrors {
+    let (mut errors, path) = (FieldErrors::new(), Path::new("spec"));
+    if let Change::Part(..) = change {
+        return errors;
+    }
+    let spec = &object["spec"];
+    let expected = format!("{}.{}", spec.text("version"), spec.text("group"));
+    if object.name() != expected {
+        let detail = "must be `spec.version+\".\"+spec.group`: ".to_owned() + &format!("{expected:?}");
+        errors.push(FieldError::invalid(&Path::new("metadata").child("name"), object.name(), detail));
+    }
+    for (field, most) in [("groupPriorityMinimum", 20_000), ("versionPriority", 1000)] {
+        let value = spec.int_at(&[field]).unwrap_or(0);
+        if !(1..=most).contains(&value) {
+            errors.push(FieldError::invalid(&path.child(field), value, format!("must be positive and less than {most}")));
+        }
     }
     errors
 }

@@ -131,6 +131,8 @@ fn rows() -> Vec<Row> { vec![
     ns("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding").does(&rbac::BINDING).cols(BINDING),
     cl("rbac.authorization.k8s.io", "v1", "clusterrolebindings", "ClusterRoleBinding").does(&rbac::BINDING).cols(BINDING),
     cl("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition").short("crd").short("crds").category("api-extensions").does(&crd::CRD).status().cols(&[CREATED]),
+    cl("apiregistration.k8s.io", "v1", "apiservices", "APIService").category("api-extensions").does(&policy::API_SERVICE).status().cols(&[
+            fun("Service", "string", api_service), fun("Available", "string", api_available), AGE]),
     cl("authentication.k8s.io", "v1", "tokenreviews", "TokenReview").verbs(CREATE_ONLY),
     cl("authentication.k8s.io", "v1", "selfsubjectreviews", "SelfSubjectReview").verbs(CREATE_ONLY),
     cl("authorization.k8s.io", "v1", "subjectaccessreviews", "SubjectAccessReview").verbs(CREATE_ONLY),
@@ -226,6 +228,7 @@ fn type_name(group: &str, version: &str, kind: &str) -> String {
     match group.split('.').next().unwrap_or_default() {
         "" => format!("io.k8s.api.core.{version}.{kind}"),
         "apiextensions" => format!("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.{version}.{kind}"),
+        "apiregistration" => format!("io.k8s.kube-aggregator.pkg.apis.apiregistration.{version}.{kind}"),
         package => format!("io.k8s.api.{package}.{version}.{kind}"),
     }
 }

@@ -43,12 +43,7 @@ fn newest<'a>(all: &'a [Container], name: &str) -> Option<&'a Container> {
 }
 
 fn ended(container: &Container) -> Option<Ended> {
-    match (&container.ended, container.is_running(), &container.started) {
-        (Some(ended), ..) => Some(ended.clone()),
-        // The shim is gone without a word: how the container ended is not known.
-        (None, false, Some(started)) => Some(Ended { code: 137, is_oom_killed: false, error: String::new(), message: String::new(), at: started.at.clone() }),
-        _ => None,
-    }
+    container.ended.clone()
 }
 
 /// An ephemeral container in the shape of the others.

@@ -3,4 +3,5 @@
 mod cluster;
 mod kubectl;
 mod pods;
+mod requests;
 mod tidy;

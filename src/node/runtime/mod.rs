@@ -94,10 +94,28 @@ pub struct Mount {
 /// What the shim writes when the container runs: `state.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Started {
-    pub pid: i32,
-    /// Of the process, in clock ticks since boot: tells it from another of the same number.
-    pub ticks: u64,
+    pub process: Process,
+    /// Beside it, the one that will write down its end.
+    pub shim: Process,
     pub at: String,
+}
+
+/// A process, told from later ones of the same number by the time of its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    pub pid: i32,
+    /// In clock ticks since boot.
+    pub ticks: u64,
+}
+
+impl Process {
+    pub fn of(pid: i32) -> Self {
+        Self { pid, ticks: ticks(pid).unwrap_or(0) }
+    }
+
+    fn is_alive(self) -> bool {
+        ticks(self.pid) == Some(self.ticks)
+    }
 }
 
 /// What it writes at the end: `exit.json`.
@@ -112,6 +130,15 @@ pub struct Ended {
     pub message: String,
     pub at: String,
 }
+
+impl Ended {
+    fn unknown(at: &str) -> Self {
+        Self { code: KILLED, is_oom_killed: false, error: String::new(), message: String::new(), at: at.to_owned() }
+    }
+}
+
+/// What a process ends with that was killed.
+const KILLED: i32 = 137;
 
 /// A container as its files tell.
 #[derive(Clone, Debug)]
@@ -163,7 +190,14 @@ impl Runtime {
         let folder = self.folder(id);
         let spec: Spec = read(&folder.join("spec.json"))?;
         let started: Option<Started> = read(&folder.join("state.json"));
-        let ended: Option<Ended> = read(&folder.join("exit.json"));
+        let mut ended: Option<Ended> = read(&folder.join("exit.json"));
+        if let (None, Some(started)) = (&ended, &started)
+            && !started.process.is_alive()
+            && !started.shim.is_alive()
+        {
+            // The shim may have spoken just before it went; otherwise nobody knows how the container ended.
+            ended = read(&folder.join("exit.json")).or_else(|| Some(Ended::unknown(&started.at)));
+        }
         Some(Container { id: id.to_owned(), spec, started, ended })
     }
 
@@ -234,12 +268,14 @@ fn wait_while(within: Duration, is_so: impl Fn() -> bool) {
 impl Container {
     /// The process, if it is still the same one.
     pub fn pid(&self) -> Option<Pid> {
-        let started = self.started.as_ref().filter(|_| self.ended.is_none())?;
-        (ticks(started.pid) == Some(started.ticks)).then(|| Pid::from_raw(started.pid))
+        let started = self.started.as_ref().filter(|it| self.ended.is_none() && it.process.is_alive())?;
+        Some(Pid::from_raw(started.process.pid))
     }
 
+    /// Whether it runs, or its end is just being written down.
     pub fn is_running(&self) -> bool {
-        self.pid().is_some()
+        let is_alive = |it: &Started| it.process.is_alive() || it.shim.is_alive();
+        self.ended.is_none() && self.started.as_ref().is_some_and(is_alive)
     }
 }
 
@@ -257,7 +293,7 @@ pub fn remove_namespaces(pod: &Path) {
 }
 
 /// When a process was started, in ticks since boot.
-pub fn ticks(pid: i32) -> Option<u64> {
+fn ticks(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name may hold anything, so that fields are counted from its closing bracket; a zombie is gone.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();

@@ -20,11 +20,11 @@ use nix::{
 };
 
 use super::{
-    Ended, Spec, Started, cgroup, launcher,
+    Ended, Process, Spec, Started, cgroup, launcher,
     log::{Lines, Log},
     read,
     streams::{SOCKET, Streams},
-    ticks, write,
+    write,
 };
 use crate::base::clock;
 
@@ -86,7 +86,7 @@ fn launch(folder: &Path) -> Result<Ended, String> {
         let _ = waitpid(child, None);
         return Err(why);
     }
-    let started = Started { pid: child.as_raw(), ticks: ticks(child.as_raw()).unwrap_or(0), at: clock::now_rfc3339() };
+    let started = Started { process: Process::of(child.as_raw()), shim: Process::of(std::process::id() as i32), at: clock::now_rfc3339() };
     write(&folder.join("state.json"), &started).map_err(text)?;
     let is_stdin_once = spec.is_stdin_once;
     let streams = Streams { stdout: own.stdout, stderr: own.stderr, stdin: own.stdin, terminal: own.terminal, is_stdin_once, listener };
@@ -187,7 +187,7 @@ pub fn exec(folder: &Path, has_terminal: bool, arguments: &[String]) -> ExitCode
 fn run_in(folder: &Path, has_terminal: bool, arguments: &[String]) -> Result<i32, String> {
     let spec: Spec = read(&folder.join("spec.json")).ok_or("the container is gone")?;
     let started: Started = read(&folder.join("state.json")).ok_or("the container is not running")?;
-    let joined = |kind: &str| File::open(format!("/proc/{}/ns/{kind}", started.pid)).map_err(|_| "the container is not running".to_owned());
+    let joined = |kind: &str| File::open(format!("/proc/{}/ns/{kind}", started.process.pid)).map_err(|_| "the container is not running".to_owned());
     let namespaces = ["ipc", "uts", "net", "pid", "mnt"].map(joined);
     cgroup::join(&spec.cgroup).map_err(|why| format!("cgroup: {why}"))?;
     for namespace in namespaces {

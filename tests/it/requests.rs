@@ -1,0 +1,82 @@
+//! A hundred requests that are wrong, each with the answer that upstream gives. None may leave anything behind.
+
+use http::{Request, header};
+use http_body_util::BodyExt;
+use kube::{
+    Client, Config,
+    client::Body,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use serde_json::Value;
+
+use crate::cluster::Cluster;
+
+/// `METHOD PATH CONTENT-TYPE BODY`, and below it `CODE REASON MESSAGE`, where the message is a part of the real one.
+const CASES: &str = include_str!("requests.txt");
+
+pub async fn client(cluster: &Cluster) -> Client {
+    let config = Kubeconfig::read_from(cluster.kubeconfig()).expect("a kubeconfig");
+    let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await.expect("a configuration");
+    Client::try_from(config).expect("a client")
+}
+
+async fn ask(client: &Client, method: &str, path: &str, kind: &str, body: Vec<u8>) -> (u16, Value) {
+    let request = Request::builder().method(method).uri(path).header(header::CONTENT_TYPE, kind).header(header::ACCEPT, "application/json");
+    let response = client.send(request.body(Body::from(body)).expect("a request")).await.expect("an answer");
+    let code = response.status().as_u16();
+    let bytes = response.into_body().collect().await.expect("a body").to_bytes();
+    (code, serde_json::from_slice(&bytes).unwrap_or_default())
+}
+
+/// Bodies that are too long to be written out.
+fn body_of(text: &str) -> Vec<u8> {
+    let config_map = |data: &str| format!(r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"big"}},"data":{{"a":"{data}"}}}}"#).into_bytes();
+    match text {
+        "-" => Vec::new(),
+        "<deep>" => format!("{}{}", "[".repeat(20_000), "]".repeat(20_000)).into_bytes(),
+        "<deep yaml>" => (0..3000).map(|at| format!("{}a:\n", " ".repeat(at))).collect::<String>().into_bytes(),
+        "<10 MB>" => config_map(&"x".repeat(10 << 20)),
+        "<2 MB>" => config_map(&"x".repeat(2 << 20)),
+        "<zeros>" => vec![0; 64],
+        "<protobuf>" => b"k8s\0\x0a\x0e\x0a\x02v1\x12\x09ConfigMap\x12\x05\xff\xff\xff\xff\xff".to_vec(),
+        "<latin1>" => b"{\"apiVersion\":\"v1\",\"kind\":\"ConfigMap\",\"metadata\":{\"name\":\"\xe9\"}}".to_vec(),
+        text => text.as_bytes().to_vec(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_requests_get_upstreams_answers_and_leave_nothing() {
+    let cluster = Cluster::start(&["--store", "memory", "--node", "none"]);
+    let client = client(&cluster).await;
+    let lines: Vec<&str> = CASES.lines().filter(|it| !it.trim().is_empty() && !it.starts_with('#')).collect();
+    let before = listed(&client).await;
+    let (mut failures, mut count) = (Vec::new(), 0);
+    for case in lines.chunks(2) {
+        let [request, answer] = case else { panic!("a request without an answer: {case:?}") };
+        let mut parts = request.splitn(4, ' ');
+        let [method, path, kind, body] = [(); 4].map(|()| parts.next().unwrap_or("-"));
+        let mut parts = answer.trim().splitn(3, ' ');
+        let [code, reason, message] = [(); 3].map(|()| parts.next().unwrap_or(""));
+        let (got, status) = ask(&client, method, path, kind, body_of(body)).await;
+        let is_right = got.to_string() == code && (reason == "-" || status["reason"] == reason) && status["message"].as_str().unwrap_or_default().contains(message);
+        if !is_right {
+            failures.push(format!("{request}\n  wanted: {code} {reason} {message}\n  got:    {got} {} {}", status["reason"], status["message"]));
+        }
+        count += 1;
+    }
+    assert!(failures.is_empty(), "{} of {count}:\n{}", failures.len(), failures.join("\n"));
+    assert!(count >= 100, "{count} cases");
+    assert_eq!(listed(&client).await, before);
+}
+
+/// What a wrong request might have left.
+async fn listed(client: &Client) -> Vec<String> {
+    let mut names = Vec::new();
+    for path in ["/api/v1/configmaps", "/api/v1/pods", "/api/v1/services", "/apis/apps/v1/deployments", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"] {
+        let (_, list) = ask(client, "GET", path, "application/json", Vec::new()).await;
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        names.extend(items.iter().map(|it| format!("{path} {} {}", it["metadata"]["namespace"], it["metadata"]["name"])));
+    }
+    names.sort();
+    names
+}
