@@ -1,6 +1,6 @@
 //! The command line: `howdah up`, and what else one can ask of the program.
 
-use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode, time::Instant};
+use std::{io::{IsTerminal, Write}, net::SocketAddr, path::PathBuf, process::ExitCode, time::Instant};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -128,6 +128,11 @@ fn fail(why: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// Tells the person at the terminal; that nobody reads any more does not end the cluster.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
 async fn up_until_signal(up: Up) -> ExitCode {
     let began = Instant::now();
     let options = Options { data_dir: up.data_dir, bind: up.bind, kubeconfig: up.kubeconfig, store: up.store, node: up.node, simulated_nodes: up.simulated_nodes, registry_mirror: up.registry_mirror };
@@ -136,17 +141,17 @@ async fn up_until_signal(up: Up) -> ExitCode {
         Err(error) => return fail(&error),
     };
     let store = up.store.to_possible_value().map(|it| it.get_name().to_owned()).unwrap_or_default();
-    println!("The cluster is up after {} ms: API server at {}, store {store}, controllers, scheduler.", began.elapsed().as_millis(), cluster.url);
+    say(&format!("The cluster is up after {} ms: API server at {}, store {store}, controllers, scheduler.", began.elapsed().as_millis(), cluster.url));
     if up.simulated_nodes > 0 {
-        println!("{} simulated nodes.", up.simulated_nodes);
+        say(&format!("{} simulated nodes.", up.simulated_nodes));
     }
-    cluster.limits.iter().for_each(|it| println!("Note: {it}."));
-    println!("To use it:\n\n  export KUBECONFIG={}\n\nCtrl-C stops it.", cluster.kubeconfig.display());
+    cluster.limits.iter().for_each(|it| say(&format!("Note: {it}.")));
+    say(&format!("To use it:\n\n  export KUBECONFIG={}\n\nCtrl-C stops it.", cluster.kubeconfig.display()));
     let is_ended_by_signal = tokio::select! {
         () = signal() => true,
         () = cluster.failed() => false,
     };
-    println!("Stopping.");
+    say("Stopping.");
     let is_clean = cluster.stop().await;
     if is_ended_by_signal && is_clean { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -14,17 +14,28 @@ pub const REQUEST_MAX: usize = 3 << 20;
 
 pub const JSON: &str = "application/json";
 
+/// What is read of a body that is too large, and dropped: a client that still writes reads its answer only afterwards.
+const DRAINED_MAX: usize = 64 << 20;
+
 /// Reads a body to its end; 413 for one that is too large.
 pub async fn read(mut body: Body) -> Result<Bytes> {
     let mut whole = BytesMut::new();
+    let mut drained = 0;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| Status::bad_request(format!("the request body could not be read: {error}")))?;
         if let Ok(data) = frame.into_data() {
-            if whole.len() + data.len() > REQUEST_MAX {
-                return Err(Status::too_large(format!("limit is {REQUEST_MAX}")));
+            if drained == 0 && whole.len() + data.len() <= REQUEST_MAX {
+                whole.extend_from_slice(&data);
+                continue;
             }
-            whole.extend_from_slice(&data);
+            drained += data.len();
+            if drained > DRAINED_MAX {
+                break;
+            }
         }
+    }
+    if drained > 0 {
+        return Err(Status::too_large(format!("limit is {REQUEST_MAX}")));
     }
     Ok(whole.freeze())
 }

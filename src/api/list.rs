@@ -174,6 +174,12 @@ impl Page {
     }
 }
 
+/// Waits until this server has seen the revision that a single get asks for.
+pub async fn reached(server: &Server, resource_version: &str) -> Result<()> {
+    let revision = parse_revision(resource_version)?;
+    server.store.at_least(revision).await.map(drop).map_err(|error| too_new(error, revision))
+}
+
 /// A resourceVersion as a revision; "" and "0" are any.
 pub fn parse_revision(text: &str) -> Result<Revision> {
     match text {

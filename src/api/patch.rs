@@ -55,6 +55,7 @@ pub async fn patch(call: &Call, request: Request) -> Result<Response> {
         if let Ok(mut warnings) = warnings.lock() {
             *warnings = strict(&options, notes)?;
         }
+        call.check_name(&new)?;
         Ok(new)
     };
     let written = call.writer(&options).update(true, &change, None).await?;

@@ -85,11 +85,17 @@ impl Call {
             "deletecollection" => Verb::DeleteCollection,
             _ => return Err(Status::method_not_allowed()),
         };
-        if !self.target.kind.accepts(verb) {
+        // A collection is created in, an object is updated: the other way round there is no such route.
+        let is_misplaced = match verb {
+            Verb::Create => !self.target.name.is_empty(),
+            Verb::Update | Verb::Patch => self.target.name.is_empty(),
+            _ => false,
+        };
+        if is_misplaced || !self.target.kind.accepts(verb) {
             return Err(Status::method_not_allowed());
         }
         match verb {
-            Verb::Get => self.get(),
+            Verb::Get => self.get().await,
             Verb::List => self.list().await,
             Verb::Watch => self.watch().await,
             Verb::Create => self.create(request).await,
@@ -100,7 +106,8 @@ impl Call {
         }
     }
 
-    fn get(&self) -> Result<Response> {
+    async fn get(&self) -> Result<Response> {
+        list::reached(&self.server, self.query.get("resourceVersion").unwrap_or_default()).await?;
         self.answer(200, &*self.stored()?)
     }
 
@@ -155,8 +162,8 @@ impl Call {
         self.written(written, warnings)
     }
 
-    /// A PUT of the target or of one of its parts.
-    pub async fn replace(&self, options: &WriteOptions, object: Value) -> Result<Written> {
+    /// Whether an object says that it is the target (`checkName`).
+    pub fn check_name(&self, object: &Value) -> Result<()> {
         if object.name() != self.target.name {
             let message = match object.name() {
                 "" => "name must be provided".to_owned(),
@@ -167,6 +174,12 @@ impl Call {
         if self.target.kind.is_namespaced() && !object.namespace().is_empty() && object.namespace() != self.target.namespace {
             return Err(Status::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
         }
+        Ok(())
+    }
+
+    /// A PUT of the target or of one of its parts.
+    pub async fn replace(&self, options: &WriteOptions, object: Value) -> Result<Written> {
+        self.check_name(&object)?;
         let is_conditional = !object.resource_version().is_empty();
         self.writer(options).update(is_conditional, &|_| Ok(object.clone()), Some(object.clone())).await
     }
@@ -174,8 +187,7 @@ impl Call {
     async fn delete(&self, request: Request) -> Result<Response> {
         let options = delete::options(&self.delete_body(request).await?, &self.query)?;
         match delete::delete(&self.server, &self.target, &options).await? {
-            Deleted::Waiting(object) if self.target.kind.strategy.grace.is_some() || object.key.resource.as_ref() == "namespaces" => self.answer(200, &object),
-            Deleted::Waiting(object) => self.answer(if options.propagation.is_some() { 200 } else { 200 }, &object),
+            Deleted::Waiting(object) => self.answer(200, &object),
             Deleted::Gone(object) if self.target.kind.strategy.grace.is_some() => self.answer(200, &object),
             Deleted::Gone(object) => {
                 self.answer_value(200, Status::success(&self.target.resource(), &object.key.name, &object.header.uid))
@@ -204,11 +216,12 @@ impl Call {
 
     /// `DeleteOptions` in the body, or null without one.
     async fn delete_body(&self, request: Request) -> Result<Value> {
-        let encoding = negotiation::content_encoding(request.headers())?;
+        let headers = request.headers().clone();
         let bytes = body::read(request.into_body()).await?;
         if bytes.is_empty() {
             return Ok(Value::Null);
         }
+        let encoding = negotiation::content_encoding(&headers)?;
         let schema = schema::builtin("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions").ok_or_else(|| Status::internal("no DeleteOptions"))?;
         let value = match encoding {
             Encoding::Json => schema::codec::parse_json(&bytes)?.0,

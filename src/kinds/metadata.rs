@@ -62,8 +62,7 @@ fn annotations(annotations: Option<&Map<String, Value>>, path: &Path, errors: &m
 
 fn owners(owners: &[Value], path: &Path, errors: &mut FieldErrors) {
     let mut controller = None;
-    for (at, owner) in owners.iter().enumerate() {
-        let path = path.index(at);
+    for owner in owners {
         for field in ["apiVersion", "kind", "name", "uid"] {
             if owner.text(field).is_empty() {
                 let detail = if field == "apiVersion" { "version must not be empty" } else { "must not be empty" };

@@ -8,15 +8,18 @@ use crate::{meta::names, schema};
 
 /// The kinds of Kubernetes v1.36 that this server serves.
 pub fn registry() -> Registry {
-    rows().into_iter().fold(Registry::default(), |registry, row| registry.with(row.0))
+    let rows = [core(), running(), infrastructure(), machinery()];
+    rows.into_iter().flatten().fold(Registry::default(), |registry, row| registry.with(row.0))
 }
 
 const NO_UPDATE: &[Verb] = &[Verb::Create, Verb::Delete, Verb::Get, Verb::List, Verb::Patch, Verb::Update, Verb::Watch];
 const PATHY: Strategy = Strategy { name: names::path_segment, ..Strategy::PLAIN };
 const ANY_UPDATE: Strategy = Strategy { creates_on_update: true, ..Strategy::PLAIN };
 
+/// The legacy group.
 #[rustfmt::skip]
-fn rows() -> Vec<Row> { vec![
+fn core() -> Vec<Row> {
+    vec![
     ns("", "v1", "configmaps", "ConfigMap").short("cm").does(&secret::CONFIG_MAP).cols(&[fun("Data", "string", data_count)]).age(),
     ns("", "v1", "secrets", "Secret").does(&secret::SECRET).cols(&[path("Type", &["type"]), fun("Data", "string", data_count)]).age().field("type", &["type"]),
     ns("", "v1", "pods", "Pod").short("po").all().does(&pod::POD).status().cols(&[
@@ -58,6 +61,14 @@ fn rows() -> Vec<Row> { vec![
             fun("Status", "string", node_status), fun("Roles", "string", node_roles), AGE, path("Version", &["status", "nodeInfo", "kubeletVersion"]),
             wide("Internal-IP", node_internal_ip), wide("External-IP", node_external_ip), wide("OS-Image", node_os), wide("Kernel-Version", node_kernel), wide("Container-Runtime", node_runtime)])
         .field_fn("spec.unschedulable", node::unschedulable).sub("proxy", Action::Proxy, "NodeProxyOptions", PROXY),
+    ns("", "v1", "bindings", "Binding").verbs(CREATE_ONLY),
+    ]
+}
+
+/// What runs pods, and what scales and protects them.
+#[rustfmt::skip]
+fn running() -> Vec<Row> {
+    vec![
     ns("apps", "v1", "deployments", "Deployment").short("deploy").all().does(&workloads::DEPLOYMENT).status().scale(Some(&["spec", "selector"])).cols(&[
             fun("Ready", "string", ready_replicas), int("Up-to-date", &["status", "updatedReplicas"]), int("Available", &["status", "availableReplicas"]), AGE,
             wide("Containers", template_containers), wide("Images", template_images), wide("Selector", label_selector)]),
@@ -74,19 +85,29 @@ fn rows() -> Vec<Row> { vec![
     ns("batch", "v1", "cronjobs", "CronJob").short("cj").all().does(&workloads::CRON_JOB).status().cols(&[
             path("Schedule", &["spec", "schedule"]), fun("Timezone", "string", schedule_zone), fun("Suspend", "boolean", suspended), count("Active", &["status", "active"]),
             fun("Last Schedule", "string", last_schedule), AGE, wide("Containers", cron_containers), wide("Images", cron_images), wide("Selector", cron_selector)]),
+    ns("batch", "v1", "jobs", "Job").all().does(&workloads::JOB).status().cols(&[
+            fun("Status", "string", job_status), fun("Completions", "string", job_completions), fun("Duration", "string", job_duration), AGE,
+            wide("Containers", template_containers), wide("Images", template_images), wide("Selector", label_selector)]).field("status.successful", &["status", "succeeded"]),
     ns("autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler").short("hpa").all().does(&policy::AUTOSCALER).status().cols(&[
             fun("Reference", "string", scale_target), fun("Targets", "string", scale_metrics), fun("MinPods", "string", least_replicas),
             int("MaxPods", &["spec", "maxReplicas"]), int("Replicas", &["status", "currentReplicas"]), AGE])
         .also("v1", policy::AUTOSCALER_TO_V1, policy::AUTOSCALER_FROM_V1),
     ns("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget").short("pdb").does(&policy::DISRUPTION_BUDGET).status().cols(&[
             fun("Min Available", "string", least_available), fun("Max Unavailable", "string", most_unavailable), int("Allowed Disruptions", &["status", "disruptionsAllowed"]), AGE]),
-    cl("certificates.k8s.io", "v1", "certificatesigningrequests", "CertificateSigningRequest").short("csr").does(&policy::SIGNING_REQUEST).status()
-        .sub("approval", Action::Part, "CertificateSigningRequest", PART).field("spec.signerName", &["spec", "signerName"]).cols(&[
-            AGE, or("SignerName", &["spec", "signerName"], "<none>"), path("Requestor", &["spec", "username"]), fun("RequestedDuration", "string", request_duration), fun("Condition", "string", request_condition)]),
+    ]
+}
+
+/// What workloads stand on: networks, volumes, nodes, devices.
+#[rustfmt::skip]
+fn infrastructure() -> Vec<Row> {
+    vec![
     ns("networking.k8s.io", "v1", "ingresses", "Ingress").short("ing").does(&networking::INGRESS).status().cols(&[
             or("Class", &["spec", "ingressClassName"], "<none>"), fun("Hosts", "string", ingress_hosts), fun("Address", "string", ingress_address), fun("Ports", "string", ingress_ports), AGE]),
     cl("networking.k8s.io", "v1", "ingressclasses", "IngressClass").does(&networking::INGRESS_CLASS).cols(&[path("Controller", &["spec", "controller"]), fun("Parameters", "string", class_parameters), AGE]),
     ns("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy").short("netpol").does(&networking::NETWORK_POLICY).cols(&[fun("Pod-Selector", "string", pod_selector), AGE]),
+    cl("networking.k8s.io", "v1", "ipaddresses", "IPAddress").short("ip").cols(&[fun("ParentRef", "string", parent_ref)]).field_fn("spec.parentRef", |_| String::new()),
+    cl("networking.k8s.io", "v1", "servicecidrs", "ServiceCIDR").status().cols(&[fun("CIDRs", "string", cidrs)]).age(),
+    ns("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice").cols(&[path("AddressType", &["addressType"]), fun("Ports", "string", slice_ports), fun("Endpoints", "string", slice_endpoints)]).age(),
     cl("storage.k8s.io", "v1", "storageclasses", "StorageClass").short("sc").does(&storage::CLASS).unnamed().cols(&[
             fun("Name", "string", class_name), path("Provisioner", &["provisioner"]), or("ReclaimPolicy", &["reclaimPolicy"], "Delete"), or("VolumeBindingMode", &["volumeBindingMode"], "Immediate"),
             bool("AllowVolumeExpansion", &["allowVolumeExpansion"]), AGE]),
@@ -97,6 +118,24 @@ fn rows() -> Vec<Row> { vec![
     cl("storage.k8s.io", "v1", "volumeattachments", "VolumeAttachment").does(&storage::ATTACHMENT).status().cols(&[path("Attacher", &["spec", "attacher"]),
             path("PV", &["spec", "source", "persistentVolumeName"]), path("Node", &["spec", "nodeName"]), bool("Attached", &["status", "attached"]), AGE]),
     cl("storage.k8s.io", "v1", "volumeattributesclasses", "VolumeAttributesClass").short("vac").cols(&[path("DriverName", &["driverName"]), AGE]),
+    cl("node.k8s.io", "v1", "runtimeclasses", "RuntimeClass").cols(&[path("Handler", &["handler"])]).age(),
+    cl("scheduling.k8s.io", "v1", "priorityclasses", "PriorityClass").short("pc").cols(&[int("Value", &["value"]), fun("Global-Default", "boolean", global_default)]).age().cols(&[path("PreemptionPolicy", &["preemptionPolicy"])]),
+    ns("coordination.k8s.io", "v1", "leases", "Lease").does(&ANY_UPDATE).cols(&[path("Holder", &["spec", "holderIdentity"])]).age(),
+    cl("resource.k8s.io", "v1", "deviceclasses", "DeviceClass").cols(&[AGE]),
+    ns("resource.k8s.io", "v1", "resourceclaims", "ResourceClaim").does(&policy::RESOURCE_CLAIM).status().cols(&[fun("State", "string", claim_state), AGE]),
+    ns("resource.k8s.io", "v1", "resourceclaimtemplates", "ResourceClaimTemplate").does(&policy::RESOURCE_CLAIM_TEMPLATE).cols(&[AGE]),
+    cl("resource.k8s.io", "v1", "resourceslices", "ResourceSlice").cols(&[path("Node", &["spec", "nodeName"]), path("Driver", &["spec", "driver"]), path("Pool", &["spec", "pool", "name"]), AGE])
+        .field("spec.nodeName", &["spec", "nodeName"]).field("spec.driver", &["spec", "driver"]),
+    ]
+}
+
+/// What governs the API itself.
+#[rustfmt::skip]
+fn machinery() -> Vec<Row> {
+    vec![
+    cl("certificates.k8s.io", "v1", "certificatesigningrequests", "CertificateSigningRequest").short("csr").does(&policy::SIGNING_REQUEST).status()
+        .sub("approval", Action::Part, "CertificateSigningRequest", PART).field("spec.signerName", &["spec", "signerName"]).cols(&[
+            AGE, or("SignerName", &["spec", "signerName"], "<none>"), path("Requestor", &["spec", "username"]), fun("RequestedDuration", "string", request_duration), fun("Condition", "string", request_condition)]),
     cl("admissionregistration.k8s.io", "v1", "validatingwebhookconfigurations", "ValidatingWebhookConfiguration").category("api-extensions").does(&policy::WEBHOOKS).cols(&[count("Webhooks", &["webhooks"]), AGE]),
     cl("admissionregistration.k8s.io", "v1", "mutatingwebhookconfigurations", "MutatingWebhookConfiguration").category("api-extensions").does(&policy::WEBHOOKS).cols(&[count("Webhooks", &["webhooks"]), AGE]),
     cl("admissionregistration.k8s.io", "v1", "validatingadmissionpolicies", "ValidatingAdmissionPolicy").category("api-extensions").does(&policy::ADMISSION_POLICY).status()
@@ -112,20 +151,6 @@ fn rows() -> Vec<Row> { vec![
     cl("flowcontrol.apiserver.k8s.io", "v1", "prioritylevelconfigurations", "PriorityLevelConfiguration").does(&policy::PRIORITY_LEVEL).status().cols(&[path("Type", &["spec", "type"]),
             or("NominalConcurrencyShares", &["spec", "limited", "nominalConcurrencyShares"], "<none>"), or("Queues", &["spec", "limited", "limitResponse", "queuing", "queues"], "<none>"),
             or("HandSize", &["spec", "limited", "limitResponse", "queuing", "handSize"], "<none>"), or("QueueLengthLimit", &["spec", "limited", "limitResponse", "queuing", "queueLengthLimit"], "<none>"), AGE]),
-    cl("resource.k8s.io", "v1", "deviceclasses", "DeviceClass").cols(&[AGE]),
-    ns("resource.k8s.io", "v1", "resourceclaims", "ResourceClaim").does(&policy::RESOURCE_CLAIM).status().cols(&[fun("State", "string", claim_state), AGE]),
-    ns("resource.k8s.io", "v1", "resourceclaimtemplates", "ResourceClaimTemplate").does(&policy::RESOURCE_CLAIM_TEMPLATE).cols(&[AGE]),
-    cl("resource.k8s.io", "v1", "resourceslices", "ResourceSlice").cols(&[path("Node", &["spec", "nodeName"]), path("Driver", &["spec", "driver"]), path("Pool", &["spec", "pool", "name"]), AGE])
-        .field("spec.nodeName", &["spec", "nodeName"]).field("spec.driver", &["spec", "driver"]),
-    ns("batch", "v1", "jobs", "Job").all().does(&workloads::JOB).status().cols(&[
-            fun("Status", "string", job_status), fun("Completions", "string", job_completions), fun("Duration", "string", job_duration), AGE,
-            wide("Containers", template_containers), wide("Images", template_images), wide("Selector", label_selector)]).field("status.successful", &["status", "succeeded"]),
-    ns("coordination.k8s.io", "v1", "leases", "Lease").does(&ANY_UPDATE).cols(&[path("Holder", &["spec", "holderIdentity"])]).age(),
-    ns("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice").cols(&[path("AddressType", &["addressType"]), fun("Ports", "string", slice_ports), fun("Endpoints", "string", slice_endpoints)]).age(),
-    cl("scheduling.k8s.io", "v1", "priorityclasses", "PriorityClass").short("pc").cols(&[int("Value", &["value"]), fun("Global-Default", "boolean", global_default)]).age().cols(&[path("PreemptionPolicy", &["preemptionPolicy"])]),
-    cl("node.k8s.io", "v1", "runtimeclasses", "RuntimeClass").cols(&[path("Handler", &["handler"])]).age(),
-    cl("networking.k8s.io", "v1", "ipaddresses", "IPAddress").short("ip").cols(&[fun("ParentRef", "string", parent_ref)]).field_fn("spec.parentRef", |_| String::new()),
-    cl("networking.k8s.io", "v1", "servicecidrs", "ServiceCIDR").status().cols(&[fun("CIDRs", "string", cidrs)]).age(),
     ns("rbac.authorization.k8s.io", "v1", "roles", "Role").does(&PATHY).cols(&[CREATED]),
     cl("rbac.authorization.k8s.io", "v1", "clusterroles", "ClusterRole").does(&PATHY).cols(&[CREATED]),
     ns("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding").does(&rbac::BINDING).cols(BINDING),
@@ -139,8 +164,8 @@ fn rows() -> Vec<Row> { vec![
     cl("authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview").verbs(CREATE_ONLY),
     cl("authorization.k8s.io", "v1", "selfsubjectrulesreviews", "SelfSubjectRulesReview").verbs(CREATE_ONLY),
     ns("authorization.k8s.io", "v1", "localsubjectaccessreviews", "LocalSubjectAccessReview").verbs(CREATE_ONLY),
-    ns("", "v1", "bindings", "Binding").verbs(CREATE_ONLY),
-] }
+    ]
+}
 
 const PART: &[&str] = &["get", "patch", "update"];
 const PROXY: &[&str] = &["create", "delete", "get", "patch", "update"];
