@@ -1,6 +1,12 @@
 //! The command line: `howdah up`, and what else one can ask of the program.
 
-use std::{io::{IsTerminal, Write}, net::SocketAddr, path::PathBuf, process::ExitCode, time::Instant};
+use std::{
+    io::{IsTerminal, Write},
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    time::Instant,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -53,7 +59,9 @@ enum Image {
 
 #[derive(Subcommand)]
 enum Shim {
-    Run { folder: PathBuf },
+    Run {
+        folder: PathBuf,
+    },
     Exec {
         folder: PathBuf,
         #[arg(long)]
@@ -135,13 +143,25 @@ fn say(line: &str) {
 
 async fn up_until_signal(up: Up) -> ExitCode {
     let began = Instant::now();
-    let options = Options { data_dir: up.data_dir, bind: up.bind, kubeconfig: up.kubeconfig, store: up.store, node: up.node, simulated_nodes: up.simulated_nodes, registry_mirror: up.registry_mirror };
+    let options = Options {
+        data_dir: up.data_dir,
+        bind: up.bind,
+        kubeconfig: up.kubeconfig,
+        store: up.store,
+        node: up.node,
+        simulated_nodes: up.simulated_nodes,
+        registry_mirror: up.registry_mirror,
+    };
     let cluster = match Cluster::start(options).await {
         Ok(cluster) => cluster,
         Err(error) => return fail(&error),
     };
     let store = up.store.to_possible_value().map(|it| it.get_name().to_owned()).unwrap_or_default();
-    say(&format!("The cluster is up after {} ms: API server at {}, store {store}, controllers, scheduler.", began.elapsed().as_millis(), cluster.url));
+    say(&format!(
+        "The cluster is up after {} ms: API server at {}, store {store}, controllers, scheduler.",
+        began.elapsed().as_millis(),
+        cluster.url
+    ));
     if up.simulated_nodes > 0 {
         say(&format!("{} simulated nodes.", up.simulated_nodes));
     }

@@ -2,7 +2,12 @@
 
 use std::{future::Future, time::Duration};
 
-use kube::api::{DeleteParams, PatchParams, PostParams, Preconditions};
+use k8s_openapi::NamespaceResourceScope;
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{DeleteParams, PatchParams, PostParams, Preconditions},
+};
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{Error, Result};
 use crate::base::backoff::Backoff;
@@ -28,6 +33,16 @@ pub fn patching(manager: &str) -> PatchParams {
 pub fn deleting(uid: Option<&str>) -> DeleteParams {
     let preconditions = uid.map(|uid| Preconditions { uid: Some(uid.to_owned()), resource_version: None });
     DeleteParams { preconditions, ..DeleteParams::default() }
+}
+
+/// Writes the status of an object; only if it has not changed since it was read.
+pub async fn status<K>(client: &kube::Client, manager: &str, object: &K) -> Result<()>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + Serialize + DeserializeOwned,
+{
+    let api: Api<K> = Api::namespaced(client.clone(), &object.namespace().unwrap_or_default());
+    api.replace_status(&object.name_any(), &posting(manager), object).await?;
+    Ok(())
 }
 
 /// Runs `write`, which reads the object afresh each time, until it meets no conflict.

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::{
     client::{
-        Error, Result,
+        Error, ObjectKey, Result,
         informer::Cached,
         writes::{self, CONTROLLER_MANAGER},
     },
@@ -33,6 +33,14 @@ pub fn selector_of(selector: &metav1::LabelSelector) -> Result<LabelSelector> {
 
 pub fn controller_of(meta: &ObjectMeta) -> Option<&OwnerReference> {
     meta.owner_references.iter().flatten().find(|it| it.controller == Some(true))
+}
+
+/// The key of the controller of an object, if it is of kind `O` (in any version of its group).
+pub fn owner_key<O: Resource<DynamicType = ()>>(meta: &ObjectMeta) -> Option<ObjectKey> {
+    let group = O::group(&());
+    let is_of_group = |version: &str| version.rsplit_once('/').map_or("", |it| it.0) == group;
+    let owner = controller_of(meta).filter(|it| it.kind == O::kind(&()) && is_of_group(&it.api_version))?;
+    Some(ObjectKey::new(meta.namespace.clone().unwrap_or_default(), owner.name.clone()))
 }
 
 /// A reference by which `owner` controls an object and is not removed before it in a foreground deletion.

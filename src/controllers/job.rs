@@ -23,9 +23,9 @@ use super::{
     pods::{self, PodControl},
 };
 use crate::{
-    base::{Tasks, clock},
+    base::clock,
     client::{
-        Change, Error, EventType, Expectations, ObjectKey, Result, WorkQueue,
+        Change, EventType, ObjectKey, Result, WorkQueue,
         informer::{BY_NAMESPACE, BY_OWNER, orphan_of},
         writes::{self, CONTROLLER_MANAGER},
     },
@@ -47,11 +47,8 @@ impl Controller for JobController {
 
     fn start(&self, context: &Context) {
         let shell = Arc::new(Shell {
-            client: context.client(self.name()),
-            control: PodControl { client: context.client(self.name()), events: context.recorder(self.name()) },
+            control: context.pod_control(self.name()),
             informers: context.informers.clone(),
-            tasks: context.tasks.clone(),
-            expectations: Expectations::default(),
             queue: WorkQueue::new(),
             failures: Mutex::default(),
         });
@@ -60,11 +57,8 @@ impl Controller for JobController {
 }
 
 struct Shell {
-    client: kube::Client,
     control: PodControl,
     informers: Informers,
-    tasks: Tasks,
-    expectations: Expectations,
     queue: WorkQueue<ObjectKey>,
     failures: Mutex<HashMap<ObjectKey, Failures>>,
 }
@@ -75,7 +69,7 @@ impl Shell {
         self.informers.jobs.subscribe(move |change| shell.job_changed(change));
         let shell = self.clone();
         self.informers.pods.subscribe(move |change| shell.pod_changed(change));
-        let (queue, tasks) = (self.queue.clone(), self.tasks.clone());
+        let (queue, tasks) = (self.queue.clone(), self.control.tasks.clone());
         queue.run(&tasks, "job-controller", WORKERS, move |key| {
             let shell = self.clone();
             async move { shell.reconcile(&key).await }
@@ -91,21 +85,16 @@ impl Shell {
     }
 
     fn forget(&self, key: &ObjectKey) {
-        self.expectations.forget(key);
+        self.control.expectations.forget(key);
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 
     fn pod_changed(&self, change: &Change<Pod>) {
         let pod = change.object();
-        let Some(key) = owner_of(pod) else {
+        let Some(key) = claims::owner_key::<Job>(&pod.metadata) else {
             return self.orphan_changed(change);
         };
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        if change.is_deleted() || pod.metadata.deletion_timestamp.is_some() {
-            self.expectations.deletion_observed(&key, uid);
-        } else if matches!(change, Change::Added(_)) {
-            self.expectations.creation_observed(&key);
-        }
+        self.control.observe(&key, change);
         self.queue.add_after(key, COALESCE);
     }
 
@@ -133,7 +122,7 @@ impl Shell {
         if !is_ours || plan::is_finished(&job) && self.held(&job).is_empty() {
             return Ok(None);
         }
-        let is_current = self.expectations.are_satisfied(key);
+        let is_current = self.control.expectations.are_satisfied(key);
         let pods = self.claim(&job).await?;
         let known = self.failures.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned().unwrap_or_default();
         let plan = plan(&job, &pods, known, clock::now());
@@ -162,13 +151,13 @@ impl Shell {
         let selector = claims::selector_of(&job.spec.as_ref().and_then(|it| it.selector.clone()).unwrap_or_default())?;
         let mut candidates = self.informers.pods.by(BY_OWNER, &job.uid().unwrap_or_default());
         candidates.extend(self.informers.pods.by(BY_OWNER, &orphan_of(&job.namespace().unwrap_or_default())));
-        claims::settle(&self.client, job, claims::claims(&job.metadata, &selector, candidates), &[FINALIZER]).await
+        claims::settle(&self.control.client, job, claims::claims(&job.metadata, &selector, candidates), &[FINALIZER]).await
     }
 
     /// A Job that is gone, or goes, no longer holds its pods.
     async fn let_go(&self, key: &ObjectKey) -> Result<Option<Duration>> {
         let pods = self.informers.pods.by(BY_NAMESPACE, &key.namespace);
-        for pod in pods.iter().filter(|it| owner_of(it).as_ref() == Some(key)) {
+        for pod in pods.iter().filter(|it| claims::owner_key::<Job>(&it.metadata).as_ref() == Some(key)) {
             self.release(pod).await?;
         }
         Ok(None)
@@ -179,7 +168,7 @@ impl Shell {
         if pod.finalizers().iter().all(|it| it != FINALIZER) {
             return Ok(());
         }
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
+        let pods: Api<Pod> = Api::namespaced(self.control.client.clone(), &pod.namespace().unwrap_or_default());
         let patch = Patch::Strategic(json!({"metadata": {"uid": pod.uid(), "$deleteFromPrimitiveList/finalizers": [FINALIZER]}}));
         writes::unless_not_found(pods.patch(&pod.name_any(), &writes::patching(CONTROLLER_MANAGER), &patch).await)?;
         Ok(())
@@ -187,54 +176,18 @@ impl Shell {
 
     async fn act(&self, key: &ObjectKey, job: &Arc<Job>, plan: &Plan) -> Result<()> {
         let failure = match plan.delete.is_empty() {
-            true => self.create(key, job, &plan.create).await,
-            false => self.delete(key, job, plan.delete.clone()).await,
+            true => self.control.create_all(key, job, plan.create.iter().map(|it| Arc::new(pod_of(job, it))).collect()).await,
+            false => self.control.delete_all(key, job, plan.delete.clone()).await,
         };
         failure.map_or(Ok(()), Err)
-    }
-
-    async fn create(&self, key: &ObjectKey, job: &Arc<Job>, wanted: &[Wanted]) -> Option<Error> {
-        self.expectations.expect_creations(key, wanted.len());
-        let made: Vec<Arc<Pod>> = wanted.iter().map(|it| Arc::new(pod_of(job, it))).collect();
-        let work = |at: usize| {
-            let (control, pod, job) = (self.control.clone(), made[at].clone(), job.clone());
-            async move { control.create(&pod, job.as_ref()).await.map(drop) }
-        };
-        let (done, error) = pods::in_slow_start_batches(&self.tasks, "job-create", wanted.len(), work).await;
-        (done..wanted.len()).for_each(|_| self.expectations.creation_observed(key));
-        error.filter(|it| !it.is_namespace_terminating())
-    }
-
-    async fn delete(&self, key: &ObjectKey, job: &Arc<Job>, pods: Vec<Arc<Pod>>) -> Option<Error> {
-        self.expectations.expect_deletions(key, pods.iter().filter_map(|it| it.uid()));
-        let works = pods.into_iter().map(|pod| {
-            let (control, job) = (self.control.clone(), job.clone());
-            async move { (control.delete(&pod, job.as_ref()).await, pod.uid().unwrap_or_default()) }
-        });
-        let mut first = None;
-        for (result, uid) in pods::concurrently(&self.tasks, "job-delete", works).await {
-            if let Err(error) = result {
-                self.expectations.deletion_observed(key, &uid);
-                first = first.or(Some(error).filter(|it| !it.is_not_found()));
-            }
-        }
-        first
     }
 
     async fn write_status(&self, job: &Job, status: &JobStatus) -> Result<()> {
         if job.status.as_ref() == Some(status) {
             return Ok(());
         }
-        let jobs: Api<Job> = Api::namespaced(self.client.clone(), &job.namespace().unwrap_or_default());
-        let next = Job { status: Some(status.clone()), ..job.clone() };
-        jobs.replace_status(&job.name_any(), &writes::posting(CONTROLLER_MANAGER), &next).await?;
-        Ok(())
+        writes::status(&self.control.client, CONTROLLER_MANAGER, &Job { status: Some(status.clone()), ..job.clone() }).await
     }
-}
-
-fn owner_of(pod: &Pod) -> Option<ObjectKey> {
-    let owner = controller_of(&pod.metadata).filter(|it| it.kind == "Job" && it.api_version == "batch/v1")?;
-    Some(ObjectKey::new(pod.namespace().unwrap_or_default(), owner.name.clone()))
 }
 
 /// A pod of the Job; with an index it has a name, a label and a variable for it.

@@ -11,19 +11,23 @@ pub mod namespace;
 pub mod nodelifecycle;
 pub mod pods;
 pub mod replicaset;
+pub mod replication;
 pub mod resourcequota;
 pub mod serviceaccount;
+
+use std::{marker::PhantomData, sync::Arc};
 
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
     batch::v1::Job,
     coordination::v1::Lease,
-    core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount},
+    core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, ReplicationController, Service, ServiceAccount},
     discovery::v1::EndpointSlice,
     rbac::v1::ClusterRole,
 };
 use kube::Api;
 
+use self::pods::PodControl;
 use crate::{
     api::identity::User,
     base::Tasks,
@@ -66,6 +70,7 @@ pub struct Context {
 pub struct Informers {
     pub pods: Informer<Pod>,
     pub replica_sets: Informer<ReplicaSet>,
+    pub replication_controllers: Informer<ReplicationController>,
     pub deployments: Informer<Deployment>,
     pub jobs: Informer<Job>,
     pub namespaces: Informer<Namespace>,
@@ -126,7 +131,8 @@ fn all() -> Vec<Box<dyn Controller>> {
         Box::new(namespace::NamespaceController),
         Box::new(nodelifecycle::NodeLifecycleController),
         Box::new(resourcequota::ResourceQuotaController),
-        Box::new(replicaset::ReplicaSetController),
+        Box::new(replicaset::ReplicaSetController::<ReplicaSet>(PhantomData)),
+        Box::new(replicaset::ReplicaSetController::<ReplicationController>(PhantomData)),
         Box::new(serviceaccount::ServiceAccountController),
         Box::new(serviceaccount::RootCaPublisher),
     ]
@@ -140,6 +146,11 @@ impl Context {
 
     pub fn recorder(&self, name: &str) -> EventRecorder {
         EventRecorder::start(self.client(name), name, "", &self.tasks)
+    }
+
+    /// How the controller `name` makes and deletes pods.
+    pub fn pod_control(&self, name: &str) -> PodControl {
+        PodControl { client: self.client(name), events: self.recorder(name), tasks: self.tasks.clone(), expectations: Arc::default() }
     }
 
     /// Calls `run` once every cache is filled.
@@ -160,6 +171,7 @@ impl Informers {
         Self {
             pods: Informer::start("pods", Api::all(all(client)), pods, tasks),
             replica_sets: Informer::start("replicasets", Api::all(all(client)), owned(), tasks),
+            replication_controllers: Informer::start("replicationcontrollers", Api::all(all(client)), Watch::default().index(BY_NAMESPACE, namespace_of), tasks),
             deployments: Informer::start("deployments", Api::all(all(client)), Watch::default().index(BY_NAMESPACE, namespace_of), tasks),
             jobs: Informer::start("jobs", Api::all(all(client)), Watch::default().index(BY_NAMESPACE, namespace_of), tasks),
             namespaces: Informer::start("namespaces", Api::all(all(client)), Watch::default(), tasks),
@@ -180,7 +192,7 @@ impl Informers {
     }
 
     async fn synced(&self) {
-        tokio::join!(self.pods.synced(), self.replica_sets.synced(), self.deployments.synced(), self.jobs.synced(), self.namespaces.synced());
+        tokio::join!(self.pods.synced(), self.replica_sets.synced(), self.replication_controllers.synced(), self.deployments.synced(), self.jobs.synced(), self.namespaces.synced());
         tokio::join!(self.service_accounts.synced(), self.root_ca_config_maps.synced(), self.services.synced(), self.endpoints.synced());
         tokio::join!(self.endpoint_slices.synced(), self.nodes.synced(), self.node_leases.synced(), self.cluster_roles.synced());
     }

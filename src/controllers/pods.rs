@@ -11,7 +11,7 @@ use super::claims::controller_ref;
 use crate::{
     base::Tasks,
     client::{
-        Error, EventRecorder, EventType, Result,
+        Change, Error, EventRecorder, EventType, Expectations, ObjectKey, Result,
         informer::Cached,
         writes::{self, CONTROLLER_MANAGER},
     },
@@ -71,11 +71,20 @@ pub fn pod_of<O: Cached>(template: &PodTemplateSpec, owner: &O) -> Pod {
     Pod { metadata, spec: template.spec.clone(), status: None }
 }
 
-/// Makes and deletes pods on behalf of an owner and tells it in events.
+/// Makes and deletes pods on behalf of owners, tells it in events, and remembers what it has not yet seen done.
 #[derive(Clone)]
 pub struct PodControl {
     pub client: kube::Client,
     pub events: EventRecorder,
+    pub tasks: Tasks,
+    pub expectations: Arc<Expectations>,
+}
+
+/// What a change says of a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Observed {
+    There,
+    Gone,
 }
 
 impl PodControl {
@@ -101,6 +110,50 @@ impl PodControl {
             Err(error) => self.events.event(owner, EventType::Warning, "FailedDelete", format!("Error deleting: {}", error.message())),
         }
         deleted
+    }
+}
+
+impl PodControl {
+    /// Takes a change to a pod of the owner `key` into account; a terminating pod is gone.
+    pub fn observe(&self, key: &ObjectKey, change: &Change<Pod>) -> Observed {
+        let pod = change.object();
+        if change.is_deleted() || pod.metadata.deletion_timestamp.is_some() {
+            self.expectations.deletion_observed(key, pod.metadata.uid.as_deref().unwrap_or_default());
+            return Observed::Gone;
+        }
+        if matches!(change, Change::Added(_)) {
+            self.expectations.creation_observed(key);
+        }
+        Observed::There
+    }
+
+    /// Creates pods in slowly growing batches; the first failure ends it. That the namespace is going is none.
+    pub async fn create_all<O: Cached>(&self, key: &ObjectKey, owner: &Arc<O>, pods: Vec<Arc<Pod>>) -> Option<Error> {
+        self.expectations.expect_creations(key, pods.len());
+        let work = |at: usize| {
+            let (control, pod, owner) = (self.clone(), pods[at].clone(), owner.clone());
+            async move { control.create(&pod, owner.as_ref()).await.map(drop) }
+        };
+        let (done, error) = in_slow_start_batches(&self.tasks, "pod-create", pods.len(), work).await;
+        (done..pods.len()).for_each(|_| self.expectations.creation_observed(key));
+        error.filter(|it| !it.is_namespace_terminating())
+    }
+
+    /// Deletes pods all at once. Returns the first failure; that a pod is gone already is none.
+    pub async fn delete_all<O: Cached>(&self, key: &ObjectKey, owner: &Arc<O>, pods: Vec<Arc<Pod>>) -> Option<Error> {
+        self.expectations.expect_deletions(key, pods.iter().filter_map(|it| it.uid()));
+        let works = pods.into_iter().map(|pod| {
+            let (control, owner) = (self.clone(), owner.clone());
+            async move { (control.delete(&pod, owner.as_ref()).await, pod.uid().unwrap_or_default()) }
+        });
+        let mut first = None;
+        for (result, uid) in concurrently(&self.tasks, "pod-delete", works).await {
+            if let Err(error) = result {
+                self.expectations.deletion_observed(key, &uid);
+                first = first.or(Some(error).filter(|it| !it.is_not_found()));
+            }
+        }
+        first
     }
 }
 

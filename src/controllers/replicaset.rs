@@ -1,27 +1,29 @@
-//! ReplicaSets: as many pods as asked for. Follows pkg/controller/replicaset.
+//! ReplicaSets and ReplicationControllers: as many pods as asked for. Follows pkg/controller/replicaset and pkg/controller/replication.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, marker::PhantomData, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{
+    NamespaceResourceScope,
     api::{
         apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus},
         core::v1::Pod,
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
-use kube::{Api, ResourceExt};
+use kube::{Resource, ResourceExt};
+use serde::Serialize;
 
 use super::{
     Context, Controller, Informers,
     claims::{self, controller_of},
-    pods::{self, PodControl},
+    pods::{self, Observed, PodControl},
 };
 use crate::{
-    base::{Tasks, clock},
+    base::clock,
     client::{
-        Change, Error, Expectations, ObjectKey, Result, WorkQueue,
-        informer::{BY_NAMESPACE, BY_OWNER, orphan_of},
+        Change, Error, Informer, ObjectKey, Result, WorkQueue,
+        informer::{BY_NAMESPACE, BY_OWNER, Cached, orphan_of},
         writes::{self, CONTROLLER_MANAGER},
     },
     meta::LabelSelector,
@@ -34,21 +36,49 @@ const WORKERS: usize = 5;
 /// Changes of pods within so short a time become one update of the status.
 const COALESCE: Duration = Duration::from_millis(20);
 
-pub struct ReplicaSetController;
+/// A kind whose objects ask for a number of equal pods.
+pub trait Replicated: Cached + Serialize + Resource<DynamicType = (), Scope = NamespaceResourceScope> {
+    /// The name of the controller of the kind.
+    const CONTROLLER: &'static str;
 
-impl Controller for ReplicaSetController {
+    fn informer(informers: &Informers) -> &Informer<Self>;
+
+    /// The object as the ReplicaSet that it amounts to.
+    fn set(&self) -> Cow<'_, ReplicaSet>;
+
+    fn with_status(&self, status: ReplicaSetStatus) -> Self;
+}
+
+impl Replicated for ReplicaSet {
+    const CONTROLLER: &'static str = "replicaset-controller";
+
+    fn informer(informers: &Informers) -> &Informer<Self> {
+        &informers.replica_sets
+    }
+
+    fn set(&self) -> Cow<'_, ReplicaSet> {
+        Cow::Borrowed(self)
+    }
+
+    fn with_status(&self, status: ReplicaSetStatus) -> Self {
+        Self { status: Some(status), ..self.clone() }
+    }
+}
+
+/// The controller of one kind of [`Replicated`].
+pub struct ReplicaSetController<K>(pub PhantomData<K>);
+
+impl<K: Replicated> Controller for ReplicaSetController<K> {
     fn name(&self) -> &'static str {
-        "replicaset-controller"
+        K::CONTROLLER
     }
 
     fn start(&self, context: &Context) {
-        let shell = Arc::new(Shell {
-            client: context.client(self.name()),
-            control: PodControl { client: context.client(self.name()), events: context.recorder(self.name()) },
+        let shell = Arc::new(Shell::<K> {
+            control: context.pod_control(self.name()),
             informers: context.informers.clone(),
-            tasks: context.tasks.clone(),
-            expectations: Expectations::default(),
             queue: WorkQueue::new(),
+            kind: PhantomData,
         });
         context.spawn_synced(self.name(), move || shell.run());
     }
@@ -137,57 +167,49 @@ fn next_check(set: &ReplicaSet, active: &[Arc<Pod>], now: Timestamp) -> Option<D
     Some(due.duration_since(now).unsigned_abs())
 }
 
-struct Shell {
-    client: kube::Client,
+struct Shell<K> {
     control: PodControl,
     informers: Informers,
-    tasks: Tasks,
-    expectations: Expectations,
     queue: WorkQueue<ObjectKey>,
+    kind: PhantomData<K>,
 }
 
-impl Shell {
+impl<K: Replicated> Shell<K> {
     fn run(self: Arc<Self>) {
         let shell = self.clone();
-        self.informers.replica_sets.subscribe(move |change| shell.set_changed(change));
+        K::informer(&self.informers).subscribe(move |change| shell.set_changed(change));
         let shell = self.clone();
         self.informers.pods.subscribe(move |change| shell.pod_changed(change));
         let shell = self.clone();
-        self.queue.clone().run(&self.tasks, "replicaset-controller", WORKERS, move |key| {
+        self.queue.clone().run(&self.control.tasks, K::CONTROLLER, WORKERS, move |key| {
             let shell = shell.clone();
             async move { shell.reconcile(&key).await }
         });
     }
 
-    fn set_changed(&self, change: &Change<ReplicaSet>) {
+    fn set_changed(&self, change: &Change<K>) {
         let key = ObjectKey::of(change.object().as_ref());
-        if change.is_deleted() || change.old().is_some_and(|old| old.metadata.uid != change.object().metadata.uid) {
-            self.expectations.forget(&key);
+        if change.is_deleted() || change.old().is_some_and(|old| old.uid() != change.object().uid()) {
+            self.control.expectations.forget(&key);
         }
         self.queue.add(key);
     }
 
     fn pod_changed(&self, change: &Change<Pod>) {
         let pod = change.object();
-        let owner = |pod: &Pod| self.owner_of(pod);
         if let Some(old) = change.old()
             && controller_of(&old.metadata) != controller_of(&pod.metadata)
-            && let Some(key) = owner(old)
+            && let Some(key) = claims::owner_key::<K>(&old.metadata)
         {
             self.queue.add(key);
         }
-        let Some(key) = owner(pod) else {
+        let Some(key) = claims::owner_key::<K>(&pod.metadata) else {
             return self.orphan_changed(change);
         };
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        if change.is_deleted() || pod.metadata.deletion_timestamp.is_some() {
-            self.expectations.deletion_observed(&key, uid);
-            return self.queue.add(key);
+        match self.control.observe(&key, change) {
+            Observed::Gone => self.queue.add(key),
+            Observed::There => self.queue.add_after(key, COALESCE),
         }
-        if matches!(change, Change::Added(_)) {
-            self.expectations.creation_observed(&key);
-        }
-        self.queue.add_after(key, COALESCE);
     }
 
     /// Wakes the sets that may adopt a pod without a controller.
@@ -196,33 +218,29 @@ impl Shell {
         if change.is_deleted() || controller_of(&pod.metadata).is_some() || pod.labels().is_empty() {
             return;
         }
-        let sets = self.informers.replica_sets.by(BY_NAMESPACE, pod.metadata.namespace.as_deref().unwrap_or_default());
+        let sets = K::informer(&self.informers).by(BY_NAMESPACE, pod.metadata.namespace.as_deref().unwrap_or_default());
         for set in sets {
-            if selector(&set).is_ok_and(|it| it.matches(pod.labels())) {
+            if selector(&set.set()).is_ok_and(|it| it.matches(pod.labels())) {
                 self.queue.add(ObjectKey::of(set.as_ref()));
             }
         }
     }
 
-    fn owner_of(&self, pod: &Pod) -> Option<ObjectKey> {
-        let owner = controller_of(&pod.metadata).filter(|it| it.kind == "ReplicaSet" && it.api_version == "apps/v1")?;
-        Some(ObjectKey::new(pod.namespace().unwrap_or_default(), owner.name.clone()))
-    }
-
     async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>> {
-        let Some(set) = self.informers.replica_sets.get(key) else {
-            self.expectations.forget(key);
+        let Some(owner) = K::informer(&self.informers).get(key) else {
+            self.control.expectations.forget(key);
             return Ok(None);
         };
-        let is_current = self.expectations.are_satisfied(key);
-        let (active, terminating) = self.claim(&set).await?;
+        let set = owner.set();
+        let is_current = self.control.expectations.are_satisfied(key);
+        let (active, terminating) = self.claim(&owner, &set).await?;
         let now = clock::now();
         let failure = match is_current && set.metadata.deletion_timestamp.is_none() {
-            true => self.act(key, &set, plan(&set, &active, || self.related(&set), now)).await,
+            true => self.act(key, &owner, plan(&set, &active, || self.related(&set), now)).await,
             false => None,
         };
         let status = status(&set, &active, terminating, failure.as_ref().map(Error::message).as_deref(), now);
-        self.write_status(&set, status).await?;
+        self.write_status(owner.as_ref(), &set, status).await?;
         match failure {
             Some(error) => Err(error),
             None => Ok(next_check(&set, &active, now)),
@@ -230,69 +248,41 @@ impl Shell {
     }
 
     /// The active pods of the set, after adoption and release, and the number of terminating ones.
-    async fn claim(&self, set: &ReplicaSet) -> Result<(Vec<Arc<Pod>>, usize)> {
+    async fn claim(&self, owner: &Arc<K>, set: &ReplicaSet) -> Result<(Vec<Arc<Pod>>, usize)> {
         let selector = selector(set)?;
         let mut candidates = self.informers.pods.by(BY_OWNER, &set.uid().unwrap_or_default());
         let terminating = candidates.iter().filter(|it| pods::is_terminating(it) && selector.matches(it.labels())).count();
         candidates.extend(self.informers.pods.by(BY_OWNER, &orphan_of(&set.namespace().unwrap_or_default())));
         candidates.retain(|it| pods::is_active(it));
         let claims = claims::claims(&set.metadata, &selector, candidates);
-        Ok((claims::settle(&self.client, set, claims, &[]).await?, terminating))
+        Ok((claims::settle(&self.control.client, owner.as_ref(), claims, &[]).await?, terminating))
     }
 
     fn related(&self, set: &ReplicaSet) -> Vec<Arc<Pod>> {
         let Some(owner) = controller_of(&set.metadata) else {
             return self.informers.pods.by(BY_OWNER, &set.uid().unwrap_or_default());
         };
-        let sets = self.informers.replica_sets.by(BY_OWNER, &owner.uid);
+        let sets = K::informer(&self.informers).by(BY_OWNER, &owner.uid);
         sets.iter().flat_map(|it| self.informers.pods.by(BY_OWNER, &it.uid().unwrap_or_default())).collect()
     }
 
-    async fn act(&self, key: &ObjectKey, set: &Arc<ReplicaSet>, plan: Plan) -> Option<Error> {
+    async fn act(&self, key: &ObjectKey, owner: &Arc<K>, plan: Plan) -> Option<Error> {
         match plan {
             Plan::Nothing => None,
-            Plan::Create(count) => self.create(key, set, count).await,
-            Plan::Delete(pods) => self.delete(key, set, pods).await,
-        }
-    }
-
-    async fn create(&self, key: &ObjectKey, set: &Arc<ReplicaSet>, count: usize) -> Option<Error> {
-        self.expectations.expect_creations(key, count);
-        let template = set.spec.as_ref().and_then(|it| it.template.clone()).unwrap_or_default();
-        let pod = Arc::new(pods::pod_of(&template, set.as_ref()));
-        let work = |_| {
-            let (control, pod, set) = (self.control.clone(), pod.clone(), set.clone());
-            async move { control.create(&pod, set.as_ref()).await.map(|_| ()) }
-        };
-        let (done, error) = pods::in_slow_start_batches(&self.tasks, "replicaset-create", count, work).await;
-        (done..count).for_each(|_| self.expectations.creation_observed(key));
-        error.filter(|it| !it.is_namespace_terminating())
-    }
-
-    async fn delete(&self, key: &ObjectKey, set: &Arc<ReplicaSet>, pods: Vec<Arc<Pod>>) -> Option<Error> {
-        self.expectations.expect_deletions(key, pods.iter().filter_map(|it| it.uid()));
-        let works = pods.into_iter().map(|pod| {
-            let (control, set) = (self.control.clone(), set.clone());
-            async move { (control.delete(&pod, set.as_ref()).await, pod.uid().unwrap_or_default()) }
-        });
-        let mut first = None;
-        for (result, uid) in pods::concurrently(&self.tasks, "replicaset-delete", works).await {
-            if let Err(error) = result {
-                self.expectations.deletion_observed(key, &uid);
-                first = first.or(Some(error).filter(|it| !it.is_not_found()));
+            Plan::Create(count) => {
+                let template = owner.set().spec.as_ref().and_then(|it| it.template.clone()).unwrap_or_default();
+                let pod = Arc::new(pods::pod_of(&template, owner.as_ref()));
+                self.control.create_all(key, owner, vec![pod; count]).await
             }
+            Plan::Delete(pods) => self.control.delete_all(key, owner, pods).await,
         }
-        first
     }
 
-    async fn write_status(&self, set: &ReplicaSet, status: ReplicaSetStatus) -> Result<()> {
+    async fn write_status(&self, owner: &K, set: &ReplicaSet, status: ReplicaSetStatus) -> Result<()> {
         if set.status.as_ref().is_some_and(|old| is_same(old, &status)) {
             return Ok(());
         }
-        let sets: Api<ReplicaSet> = Api::namespaced(self.client.clone(), &set.namespace().unwrap_or_default());
-        let next = ReplicaSet { status: Some(status), ..set.clone() };
-        sets.replace_status(&set.name_any(), &writes::posting(CONTROLLER_MANAGER), &next).await?;
-        Ok(())
+        writes::status(&self.control.client, CONTROLLER_MANAGER, &owner.with_status(status)).await
     }
 }
 
