@@ -25,13 +25,9 @@ struct Open {
 }
 
 impl Expectations {
-    pub fn expect_creations(&self, key: &ObjectKey, count: usize) {
-        let open = Open { creations: count as i64, deletions: HashSet::new(), since: Instant::now() };
-        self.open().insert(key.clone(), open);
-    }
-
-    pub fn expect_deletions(&self, key: &ObjectKey, uids: impl IntoIterator<Item = String>) {
-        let open = Open { creations: 0, deletions: uids.into_iter().collect(), since: Instant::now() };
+    /// So many objects are to appear, and those of these uids to go.
+    pub fn expect(&self, key: &ObjectKey, creations: usize, deletions: impl IntoIterator<Item = String>) {
+        let open = Open { creations: creations as i64, deletions: deletions.into_iter().collect(), since: Instant::now() };
         self.open().insert(key.clone(), open);
     }
 
@@ -69,12 +65,12 @@ mod tests {
     fn a_controller_waits_for_all_it_asked_for() {
         let (expectations, key) = (Expectations::default(), ObjectKey::new("ns", "rs"));
         assert!(expectations.are_satisfied(&key));
-        expectations.expect_creations(&key, 2);
+        expectations.expect(&key, 2, []);
         expectations.creation_observed(&key);
         assert!(!expectations.are_satisfied(&key));
         expectations.creation_observed(&key);
         assert!(expectations.are_satisfied(&key));
-        expectations.expect_deletions(&key, ["u1".to_owned(), "u2".to_owned()]);
+        expectations.expect(&key, 0, ["u1".to_owned(), "u2".to_owned()]);
         expectations.deletion_observed(&key, "u1");
         expectations.deletion_observed(&key, "u1");
         assert!(!expectations.are_satisfied(&key));

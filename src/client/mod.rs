@@ -5,6 +5,7 @@ pub mod events;
 pub mod expectations;
 pub mod informer;
 pub mod leader;
+pub mod placement;
 pub mod queue;
 pub mod writes;
 

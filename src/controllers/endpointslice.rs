@@ -236,7 +236,7 @@ impl Shell {
     async fn perform(&self, key: &ObjectKey, service: &Service, actions: Vec<Action>) -> Result<()> {
         let creations = actions.iter().filter(|it| matches!(it, Action::Create(_))).count();
         if creations > 0 {
-            self.expectations.expect_creations(key, creations);
+            self.expectations.expect(key, creations, []);
         }
         let mut failure = None;
         for action in actions {

@@ -2,10 +2,12 @@
 
 pub mod apiserver_endpoints;
 pub mod claims;
+pub mod daemonset;
 pub mod deployment;
 pub mod endpoints;
 pub mod endpointslice;
 pub mod garbagecollector;
+pub mod history;
 pub mod job;
 pub mod namespace;
 pub mod nodelifecycle;
@@ -14,11 +16,12 @@ pub mod replicaset;
 pub mod replication;
 pub mod resourcequota;
 pub mod serviceaccount;
+pub mod statefulset;
 
 use std::{marker::PhantomData, sync::Arc};
 
 use k8s_openapi::api::{
-    apps::v1::{Deployment, ReplicaSet},
+    apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
     batch::v1::Job,
     coordination::v1::Lease,
     core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, ReplicationController, Service, ServiceAccount},
@@ -72,6 +75,9 @@ pub struct Informers {
     pub replica_sets: Informer<ReplicaSet>,
     pub replication_controllers: Informer<ReplicationController>,
     pub deployments: Informer<Deployment>,
+    pub stateful_sets: Informer<StatefulSet>,
+    pub daemon_sets: Informer<DaemonSet>,
+    pub controller_revisions: Informer<ControllerRevision>,
     pub jobs: Informer<Job>,
     pub namespaces: Informer<Namespace>,
     pub service_accounts: Informer<ServiceAccount>,
@@ -133,6 +139,8 @@ fn all() -> Vec<Box<dyn Controller>> {
         Box::new(resourcequota::ResourceQuotaController),
         Box::new(replicaset::ReplicaSetController::<ReplicaSet>(PhantomData)),
         Box::new(replicaset::ReplicaSetController::<ReplicationController>(PhantomData)),
+        Box::new(statefulset::StatefulSetController),
+        Box::new(daemonset::DaemonSetController),
         Box::new(serviceaccount::ServiceAccountController),
         Box::new(serviceaccount::RootCaPublisher),
     ]
@@ -167,12 +175,14 @@ impl Informers {
     fn start(client: &kube::Client, tasks: &Tasks) -> Self {
         let all = |client: &kube::Client| client.clone();
         let pods = Watch::default().index(BY_OWNER, owner_uid).index(BY_NAMESPACE, namespace_of).index(BY_NODE, node_of).trim(pods::trim);
-        let owned = || Watch::default().index(BY_OWNER, owner_uid).index(BY_NAMESPACE, namespace_of);
         Self {
             pods: Informer::start("pods", Api::all(all(client)), pods, tasks),
-            replica_sets: Informer::start("replicasets", Api::all(all(client)), owned(), tasks),
+            replica_sets: Informer::start("replicasets", Api::all(all(client)), Watch::default().index(BY_OWNER, owner_uid).index(BY_NAMESPACE, namespace_of), tasks),
             replication_controllers: Informer::start("replicationcontrollers", Api::all(all(client)), Watch::default().index(BY_NAMESPACE, namespace_of), tasks),
             deployments: Informer::start("deployments", Api::all(all(client)), Watch::default().index(BY_NAMESPACE, namespace_of), tasks),
+            stateful_sets: Informer::start("statefulsets", Api::all(all(client)), Watch::default().index(BY_NAMESPACE, namespace_of), tasks),
+            daemon_sets: Informer::start("daemonsets", Api::all(all(client)), Watch::default().index(BY_NAMESPACE, namespace_of), tasks),
+            controller_revisions: Informer::start("controllerrevisions", Api::all(all(client)), Watch::default().index(BY_OWNER, owner_uid).index(BY_NAMESPACE, namespace_of), tasks),
             jobs: Informer::start("jobs", Api::all(all(client)), Watch::default().index(BY_NAMESPACE, namespace_of), tasks),
             namespaces: Informer::start("namespaces", Api::all(all(client)), Watch::default(), tasks),
             service_accounts: Informer::start("serviceaccounts", Api::all(all(client)), Watch::default(), tasks),
@@ -193,6 +203,7 @@ impl Informers {
 
     async fn synced(&self) {
         tokio::join!(self.pods.synced(), self.replica_sets.synced(), self.replication_controllers.synced(), self.deployments.synced(), self.jobs.synced(), self.namespaces.synced());
+        tokio::join!(self.stateful_sets.synced(), self.daemon_sets.synced(), self.controller_revisions.synced());
         tokio::join!(self.service_accounts.synced(), self.root_ca_config_maps.synced(), self.services.synced(), self.endpoints.synced());
         tokio::join!(self.endpoint_slices.synced(), self.nodes.synced(), self.node_leases.synced(), self.cluster_roles.synced());
     }

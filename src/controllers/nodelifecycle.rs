@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use kube::{
     Api, ResourceExt,
     api::{Patch, PatchParams},
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::{BY_NODE, Context, Controller};
 use crate::{
     base::clock,
-    client::{ObjectKey, Result, writes},
+    client::{ObjectKey, Result, placement::tolerates, writes},
 };
 
 const NAME: &str = "node-controller";
@@ -149,13 +149,6 @@ fn is_due(pod: &Pod, taints: &[&Taint], now: Timestamp) -> bool {
             Some(limit) => now.duration_since(added) >= SignedDuration::from_secs(*limit),
         }
     })
-}
-
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let fits = |own: &Option<String>, other: &str| own.as_deref().is_none_or(|it| it.is_empty() || it == other);
-    let is_equal = || toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default();
-    let exists = toleration.operator.as_deref() == Some("Exists");
-    fits(&toleration.effect, &taint.effect) && fits(&toleration.key, &taint.key) && (exists || is_equal())
 }
 
 #[cfg(test)]

@@ -4,7 +4,10 @@
 use std::{cmp::Ordering, future::Future, sync::Arc};
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Pod, PodCondition, PodTemplateSpec};
+use k8s_openapi::{
+    api::core::v1::{Pod, PodCondition, PodTemplateSpec},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
 use kube::{Api, Resource, ResourceExt, api::ObjectMeta};
 
 use super::claims::controller_ref;
@@ -129,7 +132,22 @@ impl PodControl {
 
     /// Creates pods in slowly growing batches; the first failure ends it. That the namespace is going is none.
     pub async fn create_all<O: Cached>(&self, key: &ObjectKey, owner: &Arc<O>, pods: Vec<Arc<Pod>>) -> Option<Error> {
-        self.expectations.expect_creations(key, pods.len());
+        self.replace(key, owner, pods, Vec::new()).await
+    }
+
+    /// Deletes pods all at once. Returns the first failure; that a pod is gone already is none.
+    pub async fn delete_all<O: Cached>(&self, key: &ObjectKey, owner: &Arc<O>, pods: Vec<Arc<Pod>>) -> Option<Error> {
+        self.replace(key, owner, Vec::new(), pods).await
+    }
+
+    /// Both at once.
+    pub async fn replace<O: Cached>(&self, key: &ObjectKey, owner: &Arc<O>, new: Vec<Arc<Pod>>, old: Vec<Arc<Pod>>) -> Option<Error> {
+        self.expectations.expect(key, new.len(), old.iter().filter_map(|it| it.uid()));
+        let failure = self.create_batches(key, owner, new).await;
+        failure.or(self.delete_each(key, owner, old).await)
+    }
+
+    async fn create_batches<O: Cached>(&self, key: &ObjectKey, owner: &Arc<O>, pods: Vec<Arc<Pod>>) -> Option<Error> {
         let work = |at: usize| {
             let (control, pod, owner) = (self.clone(), pods[at].clone(), owner.clone());
             async move { control.create(&pod, owner.as_ref()).await.map(drop) }
@@ -139,9 +157,7 @@ impl PodControl {
         error.filter(|it| !it.is_namespace_terminating())
     }
 
-    /// Deletes pods all at once. Returns the first failure; that a pod is gone already is none.
-    pub async fn delete_all<O: Cached>(&self, key: &ObjectKey, owner: &Arc<O>, pods: Vec<Arc<Pod>>) -> Option<Error> {
-        self.expectations.expect_deletions(key, pods.iter().filter_map(|it| it.uid()));
+    async fn delete_each<O: Cached>(&self, key: &ObjectKey, owner: &Arc<O>, pods: Vec<Arc<Pod>>) -> Option<Error> {
         let works = pods.into_iter().map(|pod| {
             let (control, owner) = (self.clone(), owner.clone());
             async move { (control.delete(&pod, owner.as_ref()).await, pod.uid().unwrap_or_default()) }
@@ -235,6 +251,19 @@ fn younger_first(left: Option<Timestamp>, right: Option<Timestamp>, now: Timesta
     match (left, right) {
         (Some(left), Some(right)) => age_rank(left).cmp(&age_rank(right)),
         _ => left.is_some().cmp(&right.is_some()),
+    }
+}
+
+/// `GetScaledValueFromIntOrPercent`: a number, or a percentage of `of`.
+pub fn scaled(value: Option<&IntOrString>, of: i32, round_up: bool) -> i32 {
+    match value {
+        None => 0,
+        Some(IntOrString::Int(count)) => *count,
+        Some(IntOrString::String(text)) => {
+            let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
+            let product = i64::from(of) * percent;
+            (if round_up { (product + 99).div_euclid(100) } else { product.div_euclid(100) }) as i32
+        }
     }
 }
 

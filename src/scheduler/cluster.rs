@@ -13,7 +13,7 @@ use k8s_openapi::{
 use kube::ResourceExt;
 
 use crate::{
-    client::ObjectKey,
+    client::{ObjectKey, placement::Place},
     meta::{LabelSelector, Quantity},
 };
 
@@ -261,6 +261,10 @@ impl NodeInfo {
     pub fn labels(&self) -> &BTreeMap<String, String> {
         static NONE: BTreeMap<String, String> = BTreeMap::new();
         self.node.as_ref().and_then(|it| it.metadata.labels.as_ref()).unwrap_or(&NONE)
+    }
+
+    pub fn place(&self) -> Place<'_> {
+        Place { name: &self.name, labels: self.labels() }
     }
 
     pub fn taints(&self) -> impl Iterator<Item = &Taint> {

@@ -6,12 +6,15 @@ use std::{cmp::Reverse, sync::Arc, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     api::apps::v1::{Deployment, DeploymentCondition, DeploymentStatus, ReplicaSet, ReplicaSetStatus},
-    apimachinery::pkg::{apis::meta::v1::Time, util::intstr::IntOrString},
+    apimachinery::pkg::apis::meta::v1::Time,
 };
 use kube::ResourceExt;
 
 use super::{find, template};
-use crate::client::{Error, Result};
+use crate::{
+    client::{Error, Result},
+    controllers::pods,
+};
 
 pub const REVISION: &str = "deployment.kubernetes.io/revision";
 pub const REVISION_HISTORY: &str = "deployment.kubernetes.io/revision-history";
@@ -589,21 +592,9 @@ fn fenceposts(deployment: &Deployment) -> (i32, i32) {
     }
     let rolling = strategy.and_then(|it| it.rolling_update.as_ref());
     let wanted = replicas(deployment);
-    let surge = scaled(rolling.and_then(|it| it.max_surge.as_ref()), wanted, true);
-    let unavailable = scaled(rolling.and_then(|it| it.max_unavailable.as_ref()), wanted, false);
+    let surge = pods::scaled(rolling.and_then(|it| it.max_surge.as_ref()), wanted, true);
+    let unavailable = pods::scaled(rolling.and_then(|it| it.max_unavailable.as_ref()), wanted, false);
     if surge == 0 && unavailable == 0 { (0, 1) } else { (surge, unavailable) }
-}
-
-fn scaled(value: Option<&IntOrString>, of: i32, round_up: bool) -> i32 {
-    match value {
-        None => 0,
-        Some(IntOrString::Int(count)) => *count,
-        Some(IntOrString::String(text)) => {
-            let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
-            let product = i64::from(of) * percent;
-            (if round_up { (product + 99).div_euclid(100) } else { product.div_euclid(100) }) as i32
-        }
-    }
 }
 
 /// The progress deadline, if there is one.

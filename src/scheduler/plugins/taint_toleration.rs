@@ -1,10 +1,13 @@
 //! Taints repel pods that do not tolerate them; those that merely prefer not to, by the score.
 
-use k8s_openapi::api::core::v1::{Taint, Toleration};
+use k8s_openapi::api::core::v1::Taint;
 
-use crate::scheduler::{
-    cluster::{Cluster, NodeInfo, PodInfo},
-    framework::{ClusterEvent, Judge, Plugin, Rejection, normalize},
+use crate::{
+    client::placement,
+    scheduler::{
+        cluster::{Cluster, NodeInfo, PodInfo},
+        framework::{ClusterEvent, Judge, Plugin, Rejection, normalize},
+    },
 };
 
 pub struct TaintToleration;
@@ -48,20 +51,5 @@ impl Judge for Taints<'_> {
 }
 
 pub fn is_tolerated(taint: &Taint, pod: &PodInfo) -> bool {
-    pod.pod.spec.iter().flat_map(|it| it.tolerations.iter().flatten()).any(|it| tolerates(it, taint))
-}
-
-/// `ToleratesTaint`.
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let is_empty = |it: &Option<String>| it.as_deref().unwrap_or_default().is_empty();
-    let does_fit = |wanted: &Option<String>, present: &str| is_empty(wanted) || wanted.as_deref() == Some(present);
-    if !does_fit(&toleration.effect, &taint.effect) || !does_fit(&toleration.key, &taint.key) {
-        return false;
-    }
-    let (wanted, present) = (toleration.value.as_deref().unwrap_or_default(), taint.value.as_deref().unwrap_or_default());
-    match toleration.operator.as_deref().unwrap_or_default() {
-        "" | "Equal" => wanted == present && !is_empty(&toleration.key),
-        "Exists" => true,
-        _ => false,
-    }
+    pod.pod.spec.as_ref().is_some_and(|it| placement::is_tolerated(taint, it))
 }

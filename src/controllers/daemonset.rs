@@ -1,0 +1,230 @@
+//! DaemonSets: one pod on every node that fits. Follows pkg/controller/daemon.
+
+pub mod plan;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::{
+    apps::v1::{ControllerRevision, DaemonSet, DaemonSetStatus},
+    core::v1::{Node, Pod},
+};
+use kube::ResourceExt;
+
+use self::plan::{Plan, View, by_node};
+use super::{
+    Context, Controller, Informers,
+    claims::{self, controller_of},
+    history::{self, REVISION_HASH, Subject},
+    pods::{self, PodControl},
+};
+use crate::{
+    base::{backoff::Backoff, clock},
+    client::{
+        Change, EventType, ObjectKey, Result, WorkQueue,
+        informer::{BY_NAMESPACE, BY_OWNER, orphan_of},
+        writes::{self, CONTROLLER_MANAGER},
+    },
+    meta::LabelSelector,
+};
+
+/// `ConcurrentDaemonSetSyncs`.
+const WORKERS: usize = 2;
+/// Changes of pods within so short a time become one update of the status.
+const COALESCE: Duration = Duration::from_millis(20);
+/// `BurstReplicas`.
+const BURST: usize = 250;
+/// A node that makes its pod fail gets the next one after a pause (`failedPodsBackoff`).
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15 * 60);
+
+pub struct DaemonSetController;
+
+impl Controller for DaemonSetController {
+    fn name(&self) -> &'static str {
+        "daemon-set-controller"
+    }
+
+    fn start(&self, context: &Context) {
+        let shell = Arc::new(Shell {
+            control: context.pod_control(self.name()),
+            informers: context.informers.clone(),
+            queue: WorkQueue::new(),
+            pauses: Mutex::default(),
+        });
+        context.spawn_synced(self.name(), move || shell.run());
+    }
+}
+
+/// Until when a set leaves a node alone on which its pods fail.
+struct Pause {
+    backoff: Backoff,
+    until: Instant,
+}
+
+struct Shell {
+    control: PodControl,
+    informers: Informers,
+    queue: WorkQueue<ObjectKey>,
+    /// By set and node.
+    pauses: Mutex<HashMap<(ObjectKey, String), Pause>>,
+}
+
+impl Shell {
+    fn run(self: Arc<Self>) {
+        let shell = self.clone();
+        self.informers.daemon_sets.subscribe(move |change| shell.set_changed(change));
+        let shell = self.clone();
+        self.informers.pods.subscribe(move |change| shell.pod_changed(change));
+        let shell = self.clone();
+        self.informers.nodes.subscribe(move |change| shell.node_changed(change));
+        let (queue, tasks) = (self.queue.clone(), self.control.tasks.clone());
+        queue.run(&tasks, "daemon-set-controller", WORKERS, move |key| {
+            let shell = self.clone();
+            async move { shell.reconcile(&key).await }
+        });
+    }
+
+    fn set_changed(&self, change: &Change<DaemonSet>) {
+        let key = ObjectKey::of(change.object().as_ref());
+        if change.is_deleted() || change.old().is_some_and(|old| old.metadata.uid != change.object().metadata.uid) {
+            self.control.expectations.forget(&key);
+            self.pauses().retain(|(set, _), _| *set != key);
+        }
+        self.queue.add(key);
+    }
+
+    /// Heartbeats say nothing new of where pods may run.
+    fn node_changed(&self, change: &Change<Node>) {
+        let node = change.object();
+        let is_same = |old: &Arc<Node>| old.metadata.labels == node.metadata.labels && old.spec == node.spec;
+        if change.is_deleted() || !change.old().is_some_and(is_same) {
+            self.informers.daemon_sets.list().iter().for_each(|it| self.queue.add(ObjectKey::of(it.as_ref())));
+        }
+    }
+
+    fn pod_changed(&self, change: &Change<Pod>) {
+        let pod = change.object();
+        if let Some(old) = change.old().and_then(|it| claims::owner_key::<DaemonSet>(&it.metadata)) {
+            self.queue.add_after(old, COALESCE);
+        }
+        if let Some(key) = claims::owner_key::<DaemonSet>(&pod.metadata) {
+            self.control.observe(&key, change);
+            return self.queue.add_after(key, COALESCE);
+        }
+        if change.is_deleted() || controller_of(&pod.metadata).is_some() || pod.labels().is_empty() {
+            return;
+        }
+        for set in self.informers.daemon_sets.by(BY_NAMESPACE, pod.metadata.namespace.as_deref().unwrap_or_default()) {
+            if selector(&set).is_ok_and(|it| it.matches(pod.labels())) {
+                self.queue.add(ObjectKey::of(set.as_ref()));
+            }
+        }
+    }
+
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>> {
+        let Some(set) = self.informers.daemon_sets.get(key).filter(|it| it.metadata.deletion_timestamp.is_none()) else {
+            return Ok(None);
+        };
+        let Some(spec) = &set.spec else { return Ok(None) };
+        let selector = selector(&set)?;
+        let collisions = set.status.as_ref().and_then(|it| it.collision_count).unwrap_or(0);
+        let subject = Subject { owner: set.as_ref(), selector: &selector, template: &spec.template, hash_label: REVISION_HASH, collisions };
+        let history = history::settle(&self.control.client, &self.informers.controller_revisions, &subject).await?;
+        let hash = history.update.labels().get(REVISION_HASH).cloned().unwrap_or_default();
+        let is_current = self.control.expectations.are_satisfied(key);
+        let owned = self.claim(&set, &selector).await?;
+        let pods = by_node(owned.clone());
+        let nodes = self.informers.nodes.list();
+        let view = View { set: &set, hash: &hash, nodes: &nodes, now: clock::now() };
+        let mut pause = None;
+        if is_current {
+            pause = self.act(key, &set, &hash, view.manage(&pods)).await?;
+            if view.is_rolling() && self.control.expectations.are_satisfied(key) {
+                self.act(key, &set, &hash, view.update(&pods)).await?;
+            }
+        }
+        let status = DaemonSetStatus { collision_count: Some(history.collisions).filter(|it| *it > 0), ..view.status(&pods) };
+        self.write_status(&set, status.clone()).await?;
+        let live = |it: &ControllerRevision| owned.iter().any(|pod| pod.labels().get(REVISION_HASH) == it.labels().get(REVISION_HASH));
+        history::truncate(&self.control.client, &history, spec.revision_history_limit.unwrap_or(10), live).await?;
+        let is_waiting = status.number_ready != status.number_available.unwrap_or(0);
+        let min_ready = spec.min_ready_seconds.filter(|it| *it > 0 && is_waiting).map(|it| Duration::from_secs(it.unsigned_abs().into()));
+        Ok(min_ready.into_iter().chain(pause).min())
+    }
+
+    async fn claim(&self, set: &DaemonSet, selector: &LabelSelector) -> Result<Vec<Arc<Pod>>> {
+        let mut candidates = self.informers.pods.by(BY_OWNER, &set.uid().unwrap_or_default());
+        candidates.extend(self.informers.pods.by(BY_OWNER, &orphan_of(&set.namespace().unwrap_or_default())));
+        claims::settle(&self.control.client, set, claims::claims(&set.metadata, selector, candidates), &[]).await
+    }
+
+    /// Carries out a plan. Returns when to look again at pods that fail too often to be replaced at once.
+    async fn act(&self, key: &ObjectKey, set: &Arc<DaemonSet>, hash: &str, mut plan: Plan) -> Result<Option<Duration>> {
+        let mut pause: Option<Duration> = None;
+        for pod in &plan.ended {
+            match self.paused(key, pod) {
+                None => self.tell_ended(set, pod),
+                Some(left) => {
+                    plan.delete.retain(|it| it.metadata.uid != pod.metadata.uid);
+                    pause = pause.into_iter().chain([left]).min();
+                }
+            }
+        }
+        plan.create.truncate(BURST);
+        plan.delete.truncate(BURST);
+        if plan.create.is_empty() && plan.delete.is_empty() {
+            return Ok(pause);
+        }
+        let created = plan.create.iter().map(|node| Arc::new(plan::pod(set, node, hash))).collect();
+        let failure = self.control.replace(key, set, created, plan.delete).await;
+        failure.map_or(Ok(pause), Err)
+    }
+
+    /// How long a failed pod has to stay, lest its node be asked again and again.
+    fn paused(&self, key: &ObjectKey, pod: &Pod) -> Option<Duration> {
+        if pods::phase(pod) != "Failed" {
+            return None;
+        }
+        let mut pauses = self.pauses();
+        let now = Instant::now();
+        let new = || Pause { backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE), until: now };
+        let pause = pauses.entry((key.clone(), pods::node_name(pod).to_owned())).or_insert_with(new);
+        if now < pause.until {
+            return Some(pause.until - now);
+        }
+        if now - pause.until > 2 * LONGEST_PAUSE {
+            pause.backoff.reset();
+        }
+        pause.until = now + pause.backoff.next_delay();
+        None
+    }
+
+    fn tell_ended(&self, set: &DaemonSet, pod: &Pod) {
+        let (namespace, name, node) = (pod.namespace().unwrap_or_default(), pod.name_any(), pods::node_name(pod));
+        let (kind, reason, word, verb) = match pods::phase(pod) {
+            "Failed" => (EventType::Warning, "FailedDaemonPod", "failed", "kill"),
+            _ => (EventType::Normal, "SucceededDaemonPod", "succeeded", "delete"),
+        };
+        let message = format!("Found {word} daemon pod {namespace}/{name} on node {node}, will try to {verb} it");
+        self.control.events.event(set, kind, reason, message);
+    }
+
+    async fn write_status(&self, set: &DaemonSet, status: DaemonSetStatus) -> Result<()> {
+        if set.status.as_ref() == Some(&status) {
+            return Ok(());
+        }
+        writes::status(&self.control.client, CONTROLLER_MANAGER, &DaemonSet { status: Some(status), ..set.clone() }).await
+    }
+
+    fn pauses(&self) -> std::sync::MutexGuard<'_, HashMap<(ObjectKey, String), Pause>> {
+        self.pauses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn selector(set: &DaemonSet) -> Result<LabelSelector> {
+    claims::selector_of(&set.spec.as_ref().map(|it| it.selector.clone()).unwrap_or_default())
+}
