@@ -8,7 +8,7 @@ use super::{
     check::{each, fill, fill_at, immutable, int_or_percent, non_negative, one_of, selector_of_template},
     pod,
 };
-use crate::meta::{FieldError, FieldErrors, Meta, Path, Value};
+use crate::meta::{FieldError, FieldErrors, Meta, Path, Value, cron::Schedule};
 
 pub const DEPLOYMENT: Strategy =
     Strategy { default: default_deployment, validate: validate_deployment, has_generation: true, resets_status: true, ..Strategy::PLAIN };
@@ -300,11 +300,7 @@ fn validate_cron_job(object: &Value, change: Change<'_>) -> FieldErrors {
         it if it.contains("TZ") => {
             errors.push(FieldError::invalid(&path.child("schedule"), it, "cannot use TZ or CRON_TZ in schedule, use timeZone field instead"));
         }
-        it if !it.starts_with('@') && it.split_whitespace().count() != 5 => {
-            let detail = format!("expected exactly 5 fields, found {}: {:?}", it.split_whitespace().count(), it.split_whitespace().collect::<Vec<_>>());
-            errors.push(FieldError::invalid(&path.child("schedule"), it, detail));
-        }
-        _ => (),
+        it => errors.extend(Schedule::parse(it, None).err().map(|error| FieldError::invalid(&path.child("schedule"), it, error))),
     }
     one_of(spec, "concurrencyPolicy", &["Allow", "Forbid", "Replace"], &path, &mut errors);
     for field in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {

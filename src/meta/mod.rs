@@ -1,6 +1,7 @@
 //! The vocabulary of Kubernetes objects, without IO and without a clock: metadata, `Status`, field errors,
 //! selectors, names, quantities, request options.
 
+pub mod cron;
 pub mod field;
 pub mod names;
 pub mod object;

@@ -218,12 +218,17 @@ impl<'a> From<(u32, u32, &'a Vec<u32>)> for User<'a> {
     }
 }
 
-/// `capset`, version 3: effective and permitted, nothing inheritable.
+/// `capset`, version 3: effective and permitted, nothing inheritable; of what is asked for, that which the machine has to give.
 fn set_capabilities(bits: u64) -> Result<()> {
     let header = [0x2008_0522u32, 0];
-    let (low, high) = (bits as u32, (bits >> 32) as u32);
+    let mut data = [[0u32; 3]; 2];
+    // SAFETY: the kernel fills the two live arrays, which have the layout that it wants.
+    if unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), data.as_mut_ptr()) } != 0 {
+        return Err(failed("capget")(io::Error::last_os_error()));
+    }
+    let (low, high) = (bits as u32 & data[0][1], (bits >> 32) as u32 & data[1][1]);
     let data = [[low, low, 0], [high, high, 0]];
-    // SAFETY: the kernel reads the two live arrays, which have the layout that it wants.
+    // SAFETY: the kernel reads the two live arrays.
     let done = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) };
     if done == 0 { Ok(()) } else { Err(failed("capset")(io::Error::last_os_error())) }
 }
