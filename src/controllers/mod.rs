@@ -2,8 +2,11 @@
 
 pub mod apiserver_endpoints;
 pub mod claims;
+pub mod clusterroleaggregation;
+pub mod cronjob;
 pub mod daemonset;
 pub mod deployment;
+pub mod disruption;
 pub mod endpoints;
 pub mod endpointslice;
 pub mod garbagecollector;
@@ -11,18 +14,20 @@ pub mod history;
 pub mod job;
 pub mod namespace;
 pub mod nodelifecycle;
+pub mod podgc;
 pub mod pods;
 pub mod replicaset;
 pub mod replication;
 pub mod resourcequota;
 pub mod serviceaccount;
 pub mod statefulset;
+pub mod ttlafterfinished;
 
 use std::{marker::PhantomData, sync::Arc};
 
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
-    batch::v1::Job,
+    batch::v1::{CronJob, Job},
     coordination::v1::Lease,
     core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, ReplicationController, Service, ServiceAccount},
     discovery::v1::EndpointSlice,
@@ -79,6 +84,7 @@ pub struct Informers {
     pub daemon_sets: Informer<DaemonSet>,
     pub controller_revisions: Informer<ControllerRevision>,
     pub jobs: Informer<Job>,
+    pub cron_jobs: Informer<CronJob>,
     pub namespaces: Informer<Namespace>,
     pub service_accounts: Informer<ServiceAccount>,
     /// Only those named `kube-root-ca.crt`.
@@ -129,18 +135,23 @@ fn start_all(clients: &Clients, tasks: &Tasks, options: Options) {
 
 fn all() -> Vec<Box<dyn Controller>> {
     vec![
+        Box::new(clusterroleaggregation::ClusterRoleAggregationController),
+        Box::new(cronjob::CronJobController),
         Box::new(deployment::DeploymentController),
+        Box::new(disruption::DisruptionController),
         Box::new(endpoints::EndpointsController),
         Box::new(endpointslice::EndpointSliceController),
         Box::new(garbagecollector::GarbageCollector),
         Box::new(job::JobController),
         Box::new(namespace::NamespaceController),
         Box::new(nodelifecycle::NodeLifecycleController),
+        Box::new(podgc::PodGarbageCollector),
         Box::new(resourcequota::ResourceQuotaController),
         Box::new(replicaset::ReplicaSetController::<ReplicaSet>(PhantomData)),
         Box::new(replicaset::ReplicaSetController::<ReplicationController>(PhantomData)),
         Box::new(statefulset::StatefulSetController),
         Box::new(daemonset::DaemonSetController),
+        Box::new(ttlafterfinished::TtlAfterFinishedController),
         Box::new(serviceaccount::ServiceAccountController),
         Box::new(serviceaccount::RootCaPublisher),
     ]
@@ -183,7 +194,8 @@ impl Informers {
             stateful_sets: Informer::start("statefulsets", Api::all(all(client)), Watch::default().index(BY_NAMESPACE, namespace_of), tasks),
             daemon_sets: Informer::start("daemonsets", Api::all(all(client)), Watch::default().index(BY_NAMESPACE, namespace_of), tasks),
             controller_revisions: Informer::start("controllerrevisions", Api::all(all(client)), Watch::default().index(BY_OWNER, owner_uid).index(BY_NAMESPACE, namespace_of), tasks),
-            jobs: Informer::start("jobs", Api::all(all(client)), Watch::default().index(BY_NAMESPACE, namespace_of), tasks),
+            jobs: Informer::start("jobs", Api::all(all(client)), Watch::default().index(BY_OWNER, owner_uid).index(BY_NAMESPACE, namespace_of), tasks),
+            cron_jobs: Informer::start("cronjobs", Api::all(all(client)), Watch::default(), tasks),
             namespaces: Informer::start("namespaces", Api::all(all(client)), Watch::default(), tasks),
             service_accounts: Informer::start("serviceaccounts", Api::all(all(client)), Watch::default(), tasks),
             root_ca_config_maps: Informer::start(
@@ -203,7 +215,7 @@ impl Informers {
 
     async fn synced(&self) {
         tokio::join!(self.pods.synced(), self.replica_sets.synced(), self.replication_controllers.synced(), self.deployments.synced(), self.jobs.synced(), self.namespaces.synced());
-        tokio::join!(self.stateful_sets.synced(), self.daemon_sets.synced(), self.controller_revisions.synced());
+        tokio::join!(self.stateful_sets.synced(), self.daemon_sets.synced(), self.controller_revisions.synced(), self.cron_jobs.synced());
         tokio::join!(self.service_accounts.synced(), self.root_ca_config_maps.synced(), self.services.synced(), self.endpoints.synced());
         tokio::join!(self.endpoint_slices.synced(), self.nodes.synced(), self.node_leases.synced(), self.cluster_roles.synced());
     }

@@ -482,8 +482,14 @@ fn finished_at(pod: &Pod) -> Option<Timestamp> {
 
 /// Whether the Job has ended.
 pub fn is_finished(job: &Job) -> bool {
+    finished(job).is_some()
+}
+
+/// `Complete` or `Failed`, and since when.
+pub fn finished(job: &Job) -> Option<(&str, Option<Timestamp>)> {
     let conditions = job.status.iter().flat_map(|it| it.conditions.iter().flatten());
-    conditions.into_iter().any(|it| matches!(it.type_.as_str(), "Complete" | "Failed") && it.status == "True")
+    let mut ends = conditions.filter(|it| matches!(it.type_.as_str(), "Complete" | "Failed") && it.status == "True");
+    ends.next().map(|it| (it.type_.as_str(), it.last_transition_time.as_ref().map(|it| it.0)))
 }
 
 #[cfg(test)]

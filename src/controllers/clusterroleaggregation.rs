@@ -1,0 +1,63 @@
+//! ClusterRoles that gather the rules of others. Follows pkg/controller/clusterroleaggregation.
+
+use std::{sync::Arc, time::Duration};
+
+use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
+use kube::{Api, ResourceExt, api::Patch};
+use serde_json::{Value, json};
+
+use super::{Context, Controller, Informers};
+use crate::{
+    api::rbac,
+    client::{
+        Error, ObjectKey, Result, WorkQueue,
+        writes::{self, CONTROLLER_MANAGER},
+    },
+};
+
+const WORKERS: usize = 1;
+/// Many roles that come at once are gathered once.
+const COALESCE: Duration = Duration::from_millis(50);
+
+pub struct ClusterRoleAggregationController;
+
+impl Controller for ClusterRoleAggregationController {
+    fn name(&self) -> &'static str {
+        "clusterrole-aggregation-controller"
+    }
+
+    fn start(&self, context: &Context) {
+        let queue = WorkQueue::new();
+        let (client, tasks, informers, name) = (context.client(self.name()), context.tasks.clone(), context.informers.clone(), self.name());
+        context.spawn_synced(name, move || {
+            let (keys, roles) = (queue.clone(), informers.clone());
+            informers.cluster_roles.subscribe(move |_| {
+                let gathering = roles.cluster_roles.list().into_iter().filter(|it| it.aggregation_rule.is_some());
+                gathering.for_each(|it| keys.add_after(ObjectKey::of(it.as_ref()), COALESCE));
+            });
+            queue.run(&tasks, name, WORKERS, move |key| reconcile(client.clone(), informers.clone(), key));
+        });
+    }
+}
+
+async fn reconcile(client: kube::Client, informers: Informers, key: ObjectKey) -> Result<Option<Duration>> {
+    let Some(role) = informers.cluster_roles.get(&key) else { return Ok(None) };
+    let Some(rules) = gathered(&role, &informers.cluster_roles.list())? else { return Ok(None) };
+    let roles: Api<ClusterRole> = Api::all(client);
+    let patch = Patch::Merge(json!({"metadata": {"resourceVersion": role.resource_version()}, "rules": rules}));
+    writes::unless_not_found(roles.patch(&key.name, &writes::patching(CONTROLLER_MANAGER), &patch).await)?;
+    Ok(None)
+}
+
+/// The rules that the role is to have, if they are not those that it has.
+fn gathered(role: &ClusterRole, all: &[Arc<ClusterRole>]) -> Result<Option<Vec<PolicyRule>>> {
+    let Some(rule) = &role.aggregation_rule else { return Ok(None) };
+    let value = |it: &ClusterRole| serde_json::to_value(it).map_err(|error| Error::Invalid(error.to_string()));
+    let rule = serde_json::to_value(rule).map_err(|error| Error::Invalid(error.to_string()))?;
+    let mut all: Vec<&Arc<ClusterRole>> = all.iter().collect();
+    all.sort_by_key(|it| it.name_any());
+    let all = all.into_iter().map(|it| value(it)).collect::<Result<Vec<Value>>>()?;
+    let rules = Value::Array(rbac::aggregate(&role.name_any(), &rule, &all));
+    let rules: Vec<PolicyRule> = serde_json::from_value(rules).map_err(|error| Error::Invalid(error.to_string()))?;
+    Ok(Some(rules).filter(|it| *it != role.rules.clone().unwrap_or_default()))
+}

@@ -1,0 +1,62 @@
+//! Jobs that are to go some time after they have ended. Follows pkg/controller/ttlafterfinished.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::batch::v1::Job;
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, PropagationPolicy},
+};
+
+use super::{Context, Controller, Informers, job::plan::finished};
+use crate::{
+    base::clock,
+    client::{ObjectKey, Result, WorkQueue, writes},
+    meta::cron::until,
+};
+
+const WORKERS: usize = 5;
+
+pub struct TtlAfterFinishedController;
+
+impl Controller for TtlAfterFinishedController {
+    fn name(&self) -> &'static str {
+        "ttl-after-finished-controller"
+    }
+
+    fn start(&self, context: &Context) {
+        let queue = WorkQueue::new();
+        let (client, tasks, informers, name) = (context.client(self.name()), context.tasks.clone(), context.informers.clone(), self.name());
+        context.spawn_synced(name, move || {
+            let keys = queue.clone();
+            informers.jobs.clone().subscribe(move |change| {
+                if !change.is_deleted() && due(change.object()).is_some() {
+                    keys.add(ObjectKey::of(change.object().as_ref()));
+                }
+            });
+            queue.run(&tasks, name, WORKERS, move |key| reconcile(client.clone(), informers.clone(), key));
+        });
+    }
+}
+
+/// When the Job is to go, if it has ended and says so.
+fn due(job: &Job) -> Option<Timestamp> {
+    let seconds = job.spec.as_ref()?.ttl_seconds_after_finished?;
+    finished(job)?.1?.checked_add(SignedDuration::from_secs(seconds.into())).ok()
+}
+
+async fn reconcile(client: kube::Client, informers: Informers, key: ObjectKey) -> Result<Option<Duration>> {
+    let Some(job): Option<Arc<Job>> = informers.jobs.get(&key).filter(|it| it.metadata.deletion_timestamp.is_none()) else { return Ok(None) };
+    let Some(due) = due(&job) else { return Ok(None) };
+    let now = clock::now();
+    if due > now {
+        return Ok(Some(until(due, now)));
+    }
+    let jobs: Api<Job> = Api::namespaced(client, &key.namespace);
+    // What has changed since it was cached may not be meant to go any more: it is looked at again.
+    let mut options = DeleteParams { propagation_policy: Some(PropagationPolicy::Foreground), ..writes::deleting(job.metadata.uid.as_deref()) };
+    options.preconditions.get_or_insert_default().resource_version = job.resource_version();
+    writes::unless_not_found(jobs.delete(&key.name, &options).await)?;
+    Ok(None)
+}
