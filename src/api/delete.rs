@@ -12,7 +12,7 @@ use crate::{
         Meta, Result, Status, Value,
         options::{DeleteOptions, Propagation, Query, dry_run},
     },
-    store::{Change, Draft, Expect, Stored, Transaction, Write},
+    store::{Change, Draft, Expect, Snapshot, Stored, Transaction, Write},
 };
 
 /// Attempts at a deletion that others overtake.
@@ -59,13 +59,22 @@ fn orphan_flag(body: &Value, query: &Query) -> Option<Propagation> {
 
 /// Deletes one object, or begins to.
 pub async fn delete(server: &Server, target: &Target, options: &DeleteOptions) -> Result<Deleted> {
+    delete_with(server, target, options, &|_, _| Ok(Vec::new())).await
+}
+
+/// What is to change beside a deletion: in the object itself, and in others.
+pub type Prepare<'a> = &'a (dyn Fn(&Snapshot, &mut Value) -> Result<Vec<Write>> + Send + Sync);
+
+pub async fn delete_with(server: &Server, target: &Target, options: &DeleteOptions, prepare: Prepare<'_>) -> Result<Deleted> {
     let resource = target.resource();
     for _ in 0..ATTEMPTS {
         let snapshot = server.store.snapshot();
         let stored = snapshot.get(&target.key()).ok_or_else(|| Status::not_found(&resource, &target.name))?;
         let old = super::write::value(&stored);
         preconditions(target, &old, options)?;
-        let (mut new, is_gone) = plan(target, &old, options);
+        let mut prepared = old.clone();
+        let companions = prepare(&snapshot, &mut prepared)?;
+        let (mut new, is_gone) = plan(target, prepared, options);
         if options.is_dry_run {
             return Ok(if is_gone { Deleted::Gone(stored) } else { Deleted::Waiting(stored) });
         }
@@ -78,6 +87,7 @@ pub async fn delete(server: &Server, target: &Target, options: &DeleteOptions) -
         let draft = Draft::new(&new, header(&target.kind, &new));
         let change = if is_gone { Change::Delete(draft) } else { Change::Put(draft) };
         let mut writes = vec![Write { key: stored.key.clone(), expect: Expect::At(stored.revision), change }];
+        writes.extend(companions);
         if is_gone {
             writes.extend(service::release(&snapshot, target, &new));
         }
@@ -111,8 +121,8 @@ fn preconditions(target: &Target, old: &Value, options: &DeleteOptions) -> Resul
 }
 
 /// The object as the deletion leaves it, and whether it goes at once.
-fn plan(target: &Target, old: &Value, options: &DeleteOptions) -> (Value, bool) {
-    let mut new = old.clone();
+fn plan(target: &Target, mut new: Value, options: &DeleteOptions) -> (Value, bool) {
+    let old = &new.clone();
     let strategy = target.kind.strategy;
     let asked = options.grace_period_seconds.map(|it| if it < 0 { 1 } else { it });
     let grace = strategy.grace.map_or(0, |default| match (asked, default(old)) {

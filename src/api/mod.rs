@@ -9,6 +9,7 @@ pub mod body;
 pub mod connect;
 pub mod delete;
 pub mod discovery;
+pub mod eviction;
 pub mod forms;
 pub mod http;
 pub mod identity;

@@ -4,7 +4,7 @@ use http::Method;
 use serde_json::json;
 
 use super::{
-    Request, Response, body, delete,
+    Request, Response, body, eviction,
     negotiation::{self, Encoding},
     patch, reviews,
     verbs::{Call, strict},
@@ -15,7 +15,7 @@ use crate::{
     kinds::Action,
     meta::{
         Meta, Result, Status, Value,
-        options::{DeleteOptions, WriteOptions},
+        options::WriteOptions,
     },
     schema::{self, merge, protobuf},
 };
@@ -33,7 +33,7 @@ pub async fn serve(call: &Call, request: Request) -> Result<Response> {
             let binding = read(&request.headers().clone(), request, "io.k8s.api.core.v1.Binding").await?;
             bind(call, &call.target.name, &binding).await
         }
-        Action::Eviction => evict(call, request).await,
+        Action::Eviction => eviction::evict(call, request).await,
         Action::Token => token(call, request).await,
         Action::Log | Action::Exec | Action::Attach | Action::PortForward | Action::Proxy => Err(Status::method_not_allowed()),
     }
@@ -57,7 +57,7 @@ async fn part(call: &Call, request: Request) -> Result<Response> {
 }
 
 /// An object of a built-in type in the request's body.
-async fn read(headers: &http::HeaderMap, request: Request, type_name: &str) -> Result<Value> {
+pub async fn read(headers: &http::HeaderMap, request: Request, type_name: &str) -> Result<Value> {
     let encoding = negotiation::content_encoding(headers)?;
     let bytes = body::read(request.into_body()).await?;
     let schema = schema::builtin(type_name).ok_or_else(|| Status::internal("no such type"))?;
@@ -156,19 +156,6 @@ fn set_condition(pod: &mut Value, kind: &str) {
     let mut conditions: Vec<Value> = pod.items_at(&["status", "conditions"]).iter().filter(|it| it.text("type") != kind).cloned().collect();
     conditions.push(json!({"type": kind, "status": "True", "lastProbeTime": null, "lastTransitionTime": clock::now_rfc3339()}));
     pod.set_at(&["status", "conditions"], conditions);
-}
-
-/// `pods/eviction`: a deletion that disruption budgets may hold up.
-async fn evict(call: &Call, request: Request) -> Result<Response> {
-    let eviction = read(&request.headers().clone(), request, "io.k8s.api.policy.v1.Eviction").await?;
-    if !eviction.name().is_empty() && eviction.name() != call.target.name {
-        return Err(Status::bad_request("name in URL does not match name in Eviction object"));
-    }
-    let body = eviction.get("deleteOptions").cloned().unwrap_or_default();
-    let options: DeleteOptions = delete::options(&body, &call.query)?;
-    let main = call.target.with_subresource(None);
-    delete::delete(&call.server, &main, &options).await?;
-    call.answer_value(201, json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}))
 }
 
 async fn token(call: &Call, request: Request) -> Result<Response> {
