@@ -18,6 +18,9 @@ use crate::base::{Tasks, backoff::Backoff};
 const RETRY_FIRST: Duration = Duration::from_millis(5);
 const RETRY_MOST: Duration = Duration::from_secs(1000);
 
+/// So many failures in a row are told to people.
+const WORTH_A_WARNING: u32 = 6;
+
 /// Clones share the queue.
 pub struct WorkQueue<T> {
     inner: Arc<Inner<T>>,
@@ -125,7 +128,10 @@ impl<T: Clone + Eq + Hash + std::fmt::Debug + Send + 'static> WorkQueue<T> {
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(controller = name, ?key, %error, "reconcile failed, trying again");
+                    match self.failures(&key) {
+                        WORTH_A_WARNING => tracing::warn!(controller = name, ?key, %error, "reconcile fails again and again"),
+                        _ => tracing::debug!(controller = name, ?key, %error, "reconcile failed, trying again"),
+                    }
                     self.add_rate_limited(key.clone());
                 }
             }

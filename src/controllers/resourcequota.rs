@@ -8,17 +8,20 @@ use std::{
 };
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::ResourceQuota;
+use k8s_openapi::{
+    api::core::v1::{ResourceQuota, ResourceQuotaStatus},
+    apimachinery::pkg::api::resource::Quantity as K8sQuantity,
+};
 use kube::{
     Api, ResourceExt,
-    api::{ApiResource, DynamicObject, ListParams, Patch},
+    api::{ApiResource, DynamicObject, ListParams},
     discovery::{Discovery, Scope},
     runtime::{
         WatchStreamExt,
         watcher::{self, Event},
     },
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{Context, Controller};
 use crate::{
@@ -85,17 +88,17 @@ impl Shell {
     }
 
     async fn sync(self: &Arc<Self>, key: &ObjectKey) -> Result<Option<Duration>> {
-        let api: Api<ResourceQuota> = Api::namespaced(self.client.clone(), &key.namespace);
-        let Some(found) = api.get_opt(&key.name).await? else { return Ok(None) };
+        let Some(found) = self.quotas.get(key) else { return Ok(None) };
         let hard = found.spec.as_ref().and_then(|it| it.hard.clone()).unwrap_or_default();
-        let value = serde_json::to_value(&found).map_err(|why| Error::Invalid(why.to_string()))?;
+        let value = serde_json::to_value(found.as_ref()).map_err(|why| Error::Invalid(why.to_string()))?;
         let names: Vec<String> = hard.keys().cloned().collect();
         let used = self.count(&key.namespace, &value, &names).await?;
-        let status = json!({"hard": hard, "used": used});
-        if value["status"] != status {
+        let used = used.into_iter().map(|(name, amount)| (name, K8sQuantity(amount))).collect();
+        let status = ResourceQuotaStatus { hard: Some(hard), used: Some(used) };
+        if found.status.as_ref() != Some(&status) {
             // The version turns a charge meanwhile into a conflict, and that into another count.
-            let patch = Patch::Merge(json!({"metadata": {"resourceVersion": found.resource_version()}, "status": replacing(&value["status"], &status)}));
-            api.patch_status(&key.name, &writes::patching(CONTROLLER_MANAGER), &patch).await?;
+            let next = ResourceQuota { status: Some(status), ..found.as_ref().clone() };
+            writes::status(&self.client, CONTROLLER_MANAGER, &next).await?;
         }
         Ok(Some(RESYNC))
     }
@@ -147,24 +150,5 @@ impl Shell {
                 self.queue.add_after(ObjectKey::of(&*quota), COALESCE);
             }
         }
-    }
-}
-
-/// A merge patch that makes `new` of `old`: what is not in `new` is taken away.
-fn replacing(old: &Value, new: &Value) -> Value {
-    let (Some(before), Some(after)) = (old.as_object(), new.as_object()) else { return new.clone() };
-    let gone = before.keys().filter(|it| !after.contains_key(*it)).map(|it| (it.clone(), Value::Null));
-    let kept = after.iter().map(|(name, value)| (name.clone(), before.get(name).map_or_else(|| value.clone(), |it| replacing(it, value))));
-    Value::Object(kept.chain(gone).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_patch_takes_away_what_is_no_longer_limited() {
-        let old = json!({"hard": {"pods": "1", "cpu": "2"}});
-        assert_eq!(replacing(&old, &json!({"hard": {"pods": "3"}})), json!({"hard": {"pods": "3", "cpu": null}}));
     }
 }

@@ -200,8 +200,9 @@ impl Shell {
         let present = claim.metadata.owner_references.clone().unwrap_or_default();
         let wanted = claim_owners(set, pod, present.clone(), is_condemned);
         if wanted != present {
-            let patch = Patch::Merge(json!({"metadata": {"uid": claim.uid(), "ownerReferences": wanted}}));
-            api.patch(&claim.name_any(), &writes::patching(CONTROLLER_MANAGER), &patch).await?;
+            let mut claim = claim.clone();
+            claim.metadata.owner_references = Some(wanted);
+            api.replace(&claim.name_any(), &writes::posting(CONTROLLER_MANAGER), &claim).await?;
         }
         Ok(())
     }
