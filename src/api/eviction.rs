@@ -126,7 +126,7 @@ mod tests {
             (budget(-1, 4, 2), 403, "pdb disruptions allowed is negative"),
         ];
         for (budget, code, part) in cases {
-            let status = serde_json::to_value(decremented(budget, "p").expect_err("refused")).expect("a value");
+            let status = decremented(budget, "p").expect_err("refused").to_value();
             assert_eq!(status["code"], code);
             assert!(status.to_string().contains(part), "{status}");
         }
