@@ -349,8 +349,10 @@ impl Writer<'_> {
         }
         object["apiVersion"] = self.target.stored_api_version().into();
         object["kind"] = self.target.kind.kind.as_ref().into();
-        let header = header(&self.target.kind, &object);
-        Draft::new(&object, header)
+        // What is stored as another kind is found by that kind's fields.
+        let registry = self.server.registry.load();
+        let kind = registry.by_storage(&self.target.kind.resource()).unwrap_or(&self.target.kind);
+        Draft::new(&object, header(kind, &object))
     }
 
     /// What a dry run answers: the object as it would be stored.

@@ -12,6 +12,22 @@ use crate::meta::{FieldError, FieldErrors, Meta, Path, Value, names};
 pub const INGRESS: Strategy = Strategy { validate: validate_ingress, has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const INGRESS_CLASS: Strategy = Strategy { default: default_ingress_class, has_generation: true, ..Strategy::PLAIN };
 pub const NETWORK_POLICY: Strategy = Strategy { default: default_network_policy, validate: validate_network_policy, has_generation: true, ..Strategy::PLAIN };
+pub const IP_ADDRESS: Strategy = Strategy { name: ip_name, validate: validate_ip_address, ..Strategy::PLAIN };
+
+/// `ValidateIPAddressName`: an address as it is usually written.
+fn ip_name(name: &str) -> names::Problems {
+    let is_canonical = name.parse::<std::net::IpAddr>().is_ok_and(|it| it.to_string() == name);
+    if is_canonical { names::Problems::new() } else { vec!["must be a valid IP address in canonical form (e.g. 10.9.8.7 or 2001:db8::ffff)".into()] }
+}
+
+fn validate_ip_address(object: &Value, _: Change<'_>) -> FieldErrors {
+    let (mut errors, path) = (FieldErrors::new(), Path::new("spec").child("parentRef"));
+    match object.at(&["spec", "parentRef"]) {
+        None => errors.push(FieldError::required(&path, "")),
+        Some(parent) => ["resource", "name"].into_iter().filter(|it| parent.text(it).is_empty()).for_each(|it| errors.push(FieldError::required(&path.child(it), ""))),
+    }
+    errors
+}
 
 fn default_ingress_class(object: &mut Value) {
     if object.at(&["spec", "parameters"]).is_some() {

@@ -33,7 +33,7 @@ fn core() -> Vec<Row> {
         .sub("exec", Action::Exec, "PodExecOptions", &["create", "get"]).sub("log", Action::Log, "Pod", &["get"])
         .sub("portforward", Action::PortForward, "PodPortForwardOptions", &["create", "get"]).sub("proxy", Action::Proxy, "PodProxyOptions", PROXY)
         .sub("resize", Action::Part, "Pod", PART),
-    ns("", "v1", "services", "Service").short("svc").all().does(&service::SERVICE).status().verbs(NO_UPDATE)
+    ns("", "v1", "services", "Service").short("svc").all().does(&service::SERVICE).status()
         .cols(&[path("Type", &["spec", "type"]), fun("Cluster-IP", "string", service_ip), fun("External-IP", "string", service_external), fun("Port(s)", "string", service_ports), AGE, wide("Selector", service_selector)])
         .field("spec.clusterIP", &["spec", "clusterIP"]).field("spec.type", &["spec", "type"]).sub("proxy", Action::Proxy, "ServiceProxyOptions", PROXY),
     ns("", "v1", "endpoints", "Endpoints").short("ep").does(&ANY_UPDATE).cols(&[fun("Endpoints", "string", endpoints)]).age().deprecated("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
@@ -105,7 +105,7 @@ fn infrastructure() -> Vec<Row> {
             or("Class", &["spec", "ingressClassName"], "<none>"), fun("Hosts", "string", ingress_hosts), fun("Address", "string", ingress_address), fun("Ports", "string", ingress_ports), AGE]),
     cl("networking.k8s.io", "v1", "ingressclasses", "IngressClass").does(&networking::INGRESS_CLASS).cols(&[path("Controller", &["spec", "controller"]), fun("Parameters", "string", class_parameters), AGE]),
     ns("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy").short("netpol").does(&networking::NETWORK_POLICY).cols(&[fun("Pod-Selector", "string", pod_selector), AGE]),
-    cl("networking.k8s.io", "v1", "ipaddresses", "IPAddress").short("ip").cols(&[fun("ParentRef", "string", parent_ref)]).field_fn("spec.parentRef", |_| String::new()),
+    cl("networking.k8s.io", "v1", "ipaddresses", "IPAddress").short("ip").does(&networking::IP_ADDRESS).cols(&[fun("ParentRef", "string", parent_ref)]).field_fn("spec.parentRef", |_| String::new()),
     cl("networking.k8s.io", "v1", "servicecidrs", "ServiceCIDR").status().cols(&[fun("CIDRs", "string", cidrs)]).age(),
     ns("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice").cols(&[path("AddressType", &["addressType"]), fun("Ports", "string", slice_ports), fun("Endpoints", "string", slice_endpoints)]).age(),
     cl("storage.k8s.io", "v1", "storageclasses", "StorageClass").short("sc").does(&storage::CLASS).unnamed().cols(&[
