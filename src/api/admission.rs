@@ -165,10 +165,10 @@ fn priority(context: &Context<'_>, pod: &mut Value) -> Result<()> {
     Ok(())
 }
 
-/// A pod stays for five minutes on a node that is not ready or not reached, unless it says otherwise.
+/// A pod stays for five minutes on a node that is not ready or not reached, unless it says otherwise; at every update too.
 fn toleration_seconds(context: &Context<'_>, pod: &mut Value) -> Result<()> {
     const SECONDS: u32 = 300;
-    if !context.is("", "pods") || !context.is_create() {
+    if !context.is("", "pods") || context.target.subresource.is_some() {
         return Ok(());
     }
     let mut tolerations = pod.items_at(&["spec", "tolerations"]).to_vec();

@@ -103,10 +103,17 @@ fn last_word(spec: &Spec, code: i32) -> String {
         return String::from_utf8_lossy(&written[..written.len().min(MESSAGE_MAX)]).into_owned();
     }
     let log = std::fs::read_to_string(&spec.log).unwrap_or_default();
-    let lines: Vec<&str> = log.lines().filter_map(|it| it.splitn(4, ' ').nth(3)).collect();
-    let last: String = lines.iter().skip(lines.len().saturating_sub(LOG_LINES)).map(|it| format!("{it}\n")).collect();
+    let lines: Vec<&str> = log.lines().collect();
+    let last: String = lines.iter().skip(lines.len().saturating_sub(LOG_LINES)).filter_map(|it| said(it)).collect();
     let start = (last.len().saturating_sub(LOG_MAX)..=last.len()).find(|it| last.is_char_boundary(*it)).unwrap_or(0);
     last[start..].to_owned()
+}
+
+/// What an entry of the log says: `TIME STREAM TAG TEXT`, where the tag P is of a line that does not end here.
+fn said(entry: &str) -> Option<String> {
+    let mut parts = entry.splitn(4, ' ').skip(2);
+    let (tag, text) = (parts.next()?, parts.next()?);
+    Some(if tag == "P" { text.to_owned() } else { format!("{text}\n") })
 }
 
 /// The shim's ends of the container's standard streams.
