@@ -16,7 +16,7 @@ pub const IP_ADDRESS: Strategy = Strategy { name: ip_name, validate: validate_ip
 
 /// `ValidateIPAddressName`: an address as it is usually written.
 fn ip_name(name: &str) -> names::Problems {
-    let is_canonical = name.parse::<std::net::IpAddr>().is_ok_and(|it| it.to_string() == name);
+    let is_canonical = name.parse::<core::net::IpAddr>().is_ok_and(|it| it.to_string() == name);
     if is_canonical { names::Problems::new() } else { vec!["must be a valid IP address in canonical form (e.g. 10.9.8.7 or 2001:db8::ffff)".into()] }
 }
 
