@@ -79,7 +79,7 @@ impl Lines {
             // A terminal that its last process has left reads as an error.
             Ok(0) | Err(_) => {
                 if !self.pending.is_empty() {
-                    log.write(self.stream, 'F', &std::mem::take(&mut self.pending));
+                    log.write(self.stream, 'P', &std::mem::take(&mut self.pending));
                 }
                 return None;
             }
