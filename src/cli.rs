@@ -94,6 +94,9 @@ struct Up {
     /// A registry that is asked for images before their own, as http://HOST:PORT.
     #[arg(long, value_name = "URL")]
     registry_mirror: Option<String>,
+    /// A file to which a line of JSON is added for every request: who asked for what, the answer's status, time and size.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// What is logged to standard error: `warn`, `info`, `debug`, or directives such as `howdah::store=debug`.
     #[arg(long, value_name = "LEVEL", default_value = "warn")]
     log: String,
@@ -151,6 +154,7 @@ async fn up_until_signal(up: Up) -> ExitCode {
         node: up.node,
         simulated_nodes: up.simulated_nodes,
         registry_mirror: up.registry_mirror,
+        trace: up.trace,
     };
     let cluster = match Cluster::start(options).await {
         Ok(cluster) => cluster,

@@ -28,7 +28,9 @@ use super::{
     identity::{Peer, User},
     negotiation::{Encoding, Form},
     request::RequestInfo,
-    tokens, verbs,
+    tokens,
+    trace::Caller,
+    verbs,
 };
 use crate::{
     base::Tasks,
@@ -91,8 +93,16 @@ fn router(server: Arc<Server>) -> Router {
 }
 
 impl Server {
-    /// Answers a request, whatever happens: an error is a Status, and so is a panic.
+    /// Answers a request, and records it where that is asked for.
     pub async fn serve(self: &Arc<Self>, request: Request) -> Response {
+        match &self.trace {
+            None => self.respond(request).await,
+            Some(trace) => trace.recorded(request, |it| self.respond(it)).await,
+        }
+    }
+
+    /// The answer, whatever happens: an error is a Status, and so is a panic.
+    async fn respond(self: &Arc<Self>, request: Request) -> Response {
         let form = Form::negotiate(request.headers(), &Query::default()).ok();
         let encoding = form.map_or(Encoding::Json, |it| it.encoding);
         let what = format!("{} {}", request.method(), request.uri().path());
@@ -121,6 +131,7 @@ impl Server {
         let snapshot = self.store.snapshot();
         let user = self.authenticator.authenticate(request.headers(), &peer, &snapshot)?;
         let user = authn::impersonate(user, request.headers(), |user, attributes| self.authorizer.authorize(user, attributes, &snapshot))?;
+        Caller::note(&request, &user.name);
         let mut attributes = info.attributes();
         if matches!(attributes.subresource.as_str(), "exec" | "attach" | "portforward") && attributes.resource == "pods" {
             // A WebSocket begins with GET, but it is no reading.

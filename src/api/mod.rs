@@ -27,6 +27,7 @@ pub mod service;
 pub mod subresources;
 pub mod target;
 pub mod tokens;
+pub mod trace;
 pub mod verbs;
 pub mod watch;
 pub mod write;
@@ -69,12 +70,14 @@ pub struct Server {
     pub tokens: Arc<tokens::Tokens>,
     pub nodes: connect::Nodes,
     pub documents: openapi::Documents,
+    /// Where requests are recorded, if they are.
+    trace: Option<Arc<trace::Trace>>,
     pub tasks: Tasks,
 }
 
 impl Server {
     /// A server over an open store; its kinds are the built-in ones until [`Server::start`].
-    pub fn new(store: Store, tokens: Arc<tokens::Tokens>, nodes: connect::Nodes, tasks: Tasks) -> Arc<Self> {
+    pub fn new(store: Store, tokens: Arc<tokens::Tokens>, nodes: connect::Nodes, trace: Option<Arc<trace::Trace>>, tasks: Tasks) -> Arc<Self> {
         Arc::new(Self {
             store,
             registry: ArcSwap::from_pointee(kinds::table::registry()),
@@ -83,6 +86,7 @@ impl Server {
             tokens,
             nodes,
             documents: openapi::Documents::default(),
+            trace,
             tasks,
         })
     }

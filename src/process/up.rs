@@ -16,7 +16,7 @@ use super::{
     pki::{self, Identity, Pki},
 };
 use crate::{
-    api::{self, Server, body, connect::Nodes, http::listen, identity::{MASTERS, User}, tokens::{self, Tokens}},
+    api::{self, Server, body, connect::Nodes, http::listen, identity::{MASTERS, User}, tokens::{self, Tokens}, trace::Trace},
     base::{Tasks, clock, tasks},
     client::Clients,
     controllers,
@@ -66,6 +66,8 @@ pub struct Options {
     pub simulated_nodes: usize,
     /// Where images are looked for before their registries.
     pub registry_mirror: Option<String>,
+    /// Where every request is recorded.
+    pub trace: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -99,7 +101,8 @@ impl Cluster {
         let pki = Pki::open(&options.data_dir.join("pki"), clock::now()).map_err(|why| Error::new("certificates", why))?;
         let (parts, store_tasks) = (Tasks::new(), Tasks::new());
         let store = open_store(&options, &store_tasks).await?;
-        let server = make_server(&pki, store, &parts)?;
+        let trace = open_trace(&options, &store_tasks).await?;
+        let server = make_server(&pki, store, trace, &parts)?;
         let address = machine_address().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let port = serve(&server, &pki, &options, address, &slot, &parts).await?;
         write_kubeconfig(&pki, &options, port)?;
@@ -224,13 +227,21 @@ async fn open_store(options: &Options, tasks: &Tasks) -> Result<Store> {
     Store::open(engine, extract, tasks).await.map_err(|why| Error::new("the store", why))
 }
 
-fn make_server(pki: &Pki, store: Store, tasks: &Tasks) -> Result<Arc<Server>> {
+/// The flight recorder. It ends with the store, so that it has what the parts ask for while they stop.
+async fn open_trace(options: &Options, tasks: &Tasks) -> Result<Option<Arc<Trace>>> {
+    match &options.trace {
+        None => Ok(None),
+        Some(path) => Trace::open(path, tasks).await.map(Some).map_err(|why| Error::new(&path.display().to_string(), why)),
+    }
+}
+
+fn make_server(pki: &Pki, store: Store, trace: Option<Arc<Trace>>, tasks: &Tasks) -> Result<Arc<Server>> {
     let failed = |why: &dyn std::fmt::Display| Error::new("certificates", why);
     let key = pki.service_account_key().map_err(|why| failed(&why))?;
     let tokens = Arc::new(Tokens::new(tokens::ISSUER, &key).map_err(|why| failed(&why))?);
     let credential = pki.credential("apiserver-kubelet-client", &Identity::kubelet_client(), clock::now()).map_err(|why| failed(&why))?;
     let config = pki::client_config(pki.authority().certificate(), Some(&credential)).map_err(|why| failed(&why))?;
-    Ok(Server::new(store, tokens, Nodes::new(config, tasks.clone()), tasks.clone()))
+    Ok(Server::new(store, tokens, Nodes::new(config, tasks.clone()), trace, tasks.clone()))
 }
 
 /// Listens where people reach the API, and at the machine's address, where pods do. Returns the port.
