@@ -14,6 +14,9 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use super::{Field, Schema, Shape, Struct};
 use crate::meta::{Map, Quantity, Result, Status, Value};
 
+/// The type of a schema in a CRD.
+pub(super) const SCHEMA_PROPS: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
+
 /// What strict field validation wants to know, in upstream's words (`unknown field "spec.foo"`, `duplicate field "spec.bar"`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Notes {
@@ -206,6 +209,7 @@ impl Walk {
             Shape::Object(it) => self.object(value, schema, it, place),
             Shape::List { items, .. } => self.list(value, schema, items, place),
             Shape::Map { values, .. } => self.map(value, schema, values, place),
+            Shape::SchemaOrArray | Shape::SchemaOrBool | Shape::SchemaOrStrings => self.union(value, place),
             _ => self.scalar(value, schema),
         }
     }
@@ -288,13 +292,26 @@ impl Walk {
         Ok(())
     }
 
+    /// A schema, several, or something simpler. Go decodes these by a method of their own, which drops unknown fields silently.
+    fn union(&mut self, value: &mut Value, place: &Place<'_>) -> Result<()> {
+        let Some(props) = super::builtin(SCHEMA_PROPS) else { return Ok(()) };
+        let known = self.unknown.len();
+        match value {
+            Value::Object(_) => self.visit(value, &props, place)?,
+            Value::Array(list) => list.iter_mut().filter(|it| it.is_object()).try_for_each(|it| self.visit(it, &props, place))?,
+            _ => (),
+        }
+        self.unknown.truncate(known);
+        Ok(())
+    }
+
     fn scalar(&mut self, value: &mut Value, schema: &Schema) -> Result<()> {
         if schema.rules.is_some() {
             // Custom resources: types are the validator's matter, with its own sentences.
             return Ok(());
         }
         let is_fine = match (&schema.shape, &*value) {
-            (Shape::Any | Shape::SchemaOrArray | Shape::SchemaOrBool | Shape::SchemaOrStrings, _) => true,
+            (Shape::Any, _) => true,
             (Shape::Bool, Value::Bool(_)) | (Shape::String, Value::String(_)) | (Shape::Float, Value::Number(_)) => true,
             (Shape::Int32, Value::Number(number)) => number.as_i64().is_some_and(|it| i32::try_from(it).is_ok()),
             (Shape::Int64, Value::Number(number)) => number.is_i64(),

@@ -64,7 +64,7 @@ pub enum Shape {
 /// An object with declared fields.
 #[derive(Debug, Default)]
 pub struct Struct {
-    /// In declared order.
+    /// In the order of their protobuf numbers; those of custom resources as declared.
     pub fields: Vec<Field>,
     /// JSON name → place in `fields`; fields of inlined structs stand here too.
     pub by_name: HashMap<String, usize>,

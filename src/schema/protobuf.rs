@@ -4,11 +4,10 @@
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use jiff::Timestamp;
 
-use super::{Field, Schema, Shape, Struct, codec};
+use super::{Field, Schema, Shape, Struct, codec::{self, SCHEMA_PROPS}};
 use crate::meta::{Map, Result, Status, Value};
 
 const MAGIC: &[u8] = b"k8s\0";
-const SCHEMA_PROPS: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
 /// Messages nested deeper than this are refused; the deepest real ones are schemas of CRDs.
 const DEPTH_MAX: usize = 100;
 

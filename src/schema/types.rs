@@ -46,7 +46,9 @@ impl Reader {
         self.split(source);
         self.nodes.resize_with(self.types.len(), Schema::default);
         for at in 0..self.types.len() {
-            let fields = self.fields(at, &[]);
+            let mut fields = self.fields(at, &[]);
+            // Go's protobuf writes by number, not as declared; inlined structs are messages in their own place.
+            fields.sort_by_key(|it| it.within.iter().copied().chain([it.number]).collect::<Vec<_>>());
             let (name, attributes, _) = &self.types[at];
             let by_name = fields.iter().enumerate().map(|(place, field)| (field.name.clone(), place)).collect();
             let has = |word: &str| attributes.split(' ').any(|it| it == word);
