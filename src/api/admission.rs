@@ -2,7 +2,10 @@
 //! Source: apiserver `pkg/admission/plugin/namespace/lifecycle`, kubernetes `plugin/pkg/admission/{serviceaccount,priority,
 //! defaulttolerationseconds,nodetaint,runtimeclass}`.
 
+use std::sync::{Mutex, PoisonError};
+
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::{Server, forms::parse, identity::User, limits, rbac, target::Target};
 use crate::{
@@ -10,14 +13,54 @@ use crate::{
     store::{Key, Snapshot},
 };
 
-/// What a plugin knows of the write.
+/// Who asks, and what the request that he made has come to.
+#[derive(Debug)]
+pub struct Requester {
+    pub user: User,
+    /// When the client gives up (`?timeout=`), or the server does.
+    pub deadline: Instant,
+    warnings: Mutex<Vec<String>>,
+}
+
+impl Requester {
+    pub fn new(user: User, deadline: Instant) -> Self {
+        Self { user, deadline, warnings: Mutex::default() }
+    }
+
+    /// Keeps a sentence for a `Warning` header of the answer, once.
+    pub fn warn(&self, text: &str) {
+        let mut all = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        if !all.iter().any(|it| it == text) {
+            all.push(text.to_owned());
+        }
+    }
+
+    pub fn warnings(&self) -> Vec<String> {
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Create,
+    Update,
+    Delete,
+    Connect,
+}
+
+/// What is asked of admission (`admission.Attributes`); the new object comes beside it.
+#[derive(Clone, Copy)]
 pub struct Context<'a> {
     pub server: &'a Server,
-    pub user: &'a User,
+    pub requester: &'a Requester,
     pub target: &'a Target,
     pub snapshot: &'a Snapshot,
-    /// `None` on create.
+    pub operation: Operation,
+    /// `None` on create and connect.
     pub old: Option<&'a Value>,
+    /// `CreateOptions`, `UpdateOptions` or `DeleteOptions`; null on connect.
+    pub options: &'a Value,
+    pub is_dry_run: bool,
 }
 
 type Mutate = fn(&Context<'_>, &mut Value) -> Result<()>;
@@ -27,12 +70,26 @@ type Validate = fn(&Context<'_>, &Value) -> Result<()>;
 const MUTATING: &[Mutate] = &[namespace_lifecycle, limits::default, service_account, node_taint, priority, toleration_seconds, runtime_class, storage_class];
 const VALIDATING: &[Validate] = &[limits::check, rbac_escalation];
 
-pub fn mutate(context: &Context<'_>, object: &mut Value) -> Result<()> {
+/// Changes a new object, or refuses it.
+pub async fn mutate(context: &Context<'_>, object: &mut Value) -> Result<()> {
     MUTATING.iter().try_for_each(|plugin| plugin(context, object))
 }
 
-pub fn validate(context: &Context<'_>, object: &Value) -> Result<()> {
+/// Refuses an object that may not be stored so.
+pub async fn validate(context: &Context<'_>, object: &Value) -> Result<()> {
     VALIDATING.iter().try_for_each(|plugin| plugin(context, object))
+}
+
+/// Both, for what is not stored: a binding, an eviction, a review, the options of a connection.
+pub async fn admit(context: &Context<'_>, object: &mut Value) -> Result<()> {
+    mutate(context, object).await?;
+    validate(context, object).await
+}
+
+/// Refuses a deletion.
+pub async fn remove(context: &Context<'_>) -> Result<()> {
+    let _ = context;
+    Ok(())
 }
 
 impl Context<'_> {
@@ -42,7 +99,7 @@ impl Context<'_> {
     }
 
     pub fn is_create(&self) -> bool {
-        self.old.is_none()
+        self.operation == Operation::Create
     }
 
     fn find(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
@@ -53,7 +110,7 @@ impl Context<'_> {
 /// Nothing is made in a namespace that is not there, or that ends.
 fn namespace_lifecycle(context: &Context<'_>, object: &mut Value) -> Result<()> {
     let namespace = &context.target.namespace;
-    if !context.is_create() || namespace.is_empty() {
+    if !context.is_create() || namespace.is_empty() || context.is("authorization.k8s.io", "localsubjectaccessreviews") {
         return Ok(());
     }
     let found = context.find("namespaces", "", namespace).ok_or_else(|| Status::not_found(&GroupResource::new("", "namespaces"), namespace))?;
@@ -234,6 +291,6 @@ fn rbac_escalation(context: &Context<'_>, object: &Value) -> Result<()> {
     }
     let authorizer = &context.server.authorizer;
     let index = authorizer.index(context.snapshot);
-    let allowed = |attributes: &super::identity::Attributes| authorizer.authorize(context.user, attributes, context.snapshot).is_allowed();
-    rbac::check_escalation(&index, context.user, &context.target.kind.plural, &context.target.namespace, object, context.old, allowed)
+    let allowed = |attributes: &super::identity::Attributes| authorizer.authorize(&context.requester.user, attributes, context.snapshot).is_allowed();
+    rbac::check_escalation(&index, &context.requester.user, &context.target.kind.plural, &context.target.namespace, object, context.old, allowed)
 }

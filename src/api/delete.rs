@@ -5,7 +5,13 @@ use std::sync::Arc;
 
 use jiff::SignedDuration;
 
-use super::{Server, service, target::Target, write::{header, rejection}};
+use super::{
+    Server,
+    admission::{self, Context, Operation, Requester},
+    service,
+    target::Target,
+    write::{header, rejection},
+};
 use crate::{
     base::clock,
     meta::{
@@ -57,52 +63,73 @@ fn orphan_flag(body: &Value, query: &Query) -> Option<Propagation> {
     Some(if flag { Propagation::Orphan } else { Propagation::Background })
 }
 
-/// Deletes one object, or begins to.
-pub async fn delete(server: &Server, target: &Target, options: &DeleteOptions) -> Result<Deleted> {
-    delete_with(server, target, options, &|_, _| Ok(Vec::new())).await
+/// One object that is to go, and how.
+pub struct Deletion<'a> {
+    pub server: &'a Server,
+    pub target: &'a Target,
+    pub options: &'a DeleteOptions,
+    /// Whose request it is; `None` where none is left to be admitted.
+    pub requester: Option<&'a Requester>,
 }
 
 /// What is to change beside a deletion: in the object itself, and in others.
 pub type Prepare<'a> = &'a (dyn Fn(&Snapshot, &mut Value) -> Result<Vec<Write>> + Send + Sync);
 
-pub async fn delete_with(server: &Server, target: &Target, options: &DeleteOptions, prepare: Prepare<'_>) -> Result<Deleted> {
-    let resource = target.resource();
-    for _ in 0..ATTEMPTS {
-        let snapshot = server.store.snapshot();
-        let stored = snapshot.get(&target.key()).ok_or_else(|| Status::not_found(&resource, &target.name))?;
-        let old = super::write::value(&stored);
-        preconditions(target, &old, options)?;
-        let mut prepared = old.clone();
-        let companions = prepare(&snapshot, &mut prepared)?;
-        let (mut new, is_gone) = plan(target, prepared, options);
-        if options.is_dry_run {
-            return Ok(if is_gone { Deleted::Gone(stored) } else { Deleted::Waiting(stored) });
-        }
-        if new == old && !is_gone {
-            return Ok(Deleted::Waiting(stored));
-        }
-        if !is_gone && target.kind.strategy.has_generation && old.deletion_timestamp().is_none() {
-            new.set_metadata("generation", old.generation() + 1);
-        }
-        let draft = Draft::new(&new, header(&target.kind, &new));
-        let change = if is_gone { Change::Delete(draft) } else { Change::Put(draft) };
-        let mut writes = vec![Write { key: stored.key.clone(), expect: Expect::At(stored.revision), change }];
-        writes.extend(companions);
-        if is_gone {
-            writes.extend(service::release(&snapshot, target, &new));
-        }
-        match server.store.submit(Transaction { writes }).await {
-            Ok(committed) => {
-                let object = committed.objects.into_iter().next().flatten().ok_or_else(|| Status::internal("nothing was deleted"))?;
-                return Ok(if is_gone { Deleted::Gone(object) } else { Deleted::Waiting(object) });
-            }
-            Err(rejected) => match rejection(rejected, target, &stored.key) {
-                status if status.is_conflict() => (),
-                status => return Err(status),
-            },
-        }
+impl Deletion<'_> {
+    /// Deletes the object, or begins to.
+    pub async fn run(&self) -> Result<Deleted> {
+        self.run_with(&|_, _| Ok(Vec::new())).await
     }
-    Err(Status::modified(&resource, &target.name))
+
+    pub async fn run_with(&self, prepare: Prepare<'_>) -> Result<Deleted> {
+        let Self { server, target, options, .. } = *self;
+        let resource = target.resource();
+        for _ in 0..ATTEMPTS {
+            let snapshot = server.store.snapshot();
+            let stored = snapshot.get(&target.key()).ok_or_else(|| Status::not_found(&resource, &target.name))?;
+            let old = super::write::value(&stored);
+            preconditions(target, &old, options)?;
+            self.admit(&snapshot, &old).await?;
+            let mut prepared = old.clone();
+            let companions = prepare(&snapshot, &mut prepared)?;
+            let (mut new, is_gone) = plan(target, prepared, options);
+            if options.is_dry_run {
+                return Ok(if is_gone { Deleted::Gone(stored) } else { Deleted::Waiting(stored) });
+            }
+            if new == old && !is_gone {
+                return Ok(Deleted::Waiting(stored));
+            }
+            if !is_gone && target.kind.strategy.has_generation && old.deletion_timestamp().is_none() {
+                new.set_metadata("generation", old.generation() + 1);
+            }
+            let draft = Draft::new(&new, header(&target.kind, &new));
+            let change = if is_gone { Change::Delete(draft) } else { Change::Put(draft) };
+            let mut writes = vec![Write { key: stored.key.clone(), expect: Expect::At(stored.revision), change }];
+            writes.extend(companions);
+            if is_gone {
+                writes.extend(service::release(&snapshot, target, &new));
+            }
+            match server.store.submit(Transaction { writes }).await {
+                Ok(committed) => {
+                    let object = committed.objects.into_iter().next().flatten().ok_or_else(|| Status::internal("nothing was deleted"))?;
+                    return Ok(if is_gone { Deleted::Gone(object) } else { Deleted::Waiting(object) });
+                }
+                Err(rejected) => match rejection(rejected, target, &stored.key) {
+                    status if status.is_conflict() => (),
+                    status => return Err(status),
+                },
+            }
+        }
+        Err(Status::modified(&resource, &target.name))
+    }
+
+    async fn admit(&self, snapshot: &Snapshot, old: &Value) -> Result<()> {
+        let Some(requester) = self.requester else { return Ok(()) };
+        let Self { server, target, options, .. } = *self;
+        let sent = options.to_value();
+        let context = Context { server, requester, target, snapshot, operation: Operation::Delete, old: Some(old), options: &sent, is_dry_run: options.is_dry_run };
+        admission::remove(&context).await
+    }
 }
 
 fn preconditions(target: &Target, old: &Value, options: &DeleteOptions) -> Result<()> {

@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use super::{Request, Response, delete, forms::parse, subresources::read, verbs::Call};
+use super::{Request, Response, delete::{self, Deletion}, forms::parse, subresources::read, verbs::Call};
 use crate::{
     base::clock,
     meta::{LabelSelector, Meta, Result, Status, Value, object::GroupResource, options::DeleteOptions},
@@ -18,14 +18,16 @@ const REFUSAL: &str = "Cannot evict pod as it would violate the pod's disruption
 const CAUSE: &str = "DisruptionBudget";
 
 pub async fn evict(call: &Call, request: Request) -> Result<Response> {
-    let eviction = read(&request.headers().clone(), request, "io.k8s.api.policy.v1.Eviction").await?;
+    let mut eviction = read(&request.headers().clone(), request, "io.k8s.api.policy.v1.Eviction").await?;
     if !eviction.name().is_empty() && eviction.name() != call.target.name {
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
     let body = eviction.get("deleteOptions").cloned().unwrap_or_default();
     let options: DeleteOptions = delete::options(&body, &call.query)?;
+    call.admit(&mut eviction, options.is_dry_run).await?;
     let main = call.target.with_subresource(None);
-    delete::delete_with(&call.server, &main, &options, &prepare).await?;
+    // The eviction was admitted; its deletion is not asked about again.
+    Deletion { server: &call.server, target: &main, options: &options, requester: None }.run_with(&prepare).await?;
     call.answer_value(201, json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}))
 }
 

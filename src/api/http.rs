@@ -204,7 +204,8 @@ fn health_check(path: &str) -> Option<Response> {
     (matches!(root, "healthz" | "livez" | "readyz") && CHECKS.contains(&name)).then(|| body::text(200, "ok"))
 }
 
-fn error(status: &Status, encoding: Encoding) -> Response {
+/// A Status as an answer.
+pub fn error(status: &Status, encoding: Encoding) -> Response {
     let value = status.to_value();
     let (encoding, bytes) = match forms::encode(&value, encoding) {
         Ok(bytes) => (encoding, bytes),

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use futures::future::BoxFuture;
 use serde_json::json;
 
-use super::{Server, delete, forms::parse, target::Target, write::header};
+use super::{Server, delete::Deletion, forms::parse, target::Target, write::header};
 use crate::{
     base::clock,
     kinds::{Registry, crd},
@@ -112,7 +112,7 @@ async fn finish(server: &Arc<Server>, stored: &Arc<Stored>, mut crd: Value) {
             ..Default::default()
         };
         if let Ok(target) = Target::find(&server.registry.load(), &info) {
-            let _ = delete::delete(server, &target, &DeleteOptions::default()).await;
+            let _ = Deletion { server, target: &target, options: &DeleteOptions::default(), requester: None }.run().await;
         }
     }
     if server.store.snapshot().count(&kind.resource()) == 0 {

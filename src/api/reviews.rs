@@ -74,7 +74,7 @@ pub async fn answer(server: &Server, user: &User, kind: &Kind, namespace: &str, 
 }
 
 /// `serviceaccounts/{name}/token`: a TokenRequest with its status. `account` is the stored ServiceAccount.
-pub async fn token_request(server: &Server, _user: &User, account: &Value, request: Value) -> Result<Value> {
+pub async fn token_request(server: &Server, account: &Value, request: Value) -> Result<Value> {
     let snapshot = server.store.snapshot();
     issue(&server.tokens, account, request, &|key| snapshot.get(key), clock::now())
 }

@@ -8,7 +8,7 @@ use super::{
     negotiation::{self, Encoding},
     patch, reviews,
     verbs::{Call, strict},
-    write,
+    write::{self, Admits},
 };
 use crate::{
     base::clock,
@@ -30,7 +30,8 @@ pub async fn serve(call: &Call, request: Request) -> Result<Response> {
         Action::Status | Action::Part => part(call, request).await,
         Action::Scale { .. } => scale(call, request).await,
         Action::Binding => {
-            let binding = read(&request.headers().clone(), request, "io.k8s.api.core.v1.Binding").await?;
+            let mut binding = read(&request.headers().clone(), request, "io.k8s.api.core.v1.Binding").await?;
+            call.admit(&mut binding, WriteOptions::from_query(&call.query)?.is_dry_run).await?;
             bind(call, &call.target.name, &binding).await
         }
         Action::Eviction => eviction::evict(call, request).await,
@@ -98,7 +99,7 @@ async fn scale(call: &Call, request: Request) -> Result<Response> {
     };
     // The scale writes one field of the main resource, under its rules.
     let main = call.target.with_subresource(None);
-    let writer = write::Writer { target: &main, ..call.writer(&options) };
+    let writer = write::Writer { target: &main, admits: Admits::Scale(&call.target, &action), ..call.writer(&options) };
     let change = |old: &Value| {
         let scale = wanted(old)?;
         let replicas = scale.int_at(&["spec", "replicas"]).unwrap_or(0);
@@ -109,10 +110,7 @@ async fn scale(call: &Call, request: Request) -> Result<Response> {
         let mut new = old.clone();
         let asked = scale.resource_version();
         new.set_metadata("resourceVersion", if asked.is_empty() { old.resource_version().to_owned() } else { asked.to_owned() });
-        if let Action::Scale { spec, .. } = &action {
-            let path: Vec<&str> = spec.iter().map(AsRef::as_ref).collect();
-            new.set_at(&path, replicas);
-        }
+        write::set_scale(&mut new, &scale, &action);
         Ok(new)
     };
     let written = writer.update(true, &change, None).await?;
@@ -128,7 +126,7 @@ pub async fn bind(call: &Call, name: &str, binding: &Value) -> Result<Response> 
     let bound = main.with_subresource(main.kind.subresource("binding").cloned());
     let options = WriteOptions::from_query(&call.query)?;
     let annotations: Vec<(String, String)> = binding.annotations().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-    let writer = write::Writer { target: &bound, ..call.writer(&options) };
+    let writer = write::Writer { target: &bound, admits: Admits::Nothing, ..call.writer(&options) };
     let change = |old: &Value| {
         let conflict = |why: String| Err(Status::conflict(&main.resource(), old.name(), why));
         if node.is_empty() {
@@ -159,9 +157,10 @@ fn set_condition(pod: &mut Value, kind: &str) {
 }
 
 async fn token(call: &Call, request: Request) -> Result<Response> {
-    let wanted = read(&request.headers().clone(), request, "io.k8s.api.authentication.v1.TokenRequest").await?;
+    let mut wanted = read(&request.headers().clone(), request, "io.k8s.api.authentication.v1.TokenRequest").await?;
+    call.admit(&mut wanted, WriteOptions::from_query(&call.query)?.is_dry_run).await?;
     let account = call.target.view().value(&*call.stored()?);
-    let mut answer = reviews::token_request(&call.server, &call.user, &account, wanted).await?;
+    let mut answer = reviews::token_request(&call.server, &account, wanted).await?;
     answer["kind"] = "TokenRequest".into();
     answer["apiVersion"] = "authentication.k8s.io/v1".into();
     call.answer_value(201, answer)

@@ -5,7 +5,11 @@ use std::sync::Arc;
 use super::{forms::View, request::RequestInfo};
 use crate::{
     kinds::{Kind, Registry, Subresource, Version},
-    meta::{Result, Status, object::GroupResource},
+    meta::{
+        Result, Status, Value,
+        object::{GroupResource, api_version, split_api_version},
+    },
+    schema::{self, SchemaRef, default},
     store::{Key, Stored},
 };
 
@@ -38,7 +42,7 @@ impl Target {
             name => Some(kind.subresource(name).cloned().ok_or_else(Status::no_route)?),
         };
         let stored = kind.storage.and_then(|it| registry.by_storage(it)).unwrap_or(kind);
-        let stored_api_version = crate::meta::object::api_version(&stored.group, &stored.stored_version().name);
+        let stored_api_version = api_version(&stored.group, &stored.stored_version().name);
         let namespace = if is_itself { String::new() } else { info.namespace.clone() };
         Ok(Self { kind: kind.clone(), version: at, stored_api_version, namespace, name: info.name.clone(), subresource })
     }
@@ -69,6 +73,33 @@ impl Target {
 
     pub fn subresource_name(&self) -> &'static str {
         self.subresource.as_ref().map_or("", |it| it.name)
+    }
+
+    /// Fills in the defaults of an object in the target's version.
+    pub fn fill(&self, object: &mut Value) {
+        default::default(object, &self.version().schema);
+        (self.kind.strategy.default)(object);
+    }
+
+    /// apiVersion and kind of what is sent: the object, or what its subresource takes.
+    pub fn body_type(&self) -> (String, &str) {
+        let body = self.subresource.as_ref().map(|it| it.body).filter(|it| !it.kind.is_empty());
+        match body {
+            Some(body) if !body.version.is_empty() => (api_version(body.group, body.version), body.kind),
+            Some(body) => (self.view().api_version(), body.kind),
+            None => (self.view().api_version(), &self.kind.kind),
+        }
+    }
+
+    /// The schema of that type; `None` where it is not known.
+    pub fn body_schema(&self) -> Option<SchemaRef> {
+        let (api_version, kind) = self.body_type();
+        if kind == self.kind.kind {
+            return Some(self.version().schema.clone());
+        }
+        let (group, version) = split_api_version(&api_version);
+        let package = if group.is_empty() { "core" } else { group.split('.').next().unwrap_or_default() };
+        schema::builtin(&format!("io.k8s.api.{package}.{version}.{kind}"))
     }
 
     /// The same place, with another subresource or none.

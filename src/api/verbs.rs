@@ -3,33 +3,37 @@
 //! A request comes from `http.rs` authenticated and authorized; here its target is found, its body decoded, the verb carried out
 //! (`list.rs`, `watch.rs`, `write.rs`, `delete.rs`), and the answer put into the form that the client asked for.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use http::HeaderMap;
+use ::http::{HeaderMap, header};
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::{
-    Request, Response, Server, body, connect,
-    delete::{self, Deleted},
-    forms, identity::User,
+    Request, Response, Server,
+    admission::{self, Context, Operation, Requester},
+    body, connect,
+    delete::{self, Deleted, Deletion},
+    forms, http,
+    identity::User,
     list, negotiation::{self, Encoding, Form, Shape},
     patch, request::RequestInfo, reviews, subresources, target::Target, watch,
-    write::{Writer, Written},
+    write::{Admits, Writer, Written},
 };
 use crate::{
     kinds::{Action, Kind, Verb},
     meta::{
         Meta, Result, Status, Value,
-        options::{FieldValidation, ListOptions, Query, WriteOptions},
+        options::{DeleteOptions, FieldValidation, ListOptions, Query, WriteOptions},
     },
     schema::{self, codec::Notes, protobuf},
-    store::Stored,
+    store::{Snapshot, Stored},
 };
 
 /// One request, as the verbs see it.
 pub struct Call {
     pub server: Arc<Server>,
-    pub user: User,
+    pub requester: Requester,
     pub info: RequestInfo,
     pub query: Query,
     pub headers: HeaderMap,
@@ -39,40 +43,77 @@ pub struct Call {
 
 /// Carries out a request of the resource API.
 pub async fn serve(server: Arc<Server>, user: User, info: RequestInfo, query: Query, request: Request) -> Result<Response> {
-    let mut target = Target::find(&server.registry.load(), &info)?;
-    if let Some(action) = target.subresource.as_ref().map(|it| it.action.clone()).filter(is_stream) {
-        return stream(&server, &mut target, &action, &info, request).await;
-    }
-    let form = Form::negotiate(request.headers(), &query)?;
-    let call = Call { server, user, info, query, headers: request.headers().clone(), target, form };
-    let deprecation = call.target.version().deprecation.clone();
-    let mut response = call.dispatch(request).await?;
-    if let Some(warning) = deprecation {
-        warn(&mut response, &warning);
-    }
+    let target = Target::find(&server.registry.load(), &info)?;
+    let requester = Requester::new(user, deadline(&query)?);
+    let action = target.subresource.as_ref().map(|it| it.action.clone()).filter(is_stream);
+    let form = if action.is_some() { Form { encoding: Encoding::Json, shape: Shape::Object } } else { Form::negotiate(request.headers(), &query)? };
+    let call = Call { server, requester, info, query, headers: request.headers().clone(), target, form };
+    let answered = match action {
+        Some(action) => call.stream(&action, request).await,
+        None => call.dispatch(request).await,
+    };
+    let warnings = call.requester.warnings();
+    let mut response = match answered {
+        // What has been said on the way is said of a refusal too.
+        Err(status) if !warnings.is_empty() => http::error(&status, form.encoding),
+        other => other?,
+    };
+    call.target.version().deprecation.iter().map(AsRef::as_ref).chain(warnings.iter().map(String::as_str)).for_each(|it| warn(&mut response, it));
     Ok(response)
+}
+
+/// A request may take this long, admission included (`requestTimeoutUpperBound`).
+const TIMEOUT: Duration = Duration::from_secs(34);
+
+/// When the request is over: the client's `timeout`, and [`TIMEOUT`] at the latest.
+fn deadline(query: &Query) -> Result<Instant> {
+    let asked = query.duration("timeout").map_err(|why| Status::bad_request(format!("invalid timeout specified in the request URL - {why}")))?;
+    Ok(Instant::now() + asked.filter(|it| !it.is_zero()).map_or(TIMEOUT, |it| it.min(TIMEOUT)))
 }
 
 fn is_stream(action: &Action) -> bool {
     matches!(action, Action::Log | Action::Exec | Action::Attach | Action::PortForward | Action::Proxy)
 }
 
-async fn stream(server: &Arc<Server>, target: &mut Target, action: &Action, info: &RequestInfo, request: Request) -> Result<Response> {
-    if *action == Action::Proxy
-        && let Some((_, name, _)) = connect::split_target(&info.name)
-    {
-        target.name = name.to_owned();
-    }
-    let snapshot = server.store.snapshot();
-    let object = snapshot.get(&target.key()).ok_or_else(|| Status::not_found(&target.resource(), &target.name))?;
-    let object = target.view().value(&object);
-    server.nodes.connect(action, &object, &info.rest, request, &snapshot).await
-}
-
 impl Call {
-    async fn dispatch(self, request: Request) -> Result<Response> {
+    /// Logs, exec, attach, port-forward and proxy: what leads to a node.
+    async fn stream(&self, action: &Action, request: Request) -> Result<Response> {
+        let mut target = self.target.clone();
+        if *action == Action::Proxy
+            && let Some((_, name, _)) = connect::split_target(&self.info.name)
+        {
+            target.name = name.to_owned();
+        }
+        if *action != Action::Log {
+            self.admit_connection().await?;
+        }
+        let snapshot = self.server.store.snapshot();
+        let object = snapshot.get(&target.key()).ok_or_else(|| Status::not_found(&target.resource(), &target.name))?;
+        let object = target.view().value(&object);
+        self.server.nodes.connect(action, &object, &self.info.rest, request, &snapshot).await
+    }
+
+    /// Admission of a connection: its object is the options in the query.
+    async fn admit_connection(&self) -> Result<()> {
+        let snapshot = self.server.store.snapshot();
+        let mut options = connect_options(&self.target, &self.query, &self.info.rest);
+        admission::admit(&self.context(&snapshot, Operation::Connect, &Value::Null, false), &mut options).await
+    }
+
+    /// Admission of what is created but not stored.
+    pub async fn admit(&self, object: &mut Value, is_dry_run: bool) -> Result<()> {
+        let snapshot = self.server.store.snapshot();
+        let options = WriteOptions { is_dry_run, ..WriteOptions::from_query(&self.query)? }.to_value("CreateOptions");
+        admission::admit(&self.context(&snapshot, Operation::Create, &options, is_dry_run), object).await
+    }
+
+    fn context<'a>(&'a self, snapshot: &'a Snapshot, operation: Operation, options: &'a Value, is_dry_run: bool) -> Context<'a> {
+        Context { server: &self.server, requester: &self.requester, target: &self.target, snapshot, operation, old: None, options, is_dry_run }
+    }
+
+    async fn dispatch(&self, request: Request) -> Result<Response> {
         if self.target.subresource.is_some() {
-            return subresources::serve(&self, request).await;
+            return subresources::serve(self, request).await;
         }
         let verb = match self.info.verb.as_str() {
             "get" => Verb::Get,
@@ -100,7 +141,7 @@ impl Call {
             Verb::Watch => self.watch().await,
             Verb::Create => self.create(request).await,
             Verb::Update => self.update(request).await,
-            Verb::Patch => patch::patch(&self, request).await,
+            Verb::Patch => patch::patch(self, request).await,
             Verb::Delete => self.delete(request).await,
             Verb::DeleteCollection => self.delete_collection(request).await,
         }
@@ -123,9 +164,9 @@ impl Call {
         Ok(body::respond(200, self.form.encoding.media_type(), body::full(bytes)))
     }
 
-    async fn watch(self) -> Result<Response> {
+    async fn watch(&self) -> Result<Response> {
         let options = ListOptions::from_query(&self.query)?;
-        let body = watch::watch(&self.server, self.target, &options, self.form).await?;
+        let body = watch::watch(&self.server, self.target.clone(), &options, self.form).await?;
         let content_type = if self.form.encoding == Encoding::Protobuf { self.form.encoding.stream_type() } else { body::JSON };
         Ok(body::respond(200, content_type, body))
     }
@@ -139,18 +180,19 @@ impl Call {
             if self.form.shape != Shape::Object {
                 return Err(Status::not_acceptable(&["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"]));
             }
-            return self.review(object).await;
+            return self.review(object, options.is_dry_run).await;
         }
         let written = self.writer(&options).create(object).await?;
         self.written(written, warnings)
     }
 
     /// Kinds that are only an answer.
-    async fn review(&self, object: Value) -> Result<Response> {
+    async fn review(&self, mut object: Value, is_dry_run: bool) -> Result<Response> {
+        self.admit(&mut object, is_dry_run).await?;
         if self.target.kind.kind == "Binding" {
             return subresources::bind(self, object.name(), &object).await;
         }
-        let answer = reviews::answer(&self.server, &self.user, &self.target.kind, &self.target.namespace, object).await?;
+        let answer = reviews::answer(&self.server, &self.requester.user, &self.target.kind, &self.target.namespace, object).await?;
         self.answer_value(201, answer)
     }
 
@@ -186,7 +228,7 @@ impl Call {
 
     async fn delete(&self, request: Request) -> Result<Response> {
         let options = delete::options(&self.delete_body(request).await?, &self.query)?;
-        match delete::delete(&self.server, &self.target, &options).await? {
+        match self.deletion(&self.target, &options).run().await? {
             Deleted::Waiting(object) => self.answer(200, &object),
             Deleted::Gone(object) if self.target.kind.strategy.grace.is_some() => self.answer(200, &object),
             Deleted::Gone(object) => {
@@ -203,7 +245,7 @@ impl Call {
         let resource = self.target.kind.resource();
         let chosen: Vec<&Arc<Stored>> = snapshot.list(&resource, namespace, None).filter(|it| selection.matches(it)).collect();
         for object in &chosen {
-            match delete::delete(&self.server, &self.target.named(object), &options).await {
+            match self.deletion(&self.target.named(object), &options).run().await {
                 Err(status) if !status.is_not_found() => return Err(status),
                 _ => (),
             }
@@ -212,6 +254,10 @@ impl Call {
         let metadata = json!({"resourceVersion": self.server.store.revision().to_string()});
         let bytes = self.target.view().list(&objects, self.form, metadata)?;
         Ok(body::respond(200, self.form.encoding.media_type(), body::full(bytes)))
+    }
+
+    fn deletion<'a>(&'a self, target: &'a Target, options: &'a DeleteOptions) -> Deletion<'a> {
+        Deletion { server: &self.server, target, options, requester: Some(&self.requester) }
     }
 
     /// `DeleteOptions` in the body, or null without one.
@@ -243,8 +289,9 @@ impl Call {
     }
 
     pub fn writer<'a>(&'a self, options: &'a WriteOptions) -> Writer<'a> {
-        let agent = self.headers.get(http::header::USER_AGENT).and_then(|it| it.to_str().ok()).unwrap_or("unknown");
-        Writer { server: &self.server, user: &self.user, target: &self.target, options, agent: agent.split('/').next().unwrap_or_default() }
+        let agent = self.headers.get(header::USER_AGENT).and_then(|it| it.to_str().ok()).unwrap_or("unknown");
+        let agent = agent.split('/').next().unwrap_or_default();
+        Writer { server: &self.server, requester: &self.requester, target: &self.target, options, agent, admits: Admits::Object }
     }
 
     /// The answer to a write: the object as it is now, and the warnings in headers.
@@ -263,6 +310,29 @@ impl Call {
         let bytes = forms::encode(&value, self.form.encoding)?;
         Ok(body::respond(code, self.form.encoding.media_type(), body::full(bytes)))
     }
+}
+
+/// The object of a connection: what its query asks for, in the words of the options' type (`PodExecOptions` …).
+fn connect_options(target: &Target, query: &Query, rest: &str) -> Value {
+    let (api_version, kind) = target.body_type();
+    let mut options = json!({"kind": kind, "apiVersion": api_version});
+    let Some(shape) = target.body_schema() else { return options };
+    for field in shape.as_struct().map(|it| it.fields.as_slice()).unwrap_or_default() {
+        let Some(text) = query.get(&field.name).filter(|it| !it.is_empty()) else { continue };
+        options[&field.name] = match field.schema.shape {
+            schema::Shape::Bool if query.flag(&field.name) == Some(true) => true.into(),
+            schema::Shape::List { ref items, .. } => {
+                let number = |it: &str| it.parse::<i64>().map_or_else(|_| it.into(), Value::from);
+                query.all(&field.name).map(|it| if matches!(items.shape, schema::Shape::String) { it.into() } else { number(it) }).collect()
+            }
+            schema::Shape::String => text.into(),
+            _ => continue,
+        };
+    }
+    if target.subresource_name() == "proxy" {
+        options["path"] = if rest.is_empty() { "/" } else { rest }.into();
+    }
+    options
 }
 
 /// Decodes an object that must be of `kind`; 400 with upstream's sentence where it is not.
@@ -326,6 +396,6 @@ pub fn strict(options: &WriteOptions, notes: Notes) -> Result<Vec<String>> {
 pub fn warn(response: &mut Response, text: &str) {
     let escaped = text.replace('\\', "\\\\").replace('"', "\\\"").replace(['\n', '\r'], " ");
     if let Ok(value) = format!("299 - \"{escaped}\"").parse() {
-        response.headers_mut().append(http::header::WARNING, value);
+        response.headers_mut().append(header::WARNING, value);
     }
 }

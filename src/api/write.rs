@@ -8,9 +8,9 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::{
-    Server, admission,
+    Server,
+    admission::{self, Context, Operation, Requester},
     forms::parse,
-    identity::User,
     quota, service,
     target::Target,
 };
@@ -37,11 +37,23 @@ const NAME_PREFIX_MAX: usize = 63 - NAME_SUFFIX;
 /// Who writes, and how.
 pub struct Writer<'a> {
     pub server: &'a Server,
-    pub user: &'a User,
+    pub requester: &'a Requester,
     pub target: &'a Target,
     pub options: &'a WriteOptions,
     /// Text of the `User-Agent` header up to the first slash; the field manager when none is named.
     pub agent: &'a str,
+    pub admits: Admits<'a>,
+}
+
+/// What admission sees of an update.
+#[derive(Clone, Copy)]
+pub enum Admits<'a> {
+    /// The object.
+    Object,
+    /// Its scale, through which the write came.
+    Scale(&'a Target, &'a Action),
+    /// Nothing: what led to the write was admitted instead.
+    Nothing,
 }
 
 /// What a write left behind.
@@ -74,13 +86,14 @@ impl Writer<'_> {
             return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
         }
         self.place(&mut object)?;
+        self.admit_new(&mut object, track).await?;
         let is_generated = object.name().is_empty() && !object.metadata("generateName").is_empty();
         for attempt in 1.. {
             let mut new = object.clone();
             if is_generated {
                 new.set_metadata("name", generated_name(object.metadata("generateName")));
             }
-            match self.try_create(new, track).await {
+            match self.try_create(new).await {
                 Err(status) if status.is_already_exists() && is_generated && attempt < NAME_ATTEMPTS => (),
                 Err(status) if status.is_already_exists() && is_generated => {
                     let name = status.details.as_ref().map(|it| it.name.clone()).unwrap_or_default();
@@ -90,6 +103,24 @@ impl Writer<'_> {
             }
         }
         Err(Status::internal("no attempt was made"))
+    }
+
+    /// What comes before the object has its name and uid: defaults, managers, and the admission that may change it.
+    async fn admit_new(&self, object: &mut Value, track: Track<'_>) -> Result<()> {
+        SERVER_OWNED.iter().for_each(|it| object.remove_metadata(it));
+        self.target.fill(object);
+        let now = clock::now_rfc3339();
+        let manager = apply::Manager { name: self.manager(), api_version: &self.target.view().api_version(), subresource: "", now: &now };
+        track(object, &manager, &self.target.version().schema, self.reset())?;
+        let (snapshot, options) = (self.server.store.snapshot(), self.options.to_value("CreateOptions"));
+        admission::mutate(&self.context(&snapshot, Operation::Create, None, &options), object).await?;
+        SERVER_OWNED.iter().for_each(|it| object.remove_metadata(it));
+        self.place(object)
+    }
+
+    fn context<'c>(&'c self, snapshot: &'c Snapshot, operation: Operation, old: Option<&'c Value>, options: &'c Value) -> Context<'c> {
+        let Self { server, requester, target, .. } = *self;
+        Context { server, requester, target, snapshot, operation, old, options, is_dry_run: self.options.is_dry_run }
     }
 
     /// The namespace and, for a named target, the name must be the path's.
@@ -113,32 +144,24 @@ impl Writer<'_> {
         Ok(())
     }
 
-    async fn try_create(&self, mut new: Value, track: Track<'_>) -> Result<Written> {
-        let (kind, version) = (&self.target.kind, self.target.version());
+    async fn try_create(&self, mut new: Value) -> Result<Written> {
+        let kind = &self.target.kind;
         let snapshot = self.server.store.snapshot();
-        let now = clock::now_rfc3339();
-        for field in SERVER_OWNED {
-            new.remove_metadata(field);
-        }
         new.set_metadata("uid", uuid::Uuid::new_v4().to_string());
-        new.set_metadata("creationTimestamp", now.as_str());
+        new.set_metadata("creationTimestamp", clock::now_rfc3339());
         if kind.strategy.has_generation {
             new.set_metadata("generation", 1);
         }
-        self.fill(&mut new);
-        let context = admission::Context { server: self.server, user: self.user, target: self.target, snapshot: &snapshot, old: None };
-        admission::mutate(&context, &mut new)?;
-        self.fill(&mut new);
+        self.target.fill(&mut new);
         if kind.strategy.resets_status && kind.custom.is_some() {
             new.remove_at(&["status"]);
         }
         (kind.strategy.prepare)(&mut new, Step::Create);
-        let companions = service::allocate(&context, &mut new)?;
-        let manager = apply::Manager { name: self.manager(), api_version: &self.target.view().api_version(), subresource: "", now: &now };
-        track(&mut new, &manager, &version.schema, self.reset())?;
+        let options = self.options.to_value("CreateOptions");
+        let context = self.context(&snapshot, Operation::Create, None, &options);
+        let mut companions = service::allocate(&context, &mut new)?;
         self.check(&new, Step::Create)?;
-        admission::validate(&context, &new)?;
-        let mut companions = companions;
+        admission::validate(&context, &new).await?;
         companions.extend(quota::charge(&context, &new)?);
         let warnings = (kind.strategy.warnings)(&new, Step::Create);
         let name = new.name().to_owned();
@@ -237,9 +260,10 @@ impl Writer<'_> {
                 None => new.remove_metadata(field),
             }
         }
-        self.fill(&mut new);
-        let context = admission::Context { server: self.server, user: self.user, target: self.target, snapshot, old: Some(&old) };
-        admission::mutate(&context, &mut new)?;
+        self.target.fill(&mut new);
+        let options = self.options.to_value("UpdateOptions");
+        let context = self.context(snapshot, Operation::Update, Some(&old), &options);
+        self.mutate(&context, &mut new).await?;
         let step = self.target.subresource.as_ref().map_or(Step::Update(&old), |it| Step::Part(it.name, &old));
         (kind.strategy.prepare)(&mut new, step);
         let companions = service::allocate(&context, &mut new)?;
@@ -248,7 +272,7 @@ impl Writer<'_> {
             new.set_metadata("generation", old.generation() + 1);
         }
         self.check(&new, step)?;
-        admission::validate(&context, &new)?;
+        self.validate(&context, &new).await?;
         let warnings = (kind.strategy.warnings)(&new, step);
         if new == old {
             return Ok(Written { object: stored.clone(), is_created: false, warnings });
@@ -269,6 +293,30 @@ impl Writer<'_> {
             Ok(object) => Ok(Written { object, is_created: false, warnings }),
             Err(status) if status.is_conflict() || status.is_already_exists() => Err(Attempt::Overtaken(status)),
             Err(status) => Err(Attempt::Failed(status)),
+        }
+    }
+
+    async fn mutate(&self, context: &Context<'_>, new: &mut Value) -> Result<()> {
+        match self.admits {
+            Admits::Nothing => Ok(()),
+            Admits::Object => admission::mutate(context, new).await,
+            Admits::Scale(target, action) => {
+                let (old, mut changed) = (context.old.map(|it| scale(it, action)), scale(new, action));
+                admission::mutate(&Context { target, old: old.as_ref(), ..*context }, &mut changed).await?;
+                set_scale(new, &changed, action);
+                Ok(())
+            }
+        }
+    }
+
+    async fn validate(&self, context: &Context<'_>, new: &Value) -> Result<()> {
+        match self.admits {
+            Admits::Nothing => Ok(()),
+            Admits::Object => admission::validate(context, new).await,
+            Admits::Scale(target, action) => {
+                let old = context.old.map(|it| scale(it, action));
+                admission::validate(&Context { target, old: old.as_ref(), ..*context }, &scale(new, action)).await
+            }
         }
     }
 
@@ -320,11 +368,6 @@ impl Writer<'_> {
             (true, _) if self.target.subresource_name() == "status" => &[&["spec"]],
             _ => &[],
         }
-    }
-
-    fn fill(&self, object: &mut Value) {
-        schema::default::default(object, &self.target.version().schema);
-        (self.target.kind.strategy.default)(object);
     }
 
     /// All validations, in upstream's order: metadata, the schema of custom resources, the kind's own.
@@ -469,6 +512,14 @@ pub fn scale(object: &Value, action: &Action) -> Value {
         scale["status"]["selector"] = chosen.into();
     }
     scale
+}
+
+/// Writes the replicas of a scale into its object.
+pub fn set_scale(object: &mut Value, scale: &Value, action: &Action) {
+    if let Action::Scale { spec, .. } = action {
+        let path: Vec<&str> = spec.iter().map(AsRef::as_ref).collect();
+        object.set_at(&path, scale.int_at(&["spec", "replicas"]).unwrap_or(0));
+    }
 }
 
 /// Parses a stored object that is known to be JSON.

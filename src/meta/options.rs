@@ -1,6 +1,10 @@
 //! The options of a request, read from its query: what every verb understands.
 //! Source: apimachinery `pkg/apis/meta/v1/types.go` and `pkg/apis/meta/internalversion/validation`.
 
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
 use super::{
     selector::{FieldSelector, LabelSelector},
     status::{Result, Status},
@@ -86,10 +90,37 @@ impl Query {
         self.get(key).map(|value| !matches!(value.to_ascii_lowercase().as_str(), "false" | "0"))
     }
 
+    /// A duration in Go's notation; the error is the text of Go's.
+    pub fn duration(&self, key: &str) -> std::result::Result<Option<Duration>, String> {
+        match self.get(key) {
+            None | Some("") => Ok(None),
+            Some(text) => parse_duration(text).map(Some).ok_or_else(|| format!("time: invalid duration {text:?}")),
+        }
+    }
+
     pub fn number<T: std::str::FromStr>(&self, key: &str) -> Result<Option<T>> {
         match self.get(key) {
             None | Some("") => Ok(None),
             Some(text) => text.parse().map(Some).map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))),
+        }
+    }
+}
+
+/// Go's `time.ParseDuration`, without signs: `1m30s`, `1.5h`.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    const UNITS: [(&str, f64); 8] = [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("μs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let (mut rest, mut seconds) = (text, 0.0);
+    loop {
+        let number_end = rest.find(|it: char| !it.is_ascii_digit() && it != '.')?;
+        let (number, unit) = rest.split_at(number_end);
+        let unit_end = unit.find(|it: char| it.is_ascii_digit() || it == '.').unwrap_or(unit.len());
+        seconds += number.parse::<f64>().ok()? * UNITS.iter().find(|(it, _)| *it == &unit[..unit_end])?.1;
+        rest = &unit[unit_end..];
+        if rest.is_empty() {
+            return Duration::try_from_secs_f64(seconds).ok();
         }
     }
 }
@@ -153,6 +184,49 @@ impl WriteOptions {
     }
 }
 
+impl WriteOptions {
+    /// The options as admission sees them: a `CreateOptions` or `UpdateOptions`.
+    pub fn to_value(&self, kind: &str) -> Value {
+        let mut options = typed(kind, self.is_dry_run);
+        if !self.field_manager.is_empty() {
+            options["fieldManager"] = self.field_manager.as_str().into();
+        }
+        match self.field_validation {
+            FieldValidation::Ignore => options["fieldValidation"] = "Ignore".into(),
+            FieldValidation::Strict => options["fieldValidation"] = "Strict".into(),
+            FieldValidation::Warn => (),
+        }
+        options
+    }
+}
+
+impl DeleteOptions {
+    /// The options as admission sees them.
+    pub fn to_value(&self) -> Value {
+        let mut options = typed("DeleteOptions", self.is_dry_run);
+        if let Some(seconds) = self.grace_period_seconds {
+            options["gracePeriodSeconds"] = seconds.into();
+        }
+        for (field, value) in [("uid", &self.uid), ("resourceVersion", &self.resource_version)] {
+            if let Some(value) = value {
+                options["preconditions"][field] = value.as_str().into();
+            }
+        }
+        if let Some(propagation) = self.propagation {
+            options["propagationPolicy"] = format!("{propagation:?}").into();
+        }
+        options
+    }
+}
+
+fn typed(kind: &str, is_dry_run: bool) -> Value {
+    let mut options = json!({"kind": kind, "apiVersion": "meta.k8s.io/v1"});
+    if is_dry_run {
+        options["dryRun"] = json!(["All"]);
+    }
+    options
+}
+
 /// Whether any of the values is `All`; anything else is refused.
 pub fn dry_run<'a>(values: impl Iterator<Item = &'a str>) -> Result<bool> {
     let mut is_dry_run = false;
@@ -191,5 +265,13 @@ mod tests {
         assert!(options.is_watch);
         assert_eq!(options.timeout_seconds, Some(30));
         assert!(WriteOptions::from_query(&query).expect("valid options").is_dry_run);
+    }
+
+    #[test]
+    fn durations_are_gos() {
+        let cases = [("0", Some(0)), ("10s", Some(10_000)), ("1m30s", Some(90_000)), ("1.5h", Some(5_400_000)), ("5ms", Some(5)), ("", None), ("5", None), ("s", None), ("-1s", None)];
+        for (text, millis) in cases {
+            assert_eq!(parse_duration(text).map(|it| it.as_millis()), millis, "{text}");
+        }
     }
 }
