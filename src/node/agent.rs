@@ -4,7 +4,7 @@
 //! it, and the status goes back to the API. Nothing is remembered that a restart of the process would lose.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs, io,
     net::{IpAddr, Ipv4Addr},
     os::unix::fs::PermissionsExt,
@@ -20,9 +20,13 @@ use kube::{
 };
 use nix::sys::signal::Signal;
 use serde_json::json;
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Mutex as AsyncMutex, Notify},
+    time::Instant,
+};
 
 use super::{
+    admission::has_ended,
     container::{Making, limits},
     ending::{find, grace},
     environment::{self, Machine},
@@ -83,8 +87,12 @@ pub struct Agent {
     pods: Informer<Pod>,
     services: Informer<Service>,
     queue: Arc<WorkQueue<ObjectKey>>,
+    /// The uids of pods that the node has taken.
+    pub(super) admitted: AsyncMutex<HashSet<String>>,
     /// By pod uid.
     pub(super) waiting: Mutex<HashMap<String, Waiting>>,
+    /// Since when pods have been seen to be deleted, by uid.
+    pub(super) leaving: Mutex<HashMap<String, Instant>>,
     /// Containers that are asked to end, and when they must.
     pub(super) ending: Mutex<HashMap<String, Instant>>,
     /// Containers whose probes run.
@@ -99,10 +107,12 @@ impl Agent {
         let runtime = Runtime::open(&options.state_dir)?;
         let own = informer::Options::default().fields(&format!("spec.nodeName={}", options.name));
         let images = Images::open(&options.images_dir)?;
+        let sandboxes = Sandboxes::open(runtime.root().join("pods"), options.pods, options.cluster_dns.clone());
         let agent = Arc::new(Self {
+            admitted: AsyncMutex::new(sandboxes.uids().into_iter().collect()),
             recorder: EventRecorder::start(client.clone(), "kubelet", &options.name, tasks),
             pulls: Pulls::new(images, options.registry_mirror.clone(), tasks),
-            sandboxes: Sandboxes::open(runtime.root().join("pods"), options.pods, options.cluster_dns.clone()),
+            sandboxes,
             probes: probes::Results::default(),
             machine: Machine::read(runtime.root()),
             pods: Informer::start("node-pods", Api::all(client.clone()), own, tasks),
@@ -112,6 +122,7 @@ impl Agent {
             queue: Arc::new(WorkQueue::new()),
             tasks: tasks.clone(),
             waiting: Mutex::default(),
+            leaving: Mutex::default(),
             ending: Mutex::default(),
             probed: Mutex::default(),
             gone: Notify::new(),
@@ -152,6 +163,11 @@ impl Agent {
                 async move { agent.reconcile(&key).await }
             });
         });
+    }
+
+    /// The pods of this node.
+    pub(super) fn pods(&self) -> Vec<Arc<Pod>> {
+        self.pods.list()
     }
 
     /// The pod of this node by its name.
@@ -221,8 +237,11 @@ impl Agent {
             return self.end(&pod, &containers).await;
         }
         let spec = pod.spec.clone().ok_or_else(|| Error::Invalid("a pod without a specification".to_owned()))?;
-        if matches!(pod.status.as_ref().and_then(|it| it.phase.as_deref()), Some("Succeeded" | "Failed")) {
+        if has_ended(&pod) {
             return Ok(self.rest(&pod, &containers).await);
+        }
+        if !self.is_admitted(&pod).await? {
+            return Ok(None);
         }
         if let Some(left) = remaining(&pod, &spec)
             && left.is_zero()

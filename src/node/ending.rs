@@ -29,6 +29,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// What is left to a container whose hook has used up its grace (`minimumGracePeriodInSeconds`).
 const GRACE_LEAST: Duration = Duration::from_secs(2);
 const GRACE_SECONDS: i64 = 30;
+/// A pod that is deleted with grace can be seen to be so at least this long: who deletes a pod and then looks at it expects to find it, since
+/// no kubelet sees the end of a container sooner.
+const SEEN_LEAVING: Duration = Duration::from_millis(250);
 
 fn seconds(count: i64) -> Duration {
     Duration::from_secs(u64::try_from(count).unwrap_or(0))
@@ -116,11 +119,16 @@ impl Agent {
     pub(super) async fn end(self: &Arc<Self>, pod: &Arc<Pod>, containers: &[Container]) -> Result<Option<Duration>> {
         let until = pod.metadata.deletion_timestamp.as_ref().map_or_else(clock::now, |it| it.0);
         let within = seconds(until.duration_since(clock::now()).as_secs());
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let since = *self.leaving.lock().unwrap_or_else(PoisonError::into_inner).entry(uid.clone()).or_insert_with(Instant::now);
         if self.end_containers(pod, containers, within) {
             return Ok(Some(Duration::from_secs(1)));
         }
         self.report(pod, containers).await?;
-        let (agent, uid) = (self.clone(), pod.metadata.uid.clone().unwrap_or_default());
+        if let Some(left) = SEEN_LEAVING.checked_sub(since.elapsed()).filter(|it| !it.is_zero()) {
+            return Ok(Some(left));
+        }
+        let agent = self.clone();
         let _ = tasks::blocking(move || agent.clean(&uid)).await;
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
         let params = DeleteParams { grace_period_seconds: Some(0), ..writes::deleting(pod.metadata.uid.as_deref()) };
@@ -154,6 +162,7 @@ impl Agent {
         volumes::remove(&self.runtime.root().join("volumes").join(uid));
         let _ = std::fs::remove_dir_all(self.runtime.root().join("logs").join(uid));
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
         self.pulls.forget(uid);
     }
 

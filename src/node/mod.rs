@@ -1,5 +1,6 @@
 //! The node: what makes pods real on one machine.
 
+mod admission;
 pub mod agent;
 mod container;
 mod ending;

@@ -36,7 +36,7 @@ struct Affinity<'a> {
 
 impl Judge for Affinity<'_> {
     fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
-        if does_match(self.pod, node) { Ok(()) } else { Err(Rejection::unresolvable("node(s) didn't match Pod's node affinity/selector")) }
+        if does_match(self.pod, node) { Ok(()) } else { Err(Rejection::unresolvable(REASON)) }
     }
 
     fn scores(&self, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
@@ -46,6 +46,9 @@ impl Judge for Affinity<'_> {
         Some(normalize(nodes.iter().map(score).collect(), false))
     }
 }
+
+/// `ErrReasonPod` of upstream.
+pub const REASON: &str = "node(s) didn't match Pod's node affinity/selector";
 
 /// Whether the node has what the pod requires.
 pub fn does_match(pod: &PodInfo, node: &NodeInfo) -> bool {

@@ -27,10 +27,17 @@ struct Ports<'a> {
 
 impl Judge for Ports<'_> {
     fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
-        let mut used = node.pods.values().flat_map(|it| &it.ports);
-        let is_taken = used.any(|used| self.wanted.iter().any(|it| conflicts(it, used)));
-        if is_taken { Err(Rejection::resolvable("node(s) didn't have free ports for the requested pod ports")) } else { Ok(()) }
+        if is_taken(self.wanted, node) { Err(Rejection::resolvable(REASON)) } else { Ok(()) }
     }
+}
+
+/// `ErrReason` of upstream.
+pub const REASON: &str = "node(s) didn't have free ports for the requested pod ports";
+
+/// Whether a pod of the node has one of these ports.
+pub fn is_taken(wanted: &[HostPort], node: &NodeInfo) -> bool {
+    let mut used = node.pods.values().flat_map(|it| &it.ports);
+    used.any(|used| wanted.iter().any(|it| conflicts(it, used)))
 }
 
 fn conflicts(a: &HostPort, b: &HostPort) -> bool {

@@ -27,8 +27,9 @@ struct Fit<'a> {
 
 impl Judge for Fit<'_> {
     fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
-        let (reasons, is_resolvable) = insufficient(self.pod, node);
-        if reasons.is_empty() { Ok(()) } else { Err(Rejection { reasons, is_resolvable }) }
+        let lacking = insufficient(self.pod, node);
+        let is_resolvable = lacking.iter().all(|it| it.name == "pods" || it.asked <= it.room);
+        if lacking.is_empty() { Ok(()) } else { Err(Rejection { reasons: lacking.iter().map(Insufficient::reason).collect(), is_resolvable }) }
     }
 
     fn scores(&self, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
@@ -36,28 +37,34 @@ impl Judge for Fit<'_> {
     }
 }
 
-/// `fitsRequest`: what is lacking, and whether an empty node would have it.
-fn insufficient(pod: &PodInfo, node: &NodeInfo) -> (Vec<String>, bool) {
+/// A resource of which a node has too little left (`InsufficientResource`).
+#[derive(Debug, PartialEq)]
+pub struct Insufficient {
+    pub name: String,
+    pub asked: i64,
+    pub used: i64,
+    pub room: i64,
+}
+
+impl Insufficient {
+    fn reason(&self) -> String {
+        if self.name == "pods" { "Too many pods".to_owned() } else { format!("Insufficient {}", self.name) }
+    }
+}
+
+/// `fitsRequest`: what is lacking.
+pub fn insufficient(pod: &PodInfo, node: &NodeInfo) -> Vec<Insufficient> {
     let (asked, room, used) = (&pod.request, &node.allocatable, &node.requested);
-    let mut reasons = Vec::new();
-    let mut is_resolvable = true;
-    if node.pods.len() as i64 + 1 > node.allowed_pods {
-        reasons.push("Too many pods".to_owned());
-    }
-    let mut check = |name: &str, asked: i64, room: i64, used: i64| {
-        if asked > 0 && asked > room - used {
-            reasons.push(format!("Insufficient {name}"));
-            is_resolvable &= asked <= room;
-        }
-    };
-    check("cpu", asked.milli_cpu, room.milli_cpu, used.milli_cpu);
-    check("memory", asked.memory, room.memory, used.memory);
-    check("ephemeral-storage", asked.ephemeral_storage, room.ephemeral_storage, used.ephemeral_storage);
-    for (name, asked) in &asked.scalars {
-        let of = |it: &std::collections::BTreeMap<String, i64>| it.get(name).copied().unwrap_or(0);
-        check(name, *asked, of(&room.scalars), of(&used.scalars));
-    }
-    (reasons, is_resolvable)
+    let mut all = vec![
+        ("pods", 1, node.allowed_pods, node.pods.len() as i64),
+        ("cpu", asked.milli_cpu, room.milli_cpu, used.milli_cpu),
+        ("memory", asked.memory, room.memory, used.memory),
+        ("ephemeral-storage", asked.ephemeral_storage, room.ephemeral_storage, used.ephemeral_storage),
+    ];
+    let of = |it: &std::collections::BTreeMap<String, i64>, name: &str| it.get(name).copied().unwrap_or(0);
+    all.extend(asked.scalars.iter().map(|(name, asked)| (name.as_str(), *asked, of(&room.scalars, name), of(&used.scalars, name))));
+    let lacking = all.into_iter().filter(|(_, asked, room, used)| *asked > 0 && *asked > room - used);
+    lacking.map(|(name, asked, room, used)| Insufficient { name: name.to_owned(), asked, used, room }).collect()
 }
 
 /// The mean free share of cpu and memory.
