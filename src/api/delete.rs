@@ -152,11 +152,7 @@ fn plan(target: &Target, mut new: Value, options: &DeleteOptions) -> (Value, boo
     let old = &new.clone();
     let strategy = target.kind.strategy;
     let asked = options.grace_period_seconds.map(|it| if it < 0 { 1 } else { it });
-    let grace = strategy.grace.map_or(0, |default| match (asked, default(old)) {
-        (_, 0) => 0,
-        (Some(asked), _) => asked,
-        (None, default) => default,
-    });
+    let grace = strategy.grace.map_or(0, |it| it(old, asked));
     set_finalizers(&mut new, target, options);
     let waits_for_finalizers = new.finalizers().next().is_some() || !new.items_at(&["spec", "finalizers"]).is_empty() && target.kind.plural == "namespaces";
     let running = old.int_at(&["metadata", "deletionGracePeriodSeconds"]);

@@ -177,12 +177,12 @@ pub fn qos_class(spec: &Value) -> &'static str {
 }
 
 /// `podStrategy.CheckGracefulDelete`: a pod that no node runs goes at once.
-fn grace(pod: &Value) -> i64 {
+fn grace(pod: &Value, asked: Option<i64>) -> i64 {
     let is_over = matches!(pod.text_at(&["status", "phase"]), "Succeeded" | "Failed");
     if pod.text_at(&["spec", "nodeName"]).is_empty() || is_over {
         return 0;
     }
-    pod.int_at(&["spec", "terminationGracePeriodSeconds"]).unwrap_or(GRACE_PERIOD)
+    asked.or_else(|| pod.int_at(&["spec", "terminationGracePeriodSeconds"])).unwrap_or(0).max(0)
 }
 
 fn validate(pod: &Value, change: Change<'_>) -> FieldErrors {

@@ -23,8 +23,8 @@ pub struct Strategy {
     pub creates_on_update: bool,
     /// A PUT without a resourceVersion is accepted.
     pub updates_unconditionally: bool,
-    /// Seconds between the request to delete and the removal when the client names none; `None` deletes at once.
-    pub grace: Option<fn(&Value) -> i64>,
+    /// Seconds between the request to delete and the removal, given those that the client asks for; `None` deletes at once.
+    pub grace: Option<fn(&Value, Option<i64>) -> i64>,
     /// Deleting it leaves its dependents when the client says nothing (`DefaultGarbageCollectionPolicy`).
     pub orphans_by_default: bool,
 }

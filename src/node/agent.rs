@@ -32,8 +32,7 @@ use super::{
     environment::{self, Machine},
     images::{Image, Images},
     plan, probes,
-    pulls::{Found, Pulls},
-    registry::{self, Credential},
+    pulls::Pulls,
     runtime::{Container, Runtime, Spec},
     sandbox::{Sandboxes, hostname},
     volumes::Sources,
@@ -46,9 +45,9 @@ use crate::{
 
 const WORKERS: usize = 8;
 /// Volumes and status are looked at again after this time, so that changed ConfigMaps and tokens reach the pod.
-const RESYNC: Duration = Duration::from_secs(60);
+pub(super) const RESYNC: Duration = Duration::from_secs(60);
 /// What could not be made is tried again after this time.
-const RETRY: Duration = Duration::from_secs(2);
+pub(super) const RETRY: Duration = Duration::from_secs(2);
 /// Containers that an earlier process started are not its children; their end is looked for.
 const ADOPTED_EVERY: Duration = Duration::from_millis(500);
 /// A container that begins to run says so within this time, or later by its end.
@@ -73,6 +72,8 @@ pub struct Options {
 
 /// Why a container waits, by its name: reason and message.
 type Waiting = HashMap<String, (String, String)>;
+/// What could not be done yet: when to look again, and what the container waits for.
+pub(super) type Delay = (Duration, Option<(String, String)>);
 
 pub struct Agent {
     pub options: Options,
@@ -290,9 +291,13 @@ impl Agent {
 
     /// Starts a container, or notes why it waits. Returns when to look again.
     async fn start_container(self: &Arc<Self>, pod: &Arc<Pod>, spec: &PodSpec, container: &ContainerSpec, attempt: u32, volumes: &HashMap<String, PathBuf>) -> Duration {
-        let (again, waits) = match self.image(pod, spec, container, attempt).await {
-            Err((again, waits)) => (again, waits),
-            Ok(image) => match self.launch(pod, spec, container, attempt, image, volumes).await {
+        let found = match self.image(pod, spec, container, attempt).await {
+            Ok(image) => self.image_volumes(pod, spec, container, volumes).await.map(|volumes| (image, volumes)),
+            Err(delay) => Err(delay),
+        };
+        let (again, waits) = match found {
+            Err(delay) => delay,
+            Ok((image, volumes)) => match self.launch(pod, spec, container, attempt, image, &volumes).await {
                 Ok(()) => (RESYNC, None),
                 Err((reason, message)) => {
                     self.recorder.event(&**pod, EventType::Warning, "Failed", format!("Error: {message}"));
@@ -308,58 +313,6 @@ impl Agent {
             None => own.remove(&container.name),
         };
         again
-    }
-
-    /// The image of a container; otherwise when to look again, and what the container waits for.
-    async fn image(self: &Arc<Self>, pod: &Arc<Pod>, spec: &PodSpec, container: &ContainerSpec, attempt: u32) -> std::result::Result<Image, (Duration, Option<(String, String)>)> {
-        let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let (name, policy) = (container.image.clone().unwrap_or_default(), container.image_pull_policy.as_deref().unwrap_or("IfNotPresent"));
-        let (agent, woken) = (Arc::downgrade(self), uid.clone());
-        let done = move || agent.upgrade().into_iter().for_each(|it| it.wake(&woken));
-        let start = (uid, container.name.clone(), attempt);
-        let credentials = self.credentials(spec, &pod.namespace().unwrap_or_default()).await;
-        let event = |kind, reason, message: String| self.recorder.event(&**pod, kind, reason, message);
-        match self.pulls.find(&start, &name, policy, credentials, done) {
-            Found::Ready(image) => {
-                event(EventType::Normal, "Pulled", format!("Container image {name:?} already present on machine"));
-                Ok(image)
-            }
-            Found::Pulled(image, took) => {
-                event(EventType::Normal, "Pulled", format!("Successfully pulled image {name:?} in {took:?}"));
-                Ok(image)
-            }
-            Found::Pulling => {
-                event(EventType::Normal, "Pulling", format!("Pulling image {name:?}"));
-                Err((RESYNC, None))
-            }
-            Found::Waiting => Err((RESYNC, None)),
-            Found::Failed(error) => {
-                event(EventType::Warning, "Failed", format!("Failed to pull image {name:?}: {error}"));
-                event(EventType::Warning, "Failed", "Error: ErrImagePull".to_owned());
-                Err((RETRY, Some(("ErrImagePull".to_owned(), error))))
-            }
-            Found::BackOff(error, again) => {
-                event(EventType::Normal, "BackOff", format!("Back-off pulling image {name:?}"));
-                event(EventType::Warning, "Failed", "Error: ImagePullBackOff".to_owned());
-                Err((again, Some(("ImagePullBackOff".to_owned(), format!("Back-off pulling image {name:?}: ErrImagePull: {error}")))))
-            }
-            Found::Never => {
-                let message = format!("Container image {name:?} is not present with pull policy of Never");
-                event(EventType::Warning, "ErrImageNeverPull", message.clone());
-                Err((RETRY * 5, Some(("ErrImageNeverPull".to_owned(), message))))
-            }
-        }
-    }
-
-    /// What the pod's `imagePullSecrets` hold.
-    async fn credentials(&self, spec: &PodSpec, namespace: &str) -> Vec<Credential> {
-        let sources = self.sources(namespace);
-        let mut all = Vec::new();
-        for reference in spec.image_pull_secrets.iter().flatten() {
-            let data = sources.secret(&reference.name, true).await.ok().flatten().unwrap_or_default();
-            all.extend(data.get(".dockerconfigjson").map(|it| registry::credentials(it)).unwrap_or_default());
-        }
-        all
     }
 
     /// Makes the container and starts it; otherwise the reason and message of its waiting state.
@@ -500,17 +453,23 @@ impl Agent {
     }
 
     async fn volumes(&self, pod: &Pod, spec: &PodSpec) -> std::result::Result<HashMap<String, PathBuf>, String> {
-        let root = self.runtime.root().join("volumes").join(pod.metadata.uid.as_deref().unwrap_or_default());
+        let root = self.volumes_of(pod);
         let sources = self.sources(&pod.namespace().unwrap_or_default());
         let mut volumes = HashMap::new();
-        for volume in spec.volumes.iter().flatten() {
+        // Those that are images are mounted when a container wants them.
+        for volume in spec.volumes.iter().flatten().filter(|it| it.image.is_none()) {
             let made = sources.volume(pod, volume, &root).await;
             volumes.insert(volume.name.clone(), made.map_err(|why| format!("MountVolume.SetUp failed for volume {:?} : {}", volume.name, why.message()))?);
         }
         Ok(volumes)
     }
 
-    fn sources(&self, namespace: &str) -> Sources {
+    /// The folder of a pod's volumes.
+    pub(super) fn volumes_of(&self, pod: &Pod) -> PathBuf {
+        self.runtime.root().join("volumes").join(pod.metadata.uid.as_deref().unwrap_or_default())
+    }
+
+    pub(super) fn sources(&self, namespace: &str) -> Sources {
         Sources { client: self.client.clone(), namespace: namespace.to_owned(), machine: self.machine }
     }
 

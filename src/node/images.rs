@@ -140,8 +140,13 @@ impl Images {
         })
     }
 
+    /// Whether a layer is unpacked, by the digest of its content.
+    pub fn has_layer(&self, diff: &str) -> bool {
+        layer_name(diff).is_some_and(|it| self.root.join("layers").join(it).exists())
+    }
+
     fn add_layer(&self, blob: &Path, diff: &str) -> io::Result<PathBuf> {
-        let wanted = diff.strip_prefix("sha256:").ok_or_else(|| invalid("a layer without a digest"))?;
+        let wanted = layer_name(diff).ok_or_else(|| invalid("a layer without a digest"))?;
         let place = self.root.join("layers").join(wanted);
         if place.exists() {
             return Ok(place);
@@ -186,6 +191,11 @@ impl Images {
         self.tag(DEMO, &image)?;
         Ok(image)
     }
+}
+
+/// The folder of a layer, by the digest of its content; a digest is hexadecimal, so that it leads nowhere else.
+fn layer_name(diff: &str) -> Option<&str> {
+    diff.strip_prefix("sha256:").filter(|it| it.len() == 64 && it.bytes().all(|it| it.is_ascii_hexdigit()))
 }
 
 /// The shared libraries of a program, and the loader, as the loader itself lists them.

@@ -1,19 +1,28 @@
-//! When an image is pulled, and what a container waits for meanwhile. Source: kubelet `pkg/kubelet/images/image_manager.go`.
+//! When an image is pulled, and what a container waits for meanwhile. Source: kubelet `pkg/kubelet/images/image_manager.go`, KEP-4639 for
+//! images as volumes.
 
 use std::{
     collections::HashMap,
     io,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use k8s_openapi::api::core::v1::{Container as ContainerSpec, Pod, PodSpec};
+use kube::ResourceExt;
 use tokio::{sync::Mutex as AsyncMutex, time::Instant};
 
 use super::{
+    agent::{Agent, Delay, RESYNC, RETRY},
     images::{Image, Images, full_name},
-    registry::{Credential, Registries},
+    registry::{self, Credential, Registries},
+    volumes,
 };
-use crate::base::{Tasks, backoff::Backoff, tasks};
+use crate::{
+    base::{Tasks, backoff::Backoff, tasks},
+    client::EventType,
+};
 
 /// `MaxContainerBackOff` and its first step, for pulls as for restarts.
 const BACKOFF_FIRST: Duration = Duration::from_secs(10);
@@ -119,7 +128,7 @@ impl Pulls {
             return Ok(image);
         }
         let scratch = self.images.scratch()?;
-        let pulled = match self.registries.pull(name, credentials, &scratch).await {
+        let pulled = match self.registries.pull(name, credentials, &scratch, |it| self.images.has_layer(it)).await {
             Ok(()) => {
                 let (images, folder) = (self.images.clone(), scratch.clone());
                 tasks::blocking(move || images.import_folder(&folder)).await?.map(drop)
@@ -134,5 +143,87 @@ impl Pulls {
     /// Forgets a pod.
     pub fn forget(&self, uid: &str) {
         self.states().retain(|(of, ..), _| of != uid);
+    }
+}
+
+impl Agent {
+    /// The image of a container.
+    pub(super) async fn image(self: &Arc<Self>, pod: &Arc<Pod>, spec: &PodSpec, container: &ContainerSpec, attempt: u32) -> Result<Image, Delay> {
+        let (name, policy) = (container.image.as_deref().unwrap_or_default(), container.image_pull_policy.as_deref());
+        let start = (pod.metadata.uid.clone().unwrap_or_default(), container.name.clone(), attempt);
+        self.find_image(pod, spec, start, name, policy.unwrap_or("IfNotPresent")).await
+    }
+
+    /// `volumes`, and those that are images and mounted in the container.
+    pub(super) async fn image_volumes(
+        self: &Arc<Self>,
+        pod: &Arc<Pod>,
+        spec: &PodSpec,
+        container: &ContainerSpec,
+        volumes: &HashMap<String, PathBuf>,
+    ) -> Result<HashMap<String, PathBuf>, Delay> {
+        let mut all = volumes.clone();
+        let is_mounted = |name: &str| container.volume_mounts.iter().flatten().any(|it| it.name == name);
+        for volume in spec.volumes.iter().flatten().filter(|it| is_mounted(&it.name)) {
+            let Some(source) = &volume.image else { continue };
+            let folder = self.volumes_of(pod).join(&volume.name);
+            if !volumes::is_mount_point(&folder).unwrap_or(false) {
+                let start = (pod.metadata.uid.clone().unwrap_or_default(), format!("volume/{}", volume.name), 0);
+                let (name, policy) = (source.reference.as_deref().unwrap_or_default(), source.pull_policy.as_deref());
+                let image = self.find_image(pod, spec, start, name, policy.unwrap_or("IfNotPresent")).await?;
+                let failed = |why: io::Error| (RETRY, Some(("CreateContainerError".to_owned(), format!("image volume {:?}: {why}", volume.name))));
+                volumes::mount_image(&folder, &image.layers).map_err(failed)?;
+            }
+            all.insert(volume.name.clone(), folder);
+        }
+        Ok(all)
+    }
+
+    async fn find_image(self: &Arc<Self>, pod: &Arc<Pod>, spec: &PodSpec, start: Start, name: &str, policy: &str) -> Result<Image, Delay> {
+        let (agent, woken) = (Arc::downgrade(self), start.0.clone());
+        let done = move || agent.upgrade().into_iter().for_each(|it| it.wake(&woken));
+        let credentials = self.credentials(spec, &pod.namespace().unwrap_or_default()).await;
+        let event = |kind, reason, message: String| self.recorder.event(&**pod, kind, reason, message);
+        match self.pulls.find(&start, name, policy, credentials, done) {
+            Found::Ready(image) => {
+                event(EventType::Normal, "Pulled", format!("Container image {name:?} already present on machine"));
+                Ok(image)
+            }
+            Found::Pulled(image, took) => {
+                event(EventType::Normal, "Pulled", format!("Successfully pulled image {name:?} in {took:?}"));
+                Ok(image)
+            }
+            Found::Pulling => {
+                event(EventType::Normal, "Pulling", format!("Pulling image {name:?}"));
+                Err((RESYNC, None))
+            }
+            Found::Waiting => Err((RESYNC, None)),
+            Found::Failed(error) => {
+                event(EventType::Warning, "Failed", format!("Failed to pull image {name:?}: {error}"));
+                event(EventType::Warning, "Failed", "Error: ErrImagePull".to_owned());
+                Err((RETRY, Some(("ErrImagePull".to_owned(), error))))
+            }
+            Found::BackOff(error, again) => {
+                event(EventType::Normal, "BackOff", format!("Back-off pulling image {name:?}"));
+                event(EventType::Warning, "Failed", "Error: ImagePullBackOff".to_owned());
+                Err((again, Some(("ImagePullBackOff".to_owned(), format!("Back-off pulling image {name:?}: ErrImagePull: {error}")))))
+            }
+            Found::Never => {
+                let message = format!("Container image {name:?} is not present with pull policy of Never");
+                event(EventType::Warning, "ErrImageNeverPull", message.clone());
+                Err((RETRY * 5, Some(("ErrImageNeverPull".to_owned(), message))))
+            }
+        }
+    }
+
+    /// What the pod's `imagePullSecrets` hold.
+    async fn credentials(&self, spec: &PodSpec, namespace: &str) -> Vec<Credential> {
+        let sources = self.sources(namespace);
+        let mut all = Vec::new();
+        for reference in spec.image_pull_secrets.iter().flatten() {
+            let data = sources.secret(&reference.name, true).await.ok().flatten().unwrap_or_default();
+            all.extend(data.get(".dockerconfigjson").map(|it| registry::credentials(it)).unwrap_or_default());
+        }
+        all
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -73,14 +73,14 @@ fn wrong(why: impl Into<String>) -> io::Error {
 }
 
 impl Registries {
-    /// Downloads the image into `folder` as an OCI layout with its name.
-    pub async fn pull(&self, name: &str, credentials: &[Credential], folder: &Path) -> io::Result<()> {
+    /// Downloads the image into `folder` as an OCI layout with its name, without the layers that are `present` by their digest of content.
+    pub async fn pull(&self, name: &str, credentials: &[Credential], folder: &Path, present: impl Fn(&str) -> bool) -> io::Result<()> {
         let reference = Reference::parse(name).ok_or_else(|| wrong("invalid reference format"))?;
         let mut last = None;
         for base in self.bases(&reference.registry) {
             let basic = credentials.iter().find(|it| it.host == reference.registry).map(|it| it.basic.clone());
             let mut session = Session { base, reference: &reference, tasks: &self.tasks, basic, authorization: None };
-            match session.pull(name, folder).await {
+            match session.pull(name, folder, &present).await {
                 Ok(()) => return Ok(()),
                 // The registry's own answer tells more than a mirror's.
                 Err(error) => last = Some(error),
@@ -108,7 +108,7 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    async fn pull(&mut self, name: &str, folder: &Path) -> io::Result<()> {
+    async fn pull(&mut self, name: &str, folder: &Path, present: impl Fn(&str) -> bool) -> io::Result<()> {
         fs::create_dir_all(folder.join("blobs/sha256"))?;
         let (bytes, kind) = self.manifest(&self.reference.reference).await?;
         let mut manifest: Value = serde_json::from_slice(&bytes)?;
@@ -120,9 +120,12 @@ impl Session<'_> {
             (manifest, media_type) = (serde_json::from_slice(&bytes)?, kind);
             store(folder, &bytes)?;
         }
-        let blobs = std::iter::once(&manifest["config"]).chain(manifest.items_at(&["layers"]));
-        for digest in blobs.map(|it| it.text("digest")) {
-            self.blob(digest, folder).await?;
+        let config: Value = serde_json::from_slice(&fs::read(self.blob(manifest.text_at(&["config", "digest"]), folder).await?)?)?;
+        let contents = config.items_at(&["rootfs", "diff_ids"]);
+        for (at, layer) in manifest.items_at(&["layers"]).iter().enumerate() {
+            if !contents.get(at).and_then(Value::as_str).is_some_and(&present) {
+                self.blob(layer.text("digest"), folder).await?;
+            }
         }
         let annotations = json!({"io.containerd.image.name": name});
         let index = json!({"schemaVersion": 2, "manifests": [{"mediaType": media_type, "digest": digest, "annotations": annotations}]});
@@ -141,18 +144,20 @@ impl Session<'_> {
         }
     }
 
-    async fn blob(&mut self, digest: &str, folder: &Path) -> io::Result<()> {
+    /// Downloads a blob; returns its file.
+    async fn blob(&mut self, digest: &str, folder: &Path) -> io::Result<PathBuf> {
         let wanted = digest.strip_prefix("sha256:").filter(|it| it.len() == 64 && it.bytes().all(|it| it.is_ascii_hexdigit()));
         let wanted = wanted.ok_or_else(|| wrong(format!("{digest:?} is not a digest")))?;
         let mut body = self.get(&format!("blobs/{digest}"), "*/*").await?.into_body();
-        let (mut file, mut hash) = (File::create(folder.join("blobs/sha256").join(wanted))?, Sha256::new());
+        let path = folder.join("blobs/sha256").join(wanted);
+        let (mut file, mut hash) = (File::create(&path)?, Sha256::new());
         while let Some(frame) = body.frame().await {
             if let Ok(data) = frame.map_err(io::Error::other)?.into_data() {
                 hash.update(&data);
                 file.write_all(&data)?;
             }
         }
-        if hex(&hash.finalize()) == wanted { Ok(()) } else { Err(wrong(format!("a blob is not {digest}"))) }
+        if hex(&hash.finalize()) == wanted { Ok(path) } else { Err(wrong(format!("a blob is not {digest}"))) }
     }
 
     /// Asks the registry, with a token where it wants one, and follows where it points.

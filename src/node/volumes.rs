@@ -213,7 +213,15 @@ fn empty_dir(folder: &Path, source: &EmptyDirVolumeSource, group: Option<u32>) -
     chown(folder, None, group)
 }
 
-fn is_mount_point(folder: &Path) -> io::Result<bool> {
+/// Mounts the layers of an image, the topmost first, to be read (KEP-4639). An overlay without an upper directory wants two at least.
+pub fn mount_image(folder: &Path, layers: &[PathBuf]) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    let lower: Vec<String> = layers.iter().map(|it| it.as_path()).chain([folder]).map(|it| it.display().to_string()).collect();
+    let data = format!("lowerdir={}", lower.join(":"));
+    Ok(mount(Some("overlay"), folder, Some("overlay"), MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, Some(data.as_str()))?)
+}
+
+pub fn is_mount_point(folder: &Path) -> io::Result<bool> {
     Ok(fs::metadata(folder)?.dev() != fs::metadata(folder.join(".."))?.dev())
 }
 
