@@ -354,7 +354,7 @@ pub fn decode(bytes: &[u8], encoding: Encoding, kind: &Kind, api_version: &str, 
         Encoding::Json | Encoding::Yaml => {
             let (value, duplicate) = match encoding {
                 Encoding::Yaml => schema::codec::parse_yaml(bytes).map_err(explain)?,
-                _ => schema::codec::parse_json(bytes).map_err(explain)?,
+                _ => schema::codec::parse_object(bytes, schema).map_err(explain)?,
             };
             if !value.is_object() {
                 return Err(explain(schema::codec::decode_value(value, schema).err().unwrap_or_else(|| Status::bad_request("the object provided is unrecognized"))));

@@ -21,6 +21,7 @@ pub(super) const SCHEMA_PROPS: &str = "io.k8s.apiextensions-apiserver.pkg.apis.a
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Notes {
     pub unknown: Vec<String>,
+    /// Keys that stand twice. [`parse_object`] puts unknown fields of a built-in type here too, where they stand in the text.
     pub duplicate: Vec<String>,
 }
 
@@ -34,11 +35,21 @@ impl Notes {
 /// Parses JSON text of any shape without a schema, and notes its duplicate keys. 400 where it is no JSON, or nested deeper than
 /// serde_json's 128 levels.
 pub fn parse_json(bytes: &[u8]) -> Result<(Value, Vec<String>)> {
-    let mut duplicates = Vec::new();
+    parse(bytes, None)
+}
+
+fn parse(bytes: &[u8], schema: Option<&Schema>) -> Result<(Value, Vec<String>)> {
+    let mut notes = Vec::new();
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let seed = Tree { path: &Place::Root, duplicates: &mut duplicates };
+    let seed = Tree { path: &Place::Root, schema, notes: &mut notes };
     let value = seed.deserialize(&mut reader).and_then(|value| reader.end().map(|()| value)).map_err(|error| bad_json(&error))?;
-    Ok((value, duplicates))
+    Ok((value, notes))
+}
+
+/// Parses JSON text that is to become an object of `schema`. Go's decoder meets unknown fields of its types on the way, those of
+/// custom resources are looked for afterwards: so are they noted.
+pub fn parse_object(bytes: &[u8], schema: &Schema) -> Result<(Value, Vec<String>)> {
+    parse(bytes, Some(schema).filter(|it| !it.name.is_empty()))
 }
 
 /// Parses one YAML document without a schema, and notes the first key that stands twice in its map. 400 where it is no YAML.
@@ -117,10 +128,11 @@ impl fmt::Display for Place<'_> {
     }
 }
 
-/// Builds a tree and notes duplicate keys.
+/// Builds a tree and notes duplicate keys; with a schema, unknown fields too.
 struct Tree<'a, 'n> {
     path: &'a Place<'a>,
-    duplicates: &'n mut Vec<String>,
+    schema: Option<&'a Schema>,
+    notes: &'n mut Vec<String>,
 }
 
 impl<'de> DeserializeSeed<'de> for Tree<'_, '_> {
@@ -168,9 +180,10 @@ impl<'de> Visitor<'de> for Tree<'_, '_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> std::result::Result<Value, A::Error> {
         let mut list = Vec::new();
+        let schema = self.schema.and_then(Schema::items);
         loop {
             let path = Place::Index(self.path, list.len());
-            match items.next_element_seed(Tree { path: &path, duplicates: self.duplicates })? {
+            match items.next_element_seed(Tree { path: &path, schema, notes: self.notes })? {
                 Some(item) => list.push(item),
                 None => return Ok(Value::Array(list)),
             }
@@ -181,9 +194,18 @@ impl<'de> Visitor<'de> for Tree<'_, '_> {
         let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
             let path = Place::Key(self.path, &key);
-            let value = entries.next_value_seed(Tree { path: &path, duplicates: self.duplicates })?;
+            let schema = self.schema.and_then(|it| it.child(&key));
+            if schema.is_none() && self.schema.is_some_and(|it| it.refuses(&key)) {
+                let note = format!("unknown field \"{path}\"");
+                if !self.notes.contains(&note) {
+                    self.notes.push(note);
+                }
+                entries.next_value::<serde::de::IgnoredAny>()?;
+                continue;
+            }
+            let value = entries.next_value_seed(Tree { path: &path, schema, notes: self.notes })?;
             if map.contains_key(&key) {
-                self.duplicates.push(format!("duplicate field \"{path}\""));
+                self.notes.push(format!("duplicate field \"{path}\""));
             }
             map.insert(key, value);
         }
@@ -345,6 +367,28 @@ impl Walk {
         let wanted = go_type(schema);
         let place = if self.fields.is_empty() { "Go value".to_owned() } else { format!("Go struct field {}.{}", self.owner, self.fields.join(".")) };
         Err(Status::bad_request(format!("json: cannot unmarshal {found} into {place} of type {wanted}")))
+    }
+}
+
+impl Schema {
+    fn items(&self) -> Option<&Self> {
+        match &self.shape {
+            Shape::List { items, .. } => Some(items),
+            _ => None,
+        }
+    }
+
+    /// The schema of what stands under `key`.
+    fn child(&self, key: &str) -> Option<&Self> {
+        match &self.shape {
+            Shape::Map { values, .. } => Some(values),
+            _ => self.field(key).map(|it| &*it.schema),
+        }
+    }
+
+    /// Whether the object may have no field of that name.
+    fn refuses(&self, key: &str) -> bool {
+        self.as_struct().is_some_and(|it| !it.preserves_unknown && !it.by_name.contains_key(key) && !is_type_meta(it, key))
     }
 }
 
