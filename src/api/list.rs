@@ -104,7 +104,7 @@ pub async fn list(server: &Server, target: &Target, options: &ListOptions, form:
     }
     let mut metadata = json!({"resourceVersion": page.revision.to_string()});
     if let (true, Some(last)) = (more, chosen.last()) {
-        metadata["continue"] = Token { revision: page.revision, namespace: last.key.namespace.to_string(), name: last.key.name.to_string() }.encode().into();
+        metadata["continue"] = Token { revision: Some(page.revision), namespace: last.key.namespace.to_string(), name: last.key.name.to_string() }.encode().into();
         if remaining > 0 {
             metadata["remainingItemCount"] = remaining.into();
         }
@@ -144,14 +144,12 @@ enum Source {
 impl Page {
     async fn start(server: &Server, resource: &str, options: &ListOptions) -> Result<Self> {
         if !options.continues.is_empty() {
-            let token = Token::decode(&options.continues)?;
-            let objects = server.store.exact(resource, token.revision).map_err(|error| expired(error, true))?;
-            return Ok(Self { revision: token.revision, source: Source::Exact(objects), after: Some((token.namespace, token.name)) });
+            return Self::next(server, resource, Token::decode(&options.continues)?).await;
         }
         let revision = parse_revision(&options.resource_version)?;
         let is_exact = options.resource_version_match == "Exact" || (options.limit.is_some() && revision > 0 && options.resource_version_match.is_empty());
         if is_exact && revision > 0 {
-            let objects = server.store.exact(resource, revision).map_err(|error| expired(error, false))?;
+            let objects = server.store.exact(resource, revision).map_err(|error| too_new(error, revision))?;
             return Ok(Self { revision, source: Source::Exact(objects), after: None });
         }
         let snapshot = match options.resource_version.as_str() {
@@ -159,6 +157,20 @@ impl Page {
             _ => server.store.at_least(revision).await.map_err(|error| too_new(error, revision))?,
         };
         Ok(Self { revision: snapshot.revision(), source: Source::Now(snapshot), after: None })
+    }
+
+    /// The page after a token: of the same revision, or of what is there now for one that has given up consistency.
+    async fn next(server: &Server, resource: &str, token: Token) -> Result<Self> {
+        let after = Some((token.namespace.clone(), token.name.clone()));
+        let Some(revision) = token.revision else {
+            let snapshot = server.store.consistent().await.map_err(|error| Status::unavailable(error.to_string()))?;
+            return Ok(Self { revision: snapshot.revision(), source: Source::Now(snapshot), after });
+        };
+        let objects = server.store.exact(resource, revision).map_err(|error| match error {
+            ReadError::Compacted(_) => Status::expired_but_continues(Token { revision: None, ..token }.encode()),
+            ReadError::Future(_) => too_new(error, revision),
+        })?;
+        Ok(Self { revision, source: Source::Exact(objects), after })
     }
 
     fn objects<'a>(&'a self, resource: &str, namespace: Option<&'a str>) -> Box<dyn Iterator<Item = &'a Arc<Stored>> + Send + 'a> {
@@ -193,30 +205,21 @@ pub fn parse_revision(text: &str) -> Result<Revision> {
 pub fn too_new(error: ReadError, asked: Revision) -> Status {
     match error {
         ReadError::Future(current) => Status::too_large_resource_version(asked, current),
-        ReadError::Compacted(_) => expired(error, false),
-    }
-}
-
-fn expired(error: ReadError, is_continue: bool) -> Status {
-    match error {
-        ReadError::Future(current) => Status::too_large_resource_version(current + 1, current),
-        ReadError::Compacted(_) if is_continue => {
-            Status::expired("The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.")
-        }
         ReadError::Compacted(_) => Status::expired("The resourceVersion for the provided list is too old."),
     }
 }
 
 /// Where a list goes on: opaque to clients.
 struct Token {
-    revision: Revision,
+    /// `None` (-1 on the wire) goes on at whatever is there.
+    revision: Option<Revision>,
     namespace: String,
     name: String,
 }
 
 impl Token {
     fn encode(&self) -> String {
-        let text = json!({"v": "meta.k8s.io/v1", "rv": self.revision, "start": format!("{}/{}", self.namespace, self.name)}).to_string();
+        let text = json!({"v": "meta.k8s.io/v1", "rv": self.revision.map_or(-1, |it| i64::try_from(it).unwrap_or(i64::MAX)), "start": format!("{}/{}", self.namespace, self.name)}).to_string();
         URL_SAFE_NO_PAD.encode(text)
     }
 
@@ -224,7 +227,11 @@ impl Token {
         let bad = || Status::bad_request("continue key is not valid: illegal base64 data or unrecognized token");
         let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|_| bad())?;
         let token: Value = serde_json::from_slice(&bytes).map_err(|_| bad())?;
-        let revision = token.get("rv").and_then(Value::as_u64).filter(|it| *it > 0).ok_or_else(bad)?;
+        let revision = match token.int_at(&["rv"]).ok_or_else(bad)? {
+            -1 => None,
+            0 => return Err(Status::bad_request("continue key is not valid: incorrect encoded start resourceVersion (version meta.k8s.io/v1)")),
+            revision => Some(u64::try_from(revision).map_err(|_| bad())?),
+        };
         let (namespace, name) = token.text("start").split_once('/').ok_or_else(bad)?;
         Ok(Self { revision, namespace: namespace.to_owned(), name: name.to_owned() })
     }

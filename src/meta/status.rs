@@ -30,6 +30,8 @@ pub struct Details {
     pub uid: String,
     pub causes: Vec<Cause>,
     pub retry_after_seconds: u32,
+    /// Where an expired list may go on; stands in the status' own metadata.
+    pub continues: String,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -169,6 +171,18 @@ impl Status {
         Self::new(410, "Expired", message)
     }
 
+    /// The same, with a token by which the rest can be had from what is there now (`handleCompactedErrorForPaging`).
+    pub fn expired_but_continues(token: String) -> Self {
+        let mut status = Self::expired(
+            "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue \
+             parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token \
+             results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and \
+             now may show up in the list.",
+        );
+        status.details.get_or_insert_default().continues = token;
+        status
+    }
+
     pub fn too_large(message: impl Into<String>) -> Self {
         Self::new(413, "RequestEntityTooLarge", message)
     }
@@ -220,7 +234,14 @@ impl Status {
             "status": "Failure", "message": self.message, "reason": self.reason, "code": self.code,
         });
         if let Some(details) = &self.details {
-            body["details"] = details.to_value();
+            let value = details.to_value();
+            if !details.continues.is_empty() {
+                body["metadata"]["continue"] = details.continues.as_str().into();
+            }
+            // A mere place to go on is no detail.
+            if details.continues.is_empty() || value != json!({}) {
+                body["details"] = value;
+            }
         }
         body
     }

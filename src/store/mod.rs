@@ -292,6 +292,7 @@ impl Store {
         if revision > snapshot.revision() {
             return Err(ReadError::Future(snapshot.revision()));
         }
+        self.inner.topics.check_age(revision)?;
         let mut pages = lock(&self.inner.pages);
         if let Some((_, _, page)) = pages.iter().find(|(its, at, _)| **its == *resource && *at == revision) {
             return Ok(page.clone());
@@ -382,7 +383,8 @@ impl Inner {
             let is_last = tokio::select! {
                 _ = folds.tick() => false,
                 _ = trims.tick() => {
-                    inner.topics.trim(Instant::now());
+                    let aged = inner.topics.trim(Instant::now(), *inner.revisions.borrow());
+                    lock(&inner.pages).retain(|(_, revision, _)| *revision >= aged);
                     continue;
                 }
                 () = tasks.stopping() => true,

@@ -5,7 +5,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -143,6 +146,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Default)]
 pub(super) struct Topics {
     by_resource: Mutex<HashMap<Arc<str>, HashMap<Scope, Arc<Topic>>>>,
+    /// The revisions of the last minutes, oldest first: one a trim.
+    ages: Mutex<VecDeque<(Instant, Revision)>>,
+    /// The revision of [`KEEP`] ago. Lists at older ones are gone, also of a resource where nothing happened since (etcd's compaction).
+    aged: AtomicU64,
 }
 
 impl Topics {
@@ -183,8 +190,25 @@ impl Topics {
         Ok(Cursor { newest: topic.newest.subscribe(), topic, after: from, revisions })
     }
 
-    /// Drops old events, and topics that nobody follows.
-    pub fn trim(&self, now: Instant) {
+    /// Drops old events, and topics that nobody follows. Returns the revision before which no list can be read.
+    pub fn trim(&self, now: Instant, revision: Revision) -> Revision {
+        let mut ages = lock(&self.ages);
+        ages.push_back((now, revision));
+        while let Some((_, aged)) = ages.pop_front_if(|(at, _)| now.duration_since(*at) >= KEEP) {
+            self.aged.store(aged, Ordering::Relaxed);
+        }
+        drop(ages);
+        self.drop_old(now);
+        self.aged.load(Ordering::Relaxed)
+    }
+
+    /// Whether a list at `revision` is still to be had by its age.
+    pub fn check_age(&self, revision: Revision) -> Result<(), ReadError> {
+        let aged = self.aged.load(Ordering::Relaxed);
+        if revision < aged { Err(ReadError::Compacted(aged)) } else { Ok(()) }
+    }
+
+    fn drop_old(&self, now: Instant) {
         for topics in lock(&self.by_resource).values_mut() {
             topics.retain(|scope, topic| *scope == Scope::resource(&scope.resource) || Arc::strong_count(topic) > 1);
             topics.values().for_each(|topic| lock(&topic.ring).trim(now));
