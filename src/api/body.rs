@@ -2,7 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use futures::Stream;
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::Frame;
 
@@ -70,5 +70,25 @@ pub fn json(code: u16, value: &Value) -> Response {
 pub fn text(code: u16, text: impl Into<String>) -> Response {
     let mut response = respond(code, "text/plain; charset=utf-8", full(text.into()));
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// A document with an ETag of its content; 304 for a client that has it.
+pub fn tagged(text: Bytes, content_type: &str, headers: &HeaderMap) -> Response {
+    let tag = super::discovery::hash(&text);
+    tagged_with(text, &tag, content_type, headers)
+}
+
+pub fn tagged_with(text: Bytes, tag: &str, content_type: &str, headers: &HeaderMap) -> Response {
+    let etag = format!("\"{tag}\"");
+    let is_known = headers.get(header::IF_NONE_MATCH).is_some_and(|it| it.as_bytes() == etag.as_bytes());
+    let mut response = match is_known {
+        true => respond(304, content_type, empty()),
+        false => respond(200, content_type, full(text)),
+    };
+    if let Ok(value) = etag.parse() {
+        response.headers_mut().insert(header::ETAG, value);
+    }
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
     response
 }

@@ -127,22 +127,7 @@ fn aggregated(registry: &Registry, headers: &HeaderMap, is_wanted: impl Fn(&str)
         json!({"metadata": metadata, "versions": versions})
     }).collect();
     let text = json!({"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items}).to_string();
-    with_etag(text, AGGREGATED, headers)
-}
-
-/// A document with an ETag; 304 for a client that has it.
-pub fn with_etag(text: String, content_type: &str, headers: &HeaderMap) -> Response {
-    let etag = format!("\"{}\"", hash(text.as_bytes()));
-    let is_known = headers.get(http::header::IF_NONE_MATCH).is_some_and(|it| it.as_bytes() == etag.as_bytes());
-    let mut response = match is_known {
-        true => body::respond(304, content_type, body::empty()),
-        false => body::respond(200, content_type, body::full(text)),
-    };
-    if let Ok(value) = etag.parse() {
-        response.headers_mut().insert(http::header::ETAG, value);
-    }
-    response.headers_mut().insert(http::header::VARY, http::HeaderValue::from_static("Accept"));
-    response
+    body::tagged(text.into(), AGGREGATED, headers)
 }
 
 /// SHA-512 in upper-case hex, as upstream's.

@@ -1,77 +1,125 @@
-//! The OpenAPI documents: v3, one a group and version, and v2 for the whole server. Rendered when first asked for, once for each
-//! generation of the registry.
+//! The OpenAPI documents: v3, one a group and version, and v2 for the whole server. Rendered when first asked for, and again only when
+//! the kinds in them are others: five hundred custom resources that come one by one do not render each other.
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
+use bytes::Bytes;
 use http::HeaderMap;
 use serde_json::json;
 
-use super::{Response, discovery};
+use super::{Response, body, discovery};
 use crate::{
     kinds::{Action, Kind, Registry, Verb, Version},
     meta::{Map, Result, Status, Value, object::api_version},
-    schema::{self, openapi::define},
+    schema::{
+        self,
+        openapi::{Dialect, add_type_meta, define, metadata},
+    },
 };
 
-const V3_SCHEMAS: &str = "#/components/schemas/";
-const V2_SCHEMAS: &str = "#/definitions/";
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
-const V3_JSON: &str = "application/json";
 
-/// Rendered documents by path, of one generation of the registry.
+/// Rendered documents by path.
 #[derive(Default)]
-pub struct Documents(Mutex<(u64, HashMap<String, String>)>);
+pub struct Documents {
+    documents: Mutex<HashMap<String, Document>>,
+    /// The part of v2 that is always the same.
+    builtin: OnceLock<Parts>,
+}
+
+#[derive(Clone)]
+struct Document {
+    /// The rows of which it tells: it is good as long as these are the ones served.
+    kinds: Vec<Arc<Kind>>,
+    hash: String,
+    /// Not kept of custom resources: there may be hundreds, and each is asked for by few.
+    text: Option<Bytes>,
+}
+
+impl Document {
+    fn is_of(&self, kinds: &[Arc<Kind>]) -> bool {
+        self.kinds.len() == kinds.len() && self.kinds.iter().zip(kinds).all(|(left, right)| Arc::ptr_eq(left, right))
+    }
+}
+
+/// Members of the objects `paths` and `definitions`, as JSON text.
+#[derive(Default)]
+struct Parts {
+    paths: String,
+    definitions: String,
+}
 
 impl Documents {
-    fn get(&self, registry: &Registry, path: &str, render: impl FnOnce() -> Option<String>) -> Option<String> {
-        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = |cache: &(u64, HashMap<String, String>)| cache.1.get(path).filter(|_| cache.0 == registry.generation).cloned();
-        if let Some(text) = known(&lock()) {
-            return Some(text);
+    /// Hash and text of the document at `path` about `kinds`. The text may be missing where only the hash is needed.
+    fn get(&self, path: &str, kinds: Vec<Arc<Kind>>, needs_text: bool, render: impl FnOnce(&[Arc<Kind>]) -> String) -> Document {
+        let lock = || self.documents.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock().get(path).filter(|it| it.is_of(&kinds) && (!needs_text || it.text.is_some())).cloned();
+        if let Some(known) = known {
+            return known;
         }
-        let text = render()?;
-        let mut cache = lock();
-        if cache.0 != registry.generation {
-            *cache = (registry.generation, HashMap::new());
-        }
-        cache.1.insert(path.to_owned(), text.clone());
-        Some(text)
+        let text = Bytes::from(render(&kinds));
+        let document = Document { hash: discovery::hash(&text), text: Some(text), kinds };
+        let is_kept = path == "v2" || document.kinds.iter().all(|it| it.custom.is_none());
+        lock().insert(path.to_owned(), Document { text: document.text.clone().filter(|_| is_kept), ..document.clone() });
+        document
     }
 
     /// Answers `/openapi/...`.
     pub fn serve(&self, registry: &Registry, path: &str, headers: &HeaderMap) -> Result<Response> {
-        let text = match path.trim_end_matches('/') {
-            "/openapi/v2" => self.get(registry, path, || Some(v2(registry))),
-            "/openapi/v3" => self.get(registry, path, || Some(self.index(registry))),
-            other => other.strip_prefix("/openapi/v3/").and_then(|it| self.document(registry, it)),
+        let document = match path.trim_end_matches('/') {
+            "/openapi/v2" => Some(self.v2(registry)),
+            "/openapi/v3" => {
+                let text = self.index(registry);
+                return Ok(body::tagged(text.into(), body::JSON, headers));
+            }
+            other => other.strip_prefix("/openapi/v3/").and_then(|it| self.v3(registry, it, true)),
         };
-        Ok(discovery::with_etag(text.ok_or_else(Status::no_route)?, V3_JSON, headers))
+        let document = document.ok_or_else(Status::no_route)?;
+        let text = document.text.ok_or_else(Status::no_route)?;
+        Ok(body::tagged_with(text, &document.hash, body::JSON, headers))
     }
 
-    fn document(&self, registry: &Registry, place: &str) -> Option<String> {
+    fn v3(&self, registry: &Registry, place: &str, needs_text: bool) -> Option<Document> {
         let parts: Vec<&str> = place.split('/').collect();
         let (group, version) = match parts.as_slice() {
             ["api", version] => ("", *version),
             ["apis", group, version] => (*group, *version),
             _ => return None,
         };
-        self.get(registry, place, || v3(registry, group, version))
+        let is_served = |it: &&Arc<Kind>| it.group == group && it.version(version).is_some_and(|it| it.is_served);
+        let kinds: Vec<Arc<Kind>> = registry.iter().filter(is_served).cloned().collect();
+        (!kinds.is_empty()).then(|| self.get(place, kinds, needs_text, |kinds| v3(kinds, version)))
+    }
+
+    fn v2(&self, registry: &Registry) -> Document {
+        let kinds: Vec<Arc<Kind>> = registry.iter().cloned().collect();
+        self.get("v2", kinds, true, |kinds| {
+            let (builtin, custom): (Vec<&Arc<Kind>>, Vec<&Arc<Kind>>) = kinds.iter().partition(|it| it.custom.is_none());
+            let builtin = self.builtin.get_or_init(|| v2_parts(&builtin));
+            // What custom resources refer to is among the built-in types.
+            let custom: Vec<Parts> = custom.iter().map(|it| v2_parts(&[it])).collect();
+            let join = |part: fn(&Parts) -> &String| std::iter::once(builtin).chain(&custom).map(|it| part(it).as_str()).collect::<Vec<_>>().join(",");
+            format!(
+                "{{\"swagger\":\"2.0\",\"info\":{},\"paths\":{{{}}},\"definitions\":{{{}}},\"securityDefinitions\":{},\"security\":[{{\"BearerToken\":[]}}]}}",
+                info(),
+                join(|it| &it.paths),
+                join(|it| &it.definitions),
+                json!({"BearerToken": {"description": "Bearer Token authentication", "type": "apiKey", "name": "authorization", "in": "header"}}),
+            )
+        })
     }
 
     /// The documents there are; their addresses change with their content.
     fn index(&self, registry: &Registry) -> String {
-        let places: BTreeSet<String> = registry
-            .iter()
-            .flat_map(|kind| kind.versions.iter().filter(|it| it.is_served).map(|it| place(&kind.group, &it.name)))
-            .collect();
+        let served = |kind: &Arc<Kind>| kind.versions.iter().filter(|it| it.is_served).map(|it| place(&kind.group, &it.name)).collect::<Vec<_>>();
+        let places: BTreeSet<String> = registry.iter().flat_map(served).collect();
         let paths: Map<String, Value> = places
             .into_iter()
             .filter_map(|place| {
-                let hash = discovery::hash(self.document(registry, &place)?.as_bytes());
-                let url = format!("/openapi/v3/{place}?hash={hash}");
+                let url = format!("/openapi/v3/{place}?hash={}", self.v3(registry, &place, false)?.hash);
                 Some((place, json!({"serverRelativeURL": url})))
             })
             .collect();
@@ -79,13 +127,12 @@ impl Documents {
     }
 }
 
-fn place(group: &str, version: &str) -> String {
-    if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
+fn info() -> Value {
+    json!({"title": "Kubernetes", "version": super::http::GIT_VERSION})
 }
 
-fn served<'a>(registry: &'a Registry, group: &'a str, version: &'a str) -> Vec<(&'a Kind, &'a Version)> {
-    let kinds = registry.iter().filter(|it| it.group == group);
-    kinds.filter_map(|kind| Some((kind.as_ref(), kind.version(version).filter(|it| it.is_served)?))).collect()
+fn place(group: &str, version: &str) -> String {
+    if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
 }
 
 /// The name of a kind's definition: the built-in type's, or the reversed group of a custom one.
@@ -102,90 +149,96 @@ fn gvk(kind: &Kind, version: &str, name: &str) -> Value {
 }
 
 /// The definitions of a kind and of its list.
-fn define_kind(kind: &Kind, version: &Version, reference: &str, into: &mut Map<String, Value>) {
+fn define_kind(kind: &Kind, version: &Version, dialect: Dialect, into: &mut Map<String, Value>) {
     let name = definition_name(kind, version);
-    define(&version.schema, &name, reference, into);
+    define(&version.schema, &name, dialect, into);
     into[&name]["x-kubernetes-group-version-kind"] = json!([gvk(kind, &version.name, &kind.kind)]);
-    let list = json!({
-        "type": "object", "required": ["items"],
-        "properties": {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"$ref": format!("{reference}{META}.ListMeta")},
-            "items": {"type": "array", "items": {"$ref": format!("{reference}{name}")}}},
+    let mut properties = Map::new();
+    add_type_meta(&mut properties);
+    let items = json!({"type": "array", "items": dialect.refer(&name), "description": format!("List of {}.", kind.plural)});
+    properties.insert("items".to_owned(), items);
+    properties.insert("metadata".to_owned(), metadata(&format!("{META}.ListMeta"), dialect));
+    let mut list = json!({
+        "type": "object", "required": ["items"], "properties": properties, "description": format!("{} is a list of {}", kind.list_kind, kind.kind),
         "x-kubernetes-group-version-kind": [gvk(kind, &version.name, &kind.list_kind)],
     });
-    into.insert(format!("{name}List"), list);
+    if kind.custom.is_some() && !version.selectable.is_empty() {
+        let fields: Vec<Value> = version.selectable.iter().map(|it| json!({"fieldPath": it.name})).collect();
+        into[&name]["x-kubernetes-selectable-fields"] = json!(fields);
+        list["x-kubernetes-selectable-fields"] = json!(fields);
+    }
+    let list_name = match kind.custom {
+        Some(_) => format!("{}{}", name.strip_suffix(kind.kind.as_ref()).unwrap_or(&name), kind.list_kind),
+        None => format!("{name}List"),
+    };
+    into.insert(list_name, list);
 }
 
-fn define_common(reference: &str, into: &mut Map<String, Value>) {
+fn define_common(dialect: Dialect, into: &mut Map<String, Value>) {
     for name in ["ListMeta", "ObjectMeta", "DeleteOptions", "Status", "WatchEvent"] {
         if let Some(schema) = schema::builtin(&format!("{META}.{name}")) {
-            define(&schema, &schema.name, reference, into);
+            define(&schema, &schema.name, dialect, into);
         }
     }
     into.insert(format!("{META}.Patch"), json!({"type": "object"}));
 }
 
-fn v3(registry: &Registry, group: &str, version: &str) -> Option<String> {
-    let kinds = served(registry, group, version);
-    if kinds.is_empty() {
-        return None;
-    }
+fn v3(kinds: &[Arc<Kind>], version: &str) -> String {
     let (mut schemas, mut paths) = (Map::new(), Map::new());
-    define_common(V3_SCHEMAS, &mut schemas);
-    for (kind, version) in &kinds {
-        define_kind(kind, version, V3_SCHEMAS, &mut schemas);
+    define_common(Dialect::V3, &mut schemas);
+    for (kind, version) in kinds.iter().filter_map(|it| Some((it, it.version(version)?))) {
+        define_kind(kind, version, Dialect::V3, &mut schemas);
         add_paths(kind, version, Dialect::V3, &mut paths);
     }
-    Some(json!({"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": super::http::GIT_VERSION}, "paths": paths, "components": {"schemas": schemas}}).to_string())
+    json!({"openapi": "3.0.0", "info": info(), "paths": paths, "components": {"schemas": schemas}}).to_string()
 }
 
-fn v2(registry: &Registry) -> String {
+fn v2_parts(kinds: &[&Arc<Kind>]) -> Parts {
     let (mut definitions, mut paths) = (Map::new(), Map::new());
-    define_common(V2_SCHEMAS, &mut definitions);
-    for kind in registry.iter() {
+    if kinds.iter().any(|it| it.custom.is_none()) {
+        define_common(Dialect::V2, &mut definitions);
+    }
+    for kind in kinds {
         for version in kind.versions.iter().filter(|it| it.is_served) {
-            define_kind(kind, version, V2_SCHEMAS, &mut definitions);
+            define_kind(kind, version, Dialect::V2, &mut definitions);
             add_paths(kind, version, Dialect::V2, &mut paths);
         }
     }
-    json!({"swagger": "2.0", "info": {"title": "Kubernetes", "version": super::http::GIT_VERSION}, "paths": paths, "definitions": definitions}).to_string()
+    let members = |map: Map<String, Value>| {
+        let text = Value::Object(map).to_string();
+        text[1..text.len() - 1].to_owned()
+    };
+    Parts { paths: members(paths), definitions: members(definitions) }
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Dialect {
-    V2,
-    V3,
+fn parameter(dialect: Dialect, name: &str, place: &str, kind: &str) -> Value {
+    match dialect {
+        Dialect::V2 => json!({"name": name, "in": place, "type": kind, "uniqueItems": true, "required": place == "path"}),
+        Dialect::V3 => json!({"name": name, "in": place, "required": place == "path", "schema": {"type": kind, "uniqueItems": true}}),
+    }
 }
 
-impl Dialect {
-    fn parameter(self, name: &str, place: &str, kind: &str) -> Value {
-        match self {
-            Self::V2 => json!({"name": name, "in": place, "type": kind, "uniqueItems": true, "required": place == "path"}),
-            Self::V3 => json!({"name": name, "in": place, "required": place == "path", "schema": {"type": kind, "uniqueItems": true}}),
+fn set_body(dialect: Dialect, operation: &mut Value, definition: &str, media_types: &[&str]) {
+    match dialect {
+        Dialect::V2 => {
+            let parameter = json!({"name": "body", "in": "body", "required": true, "schema": dialect.refer(definition)});
+            if let Some(list) = operation["parameters"].as_array_mut() {
+                list.push(parameter);
+            }
+            operation["consumes"] = json!(media_types);
+        }
+        Dialect::V3 => {
+            let content: Map<String, Value> = media_types.iter().map(|it| ((*it).to_owned(), json!({"schema": dialect.refer(definition)}))).collect();
+            operation["requestBody"] = json!({"content": content, "required": true});
         }
     }
+}
 
-    fn body(self, operation: &mut Value, definition: &str, media_types: &[&str]) {
-        match self {
-            Self::V2 => {
-                let parameter = json!({"name": "body", "in": "body", "required": true, "schema": {"$ref": format!("{V2_SCHEMAS}{definition}")}});
-                if let Some(list) = operation["parameters"].as_array_mut() {
-                    list.push(parameter);
-                }
-                operation["consumes"] = json!(media_types);
-            }
-            Self::V3 => {
-                let content: Map<String, Value> = media_types.iter().map(|it| ((*it).to_owned(), json!({"schema": {"$ref": format!("{V3_SCHEMAS}{definition}")}}))).collect();
-                operation["requestBody"] = json!({"content": content, "required": true});
-            }
-        }
-    }
-
-    fn answer(self, operation: &mut Value, definition: &str) {
-        operation["responses"] = match self {
-            Self::V2 => json!({"200": {"description": "OK", "schema": {"$ref": format!("{V2_SCHEMAS}{definition}")}}}),
-            Self::V3 => json!({"200": {"description": "OK", "content": {"application/json": {"schema": {"$ref": format!("{V3_SCHEMAS}{definition}")}}}}}),
-        };
-    }
+fn set_answer(dialect: Dialect, operation: &mut Value, definition: &str) {
+    operation["responses"] = match dialect {
+        Dialect::V2 => json!({"200": {"description": "OK", "schema": dialect.refer(definition)}, "401": {"description": "Unauthorized"}}),
+        Dialect::V3 => json!({"200": {"description": "OK", "content": {"application/json": {"schema": dialect.refer(definition)}}}, "401": {"description": "Unauthorized"}}),
+    };
 }
 
 /// The paths of a kind: what clients ask is whether an operation takes `dryRun` and `fieldValidation`, and which kind it is about.
@@ -210,7 +263,7 @@ fn add_path<'a>(paths: &mut Map<String, Value>, path: &str, is_namespaced: bool,
         return;
     }
     let names = [(is_named, "name"), (is_namespaced, "namespace")];
-    let parameters: Vec<Value> = names.into_iter().filter(|(is, _)| *is).map(|(_, name)| dialect.parameter(name, "path", "string")).collect();
+    let parameters: Vec<Value> = names.into_iter().filter(|(is, _)| *is).map(|(_, name)| parameter(dialect, name, "path", "string")).collect();
     item.insert("parameters".to_owned(), parameters.into());
     paths.insert(path.to_owned(), item.into());
 }
@@ -224,18 +277,18 @@ fn operation(kind: &Kind, version: &Version, dialect: Dialect, action: &str) -> 
             if action == "patch" {
                 names.push(("force", "boolean"));
             }
-            names.iter().map(|(name, kind)| dialect.parameter(name, "query", kind)).collect()
+            names.iter().map(|(name, kind)| parameter(dialect, name, "query", kind)).collect()
         }
-        "delete" | "deletecollection" => [("dryRun", "string"), ("gracePeriodSeconds", "integer"), ("propagationPolicy", "string")].iter().map(|(name, kind)| dialect.parameter(name, "query", kind)).collect(),
-        "list" => [("labelSelector", "string"), ("fieldSelector", "string"), ("limit", "integer"), ("continue", "string"), ("resourceVersion", "string"), ("watch", "boolean")].iter().map(|(name, kind)| dialect.parameter(name, "query", kind)).collect(),
+        "delete" | "deletecollection" => [("dryRun", "string"), ("gracePeriodSeconds", "integer"), ("propagationPolicy", "string")].iter().map(|(name, kind)| parameter(dialect, name, "query", kind)).collect(),
+        "list" => [("labelSelector", "string"), ("fieldSelector", "string"), ("limit", "integer"), ("continue", "string"), ("resourceVersion", "string"), ("watch", "boolean")].iter().map(|(name, kind)| parameter(dialect, name, "query", kind)).collect(),
         _ => Vec::new(),
     };
     let mut operation = json!({"parameters": parameters, "x-kubernetes-action": action, "x-kubernetes-group-version-kind": gvk(kind, &version.name, &kind.kind)});
     match action {
-        "post" | "put" => dialect.body(&mut operation, &name, &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"]),
-        "patch" => dialect.body(&mut operation, &format!("{META}.Patch"), PATCHES),
+        "post" | "put" => set_body(dialect, &mut operation, &name, &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"]),
+        "patch" => set_body(dialect, &mut operation, &format!("{META}.Patch"), PATCHES),
         _ => (),
     }
-    dialect.answer(&mut operation, &if action == "list" { format!("{name}List") } else { name });
+    set_answer(dialect, &mut operation, &if action == "list" { format!("{name}List") } else { name });
     operation
 }

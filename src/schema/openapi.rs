@@ -1,36 +1,94 @@
 //! OpenAPI definitions from schemas.
-//! Source: kube-openapi `pkg/builder3`; the `x-kubernetes-*` extensions that clients read.
+//! Source: kube-openapi `pkg/{builder,builder3}`, apiextensions `pkg/controller/openapi/{builder,v2}`; the `x-kubernetes-*` extensions that clients read.
 
 use serde_json::json;
 
 use super::{Field, ListTopology, Schema, Shape};
-use crate::meta::{Map, Value};
+use crate::meta::{Map, Meta, Value};
+
+const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+
+/// The two forms of a document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    V2,
+    V3,
+}
+
+impl Dialect {
+    /// Where definitions stand: the prefix of a `$ref`.
+    pub fn reference(self) -> &'static str {
+        match self {
+            Self::V2 => "#/definitions/",
+            Self::V3 => "#/components/schemas/",
+        }
+    }
+
+    pub fn refer(self, name: &str) -> Value {
+        json!({"$ref": format!("{}{name}", self.reference())})
+    }
+}
+
+/// What the types that every object has say of their fields, for `kubectl explain`.
+const DESCRIPTIONS: &[(&str, &str, &str)] = &[
+    ("", "apiVersion", "APIVersion defines the versioned schema in which this object is written."),
+    ("", "kind", "Kind is the name, in CamelCase, of the REST resource that this object is."),
+    ("", "metadata", "Standard object's metadata."),
+    ("ListMeta", "continue", "Continue is a token by which the rest of a list that the server cut off can be had. Its content is the server's."),
+    ("ListMeta", "remainingItemCount", "RemainingItemCount says how many objects of a list that was cut off are left; it may be missing."),
+    ("ListMeta", "resourceVersion", "ResourceVersion is the server's version of the whole list, from which a watch can go on. Opaque to clients."),
+    ("ObjectMeta", "annotations", "Annotations is an unstructured map in which tools keep what they want with an object; it cannot be queried."),
+    ("ObjectMeta", "creationTimestamp", "CreationTimestamp is a timestamp of the server's time when this object was created. Set by the system; read-only."),
+    ("ObjectMeta", "deletionGracePeriodSeconds", "DeletionGracePeriodSeconds is how long the object may take to end after its deletion was asked for. Read-only."),
+    ("ObjectMeta", "deletionTimestamp", "DeletionTimestamp is the time at which this object will be deleted, once its finalizers are gone. Read-only."),
+    ("ObjectMeta", "finalizers", "Finalizers must be empty before the object is removed; each names a component that does something first and then takes its entry away."),
+    ("ObjectMeta", "generateName", "GenerateName is a prefix from which the server makes a unique name, where no name is given."),
+    ("ObjectMeta", "generation", "Generation counts the states that were asked for of this object. Set by the system; read-only."),
+    ("ObjectMeta", "labels", "Labels is a map of words by which objects are organised and selected."),
+    ("ObjectMeta", "managedFields", "ManagedFields says which manager set which fields, for server-side apply; users need not care."),
+    ("ObjectMeta", "name", "Name is unique among the objects of its kind in a namespace. It cannot be changed."),
+    ("ObjectMeta", "namespace", "Namespace is the space in which the name must be unique. Empty for objects of the whole cluster. It cannot be changed."),
+    ("ObjectMeta", "ownerReferences", "OwnerReferences lists the objects that this one depends on. When all of them are gone, this one is collected."),
+    ("ObjectMeta", "resourceVersion", "ResourceVersion is the server's version of this object, by which clients notice changes. Opaque to clients; read-only."),
+    ("ObjectMeta", "selfLink", "SelfLink is no longer set by the system."),
+    ("ObjectMeta", "uid", "UID tells this object from all others that ever had its name. Set by the system; read-only."),
+];
+
+fn describe(type_name: &str, field: &str, property: &mut Value) {
+    let own = type_name.rsplit('.').next().unwrap_or_default();
+    let found = DESCRIPTIONS.iter().find(|(owner, name, _)| *name == field && (owner.is_empty() && own != "ObjectMeta" || *owner == own));
+    if let Some((.., text)) = found {
+        // JSON references have no siblings in v3: kube-openapi wraps them.
+        if let Some(target) = property.as_object_mut().and_then(|it| it.remove("$ref")) {
+            *property = json!({"allOf": [{"$ref": target}]});
+        }
+        property["description"] = (*text).into();
+    }
+}
 
 /// The definitions of a document (`components.schemas`): `schema` and all that it refers to, put into `into`.
-/// `reference` is the prefix of a `$ref` (`#/components/schemas/`).
-pub fn define(schema: &Schema, name: &str, reference: &str, into: &mut Map<String, Value>) {
+pub fn define(schema: &Schema, name: &str, dialect: Dialect, into: &mut Map<String, Value>) {
     if into.contains_key(name) {
         return;
     }
     into.insert(name.to_owned(), Value::Null);
-    let definition = object(schema, reference, into);
+    let definition = object(schema, dialect, into);
     into.insert(name.to_owned(), definition);
 }
 
-fn object(schema: &Schema, reference: &str, into: &mut Map<String, Value>) -> Value {
-    if let Some(rules) = &schema.rules
-        && rules.source.is_object()
-    {
-        return custom(schema, &rules.source, reference, into);
+fn object(schema: &Schema, dialect: Dialect, into: &mut Map<String, Value>) -> Value {
+    if let Some(rules) = &schema.rules {
+        return custom(schema, &rules.source, dialect);
     }
-    let Some(shape) = schema.as_struct() else { return node(schema, reference, into) };
+    let Some(shape) = schema.as_struct() else { return node(schema, dialect, into) };
     let mut properties = Map::new();
     if shape.has_type_meta {
-        properties.insert("apiVersion".to_owned(), json!({"type": "string", "description": "The version of the schema of this object."}));
-        properties.insert("kind".to_owned(), json!({"type": "string", "description": "The kind of this object, in CamelCase."}));
+        add_type_meta(&mut properties);
     }
     for field in &shape.fields {
-        properties.insert(field.name.clone(), property(field, reference, into));
+        let mut property = property(field, dialect, into);
+        describe(&schema.name, &field.name, &mut property);
+        properties.insert(field.name.clone(), property);
     }
     let mut definition = json!({"type": "object", "properties": properties});
     let required: Vec<&str> = shape.fields.iter().filter(|it| it.is_required).map(|it| it.name.as_str()).collect();
@@ -43,23 +101,120 @@ fn object(schema: &Schema, reference: &str, into: &mut Map<String, Value>) -> Va
     definition
 }
 
-/// A custom resource's own schema, with the metadata that every object has.
-fn custom(schema: &Schema, source: &Value, reference: &str, into: &mut Map<String, Value>) -> Value {
-    let mut definition = source.clone();
-    if let Some(metadata) = schema.field("metadata").filter(|it| !it.schema.name.is_empty()) {
-        let metadata = property(metadata, reference, into);
-        let text = json!({"type": "string"});
-        for (name, value) in [("apiVersion", text.clone()), ("kind", text), ("metadata", metadata)] {
-            definition["properties"][name] = value;
-        }
+/// `apiVersion` and `kind`, as every object and list has them.
+pub fn add_type_meta(properties: &mut Map<String, Value>) {
+    for name in ["apiVersion", "kind"] {
+        let mut property = json!({"type": "string"});
+        describe("", name, &mut property);
+        properties.insert(name.to_owned(), property);
+    }
+}
+
+/// A reference to the metadata of an object or a list.
+pub fn metadata(type_name: &str, dialect: Dialect) -> Value {
+    let mut property = dialect.refer(type_name);
+    describe("", "metadata", &mut property);
+    property
+}
+
+fn add_object_meta(properties: &mut Map<String, Value>, dialect: Dialect) {
+    add_type_meta(properties);
+    properties.insert("metadata".to_owned(), metadata(OBJECT_META, dialect));
+}
+
+/// A custom resource's own schema, with the metadata that every object has (`buildKubeNative`). Where kubectl would take the declared
+/// fields for all that there may be, v2 declares none.
+fn custom(schema: &Schema, source: &Value, dialect: Dialect) -> Value {
+    let is_open = schema.as_struct().is_some_and(|it| it.preserves_unknown);
+    if source.text("type").is_empty() || (dialect == Dialect::V2 && is_open) {
+        return json!({"type": "object"});
+    }
+    let mut definition = published(source, dialect);
+    if let Some(properties) = properties_of(&mut definition) {
+        add_object_meta(properties, dialect);
     }
     definition
 }
 
-fn property(field: &Field, reference: &str, into: &mut Map<String, Value>) -> Value {
-    let mut property = node(&field.schema, reference, into);
+fn properties_of(definition: &mut Value) -> Option<&mut Map<String, Value>> {
+    if !definition["properties"].is_object() {
+        definition["properties"] = json!({});
+    }
+    definition["properties"].as_object_mut()
+}
+
+/// A node of a structural schema as it is told to clients.
+fn published(source: &Value, dialect: Dialect) -> Value {
+    let mut node = source.clone();
+    match dialect {
+        Dialect::V2 => simplify(&mut node),
+        Dialect::V3 => unfold(&mut node),
+    }
+    for (_, property) in node.get_mut("properties").and_then(Value::as_object_mut).into_iter().flatten() {
+        *property = published(property, dialect);
+    }
+    for part in ["items", "additionalProperties"] {
+        if let Some(child) = node.get_mut(part).filter(|it| it.is_object()) {
+            *child = published(child, dialect);
+        }
+    }
+    let is_open = node["x-kubernetes-preserve-unknown-fields"] == true && dialect == Dialect::V2;
+    if node["x-kubernetes-embedded-resource"] == true && !is_open {
+        if let Some(properties) = properties_of(&mut node) {
+            add_object_meta(properties, dialect);
+        }
+        let mut required = node.items_at(&["required"]).to_vec();
+        required.extend(["kind", "apiVersion"].into_iter().filter(|it| !node.items_at(&["required"]).iter().any(|has| has == it)).map(Value::from));
+        node["required"] = required.into();
+    }
+    node
+}
+
+/// What OpenAPI v2 cannot say, and what kubectl misreads in it, goes (`ToStructuralOpenAPIV2`).
+fn simplify(node: &mut Value) {
+    let (is_nullable, is_open) = (node["nullable"] == true, node["x-kubernetes-preserve-unknown-fields"] == true);
+    let is_nullable_at = |place: &Value| place["nullable"] == true;
+    if let Some(required) = node.get("required").and_then(Value::as_array) {
+        let of_nullable = |name: &Value| name.as_str().and_then(|it| node.at(&["properties", it])).is_some_and(is_nullable_at);
+        let kept: Vec<Value> = required.iter().filter(|it| !of_nullable(it)).cloned().collect();
+        match kept.is_empty() || node.get("additionalProperties").is_some_and(is_nullable_at) {
+            true => _ = node.remove_at(&["required"]),
+            false => node["required"] = kept.into(),
+        }
+    }
+    let mut gone = vec!["allOf", "oneOf", "anyOf", "not", "nullable"];
+    if is_nullable || is_open {
+        gone.extend(["items", "properties"]);
+    }
+    let has_items = node.get("items").is_some() && !gone.contains(&"items");
+    if is_nullable || (is_open && node.text("type") == "object") || (!has_items && node.text("type") == "array") {
+        gone.push("type");
+    }
+    gone.into_iter().for_each(|it| _ = node.remove_at(&[it]));
+}
+
+/// A value that is an integer or a string says so in terms of OpenAPI (`Structural.Unfold`).
+fn unfold(node: &mut Value) {
+    if node["x-kubernetes-int-or-string"] != true {
+        return;
+    }
+    let either = json!([{"type": "integer"}, {"type": "string"}]);
+    if node["anyOf"] == either || node.items_at(&["allOf"]).first().is_some_and(|it| it["anyOf"] == either) {
+        return;
+    }
+    if node.get("anyOf").is_none() {
+        node["anyOf"] = either;
+        return;
+    }
+    let all: Vec<Value> = [json!({"anyOf": either})].into_iter().chain(node.items_at(&["allOf"]).to_vec()).collect();
+    node["allOf"] = all.into();
+}
+
+fn property(field: &Field, dialect: Dialect, into: &mut Map<String, Value>) -> Value {
+    let mut property = node(&field.schema, dialect, into);
     if let Some(target) = property.get("$ref").cloned()
         && field.default.is_some()
+        && dialect == Dialect::V3
     {
         property = json!({"allOf": [{"$ref": target}]});
     }
@@ -80,13 +235,13 @@ fn property(field: &Field, reference: &str, into: &mut Map<String, Value>) -> Va
     property
 }
 
-fn node(schema: &Schema, reference: &str, into: &mut Map<String, Value>) -> Value {
+fn node(schema: &Schema, dialect: Dialect, into: &mut Map<String, Value>) -> Value {
     match &schema.shape {
         Shape::Object(_) if !schema.name.is_empty() => {
-            define(schema, &schema.name, reference, into);
-            json!({"$ref": format!("{reference}{}", schema.name)})
+            define(schema, &schema.name, dialect, into);
+            dialect.refer(&schema.name)
         }
-        Shape::Object(_) => object(schema, reference, into),
+        Shape::Object(_) => object(schema, dialect, into),
         Shape::Any | Shape::SchemaOrArray | Shape::SchemaOrBool | Shape::SchemaOrStrings => json!({}),
         Shape::Bool => json!({"type": "boolean"}),
         Shape::Int32 => json!({"type": "integer", "format": "int32"}),
@@ -96,10 +251,11 @@ fn node(schema: &Schema, reference: &str, into: &mut Map<String, Value>) -> Valu
         Shape::Bytes => json!({"type": "string", "format": "byte"}),
         Shape::Time | Shape::MicroTime => json!({"type": "string", "format": "date-time"}),
         Shape::Quantity => json!({"type": "string", "x-kubernetes-quantity": true}),
+        Shape::IntOrString if dialect == Dialect::V2 => json!({"type": "string", "format": "int-or-string"}),
         Shape::IntOrString => json!({"format": "int-or-string", "oneOf": [{"type": "integer"}, {"type": "string"}]}),
-        Shape::Map { values, .. } => json!({"type": "object", "additionalProperties": node(values, reference, into)}),
+        Shape::Map { values, .. } => json!({"type": "object", "additionalProperties": node(values, dialect, into)}),
         Shape::List { items, topology } => {
-            let mut list = json!({"type": "array", "items": node(items, reference, into)});
+            let mut list = json!({"type": "array", "items": node(items, dialect, into)});
             match topology {
                 ListTopology::Atomic => list["x-kubernetes-list-type"] = "atomic".into(),
                 ListTopology::Set => list["x-kubernetes-list-type"] = "set".into(),
@@ -121,14 +277,39 @@ mod tests {
     fn definitions_are_closed_and_carry_what_clients_read() {
         let mut definitions = Map::new();
         let schema = crate::schema::builtin("io.k8s.api.apps.v1.Deployment").expect("Deployment");
-        define(&schema, &schema.name, "#/", &mut definitions);
+        define(&schema, &schema.name, Dialect::V3, &mut definitions);
         let text = Value::Object(definitions.clone()).to_string();
-        for reference in text.split("\"$ref\":\"#/").skip(1) {
+        for reference in text.split("\"$ref\":\"#/components/schemas/").skip(1) {
             let name = reference.split('"').next().expect("a name");
             assert!(definitions.contains_key(name), "{name}");
         }
         let containers = &definitions["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
         assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
         assert_eq!(containers["x-kubernetes-list-map-keys"], json!(["name"]));
+    }
+
+    /// (what a node of a CRD says, what v2 and what v3 make of it); after upstream's `conversion_test.go` and `unfold_test.go`.
+    #[test]
+    fn custom_schemas_are_published_as_clients_can_read_them() {
+        let either = json!([{"type": "integer"}, {"type": "string"}]);
+        let cases = [
+            (json!({"type": "string", "nullable": true}), json!({}), json!({"type": "string", "nullable": true})),
+            (json!({"type": "array", "x-kubernetes-preserve-unknown-fields": true, "items": {"type": "string"}}), json!({"x-kubernetes-preserve-unknown-fields": true}), json!(null)),
+            (
+                json!({"type": "object", "required": ["a", "b"], "properties": {"a": {"type": "string", "nullable": true}, "b": {"type": "string"}}, "oneOf": [{}]}),
+                json!({"type": "object", "required": ["b"], "properties": {"a": {}, "b": {"type": "string"}}}),
+                json!(null),
+            ),
+            (json!({"x-kubernetes-int-or-string": true}), json!({"x-kubernetes-int-or-string": true}), json!({"x-kubernetes-int-or-string": true, "anyOf": either})),
+            (
+                json!({"x-kubernetes-int-or-string": true, "anyOf": [{"pattern": "a"}]}),
+                json!({"x-kubernetes-int-or-string": true}),
+                json!({"x-kubernetes-int-or-string": true, "anyOf": [{"pattern": "a"}], "allOf": [{"anyOf": either}]}),
+            ),
+        ];
+        for (source, v2, v3) in cases {
+            assert_eq!(published(&source, Dialect::V2), v2, "{source}");
+            assert_eq!(published(&source, Dialect::V3), if v3.is_null() { source.clone() } else { v3 }, "{source}");
+        }
     }
 }
