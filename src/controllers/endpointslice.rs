@@ -26,10 +26,10 @@ const ENDPOINTS_MOST: usize = 100;
 const WORKERS: usize = 5;
 /// Changes of pods within so short a time become one update.
 const COALESCE: Duration = Duration::from_millis(20);
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
-const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+pub const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 pub struct EndpointSliceController;
 
@@ -241,7 +241,7 @@ impl Shell {
         let mut failure = None;
         for action in actions {
             let is_creation = matches!(action, Action::Create(_));
-            if let Err(error) = self.write(&key.namespace, action).await {
+            if let Err(error) = write(&self.client, &key.namespace, action).await {
                 if is_creation {
                     self.expectations.creation_observed(key);
                 }
@@ -255,17 +255,18 @@ impl Shell {
         }
         Err(error)
     }
+}
 
-    async fn write(&self, namespace: &str, action: Action) -> Result<()> {
-        let slices: Api<EndpointSlice> = Api::namespaced(self.client.clone(), namespace);
-        let posting = writes::posting(CONTROLLER_MANAGER);
-        match action {
-            Action::Create(slice) => slices.create(&posting, &slice).await.map(|_| ()).map_err(Error::from),
-            Action::Update(slice) => slices.replace(&slice.name_any(), &posting, &slice).await.map(|_| ()).map_err(Error::from),
-            Action::Delete(slice) => {
-                let uid = slice.uid();
-                writes::unless_not_found(slices.delete(&slice.name_any(), &writes::deleting(uid.as_deref())).await).map(|_| ())
-            }
+/// Carries one action out.
+pub async fn write(client: &kube::Client, namespace: &str, action: Action) -> Result<()> {
+    let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), namespace);
+    let posting = writes::posting(CONTROLLER_MANAGER);
+    match action {
+        Action::Create(slice) => slices.create(&posting, &slice).await.map(|_| ()).map_err(Error::from),
+        Action::Update(slice) => slices.replace(&slice.name_any(), &posting, &slice).await.map(|_| ()).map_err(Error::from),
+        Action::Delete(slice) => {
+            let uid = slice.uid();
+            writes::unless_not_found(slices.delete(&slice.name_any(), &writes::deleting(uid.as_deref())).await).map(|_| ())
         }
     }
 }

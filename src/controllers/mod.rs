@@ -9,6 +9,7 @@ pub mod deployment;
 pub mod disruption;
 pub mod endpoints;
 pub mod endpointslice;
+pub mod endpointslicemirroring;
 pub mod garbagecollector;
 pub mod history;
 pub mod job;
@@ -141,6 +142,7 @@ fn all() -> Vec<Box<dyn Controller>> {
         Box::new(disruption::DisruptionController),
         Box::new(endpoints::EndpointsController),
         Box::new(endpointslice::EndpointSliceController),
+        Box::new(endpointslicemirroring::EndpointSliceMirroringController),
         Box::new(garbagecollector::GarbageCollector),
         Box::new(job::JobController),
         Box::new(namespace::NamespaceController),
