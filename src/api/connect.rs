@@ -2,6 +2,7 @@
 //! both ways; it understands none of the stream protocols.
 //! Source: kubernetes `pkg/registry/core/{pod,service,node}/strategy.go`, apimachinery `pkg/util/proxy`, apiserver `pkg/registry/generic/rest`.
 
+mod links;
 mod location;
 
 use std::{
@@ -15,7 +16,9 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Empty, Limited};
+use bytes::{Bytes, BytesMut};
+use futures::{StreamExt, stream};
+use http_body_util::{BodyExt, BodyStream, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use rustls::{
     ClientConfig, DigitallySignedStruct, SignatureScheme,
@@ -30,10 +33,11 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
+use links::Links;
 pub use location::split_target;
 use location::{Lookup, Place, Security, Target};
 
-use super::{Body, BodyError, Request, Response, authn::remove_credentials, identity::Peer};
+use super::{Body, BodyError, Request, Response, body, authn::remove_credentials, identity::Peer};
 use crate::{
     base::Tasks,
     kinds::Action,
@@ -47,6 +51,8 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
 const RELAY_BUFFER: usize = 32 << 10;
 /// As much of a node's error is read and told.
 const ERROR_MAX: usize = 64 << 10;
+/// The longest page whose links are rewritten; held in memory meanwhile.
+const PAGE_MAX: usize = 8 << 20;
 /// RFC 9110: these are between two neighbours only.
 const HOP_BY_HOP: [HeaderName; 7] = [
     header::CONNECTION,
@@ -139,10 +145,10 @@ impl Nodes {
         remove_hop_by_hop(headers);
         remove_credentials(headers);
         forwarded.add_to(headers);
+        let asked = forwarded.host;
         let mut response = self.send(target, readdress(request, target)?).await?;
         remove_hop_by_hop(response.headers_mut());
-        rewrite_location(response.headers_mut(), target, prefix);
-        Ok(response)
+        Ok(relink(response, &Links { prefix, target: &target.authority(), asked: &asked }).await)
     }
 
     /// Passes an upgrade on. If the other side agrees, bytes are relayed both ways until one ends; its refusal is passed back.
@@ -280,20 +286,37 @@ fn redirect_to_root(uri: &Uri) -> Result<Response> {
     Ok(response)
 }
 
-/// A redirect within the target leads back through the proxy; one to another host stays as it is.
-fn rewrite_location(headers: &mut HeaderMap, target: &Target, prefix: &str) {
-    let Some(location) = headers.get(header::LOCATION).and_then(|it| it.to_str().ok()) else { return };
-    let path = match location.split_once("://") {
-        Some((_, rest)) => match rest.strip_prefix(&target.authority()) {
-            Some(path) if path.is_empty() || path.starts_with('/') => path,
-            _ => return,
-        },
-        None if location.starts_with('/') && !location.starts_with("//") => location,
-        None => return,
-    };
-    if let Ok(value) = HeaderValue::from_str(&format!("{prefix}{path}")) {
-        headers.insert(header::LOCATION, value);
+/// Lets a redirect and the links of a page lead back through the proxy.
+async fn relink(mut response: Response, links: &Links<'_>) -> Response {
+    let headers = response.headers_mut();
+    if let Some(location) = headers.get(header::LOCATION) {
+        let rewritten = location.to_str().ok().and_then(|it| links.rewritten(it)).and_then(|it| HeaderValue::from_str(&it).ok());
+        rewritten.into_iter().for_each(|it| _ = headers.insert(header::LOCATION, it));
+        return response;
     }
+    let text = |name: HeaderName| headers.get(name).and_then(|it| it.to_str().ok()).unwrap_or_default().to_owned();
+    let encoding = text(header::CONTENT_ENCODING);
+    if text(header::CONTENT_TYPE).split(';').next().unwrap_or_default().trim() != "text/html" || !matches!(encoding.as_str(), "" | "gzip" | "deflate") {
+        return response;
+    }
+    let (mut parts, mut body) = response.into_parts();
+    let mut page = BytesMut::new();
+    while page.len() <= PAGE_MAX {
+        match body.frame().await.map(|it| it.map(hyper::body::Frame::into_data)) {
+            Some(Ok(Ok(data))) => page.extend_from_slice(&data),
+            Some(Ok(Err(_))) => (),
+            // What broke off is passed on as far as it came, and breaks off there.
+            Some(Err(why)) => return http::Response::from_parts(parts, body::stream(stream::iter([Ok(page.freeze()), Err(why)]))),
+            None => {
+                parts.headers.remove(header::CONTENT_LENGTH);
+                let page = links.encoded_page(&page, &encoding).map_or_else(|| page.freeze(), Bytes::from);
+                return http::Response::from_parts(parts, body::full(page));
+            }
+        }
+    }
+    // A page too long to be read whole goes through as it is.
+    let rest = BodyStream::new(body).filter_map(async |it| it.map(|it| it.into_data().ok()).transpose());
+    http::Response::from_parts(parts, body::stream(stream::iter([Ok(page.freeze())]).chain(rest)))
 }
 
 /// `GenericHttpResponseChecker`: what a node says is wrong with the request for a log.

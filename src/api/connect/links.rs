@@ -1,0 +1,210 @@
+//! Links of proxied pages and redirects: those that stay on the proxied server lead back through the proxy. Pure.
+//! Source: apimachinery `pkg/util/proxy/transport.go`.
+
+use std::{
+    cell::RefCell,
+    convert::Infallible,
+    io::{Read, Write},
+};
+
+use flate2::{
+    Compression,
+    read::{DeflateDecoder, GzDecoder},
+    write::{DeflateEncoder, GzEncoder},
+};
+use html5gum::{
+    Span, Tokenizer,
+    emitters::callback::{CallbackEmitter, CallbackEvent},
+};
+use http::Uri;
+
+/// Which attributes of which tags hold an address.
+const LINKS: &[(&str, &[&str])] = &[
+    ("a", &["href"]),
+    ("applet", &["codebase"]),
+    ("area", &["href"]),
+    ("audio", &["src"]),
+    ("base", &["href"]),
+    ("blockquote", &["cite"]),
+    ("body", &["background"]),
+    ("button", &["formaction"]),
+    ("command", &["icon"]),
+    ("del", &["cite"]),
+    ("embed", &["src"]),
+    ("form", &["action"]),
+    ("frame", &["longdesc", "src"]),
+    ("head", &["profile"]),
+    ("html", &["manifest"]),
+    ("iframe", &["longdesc", "src"]),
+    ("img", &["longdesc", "src", "usemap"]),
+    ("input", &["src", "usemap", "formaction"]),
+    ("ins", &["cite"]),
+    ("link", &["href"]),
+    ("object", &["classid", "codebase", "data", "usemap"]),
+    ("q", &["cite"]),
+    ("script", &["src"]),
+    ("source", &["src"]),
+    ("video", &["poster", "src"]),
+];
+
+/// How addresses are rewritten.
+pub struct Links<'a> {
+    /// The path of the proxy, up to where the proxied server's own begin.
+    pub prefix: &'a str,
+    /// `host:port` of the proxied server.
+    pub target: &'a str,
+    /// The host that the client asked.
+    pub asked: &'a str,
+}
+
+impl Links<'_> {
+    /// The address as the client must ask for it; `None` for one that stays as it is.
+    pub fn rewritten(&self, address: &str) -> Option<String> {
+        let uri: Uri = address.split('#').next().filter(|it| !it.starts_with("//"))?.parse().ok()?;
+        let host = uri.authority().map(|it| it.as_str());
+        if host.is_some_and(|it| it != self.target && it != self.asked) || (host.is_none() && !address.starts_with('/')) {
+            return None;
+        }
+        let at = match host {
+            Some(host) => address.find(host)? + host.len(),
+            None => 0,
+        };
+        // The host that the client asked may stay; the proxied server's own is nothing to it.
+        let (start, rest) = if host == Some(self.asked) { address.split_at(at) } else { ("", &address[at..]) };
+        if rest.starts_with(self.prefix) {
+            return Some(format!("{start}{rest}"));
+        }
+        let slash = if rest.starts_with('/') { "" } else { "/" };
+        Some(format!("{start}{}{slash}{rest}", self.prefix))
+    }
+
+    /// The page with its links rewritten, byte for byte the same otherwise.
+    pub fn page(&self, page: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(page.len() + 256);
+        let mut at = 0;
+        for (start, end, text) in self.changes(page) {
+            out.extend_from_slice(&page[at..start]);
+            out.extend_from_slice(text.as_bytes());
+            at = end;
+        }
+        out.extend_from_slice(&page[at..]);
+        out
+    }
+
+    /// The same of a page in this `Content-Encoding`; `None` for one that is not understood.
+    pub fn encoded_page(&self, page: &[u8], encoding: &str) -> Option<Vec<u8>> {
+        let mut plain = Vec::new();
+        let fast = Compression::fast();
+        match encoding {
+            "" => Some(self.page(page)),
+            "gzip" => {
+                GzDecoder::new(page).read_to_end(&mut plain).ok()?;
+                let mut encoder = GzEncoder::new(Vec::new(), fast);
+                encoder.write_all(&self.page(&plain)).ok()?;
+                encoder.finish().ok()
+            }
+            "deflate" => {
+                DeflateDecoder::new(page).read_to_end(&mut plain).ok()?;
+                let mut encoder = DeflateEncoder::new(Vec::new(), fast);
+                encoder.write_all(&self.page(&plain)).ok()?;
+                encoder.finish().ok()
+            }
+            _ => None,
+        }
+    }
+
+    /// Places of attribute values and what stands there instead, in order.
+    fn changes(&self, page: &[u8]) -> Vec<(usize, usize, String)> {
+        let changes = RefCell::new(Vec::new());
+        let (mut links, mut is_link): (&[&str], bool) = (&[], false);
+        let mut emitter = CallbackEmitter::new(|event: CallbackEvent<'_>, span: Span<usize>| -> Option<Infallible> {
+            match event {
+                CallbackEvent::OpenStartTag { name } => links = LINKS.iter().find(|(tag, _)| tag.as_bytes() == name).map_or(&[], |(_, names)| names),
+                CallbackEvent::CloseStartTag { .. } => links = &[],
+                CallbackEvent::AttributeName { name } => is_link = links.iter().any(|it| it.as_bytes() == name),
+                CallbackEvent::AttributeValue { value } if is_link => {
+                    let text = std::str::from_utf8(value).ok().and_then(|it| self.rewritten(it));
+                    changes.borrow_mut().extend(text.map(|it| (span.start, span.end, escaped(&it))));
+                }
+                _ => (),
+            }
+            None
+        });
+        // What stands in scripts and styles is no tag.
+        emitter.naively_switch_states(true);
+        Tokenizer::new_with_emitter(page, emitter).finish_quietly();
+        changes.into_inner()
+    }
+}
+
+/// Runs a tokenizer that yields nothing.
+trait Finish {
+    fn finish_quietly(self);
+}
+
+impl<T: Iterator> Finish for T {
+    fn finish_quietly(self) {
+        self.for_each(drop);
+    }
+}
+
+fn escaped(value: &str) -> String {
+    value.replace('&', "&amp;").replace('"', "&#34;").replace('\'', "&#39;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINKS: Links<'static> = Links { prefix: "/api/v1/p/proxy", target: "10.1.2.3:80", asked: "me:6443" };
+
+    #[test]
+    fn addresses_of_the_proxied_server_lead_through_the_proxy() {
+        let cases = [
+            ("/a", Some("/api/v1/p/proxy/a")),
+            ("/a/?b=c&d#e", Some("/api/v1/p/proxy/a/?b=c&d#e")),
+            ("/", Some("/api/v1/p/proxy/")),
+            ("http://10.1.2.3:80/a", Some("/api/v1/p/proxy/a")),
+            ("http://10.1.2.3:80", Some("/api/v1/p/proxy/")),
+            ("https://me:6443/a", Some("https://me:6443/api/v1/p/proxy/a")),
+            ("/api/v1/p/proxy/a", Some("/api/v1/p/proxy/a")),
+            ("a/b", None),
+            ("#x", None),
+            ("", None),
+            ("//other/a", None),
+            ("http://other/a", None),
+            ("mailto:a@b", None),
+        ];
+        for (address, expected) in cases {
+            assert_eq!(LINKS.rewritten(address).as_deref(), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn pages_stay_as_they_are_but_for_their_links() {
+        let cases = [
+            (r#"<a href="/x">t</a>"#, r#"<a href="/api/v1/p/proxy/x">t</a>"#),
+            ("<A HREF=/x>t</A>", "<A HREF=/api/v1/p/proxy/x>t</A>"),
+            ("<p title='/x'>/x</p><!-- <a href='/x'> -->", "<p title='/x'>/x</p><!-- <a href='/x'> -->"),
+            (r#"<img id="i" src='/i.png' alt="/x"/>"#, r#"<img id="i" src='/api/v1/p/proxy/i.png' alt="/x"/>"#),
+            (r#"<a href="/x?a=1&amp;b=2">"#, r#"<a href="/api/v1/p/proxy/x?a=1&amp;b=2">"#),
+            (r#"<script>if (a < b) "<a href='/x'>"</script>"#, r#"<script>if (a < b) "<a href='/x'>"</script>"#),
+            ("<a href", "<a href"),
+            ("\u{fffd}<a href='/ü'>", "\u{fffd}<a href='/api/v1/p/proxy/ü'>"),
+        ];
+        for (page, expected) in cases {
+            assert_eq!(String::from_utf8_lossy(&LINKS.page(page.as_bytes())), expected, "{page}");
+        }
+    }
+
+    #[test]
+    fn packed_pages_are_packed_again() {
+        let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+        packed.write_all(b"<a href='/x'>").expect("packs");
+        let rewritten = LINKS.encoded_page(&packed.finish().expect("packs"), "gzip").expect("a page");
+        let mut page = String::new();
+        GzDecoder::new(&*rewritten).read_to_string(&mut page).expect("unpacks");
+        assert_eq!(page, "<a href='/api/v1/p/proxy/x'>");
+        assert_eq!(LINKS.encoded_page(b"x", "br"), None);
+    }
+}
