@@ -2,7 +2,7 @@
 
 use std::{
     io::{IsTerminal, Write},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     process::ExitCode,
     time::Instant,
@@ -11,10 +11,16 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
+    base::Tasks,
+    meta::Cidr,
     node::{images::Images, runtime::shim},
     process::{
+        STOP_WITHIN,
+        apiserver::{self, ApiServer, StoreKind},
         hello,
-        up::{Cluster, NodeKind, Options, StoreKind},
+        network::{self, Network},
+        node, roles::{self, Role}, slot,
+        up::{self, Cluster, NodeKind},
     },
 };
 
@@ -30,6 +36,17 @@ struct Cli {
 enum Command {
     /// Start a whole cluster and run it until ctrl-C.
     Up(Up),
+    /// Run an API server alone. Any number of them may serve one Postgres store.
+    Apiserver {
+        #[command(flatten)]
+        serving: Serving,
+        #[command(flatten)]
+        log: Log,
+    },
+    /// Run the controllers alone; of several processes one is active.
+    Controllers(Apart),
+    /// Run the scheduler alone; of several processes one is active.
+    Scheduler(Apart),
     /// Work with the images of a cluster's node.
     Image {
         #[command(subcommand)]
@@ -71,40 +88,116 @@ enum Shim {
     },
 }
 
+/// What an API server needs to know.
 #[derive(Args)]
-struct Up {
-    /// Where the cluster's state, certificates and images are kept.
+struct Serving {
+    /// Where the cluster's state and images are kept.
     #[arg(long, value_name = "DIR", default_value = "data")]
     data_dir: PathBuf,
-    /// Where people reach the API. Pods reach it at the machine's address and the same port.
+    /// Where people reach the API. Pods and other machines reach it at the machine's address and the same port.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:6443")]
     bind: SocketAddr,
-    /// Where the administrator's kubeconfig is written, readable only by you.
+    /// The address at which pods and other machines reach this server, instead of the machine's.
+    #[arg(long, value_name = "IP")]
+    advertise_address: Option<IpAddr>,
+    /// One more name or address that the server's certificate is to have. May be repeated.
+    #[arg(long, value_name = "NAME")]
+    tls_san: Vec<String>,
+    /// Where the administrator's kubeconfig is written, readable only by you; those of controllers and scheduler stand beside it.
     #[arg(long, value_name = "PATH", default_value = "kubeconfig/admin.conf")]
     kubeconfig: PathBuf,
     /// Where objects are stored: a SQLite file that survives everything, or memory that survives nothing.
     #[arg(long, value_enum, default_value = "sqlite")]
     store: StoreKind,
+    /// A file to which a line of JSON is added for every request: who asked for what, the answer's status, time and size.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// The addresses of Services in a new cluster, such as 10.96.0.0/16.
+    #[arg(long, value_name = "CIDR")]
+    service_cidr: Option<Cidr>,
+    /// The addresses of pods in a new cluster, such as 10.244.0.0/16; each node gets a /24 of it.
+    #[arg(long, value_name = "CIDR")]
+    pod_cidr: Option<Cidr>,
+}
+
+impl Serving {
+    fn options(self, default_network: Network) -> apiserver::Options {
+        apiserver::Options {
+            data_dir: self.data_dir,
+            bind: self.bind,
+            advertise: self.advertise_address,
+            names: self.tls_san,
+            kubeconfig: self.kubeconfig,
+            store: self.store,
+            trace: self.trace,
+            network: network::Wanted { services: self.service_cidr, pods: self.pod_cidr },
+            default_network,
+        }
+    }
+}
+
+/// What a node needs to know.
+#[derive(Args)]
+struct NodeFlags {
+    /// The node's name, instead of the host's.
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<String>,
+    /// The node's address, instead of the one from which the machine reaches others.
+    #[arg(long, value_name = "IP")]
+    node_ip: Option<IpAddr>,
+    /// A registry that is asked for images before their own, as http://HOST:PORT.
+    #[arg(long, value_name = "URL")]
+    registry_mirror: Option<String>,
+}
+
+impl NodeFlags {
+    fn options(self, data_dir: PathBuf) -> node::Options {
+        node::Options { name: self.node_name, address: self.node_ip, data_dir, registry_mirror: self.registry_mirror }
+    }
+}
+
+#[derive(Args, Default)]
+struct Log {
+    /// What is logged to standard error: `warn`, `info`, `debug`, or directives such as `howdah::store=debug`.
+    #[arg(long, value_name = "LEVEL", default_value = "warn")]
+    log: String,
+}
+
+#[derive(Args)]
+struct Up {
+    #[command(flatten)]
+    serving: Serving,
+    #[command(flatten)]
+    own: NodeFlags,
     /// Whether this machine runs pods.
     #[arg(long, value_enum, default_value = "embedded")]
     node: NodeKind,
     /// Nodes that only say that their pods run.
     #[arg(long, value_name = "N", default_value_t = 0)]
     simulated_nodes: usize,
-    /// A registry that is asked for images before their own, as http://HOST:PORT.
+    #[command(flatten)]
+    log: Log,
+}
+
+/// A role that runs apart from the API server.
+#[derive(Args)]
+struct Apart {
+    /// Who this process is: a kubeconfig that an API server has written.
+    #[arg(long, value_name = "PATH")]
+    kubeconfig: PathBuf,
+    /// An API server to ask instead of the kubeconfig's, as https://HOST:PORT. May be repeated: the next is asked when one fails.
     #[arg(long, value_name = "URL")]
-    registry_mirror: Option<String>,
-    /// A file to which a line of JSON is added for every request: who asked for what, the answer's status, time and size.
-    #[arg(long, value_name = "FILE")]
-    trace: Option<PathBuf>,
-    /// What is logged to standard error: `warn`, `info`, `debug`, or directives such as `howdah::store=debug`.
-    #[arg(long, value_name = "LEVEL", default_value = "warn")]
-    log: String,
+    server: Vec<String>,
+    #[command(flatten)]
+    log: Log,
 }
 
 pub fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Up(up) => run(up),
+        Command::Up(mut up) => run(&std::mem::take(&mut up.log), up_until_signal(up)),
+        Command::Apiserver { serving, log } => run(&log, serve_until_signal(serving)),
+        Command::Controllers(mut apart) => run(&std::mem::take(&mut apart.log), role_until_signal(Role::Controllers, apart)),
+        Command::Scheduler(mut apart) => run(&std::mem::take(&mut apart.log), role_until_signal(Role::Scheduler, apart)),
         Command::Image { command, data_dir } => match image(command, &data_dir) {
             Ok(()) => ExitCode::SUCCESS,
             Err(why) => fail(&why),
@@ -124,14 +217,14 @@ fn image(command: Image, data_dir: &std::path::Path) -> std::io::Result<()> {
     Ok(())
 }
 
-fn run(up: Up) -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_new(&up.log).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+/// Runs `work` on a runtime of its own, with the log as asked.
+fn run(log: &Log, work: impl Future<Output = ExitCode>) -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_new(&log.log).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&error),
-    };
-    runtime.block_on(up_until_signal(up))
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(work),
+        Err(error) => fail(&error),
+    }
 }
 
 fn fail(why: &dyn std::fmt::Display) -> ExitCode {
@@ -146,38 +239,68 @@ fn say(line: &str) {
 
 async fn up_until_signal(up: Up) -> ExitCode {
     let began = Instant::now();
-    let options = Options {
-        data_dir: up.data_dir,
-        bind: up.bind,
-        kubeconfig: up.kubeconfig,
-        store: up.store,
+    let (data_dir, kubeconfig) = (up.serving.data_dir.clone(), up.serving.kubeconfig.clone());
+    let store = up.serving.store.to_possible_value().map(|it| it.get_name().to_owned()).unwrap_or_default();
+    let options = up::Options {
+        api: up.serving.options(slot::first_network()),
         node: up.node,
+        node_options: up.own.options(data_dir),
         simulated_nodes: up.simulated_nodes,
-        registry_mirror: up.registry_mirror,
-        trace: up.trace,
     };
     let cluster = match Cluster::start(options).await {
         Ok(cluster) => cluster,
         Err(error) => return fail(&error),
     };
-    let store = up.store.to_possible_value().map(|it| it.get_name().to_owned()).unwrap_or_default();
     say(&format!(
         "The cluster is up after {} ms: API server at {}, store {store}, controllers, scheduler.",
         began.elapsed().as_millis(),
-        cluster.url
+        cluster.api.url
     ));
     if up.simulated_nodes > 0 {
         say(&format!("{} simulated nodes.", up.simulated_nodes));
     }
     cluster.limits.iter().for_each(|it| say(&format!("Note: {it}.")));
-    say(&format!("To use it:\n\n  export KUBECONFIG={}\n\nCtrl-C stops it.", cluster.kubeconfig.display()));
+    say(&format!("To use it:\n\n  export KUBECONFIG={}\n\nCtrl-C stops it.", kubeconfig.display()));
     let is_ended_by_signal = tokio::select! {
         () = signal() => true,
         () = cluster.failed() => false,
     };
     say("Stopping.");
-    let is_clean = cluster.stop().await;
-    if is_ended_by_signal && is_clean { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    ended(is_ended_by_signal, cluster.stop().await)
+}
+
+async fn serve_until_signal(serving: Serving) -> ExitCode {
+    let (kubeconfig, tasks) = (serving.kubeconfig.clone(), Tasks::new());
+    let api = match ApiServer::start(&serving.options(slot::first_network()), &tasks).await {
+        Ok(api) => api,
+        Err(error) => return fail(&error),
+    };
+    say(&format!("The API server is at {}, for other machines at {}.\n\n  export KUBECONFIG={}\n\nCtrl-C stops it.", api.url, api.address, kubeconfig.display()));
+    let is_ended_by_signal = tokio::select! {
+        () = signal() => true,
+        () = tasks.stopping() => false,
+        () = api.failed() => false,
+    };
+    let is_clean = tasks.stop(STOP_WITHIN).await;
+    ended(is_ended_by_signal, api.stop(STOP_WITHIN).await && is_clean)
+}
+
+async fn role_until_signal(role: Role, apart: Apart) -> ExitCode {
+    let tasks = Tasks::new();
+    let options = roles::Options { kubeconfig: apart.kubeconfig, servers: apart.server };
+    if let Err(error) = role.start(&options, &tasks).await {
+        return fail(&error);
+    }
+    say(&format!("Ready to lead: {}. Ctrl-C stops it.", role.name()));
+    let is_ended_by_signal = tokio::select! {
+        () = signal() => true,
+        () = tasks.stopping() => false,
+    };
+    ended(is_ended_by_signal, tasks.stop(STOP_WITHIN).await)
+}
+
+fn ended(by_signal: bool, is_clean: bool) -> ExitCode {
+    if by_signal && is_clean { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Completes at ctrl-C or SIGTERM.

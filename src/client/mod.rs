@@ -7,6 +7,7 @@ pub mod informer;
 pub mod leader;
 pub mod placement;
 pub mod queue;
+pub mod remote;
 pub mod writes;
 
 use std::{fmt, sync::Arc};

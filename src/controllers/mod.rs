@@ -43,7 +43,7 @@ use crate::{
     client::{
         Clients, EventRecorder, Informer,
         informer::{BY_NAMESPACE, BY_OWNER, Options as Watch, namespace_of, owner_uid},
-        leader::LeaderElector,
+        leader,
     },
 };
 
@@ -106,7 +106,6 @@ pub const BY_SERVICE: &str = "service";
 
 /// The user under which the shared caches read, as kube-controller-manager's do.
 const READER: &str = "system:kube-controller-manager";
-const LEASE_NAMESPACE: &str = "kube-system";
 const LEASE_NAME: &str = "kube-controller-manager";
 
 /// Starts every controller under `tasks`; with a leader identity, whenever this process leads.
@@ -114,18 +113,8 @@ pub fn start(clients: &Clients, tasks: &Tasks, options: Options) {
     let Some(identity) = options.leader_identity.clone() else {
         return start_all(clients, tasks, options);
     };
-    let (clients, group) = (clients.clone(), tasks.clone());
-    tasks.spawn("controllers-leader", async move {
-        let client = clients.of(&User::system(READER, &[]));
-        let mut elector = LeaderElector::new(client, LEASE_NAMESPACE, LEASE_NAME, &identity);
-        loop {
-            elector.acquire().await;
-            let term = group.child();
-            start_all(&clients, &term, options.clone());
-            elector.keep().await;
-            term.cancel();
-        }
-    });
+    let (client, clients) = (clients.of(&User::system(READER, &[])), clients.clone());
+    leader::lead(client, LEASE_NAME, &identity, tasks, move |term| start_all(&clients, term, options.clone()));
 }
 
 fn start_all(clients: &Clients, tasks: &Tasks, options: Options) {

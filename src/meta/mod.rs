@@ -1,6 +1,7 @@
 //! The vocabulary of Kubernetes objects, without IO and without a clock: metadata, `Status`, field errors,
 //! selectors, names, quantities, request options.
 
+pub mod cidr;
 pub mod cron;
 pub mod field;
 pub mod names;
@@ -10,6 +11,7 @@ pub mod quantity;
 pub mod selector;
 pub mod status;
 
+pub use cidr::Cidr;
 pub use field::{FieldError, FieldErrors, Path};
 pub use object::{GroupVersionKind, GroupVersionResource, Meta};
 pub use quantity::Quantity;

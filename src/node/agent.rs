@@ -38,9 +38,8 @@ use super::{
     volumes::Sources,
 };
 use crate::{
-    api::identity::User as Identity,
     base::{Tasks, clock, tasks},
-    client::{Change, Clients, Error, EventRecorder, EventType, Informer, ObjectKey, Result, WorkQueue, informer},
+    client::{Change, Error, EventRecorder, EventType, Informer, ObjectKey, Result, WorkQueue, informer},
 };
 
 const WORKERS: usize = 8;
@@ -103,8 +102,7 @@ pub struct Agent {
 
 impl Agent {
     /// Starts the agent. Containers that run already are found again.
-    pub fn start(clients: &Clients, tasks: &Tasks, options: Options) -> io::Result<Arc<Self>> {
-        let client = clients.of(&Identity::system(&format!("system:node:{}", options.name), &["system:nodes"]));
+    pub fn start(client: kube::Client, tasks: &Tasks, options: Options) -> io::Result<Arc<Self>> {
         let runtime = Runtime::open(&options.state_dir)?;
         let own = informer::Options::default().fields(&format!("spec.nodeName={}", options.name));
         let images = Images::open(&options.images_dir)?;

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, future::Future};
 use futures::future::try_join_all;
 use serde_json::json;
 
+use super::network::Network;
 use crate::{
     api::rbac::{GROUP, aggregate},
     meta::{Meta, Result, Value},
@@ -29,20 +30,20 @@ pub enum Change {
 }
 
 /// Makes what `snapshot` lacks, through `apply`: batch after batch, all of a batch at once, so that they are committed together.
-pub async fn ensure<Applied>(service_cidrs: &[String], snapshot: &Snapshot, apply: impl Fn(Change) -> Applied) -> Result<()>
+pub async fn ensure<Applied>(network: &Network, snapshot: &Snapshot, apply: impl Fn(Change) -> Applied) -> Result<()>
 where
     Applied: Future<Output = Result<()>>,
 {
     let find = |key: &Key| serde_json::from_slice(&snapshot.get(key)?.json).ok();
-    for batch in plan(service_cidrs, find) {
+    for batch in plan(network, find) {
         try_join_all(batch.into_iter().map(&apply)).await?;
     }
     Ok(())
 }
 
-/// The changes that are needed, in batches: namespaces, RBAC, the rest.
-pub fn plan(service_cidrs: &[String], find: impl Fn(&Key) -> Option<Value>) -> [Vec<Change>; 3] {
-    [namespaces(), rbac(), rest(service_cidrs)].map(|batch| batch.into_iter().filter_map(|wanted| change(find(&key(&wanted)), wanted)).collect())
+/// The changes that are needed, in batches: namespaces, RBAC, the range of Services and the like, Services in it.
+pub fn plan(network: &Network, find: impl Fn(&Key) -> Option<Value>) -> [Vec<Change>; 4] {
+    [namespaces(), rbac(), rest(network), network.objects()].map(|batch| batch.into_iter().filter_map(|wanted| change(find(&key(&wanted)), wanted)).collect())
 }
 
 fn change(existing: Option<Value>, wanted: Value) -> Option<Change> {
@@ -56,6 +57,8 @@ fn change(existing: Option<Value>, wanted: Value) -> Option<Change> {
 pub fn key(object: &Value) -> Key {
     let resource = match object.text("kind") {
         "Namespace" => "namespaces",
+        "Service" => "services",
+        "ConfigMap" => "configmaps",
         "PriorityClass" => "scheduling.k8s.io/priorityclasses",
         "ServiceCIDR" => "networking.k8s.io/servicecidrs",
         "ClusterRole" => "rbac.authorization.k8s.io/clusterroles",
@@ -98,7 +101,7 @@ fn namespaces() -> Vec<Value> {
     NAMESPACES.iter().map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})).collect()
 }
 
-fn rest(service_cidrs: &[String]) -> Vec<Value> {
+fn rest(network: &Network) -> Vec<Value> {
     let class = |name: &str, value: i64, description: &str| {
         json!({
             "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name},
@@ -111,9 +114,7 @@ fn rest(service_cidrs: &[String]) -> Vec<Value> {
         "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
     );
     let node_critical = class("system-node-critical", 2_000_001_000, "Used for system critical pods that must not be moved from their current node.");
-    let cidr =
-        json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"}, "spec": {"cidrs": service_cidrs}});
-    vec![node_critical, critical, cidr]
+    vec![node_critical, critical, network.service_cidr()]
 }
 
 /// All RBAC objects, aggregated roles with the rules that they gather.
@@ -219,8 +220,12 @@ mod tests {
         rbac::Index,
     };
 
+    fn network() -> Network {
+        Network { services: "10.96.0.0/16".parse().unwrap(), pods: "10.244.0.0/16".parse().unwrap() }
+    }
+
     fn objects() -> Vec<Value> {
-        plan(&["10.96.0.0/16".to_owned()], |_| None)
+        plan(&network(), |_| None)
             .into_iter()
             .flatten()
             .map(|it| if let Change::Create(object) = it { object } else { panic!("{it:?}") })
@@ -285,7 +290,7 @@ mod tests {
     fn a_second_start_changes_nothing() {
         let objects = objects();
         let find = |wanted: &Key| objects.iter().find(|it| key(it) == *wanted).cloned();
-        assert_eq!(plan(&["10.96.0.0/16".to_owned()], find), [vec![], vec![], vec![]]);
+        assert_eq!(plan(&network(), find), [vec![], vec![], vec![], vec![]]);
     }
 
     #[test]

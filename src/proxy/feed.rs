@@ -3,14 +3,14 @@
 use std::{
     collections::BTreeSet,
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
 use k8s_openapi::api::{
     core::v1::{Pod, Service},
-    discovery::v1::EndpointSlice,
+    discovery::v1::{Endpoint, EndpointPort, EndpointSlice},
 };
 use kube::{Api, ResourceExt};
 use tokio::sync::Notify;
@@ -21,9 +21,9 @@ use super::{
     rules::{Draw, Elements, Family, Numbers},
 };
 use crate::{
-    api::identity::User,
     base::Tasks,
-    client::{Clients, Informer, informer},
+    client::{Informer, informer},
+    meta::Cidr,
 };
 
 /// Changes that come together are applied together.
@@ -38,9 +38,13 @@ pub struct Options {
     pub node: String,
     /// The table's name: one a cluster.
     pub table: String,
-    /// The cluster's pods, as a network of 65,536 addresses.
-    pub pods: Ipv4Addr,
+    /// The cluster's pods.
+    pub pods: Cidr,
+    /// This node's DNS server: here Service `kube-dns` leads to it alone, so that a node that dies takes nobody's names away.
+    pub dns: SocketAddr,
 }
+
+const DNS_SERVICE: (&str, &str) = ("kube-system", "kube-dns");
 
 /// Files a slice under `namespace/service`.
 pub fn service_of(slice: &EndpointSlice) -> Vec<String> {
@@ -48,19 +52,16 @@ pub fn service_of(slice: &EndpointSlice) -> Vec<String> {
     name.map(|it| format!("{}/{it}", slice.namespace().unwrap_or_default())).into_iter().collect()
 }
 
-/// Starts the proxy of a node. The table goes with [`remove`].
-pub fn start(clients: &Clients, tasks: &Tasks, options: Options) {
-    let client = clients.of(&User::system("system:kube-proxy", &[]));
+/// Starts the proxy of a node, with the node's client. The table goes with [`remove`].
+pub fn start(client: &kube::Client, tasks: &Tasks, options: Options) {
     let wake = Arc::new(Notify::new());
     let services: Informer<Service> = Informer::start("proxy-services", Api::all(client.clone()), informer::Options::default(), tasks);
     let slices: Informer<EndpointSlice> =
         Informer::start("proxy-slices", Api::all(client.clone()), informer::Options::default().index(BY_SERVICE, service_of), tasks);
-    let node = clients.of(&User::system(&format!("system:node:{}", options.node), &["system:nodes"]));
     let own = informer::Options::default().fields(&format!("spec.nodeName={}", options.node));
-    let pods: Informer<Pod> = Informer::start("proxy-pods", Api::all(node), own, tasks);
-    for listener in [wake.clone()] {
-        services.subscribe(move |_| listener.notify_one());
-    }
+    let pods: Informer<Pod> = Informer::start("proxy-pods", Api::all(client.clone()), own, tasks);
+    let listener = wake.clone();
+    services.subscribe(move |_| listener.notify_one());
     let listener = wake.clone();
     slices.subscribe(move |_| listener.notify_one());
     let listener = wake.clone();
@@ -93,6 +94,13 @@ pub fn remove(table: &str) {
     }
 }
 
+/// The slice that leads to this node's DNS server.
+fn own_dns(at: SocketAddr) -> EndpointSlice {
+    let port = |name: &str, protocol: &str| EndpointPort { name: Some(name.to_owned()), port: Some(at.port().into()), protocol: Some(protocol.to_owned()), app_protocol: None };
+    let endpoint = Endpoint { addresses: vec![at.ip().to_string()], ..Endpoint::default() };
+    EndpointSlice { endpoints: Some(vec![endpoint]), ports: Some(vec![port("dns", "UDP"), port("dns-tcp", "TCP")]), ..EndpointSlice::default() }
+}
+
 struct Proxy {
     options: Options,
     table: Option<Table>,
@@ -104,8 +112,12 @@ struct Proxy {
 impl Proxy {
     fn groups(&self, services: &Informer<Service>, slices: &Informer<EndpointSlice>, pods: &Informer<Pod>) -> Vec<Group> {
         let of_service = |service: &Arc<Service>| {
-            let key = format!("{}/{}", service.namespace().unwrap_or_default(), service.name_any());
-            plan::service(service, &slices.by(BY_SERVICE, &key), &self.options.node)
+            let (namespace, name) = (service.namespace().unwrap_or_default(), service.name_any());
+            let slices = match (namespace.as_str(), name.as_str()) == DNS_SERVICE {
+                true => vec![Arc::new(own_dns(self.options.dns))],
+                false => slices.by(BY_SERVICE, &format!("{namespace}/{name}")),
+            };
+            plan::service(service, &slices, &self.options.node)
         };
         let services = services.list();
         let pods = pods.list();
@@ -115,7 +127,7 @@ impl Proxy {
     fn apply(&mut self, groups: &[Group]) -> io::Result<()> {
         if self.table.is_none() {
             let mut table = Table::open(&self.options.table, Family::V4)?;
-            table.create(Some((IpAddr::V4(self.options.pods), 16)))?;
+            table.create(Some((IpAddr::V4(self.options.pods.at(0)), self.options.pods.prefix().into())))?;
             self.table = Some(table);
             self.loaded = Elements::default();
             self.draws.clear();

@@ -31,7 +31,7 @@ use crate::{
     client::{
         Change, Clients, Error, EventRecorder, EventType, Informer, Result,
         informer::Options as Watch,
-        leader::LeaderElector,
+        leader,
         writes::{self, SCHEDULER},
     },
 };
@@ -57,17 +57,7 @@ pub fn start(clients: &Clients, tasks: &Tasks, options: Options) {
     let Some(identity) = options.leader_identity else {
         return start_one(client, tasks);
     };
-    let group = tasks.clone();
-    tasks.spawn("scheduler-leader", async move {
-        let mut elector = LeaderElector::new(client.clone(), "kube-system", "kube-scheduler", &identity);
-        loop {
-            elector.acquire().await;
-            let term = group.child();
-            start_one(client.clone(), &term);
-            elector.keep().await;
-            term.cancel();
-        }
-    });
+    leader::lead(client.clone(), "kube-scheduler", &identity, tasks, move |term| start_one(client.clone(), term));
 }
 
 /// What the scheduling task learns.

@@ -1,0 +1,206 @@
+//! The cluster over TLS: one credential, several API servers of which any will do, and for each service account a token of its own, as
+//! upstream's controllers have with `--use-service-account-credentials`.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use http::{HeaderValue, Request, Response, StatusCode, Uri, header, uri::Scheme};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use k8s_openapi::api::{
+    authentication::v1::{TokenRequest, TokenRequestSpec},
+    core::v1::ServiceAccount,
+};
+use kube::{Api, api::ObjectMeta, api::PostParams, client::Body};
+use tokio::sync::Mutex;
+
+use super::{Clients, writes};
+use crate::api::identity::User;
+
+/// A server that does not take a connection within this time is passed over.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// A server that is silent is asked whether it lives this often, and given up after as long.
+const ALIVE_EVERY: Duration = Duration::from_secs(5);
+const TOKEN_SECONDS: i64 = 3600;
+/// A token is replaced after this part of its life, as client-go does.
+const TOKEN_FRESH: Duration = Duration::from_secs(TOKEN_SECONDS as u64 * 4 / 5);
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Clients of the cluster at `servers` (as https://HOST:PORT). `tls` trusts its authority and, if it has a credential, shows who we are: the
+/// user of every request that is no service account's.
+pub fn connect(servers: Vec<Uri>, tls: rustls::ClientConfig) -> Clients {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT_WITHIN));
+    let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_all_versions().wrap_connector(tcp);
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder.timer(TokioTimer::new()).pool_timer(TokioTimer::new());
+    builder.http2_keep_alive_interval(ALIVE_EVERY).http2_keep_alive_timeout(ALIVE_EVERY).http2_adaptive_window(true);
+    let https = Https { client: builder.build(connector), servers: Arc::new(Servers { all: servers, current: AtomicUsize::new(0) }), token: None };
+    Clients::new(move |user| {
+        let mut own = https.clone();
+        own.token = service_account(user).map(|(namespace, name)| Arc::new(Token { source: https.client(), namespace, name, held: Mutex::default() }));
+        own.client()
+    })
+}
+
+/// (namespace, name) of the service account that `user` is.
+fn service_account(user: &User) -> Option<(String, String)> {
+    let (namespace, name) = user.name.strip_prefix("system:serviceaccount:")?.split_once(':')?;
+    Some((namespace.to_owned(), name.to_owned()))
+}
+
+/// The API servers; the current one is asked until it fails.
+struct Servers {
+    all: Vec<Uri>,
+    current: AtomicUsize,
+}
+
+impl Servers {
+    fn current(&self) -> usize {
+        self.current.load(Ordering::Relaxed)
+    }
+
+    /// `uri` at the server `number`.
+    fn place(&self, number: usize, uri: &Uri) -> Result<Uri, BoxError> {
+        let server = self.all.get(number % self.all.len().max(1)).ok_or("no API server is known")?;
+        let mut parts = uri.clone().into_parts();
+        (parts.scheme, parts.authority) = (Some(Scheme::HTTPS), server.authority().cloned());
+        Ok(Uri::from_parts(parts)?)
+    }
+
+    /// Of several requests that fail together only the first moves on.
+    fn failed(&self, number: usize) {
+        let _ = self.current.compare_exchange(number, number.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+/// A service account's token, asked for when it is first needed and again before it expires.
+struct Token {
+    source: kube::Client,
+    namespace: String,
+    name: String,
+    held: Mutex<Option<(HeaderValue, Instant)>>,
+}
+
+impl Token {
+    async fn current(&self) -> Result<HeaderValue, BoxError> {
+        let mut held = self.held.lock().await;
+        if let Some((token, since)) = held.as_ref()
+            && since.elapsed() < TOKEN_FRESH
+        {
+            return Ok(token.clone());
+        }
+        let mut token = HeaderValue::from_str(&format!("Bearer {}", self.request().await?))?;
+        token.set_sensitive(true);
+        *held = Some((token.clone(), Instant::now()));
+        Ok(token)
+    }
+
+    /// The account is made if it is not there, as upstream's client builder does.
+    async fn request(&self) -> Result<String, BoxError> {
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.source.clone(), &self.namespace);
+        let spec = TokenRequestSpec { expiration_seconds: Some(TOKEN_SECONDS), ..TokenRequestSpec::default() };
+        let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
+        let params = PostParams::default();
+        let ask = || accounts.create_token_request(&self.name, &params, &request);
+        let answer = match ask().await {
+            Err(kube::Error::Api(status)) if status.code == 404 => {
+                let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
+                let account = ServiceAccount { metadata, ..ServiceAccount::default() };
+                match accounts.create(&writes::posting(writes::CONTROLLER_MANAGER), &account).await {
+                    Err(kube::Error::Api(status)) if status.code == 409 => (),
+                    other => _ = other?,
+                }
+                ask().await?
+            }
+            other => other?,
+        };
+        answer.status.and_then(|it| it.token).ok_or_else(|| "a token request without an answer".into())
+    }
+
+    /// The server does not know the token any more: the account is another one, or the key.
+    async fn refused(&self) {
+        *self.held.lock().await = None;
+    }
+}
+
+#[derive(Clone)]
+struct Https {
+    client: Client<HttpsConnector<HttpConnector>, Body>,
+    servers: Arc<Servers>,
+    token: Option<Arc<Token>>,
+}
+
+impl Https {
+    fn client(&self) -> kube::Client {
+        kube::Client::new(self.clone(), "default")
+    }
+
+    async fn send(self, mut request: Request<Body>) -> Result<Response<Incoming>, BoxError> {
+        if let Some(token) = &self.token {
+            request.headers_mut().insert(header::AUTHORIZATION, token.current().await?);
+        }
+        let number = self.servers.current();
+        *request.uri_mut() = self.servers.place(number, request.uri())?;
+        let answer = self.client.request(request).await;
+        match &answer {
+            Err(_) => self.servers.failed(number),
+            Ok(answer) if answer.status() == StatusCode::UNAUTHORIZED => {
+                if let Some(token) = &self.token {
+                    token.refused().await;
+                }
+            }
+            Ok(_) => (),
+        }
+        Ok(answer?)
+    }
+}
+
+impl tower::Service<Request<Body>> for Https {
+    type Response = Response<Incoming>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        Box::pin(self.clone().send(request))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_server_is_asked_when_one_fails() {
+        let all = ["https://a:6443", "https://b:6443"].map(|it| it.parse().unwrap()).to_vec();
+        let servers = Servers { all, current: AtomicUsize::new(0) };
+        let path: Uri = "/api/v1/pods?watch=1".parse().unwrap();
+        let place = || servers.place(servers.current(), &path).unwrap().to_string();
+        assert_eq!(place(), "https://a:6443/api/v1/pods?watch=1");
+        servers.failed(0);
+        servers.failed(0);
+        assert_eq!(place(), "https://b:6443/api/v1/pods?watch=1");
+        servers.failed(1);
+        assert_eq!(place(), "https://a:6443/api/v1/pods?watch=1");
+        assert!(Servers { all: Vec::new(), current: AtomicUsize::new(0) }.place(0, &path).is_err());
+    }
+}

@@ -1,0 +1,266 @@
+//! The API server: it opens the store, finds or makes the cluster's keys there, and serves. Any number of them serve one cluster.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::net::TcpListener;
+
+use super::{
+    Error, Result, bootstrap, host_name,
+    keys::Keys,
+    kubeconfig, machine_address,
+    network::{self, Network},
+};
+use crate::{
+    api::{self, Server, body, connect::Nodes, http::listen, identity::{MASTERS, User}, tokens::{self, Tokens}, trace::Trace},
+    base::{Tasks, clock, pki::{self, Authority, Identity, Rotating}},
+    client::Clients,
+    controllers,
+    kinds::table,
+    meta::{Meta, Value},
+    store::{Engine, Store, memory::Memory, sqlite::Sqlite},
+};
+
+/// How often it is seen whether certificates must be made anew; they last a year.
+const RENEW_EVERY: Duration = Duration::from_secs(6 * 3600);
+/// Another server that starts at the same time makes the same objects; what it was quicker with is seen at the next try.
+const BOOTSTRAP_TRIES: u32 = 10;
+/// The kubeconfigs of the roles, beside the administrator's: kubeadm's names.
+const ROLES: [(&str, &str); 2] = [("controller-manager.conf", "system:kube-controller-manager"), ("scheduler.conf", "system:kube-scheduler")];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum StoreKind {
+    Sqlite,
+    Memory,
+}
+
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub data_dir: PathBuf,
+    pub bind: SocketAddr,
+    /// Where pods and other machines reach this server; by default the machine's address.
+    pub advertise: Option<IpAddr>,
+    /// More names and addresses for the serving certificate.
+    pub names: Vec<String>,
+    pub kubeconfig: PathBuf,
+    pub store: StoreKind,
+    /// Where every request is recorded.
+    pub trace: Option<PathBuf>,
+    pub network: network::Wanted,
+    /// The ranges of a new cluster that was told none.
+    pub default_network: Network,
+}
+
+/// A running API server.
+pub struct ApiServer {
+    pub server: Arc<Server>,
+    pub clients: Clients,
+    pub network: Network,
+    pub authority: Arc<Authority>,
+    /// Where people reach the API.
+    pub url: String,
+    pub address: IpAddr,
+    /// Whether other processes may serve the same store.
+    pub is_alone: bool,
+    store: Tasks,
+}
+
+impl ApiServer {
+    /// Returns when the API answers and the objects of a new cluster are there. Its listeners end with `tasks`, the store with [`ApiServer::stop`].
+    pub async fn start(options: &Options, tasks: &Tasks) -> Result<Self> {
+        std::fs::create_dir_all(&options.data_dir).map_err(|why| Error::new(&options.data_dir.display().to_string(), why))?;
+        let store_tasks = Tasks::new();
+        let engine = open_engine(options).await?;
+        let is_alone = engine.is_exclusive();
+        let extract = api::extract(Arc::new(table::registry()));
+        let store = Store::open(engine, extract, &store_tasks).await.map_err(|why| Error::new("the store", why))?;
+        let network = Network::of(&store, &options.network, options.default_network.clone()).await?;
+        let keys = Keys::of(&store, &options.data_dir.join("pki")).await?;
+        let address = options.advertise.or_else(machine_address).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let mut certificates = Certificates { authority: keys.authority.clone(), all: Vec::new() };
+        let trace = open_trace(options, &store_tasks).await?;
+        let server = make_server(&keys, store, trace, &mut certificates, tasks)?;
+        let port = serve(&server, &mut certificates, options, address, &network, tasks).await?;
+        let url = url(options.bind.ip(), port);
+        let kubeconfigs = Kubeconfigs { admin: options.kubeconfig.clone(), url: url.clone(), authority: keys.authority.clone() };
+        kubeconfigs.write()?;
+        tasks.spawn("api-certificates", renew(certificates, kubeconfigs));
+        server.start();
+        let started = Self { clients: in_process(&server), server, network, authority: keys.authority, url, address, is_alone, store: store_tasks };
+        started.bootstrap().await?;
+        started.publish(port, tasks);
+        Ok(started)
+    }
+
+    async fn bootstrap(&self) -> Result<()> {
+        let mut result = Ok(());
+        for _ in 0..BOOTSTRAP_TRIES {
+            let snapshot = self.server.store.consistent().await.map_err(|why| Error::new("the store", why))?;
+            result = bootstrap::ensure(&self.network, &snapshot, |change| submit(&self.server, change)).await;
+            if result.is_ok() {
+                break;
+            }
+        }
+        result.map_err(|why| Error::new("the objects of a new cluster", why))
+    }
+
+    /// Stands in the endpoints of Service `kubernetes` from now on, unless nobody else could reach it there.
+    fn publish(&self, port: u16, tasks: &Tasks) {
+        if !self.address.is_loopback() {
+            let own = self.clients.of(&User::system("system:apiserver", &[MASTERS]));
+            controllers::apiserver_endpoints::start(&own, tasks, self.address, port);
+        }
+    }
+
+    /// Completes when the store has ended.
+    pub async fn failed(&self) {
+        self.store.stopping().await;
+    }
+
+    /// Stops the store. It is the last to stop, so that what the others still write is kept.
+    pub async fn stop(self, grace: Duration) -> bool {
+        self.store.stop(grace).await
+    }
+}
+
+async fn open_engine(options: &Options) -> Result<Arc<dyn Engine>> {
+    Ok(match options.store {
+        StoreKind::Memory => Arc::new(Memory::new()),
+        StoreKind::Sqlite => Sqlite::open(&options.data_dir.join("howdah.db")).await.map_err(|why| Error::new("the store", why))?,
+    })
+}
+
+/// The flight recorder. It ends with the store, so that it has what the parts ask for while they stop.
+async fn open_trace(options: &Options, tasks: &Tasks) -> Result<Option<Arc<Trace>>> {
+    match &options.trace {
+        None => Ok(None),
+        Some(path) => Trace::open(path, tasks).await.map(Some).map_err(|why| Error::new(&path.display().to_string(), why)),
+    }
+}
+
+fn make_server(keys: &Keys, store: Store, trace: Option<Arc<Trace>>, certificates: &mut Certificates, tasks: &Tasks) -> Result<Arc<Server>> {
+    let tokens = Arc::new(Tokens::new(tokens::ISSUER, &keys.service_accounts).map_err(certificate_error)?);
+    let credential = certificates.issue(Identity::kubelet_client())?;
+    let config = pki::client_config(keys.authority.certificate(), Some(credential)).map_err(certificate_error)?;
+    Ok(Server::new(store, tokens, Nodes::new(config, tasks.clone()), trace, tasks.clone()))
+}
+
+/// Listens where people reach the API, and at the machine's address, where pods do. Returns the port.
+async fn serve(server: &Arc<Server>, certificates: &mut Certificates, options: &Options, address: IpAddr, network: &Network, tasks: &Tasks) -> Result<u16> {
+    let mut names = vec![address.to_string(), options.bind.ip().to_string(), network.api_service().to_string(), host_name()?];
+    names.extend(options.names.iter().cloned());
+    let credential = certificates.issue(Identity::api_server(&names))?;
+    let tls = Arc::new(pki::server_config(credential, certificates.authority.certificate()).map_err(certificate_error)?);
+    let first = TcpListener::bind(options.bind).await.map_err(|why| Error::new(&format!("cannot listen on {}", options.bind), why))?;
+    let port = first.local_addr().map_err(|why| Error::new("the listener", why))?.port();
+    let mut listeners = vec![first];
+    if !options.bind.ip().is_unspecified() && options.bind.ip() != address {
+        let second = SocketAddr::new(address, port);
+        listeners.push(TcpListener::bind(second).await.map_err(|why| Error::new(&format!("cannot listen on {second}"), why))?);
+    }
+    for listener in listeners {
+        tasks.spawn_vital("api-listener", listen(server.clone(), listener, tls.clone(), tasks.clone()));
+    }
+    Ok(port)
+}
+
+fn url(ip: IpAddr, port: u16) -> String {
+    let ip = if ip.is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { ip };
+    format!("https://{}", SocketAddr::new(ip, port))
+}
+
+fn certificate_error(why: impl std::fmt::Display) -> Error {
+    Error::new("certificates", why)
+}
+
+/// The server's own certificates. They live in memory: the authority is at hand to make others.
+struct Certificates {
+    authority: Arc<Authority>,
+    all: Vec<(Identity, Arc<Rotating>)>,
+}
+
+impl Certificates {
+    fn issue(&mut self, identity: Identity) -> Result<Arc<Rotating>> {
+        let credential = self.authority.issue(&identity, clock::now()).map_err(certificate_error)?;
+        let rotating = Rotating::new(&credential).map_err(certificate_error)?;
+        self.all.push((identity, rotating.clone()));
+        Ok(rotating)
+    }
+
+    fn renew(&self) -> Result<()> {
+        self.all.iter().try_for_each(|(identity, rotating)| {
+            let credential = self.authority.issue(identity, clock::now()).map_err(certificate_error)?;
+            rotating.replace(&credential).map_err(certificate_error)
+        })
+    }
+}
+
+/// The files of the administrator and of the roles that run apart.
+struct Kubeconfigs {
+    admin: PathBuf,
+    url: String,
+    authority: Arc<Authority>,
+}
+
+impl Kubeconfigs {
+    fn write(&self) -> Result<()> {
+        kubeconfig::write(&self.admin, &self.url, &self.authority, &Identity::admin())?;
+        ROLES.iter().try_for_each(|(file, user)| kubeconfig::write(&self.admin.with_file_name(file), &self.url, &self.authority, &Identity::client(user, &[])))
+    }
+}
+
+/// Certificates and kubeconfigs are new every few hours, so that none is ever about to expire.
+async fn renew(certificates: Certificates, kubeconfigs: Kubeconfigs) {
+    loop {
+        tokio::time::sleep(RENEW_EVERY).await;
+        if let Err(error) = certificates.renew().and_then(|()| kubeconfigs.write()) {
+            tracing::error!(%error, "certificates could not be renewed");
+        }
+    }
+}
+
+/// Clients that reach the server without a socket.
+fn in_process(server: &Arc<Server>) -> Clients {
+    let server = server.clone();
+    Clients::new(move |user| kube::Client::new(server.in_process(user), "default"))
+}
+
+/// Sends an object of the bootstrap through the API, as the most trusted user.
+async fn submit(server: &Arc<Server>, change: bootstrap::Change) -> crate::meta::Result<()> {
+    let (method, object) = match change {
+        bootstrap::Change::Create(object) => (http::Method::POST, object),
+        bootstrap::Change::Update(object) => (http::Method::PUT, object),
+    };
+    let name = if method == http::Method::PUT { format!("/{}", object.name()) } else { String::new() };
+    let uri = format!("{}{name}?fieldManager=kube-apiserver", collection(server, &object)?);
+    let request = http::Request::builder().method(method).uri(uri).header("content-type", "application/json");
+    let request = request.body(body::full(object.to_string())).map_err(crate::meta::Status::internal)?;
+    let mut service = server.in_process(&User::system("system:apiserver", &[MASTERS]));
+    let response = match tower::Service::call(&mut service, request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    };
+    let code = response.status().as_u16();
+    if code < 300 {
+        return Ok(());
+    }
+    let bytes = body::read(response.into_body()).await?;
+    let status: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let mut error = crate::meta::Status::new(code, "Unknown", status.text("message"));
+    error.reason = status.text("reason").to_owned().into();
+    Err(error)
+}
+
+/// The path of the collection that holds `object`.
+fn collection(server: &Server, object: &Value) -> crate::meta::Result<String> {
+    let gvk = crate::meta::GroupVersionKind::of(object);
+    let registry = server.registry.load();
+    let kind = registry.by_kind(&gvk.group, &gvk.kind).ok_or_else(crate::meta::Status::no_route)?;
+    let root = if gvk.group.is_empty() { format!("/api/{}", gvk.version) } else { format!("/apis/{}", gvk.api_version()) };
+    let namespace = if kind.is_namespaced() { format!("/namespaces/{}", object.namespace()) } else { String::new() };
+    Ok(format!("{root}{namespace}/{}", kind.plural))
+}
