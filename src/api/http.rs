@@ -29,7 +29,7 @@ use super::{
     negotiation::{Encoding, Form},
     request::RequestInfo,
     tokens,
-    trace::Caller,
+    trace::{Caller, Why},
     verbs,
 };
 use crate::{
@@ -212,6 +212,9 @@ pub fn error(status: &Status, encoding: Encoding) -> Response {
         Err(_) => (Encoding::Json, Bytes::from(value.to_string())),
     };
     let mut response = body::respond(status.code, encoding.media_type(), body::full(bytes));
+    if status.code >= 500 {
+        response.extensions_mut().insert(Why(status.message.clone()));
+    }
     let seconds = status.details.as_ref().map_or(0, |it| it.retry_after_seconds);
     if seconds > 0 {
         response.headers_mut().insert(http::header::RETRY_AFTER, seconds.into());

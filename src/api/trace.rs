@@ -62,6 +62,7 @@ impl Trace {
         request.extensions_mut().insert(record.caller.clone());
         let received = record.received.clone();
         let response = respond(request.map(|body| Body::new(Counted { body, bytes: received, record: None }))).await;
+        record.why = response.extensions().get::<Why>().map(|it| it.0.clone());
         record.answered = Some((response.status().as_u16(), record.began.elapsed().as_secs_f64()));
         response.map(|body| Body::new(Counted { body, bytes: record.sent.clone(), record: Some(record) }))
     }
@@ -85,6 +86,8 @@ async fn write(mut waiting: mpsc::Receiver<String>, mut file: BufWriter<File>, t
             Err(_) => {
                 file.flush().await?;
                 tokio::select! {
+                    // What waits is written even while the group stops.
+                    biased;
                     line = waiting.recv() => match line { Some(line) => line, None => return Ok(()) },
                     () = tasks.stopping() => return Ok(()),
                 }
@@ -120,7 +123,12 @@ struct Record {
     sent: Arc<AtomicU64>,
     /// The status, and the seconds until the answer began.
     answered: Option<(u16, f64)>,
+    why: Option<String>,
 }
+
+/// What the server says went wrong on its side; an extension of the answer.
+#[derive(Clone)]
+pub struct Why(pub String);
 
 impl Record {
     fn of(request: &Request, trace: Arc<Trace>) -> Self {
@@ -137,6 +145,7 @@ impl Record {
             received: Arc::default(),
             sent: Arc::default(),
             answered: None,
+            why: None,
         }
     }
 }
@@ -146,12 +155,16 @@ impl Drop for Record {
         let milliseconds = |seconds: f64| (seconds * 1e5).round() / 100.0;
         // A client that went away before the answer has no status.
         let (status, seconds) = self.answered.map_or((None, None), |(status, seconds)| (Some(status), Some(milliseconds(seconds))));
-        self.trace.write(json!({
+        let mut line = json!({
             "time": clock::rfc3339_micro(self.time), "verb": self.verb, "path": self.path, "agent": self.agent,
             "user": self.caller.0.get(), "status": status, "milliseconds": seconds,
             "open_milliseconds": milliseconds(self.began.elapsed().as_secs_f64()),
             "request_bytes": self.received.load(Ordering::Relaxed), "response_bytes": self.sent.load(Ordering::Relaxed),
-        }));
+        });
+        if let Some(why) = self.why.take() {
+            line["message"] = why.into();
+        }
+        self.trace.write(line);
     }
 }
 

@@ -6,6 +6,7 @@ use crate::{
     meta::{
         FieldError, Meta, Path, Result, Status, Value,
         object::{GroupKind, GroupResource},
+        options::percent_decode,
     },
     store::{Key, Snapshot, Stored},
 };
@@ -73,7 +74,7 @@ pub fn split_target(id: &str) -> Option<(&str, &str, &str)> {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Place<'a> {
     pub resource: &'a str,
-    pub id: &'a str,
+    pub id: String,
     /// Up to `/proxy`.
     pub prefix: &'a str,
 }
@@ -83,7 +84,7 @@ impl<'a> Place<'a> {
     pub fn of(path: &'a str, rest: &str) -> Option<Self> {
         let prefix = path.strip_suffix(rest)?;
         let mut segments = prefix.strip_suffix("/proxy")?.rsplit('/');
-        let (id, resource) = (segments.next()?, segments.next()?);
+        let (id, resource) = (percent_decode(segments.next()?), segments.next()?);
         Some(Self { resource, id, prefix })
     }
 }
@@ -155,13 +156,13 @@ impl<'a> Lookup<'a> {
     /// Where the proxy leads. `turn` chooses among the endpoints of a service.
     pub fn proxy(&self, place: &Place<'_>, object: &Value, turn: usize) -> Result<Target> {
         let what = place.resource.trim_end_matches('s');
-        let Some((scheme, name, port)) = split_target(place.id) else {
+        let Some((scheme, name, port)) = split_target(&place.id) else {
             return Err(Status::bad_request(format!("invalid {what} request {:?}", place.id)));
         };
         let security = if scheme == "https" { Security::Any } else { Security::None };
         let (host, port) = match place.resource {
             "pods" => pod_address(object, port, security)?,
-            "services" => self.endpoint(object, name, place.id, port, turn)?,
+            "services" => self.endpoint(object, name, &place.id, port, turn)?,
             _ => return node_target(object, port, security),
         };
         Ok(Target { security, host, port, path: String::new(), query: String::new() })

@@ -113,6 +113,7 @@ fn the_proxy_finds_pods_services_and_nodes() {
         (format!("{root}/pods/web"), local, none(), "address not allowed"),
         (format!("{root}/services/svc:http"), service.clone(), slices(), "http://10.1.0.5:8080"),
         (format!("{root}/services/https:svc:80"), service.clone(), slices(), "https://10.1.0.5:8080"),
+        (format!("{root}/services/svc%3Ahttp"), service.clone(), slices(), "http://10.1.0.5:8080"),
         (format!("{root}/services/svc:99"), service.clone(), slices(), "no service port 99 found for service \"svc\""),
         (format!("{root}/services/svc:alt"), service.clone(), slices(), "no endpoints available for service \"svc:alt\""),
         (format!("{root}/services/svc:http"), service, none(), "no endpoints available for service \"svc\""),

@@ -1,7 +1,7 @@
 //! Port-forward: SPDY streams, alone or inside a WebSocket (KEP-4006), and the older WebSocket channels.
 //! Source: kubelet `pkg/cri/streaming/portforward`.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, num::IntErrorKind};
 
 use axum::{
     extract::{Path, Request, State},
@@ -41,8 +41,11 @@ pub async fn port_forward(State(context): State<Context>, Path((namespace, pod))
         return switch_spdy(PROTOCOL).unwrap_or_else(|| refuse(StatusCode::BAD_REQUEST, "no protocol"));
     }
     let names = offered(&request, "sec-websocket-protocol");
-    let ports: Vec<u16> = Query::parse(request.uri().query().unwrap_or_default()).all("ports").flat_map(|it| it.split(',')).filter_map(|it| it.parse().ok()).collect();
     let has_tunnel = names.iter().any(|it| it == TUNNEL);
+    let ports = match ports(request.uri().query().unwrap_or_default()) {
+        Err(why) if !has_tunnel => return refuse(StatusCode::BAD_REQUEST, why),
+        ports => ports.unwrap_or_default(),
+    };
     let protocol = if has_tunnel { TUNNEL } else { CHANNELS.into_iter().find(|it| names.iter().any(|name| name == it)).unwrap_or_default() };
     group.spawn("node-forward-websocket", async move {
         let Ok(io) = upgrade.await else { return };
@@ -53,6 +56,27 @@ pub async fn port_forward(State(context): State<Context>, Path((namespace, pod))
         }
     });
     switch_websocket(&request, protocol).unwrap_or_else(|| refuse(StatusCode::BAD_REQUEST, "no WebSocket key"))
+}
+
+/// The ports that a query names (`NewV4Options`).
+fn ports(query: &str) -> Result<Vec<u16>, String> {
+    let query = Query::parse(query);
+    let values: Vec<&str> = query.all("port").collect();
+    match values.iter().find(|it| it.is_empty()) {
+        Some(_) => Err("query parameter \"port\" cannot be empty".to_owned()),
+        None if values.is_empty() => Err("query parameter \"port\" is required".to_owned()),
+        None => values.iter().flat_map(|it| it.split(',')).map(port).collect(),
+    }
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    let failed = |why| format!("unable to parse {text:?} as a port: strconv.ParseUint: parsing {text:?}: {why}");
+    match text.parse::<u16>() {
+        Ok(0) => Err(format!("port {text:?} must be > 0")),
+        Ok(port) => Ok(port),
+        Err(error) if *error.kind() == IntErrorKind::PosOverflow => Err(failed("value out of range")),
+        Err(_) => Err(failed("invalid syntax")),
+    }
 }
 
 type Place = (String, String);
@@ -109,7 +133,7 @@ where
 
 async fn forward(context: &Context, (namespace, pod): &Place, port: u16, mut data: spdy::Stream, error: spdy::Stream) {
     match dial(context, namespace, pod, port).await {
-        Err(why) => _ = error.writer.send(format!("error forwarding port {port} to pod {pod}: {why}").as_bytes()).await,
+        Err(why) => _ = error.writer.send(failure(port, pod, &why).as_bytes()).await,
         Ok(target) => {
             let (mut reader, mut writer) = target.into_split();
             let to_pod = async {
@@ -134,6 +158,10 @@ async fn forward(context: &Context, (namespace, pod): &Place, port: u16, mut dat
     }
     let _ = data.writer.close().await;
     let _ = error.writer.close().await;
+}
+
+fn failure(port: u16, pod: &str, why: &str) -> String {
+    format!("error forwarding port {port} to pod {pod}: {why}")
 }
 
 /// The older form: two channels a port, of which the first carries data; each begins with the port's number.
@@ -173,7 +201,7 @@ async fn channel(context: &Context, (namespace, pod): &Place, port: u16, number:
     let target = match dial(context, namespace, pod, port).await {
         Ok(target) => target,
         Err(why) => {
-            let _ = outgoing.send(frame(number + 1, why.as_bytes())).await;
+            let _ = outgoing.send(frame(number + 1, failure(port, pod, &why).as_bytes())).await;
             return;
         }
     };
@@ -196,5 +224,25 @@ async fn channel(context: &Context, (namespace, pod): &Place, port: u16, number:
     tokio::select! {
         () = to_pod => (),
         () = from_pod => (),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_api_server_names_ports_as_upstreams_does() {
+        let cases = [
+            ("port=8080", Ok(vec![8080])),
+            ("port=80,443&port=8080", Ok(vec![80, 443, 8080])),
+            ("ports=8080", Err("query parameter \"port\" is required")),
+            ("port=", Err("query parameter \"port\" cannot be empty")),
+            ("port=0", Err("port \"0\" must be > 0")),
+            ("port=http", Err("unable to parse \"http\" as a port: strconv.ParseUint: parsing \"http\": invalid syntax")),
+        ];
+        for (query, expected) in cases {
+            assert_eq!(ports(query), expected.map_err(str::to_owned), "{query}");
+        }
     }
 }

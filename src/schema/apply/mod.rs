@@ -249,7 +249,7 @@ fn is_cleared(object: &Value) -> bool {
 }
 
 /// Merges `applied` into `live` (null when the object does not exist), records the ownership, and returns the result.
-/// 409 `Conflict` with a cause per field (`conflict with "x" using apps/v1: .spec.replicas`) unless `is_forced`.
+/// 409 `Conflict` with a cause per field (`conflict with "x": .spec.replicas`) unless `is_forced`.
 pub fn apply(live: &Value, applied: &Value, schema: &Schema, manager: &Manager<'_>, is_forced: bool, reset: &[&[&str]]) -> Result<Value> {
     if applied.at(&["metadata", "managedFields"]).is_some() {
         return Err(Status::bad_request("metadata.managedFields must be nil"));
@@ -298,30 +298,29 @@ fn settle(managers: &mut Managers, comparison: &Comparison, manager: &Manager<'_
     if conflicts.is_empty() { Ok(()) } else { Err(conflict(conflicts)) }
 }
 
-/// `"kubectl" with subresource "status" using apps/v1`
+/// `"kubectl" with subresource "status" using apps/v1`; one that applied is named alone (`BuildManagerIdentifier` keeps neither its version
+/// nor anybody's time).
 fn owner(entry: &Entry) -> String {
     let part = if entry.subresource.is_empty() { String::new() } else { format!(" with subresource {:?}", entry.subresource) };
-    let at = if entry.operation == "Update" && !entry.time.is_empty() { format!(" at {}", entry.time) } else { String::new() };
-    format!("{:?}{part} using {}{at}", entry.manager, entry.api_version)
+    let version = if entry.operation == "Update" { format!(" using {}", entry.api_version) } else { String::new() };
+    format!("{:?}{part}{version}", entry.manager)
 }
 
 /// Source: managedfields `internal/conflict.go`.
 fn conflict(mut conflicts: Vec<(String, String)>) -> Status {
     conflicts.sort();
-    let groups: Vec<&[(String, String)]> = conflicts.chunk_by(|left, right| left.0 == right.0).collect();
-    let texts: Vec<String> = groups
-        .iter()
-        .map(|group| match group {
-            [(owner, path)] => format!("conflict with {owner}: {path}"),
-            many => {
-                let lines: String = many.iter().map(|(_, path)| format!("\n- {path}")).collect();
-                format!("conflicts with {}:{lines}", many[0].0)
-            }
-        })
-        .collect();
-    let noun = if conflicts.len() == 1 { "conflict" } else { "conflicts" };
-    let message = format!("Apply failed with {} {noun}: {}", conflicts.len(), texts.join("\n"));
-    let status = Status::new(409, "Conflict", message);
+    let told = match conflicts.as_slice() {
+        [(owner, path)] => format!("1 conflict: conflict with {owner}: {path}"),
+        many => {
+            let of_one = |group: &[(String, String)]| {
+                let lines: String = group.iter().map(|(_, path)| format!("\n- {path}")).collect();
+                format!("conflicts with {}:{lines}", group[0].0)
+            };
+            let groups: Vec<String> = many.chunk_by(|left, right| left.0 == right.0).map(of_one).collect();
+            format!("{} conflicts: {}", many.len(), groups.join("\n"))
+        }
+    };
+    let status = Status::new(409, "Conflict", format!("Apply failed with {told}"));
     conflicts.iter().fold(status, |status, (owner, path)| status.with_cause("FieldManagerConflict", format!("conflict with {owner}"), path.as_str()))
 }
 
@@ -459,9 +458,15 @@ mod tests {
         let (alice, bob) = (manager("alice", "2024-01-01T00:00:00Z"), manager("bob", "2024-01-01T00:00:01Z"));
         let live = apply(&Value::Null, &deployment(1, "i:1"), &schema, &alice, false, &[]).expect("applies");
         let error = apply(&live, &deployment(2, "i:1"), &schema, &bob, false, &[]).expect_err("a conflict");
-        assert_eq!((error.code, error.message.as_str()), (409, "Apply failed with 1 conflict: conflict with \"alice\" using apps/v1: .spec.replicas"));
+        assert_eq!((error.code, error.message.as_str()), (409, "Apply failed with 1 conflict: conflict with \"alice\": .spec.replicas"));
         let causes = error.details.expect("details").causes;
         assert_eq!((causes[0].reason.as_ref(), causes[0].field.as_str()), ("FieldManagerConflict", ".spec.replicas"));
+        let mut scaled = live.clone();
+        scaled["spec"]["replicas"] = json!(5);
+        update(&live, &mut scaled, &schema, &manager("scaler", "2024-01-01T00:00:01Z"), &[]);
+        let error = apply(&scaled, &deployment(2, "i:2"), &schema, &bob, false, &[]).expect_err("conflicts");
+        let image = ".spec.template.spec.containers[name=\"c\"].image";
+        assert_eq!(error.message, format!("Apply failed with 2 conflicts: conflicts with \"alice\":\n- {image}\nconflicts with \"scaler\" using apps/v1:\n- .spec.replicas"));
         let forced = apply(&live, &deployment(2, "i:1"), &schema, &bob, true, &[]).expect("forces");
         assert_eq!(forced["spec"]["replicas"], 2);
         assert!(fields(&forced, "alice")["f:spec"].get("f:replicas").is_none());

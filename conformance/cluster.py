@@ -1,0 +1,113 @@
+"""A fresh cluster of its own port and data, and a Postgres of its own, for conformance/run and conformance/clients."""
+
+import json, os, pathlib, pwd, re, shutil, signal, socket, subprocess, tempfile, time
+
+START_WITHIN = 60
+# Errors of the server that are another's: what stands behind a proxy or a webhook answers for itself.
+OTHERS_ERRORS = r"/proxy([/? ]|$)|failed calling webhook|error trying to reach service"
+
+
+def free_port():
+    with socket.socket() as it:
+        it.bind(("127.0.0.1", 0))
+        return it.getsockname()[1]
+
+
+class Postgres:
+    """A database server that ends with the run. Its programs refuse root: there they run as `postgres`, or `nobody`."""
+
+    def __init__(self):
+        found = sorted(pathlib.Path("/usr/lib/postgresql").glob("*/bin"), key=lambda it: int(it.parent.name) if it.parent.name.isdigit() else 0)
+        self.programs = str(found[-1]) + "/" if found else ""
+        if not shutil.which(f"{self.programs}initdb"):
+            raise SystemExit("There is no Postgres on this machine: apt-get install postgresql")
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="howdah-postgres-"))
+        self.user = []
+        if os.geteuid() == 0:
+            name = "postgres" if any(it.pw_name == "postgres" for it in pwd.getpwall()) else "nobody"
+            self.user = ["setpriv", f"--reuid={name}", f"--regid={pwd.getpwnam(name).pw_gid}", "--clear-groups"]
+            shutil.chown(self.folder, name)
+
+    def __enter__(self):
+        port, data = free_port(), self.folder / "data"
+        self.call("initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale")
+        settings = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={self.folder}"
+        self.call("pg_ctl", "-D", data, "-w", "-l", self.folder / "log", "-o", settings, "start")
+        return f"postgres://postgres@127.0.0.1:{port}/postgres"
+
+    def __exit__(self, *_):
+        self.call("pg_ctl", "-D", self.folder / "data", "-w", "-m", "immediate", "stop")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def call(self, program, *arguments):
+        done = subprocess.run([*self.user, f"{self.programs}{program}", *arguments], cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
+        if done.returncode:
+            raise SystemExit(f"{program} failed: {done.stdout.decode(errors='replace')}")
+
+
+def server_errors(requests):
+    """The requests that the server failed to answer."""
+    failed = [it for it in requests if (it["status"] or 0) >= 500]
+    return [it for it in failed if not re.search(OTHERS_ERRORS, f"{it['path']} {it.get('message', '')}")]
+
+
+def shown(request):
+    return f"{request['status']} {request['verb']} {request['path']} for {request['user']} ({request['agent']}) in {request['milliseconds']} ms {request.get('message', '')}"
+
+
+class Cluster:
+    """howdah in a folder: `data`, `admin.conf`, `howdah.log`, and `trace.jsonl`, the requests."""
+
+    def __init__(self, howdah, folder, store="sqlite", images=()):
+        self.howdah, self.store, self.images = howdah, store, images
+        self.data, self.kubeconfig, self.log, self.trace = (folder / it for it in ("data", "admin.conf", "howdah.log", "trace.jsonl"))
+        self.port, self.process = free_port(), None
+
+    def __enter__(self):
+        shutil.rmtree(self.data, ignore_errors=True)
+        for file in (self.log, self.trace):
+            file.unlink(missing_ok=True)
+        for archive in self.images:
+            subprocess.run([self.howdah, "image", "import", "--data-dir", self.data, archive], check=True, stdout=subprocess.DEVNULL)
+        self.start()
+        return self
+
+    def start(self):
+        start = self.at()
+        command = [self.howdah, "up", "--bind", f"127.0.0.1:{self.port}", "--data-dir", self.data, "--kubeconfig", self.kubeconfig, "--store", self.store, "--trace", self.trace]
+        self.process = subprocess.Popen(command, stdout=self.log.open("ab"), stderr=subprocess.STDOUT, start_new_session=True)
+        until = time.monotonic() + START_WITHIN
+        while time.monotonic() < until and self.process.poll() is None:
+            if "Ctrl-C stops it" in self.said(start):
+                return
+            time.sleep(0.1)
+        raise SystemExit(f"The cluster does not start:\n{self.said(start)}")
+
+    def crash(self):
+        """Kills the server as `kill -9` does, and starts it again."""
+        self.process.kill()
+        self.process.wait()
+        self.start()
+
+    def at(self):
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    def said(self, start, most=200_000):
+        """The cluster's log since `start`."""
+        with self.log.open("rb") as log:
+            log.seek(start)
+            return log.read(most).decode(errors="replace")
+
+    def requests(self):
+        """What the API was asked since the cluster was new."""
+        if not self.trace.exists():
+            return []
+        lines = self.trace.read_text().splitlines()
+        return [json.loads(it) for it in lines if it.endswith("}")]  # `kill -9` cuts the last one off
+
+    def __exit__(self, *_):
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
