@@ -57,6 +57,11 @@ impl Quantity {
         round_up(self.nanos, NANOS / 1000)
     }
 
+    /// The nearest floating-point number (`AsApproximateFloat64`).
+    pub fn approximate(self) -> f64 {
+        self.nanos as f64 / NANOS as f64
+    }
+
     pub fn is_zero(self) -> bool {
         self.nanos == 0
     }

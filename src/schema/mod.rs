@@ -6,6 +6,7 @@
 //! Each interpreter is a file: it walks a value and a schema together and knows no kind.
 
 pub mod apply;
+pub mod cel;
 pub mod codec;
 pub mod default;
 pub mod merge;

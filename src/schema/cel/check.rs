@@ -1,0 +1,408 @@
+//! The static check: every node gets its type, every call its overloads. Follows cel-go `checker/checker.go`, `cel/validator.go`.
+
+use super::{
+    Environment,
+    ast::{Call, Entry, Expr, Fold, Id, Issue, Item, Kind, Literal},
+    eval, format,
+    functions::{Function, Overload, function},
+    strings,
+    types::{Mapping, Type},
+};
+
+/// Checks the tree and writes into it what names and calls mean. Returns the type of every node.
+pub fn check(expr: &mut Expr, environment: &Environment, offsets: &[usize]) -> Result<Vec<Type>, Vec<Issue>> {
+    let types = vec![Type::Error; offsets.len()];
+    let mut checker = Checker { environment, offsets, types, scopes: Vec::new(), mapping: Mapping::default(), variables: 0, issues: Vec::new() };
+    checker.check(expr);
+    if !checker.issues.is_empty() {
+        return Err(checker.issues);
+    }
+    let types: Vec<Type> = checker.types.iter().map(|it| checker.mapping.substitute(it, true)).collect();
+    let mut validator = Validator { types: &types, offsets, issues: Vec::new() };
+    validator.literals(expr);
+    validator.aggregates(expr);
+    if validator.issues.is_empty() { Ok(types) } else { Err(validator.issues) }
+}
+
+struct Checker<'a> {
+    environment: &'a Environment,
+    offsets: &'a [usize],
+    types: Vec<Type>,
+    /// Variables of macros, the innermost last.
+    scopes: Vec<(String, Type)>,
+    mapping: Mapping,
+    variables: usize,
+    issues: Vec<Issue>,
+}
+
+impl Checker<'_> {
+    fn issue(&mut self, id: Id, message: String) {
+        self.issues.push(Issue { offset: self.offsets[id], message });
+    }
+
+    fn check(&mut self, expr: &mut Expr) -> Type {
+        let id = expr.id;
+        let ty = match &mut expr.kind {
+            Kind::Literal(literal) => literal_type(literal),
+            Kind::Broken => Type::Error,
+            Kind::Ident(name) => self.ident(id, name),
+            Kind::Select { .. } => self.select(expr),
+            Kind::Call(call) if call.function == "_?._" => self.optional_select(id, call),
+            Kind::Call(call) => self.call(id, call),
+            Kind::List(items) => self.list(items),
+            Kind::Map(entries) => self.map(entries),
+            Kind::Struct(name, fields) => self.structure(id, name, fields),
+            Kind::Fold(fold) => self.fold(fold),
+        };
+        self.types[id] = ty.clone();
+        ty
+    }
+
+    fn lookup(&self, name: &str) -> Option<Type> {
+        let name = name.strip_prefix('.').unwrap_or(name);
+        let local = self.scopes.iter().rev().find(|(it, _)| it == name).map(|(_, ty)| ty.clone());
+        local.or_else(|| self.environment.lookup(name)).or_else(|| Type::named(name).map(|it| Type::Type(it.into())))
+    }
+
+    fn ident(&mut self, id: Id, name: &str) -> Type {
+        self.lookup(name).unwrap_or_else(|| {
+            self.issue(id, format!("undeclared reference to '{name}' (in container '')"));
+            Type::Error
+        })
+    }
+
+    fn select(&mut self, expr: &mut Expr) -> Type {
+        // `net.IP` may be one name.
+        if let Some(name) = expr.qualified_name()
+            && let Some(ty) = self.lookup(&name)
+        {
+            expr.kind = Kind::Ident(name);
+            return ty;
+        }
+        let Kind::Select { operand, field, is_test } = &mut expr.kind else { return Type::Error };
+        let result = self.field(expr.id, operand, field, false);
+        if *is_test { Type::Bool } else { self.mapping.substitute(&result, false) }
+    }
+
+    fn optional_select(&mut self, id: Id, call: &mut Call) -> Type {
+        call.native = function("_?._").and_then(|it| it.native);
+        call.overloads = vec!["select_optional_field"];
+        let [operand, field] = &mut call.args[..] else { return Type::Error };
+        let Kind::Literal(Literal::String(name)) = &field.kind else { return Type::Error };
+        let name = name.clone();
+        self.types[field.id] = Type::String;
+        let result = self.field(id, operand, &name, true);
+        self.mapping.substitute(&result, false)
+    }
+
+    fn field(&mut self, id: Id, operand: &mut Expr, field: &str, is_optional: bool) -> Type {
+        let own = self.check(operand);
+        let own = self.mapping.substitute(&own, false);
+        let (target, was_optional) = unwrap_optional(&own);
+        let result = match target {
+            Type::Map(pair) => pair.1.clone(),
+            Type::Object(object) => object.field(field).unwrap_or_else(|| {
+                self.issue(id, format!("undefined field '{field}'"));
+                Type::Error
+            }),
+            Type::Param(_) => {
+                self.mapping.assign(&Type::Dyn, target);
+                Type::Dyn
+            }
+            Type::Dyn | Type::Error => Type::Dyn,
+            other => {
+                self.issue(id, if matches!(other, Type::Opaque(_)) && !other.to_string().starts_with("net.") { format!("undefined field '{field}'") } else { format!("type '{other}' does not support field selection") });
+                Type::Dyn
+            }
+        };
+        if was_optional || is_optional { Type::optional(result) } else { result }
+    }
+
+    fn call(&mut self, id: Id, call: &mut Call) -> Type {
+        let mut args: Vec<Type> = call.args.iter_mut().map(|it| self.check(it)).collect();
+        let name = call.function.strip_prefix('.').unwrap_or(&call.function).to_owned();
+        if let Some(target) = &mut call.target {
+            // `sets.contains(a, b)` is a function with a long name, not a method of `sets`.
+            let whole = target.qualified_name().map(|it| format!("{it}.{name}"));
+            if let Some(found) = whole.and_then(|it| self.function(&it)) {
+                call.target = None;
+                call.function = found.name.to_owned();
+                return self.resolve(id, call, found, args);
+            }
+            args.insert(0, self.check(target));
+        }
+        match self.function(&name) {
+            Some(found) => {
+                call.function = found.name.to_owned();
+                self.resolve(id, call, found, args)
+            }
+            None => {
+                self.issue(id, format!("undeclared reference to '{name}' (in container '')"));
+                Type::Error
+            }
+        }
+    }
+
+    fn function(&self, name: &str) -> Option<&'static Function> {
+        function(name).filter(|it| it.name != "jsonpatch.escapeKey" || self.environment.makes_objects)
+    }
+
+    fn resolve(&mut self, id: Id, call: &mut Call, found: &'static Function, args: Vec<Type>) -> Type {
+        let is_member = call.target.is_some();
+        call.native = found.native;
+        if matches!(found.name, "_&&_" | "_||_") {
+            call.overloads = vec![found.overloads[0].id];
+            return self.logic(call, &args);
+        }
+        let mut result: Option<Type> = None;
+        for overload in found.overloads.iter().filter(|it| it.is_member == is_member) {
+            let Some(ty) = self.matches(overload, &args) else { continue };
+            call.overloads.push(overload.id);
+            result = Some(match result {
+                None => ty,
+                Some(known) if known.is_dyn() || known == ty => known,
+                Some(_) => Type::Dyn,
+            });
+        }
+        result.unwrap_or_else(|| {
+            let shown: Vec<String> = args.iter().map(|it| self.mapping.substitute(it, true).to_string()).collect();
+            let signature = match (is_member, shown.split_first()) {
+                (true, Some((target, rest))) => format!("{target}.({})", rest.join(", ")),
+                _ => format!("({})", shown.join(", ")),
+            };
+            self.issue(id, format!("found no matching overload for '{}' applied to '{signature}'", found.name));
+            Type::Error
+        })
+    }
+
+    fn logic(&mut self, call: &Call, args: &[Type]) -> Type {
+        let mut result = Type::Bool;
+        for (arg, ty) in call.args.iter().zip(args) {
+            if !self.mapping.assign(ty, &Type::Bool) {
+                self.issue(arg.id, format!("expected type 'bool' but found '{ty}'"));
+                result = Type::Error;
+            }
+        }
+        result
+    }
+
+    /// The result's type when the overload takes the arguments; its type variables are made new for every call.
+    fn matches(&mut self, overload: &Overload, args: &[Type]) -> Option<Type> {
+        if overload.params.is_empty() {
+            return self.mapping.assign_all(args, &overload.args).then(|| overload.result.clone());
+        }
+        let mut fresh = Mapping::default();
+        for param in &overload.params {
+            fresh.add(param, self.new_variable());
+        }
+        let wanted: Vec<Type> = overload.args.iter().map(|it| fresh.substitute(it, false)).collect();
+        self.mapping.assign_all(args, &wanted).then(|| self.mapping.substitute(&fresh.substitute(&overload.result, false), false))
+    }
+
+    fn new_variable(&mut self) -> Type {
+        self.variables += 1;
+        Type::Param(format!("_var{}", self.variables - 1))
+    }
+
+    /// The type of a part of a literal; an optional part gives what it may hold.
+    fn part(&mut self, expr: &mut Expr, is_optional: bool) -> Type {
+        let ty = self.check(expr);
+        if !is_optional {
+            return ty;
+        }
+        let (inner, was_optional) = unwrap_optional(&ty);
+        if !was_optional && !inner.is_dyn() {
+            self.issue(expr.id, format!("expected type '{}' but found '{inner}'", Type::optional(inner.clone())));
+        }
+        inner.clone()
+    }
+
+    fn join(&mut self, previous: Option<Type>, current: Type) -> Option<Type> {
+        Some(match previous {
+            None => current,
+            Some(previous) if self.mapping.assign(&previous, &current) => previous.most_general(&current),
+            Some(_) => Type::Dyn,
+        })
+    }
+
+    fn list(&mut self, items: &mut [Item]) -> Type {
+        let mut of = None;
+        for item in items {
+            let ty = self.part(&mut item.value, item.is_optional);
+            of = self.join(of, ty);
+        }
+        let of = of.unwrap_or_else(|| self.new_variable());
+        Type::list(of)
+    }
+
+    fn map(&mut self, entries: &mut [Entry]) -> Type {
+        let (mut keys, mut values) = (None, None);
+        for entry in entries {
+            let key = self.check(&mut entry.key);
+            keys = self.join(keys, key);
+            let value = self.part(&mut entry.value, entry.is_optional);
+            values = self.join(values, value);
+        }
+        let (keys, values) = (keys.unwrap_or_else(|| self.new_variable()), values.unwrap_or_else(|| self.new_variable()));
+        Type::map(keys, values)
+    }
+
+    fn structure(&mut self, id: Id, name: &str, fields: &mut [Entry]) -> Type {
+        let object = match self.lookup(name) {
+            Some(Type::Type(ty)) => match ty.as_ref() {
+                Type::Object(object) => Some(object.clone()),
+                other => {
+                    self.issue(id, format!("'{}' is not a message type", other.runtime_name()));
+                    None
+                }
+            },
+            Some(other) => {
+                self.issue(id, format!("'{}' is not a type", other.runtime_name()));
+                None
+            }
+            None => {
+                self.issue(id, format!("undeclared reference to '{name}' (in container '')"));
+                return Type::Error;
+            }
+        };
+        for field in fields {
+            let ty = self.part(&mut field.value, field.is_optional);
+            let (Some(object), Kind::Literal(Literal::String(name))) = (&object, &field.key.kind) else { continue };
+            match object.field(name) {
+                None => self.issue(field.id, format!("undefined field '{name}'")),
+                Some(wanted) if !self.mapping.assign(&wanted, &ty) => self.issue(field.id, format!("expected type of field '{name}' is '{wanted}' but provided type is '{ty}'")),
+                Some(_) => (),
+            }
+        }
+        object.map_or(Type::Error, Type::Object)
+    }
+
+    fn fold(&mut self, fold: &mut Fold) -> Type {
+        let range = self.check(&mut fold.range);
+        let accu = self.check(&mut fold.init);
+        let range = self.mapping.substitute(&range, false);
+        let (var, var2) = match &range {
+            Type::List(of) if fold.var2.is_some() => (Type::Int, of.as_ref().clone()),
+            Type::List(of) => (of.as_ref().clone(), Type::Error),
+            Type::Map(pair) => (pair.0.clone(), pair.1.clone()),
+            Type::Dyn | Type::Error | Type::Param(_) => {
+                self.mapping.assign(&Type::Dyn, &range);
+                (Type::Dyn, Type::Dyn)
+            }
+            other => {
+                self.issue(fold.range.id, format!("expression of type '{other}' cannot be range of a comprehension (must be list, map, or dynamic)"));
+                (Type::Error, Type::Error)
+            }
+        };
+        let depth = self.scopes.len();
+        self.scopes.push((fold.accu.clone(), accu.clone()));
+        self.scopes.push((fold.var.clone(), var));
+        self.scopes.extend(fold.var2.clone().map(|it| (it, var2)));
+        self.check(&mut fold.condition);
+        self.assert(&fold.condition, &Type::Bool);
+        self.check(&mut fold.step);
+        self.assert(&fold.step, &accu);
+        self.scopes.truncate(depth + 1);
+        let result = self.check(&mut fold.result);
+        self.scopes.truncate(depth);
+        self.mapping.substitute(&result, false)
+    }
+
+    fn assert(&mut self, expr: &Expr, wanted: &Type) {
+        let found = self.types[expr.id].clone();
+        if !self.mapping.assign(wanted, &found) {
+            self.issue(expr.id, format!("expected type '{wanted}' but found '{found}'"));
+        }
+    }
+}
+
+fn literal_type(literal: &Literal) -> Type {
+    match literal {
+        Literal::Null => Type::Null,
+        Literal::Bool(_) => Type::Bool,
+        Literal::Int(_) => Type::Int,
+        Literal::Uint(_) => Type::Uint,
+        Literal::Double(_) => Type::Double,
+        Literal::String(_) => Type::String,
+        Literal::Bytes(_) => Type::Bytes,
+    }
+}
+
+fn unwrap_optional(ty: &Type) -> (&Type, bool) {
+    match ty {
+        Type::Optional(of) => (of, true),
+        other => (other, false),
+    }
+}
+
+/// What is checked once the types are right: literals that can only fail, and lists of mixed types.
+struct Validator<'a> {
+    types: &'a [Type],
+    offsets: &'a [usize],
+    issues: Vec<Issue>,
+}
+
+impl Validator<'_> {
+    fn issue(&mut self, id: Id, message: String) {
+        self.issues.push(Issue { offset: self.offsets[id], message });
+    }
+
+    fn literals(&mut self, expr: &Expr) {
+        if let Kind::Call(call) = &expr.kind {
+            match (call.function.as_str(), call.args.first().map(|it| &it.kind)) {
+                (name @ ("duration" | "timestamp"), Some(Kind::Literal(literal))) => {
+                    if call.native.is_some_and(|it| it(&[eval::literal_value(literal)]).is_err()) {
+                        self.issue(call.args[0].id, format!("invalid {name} argument"));
+                    }
+                }
+                ("matches", Some(Kind::Literal(Literal::String(pattern)))) if strings::regex(pattern).is_err() => self.issue(call.args[0].id, "invalid matches argument".to_owned()),
+                ("format", Some(Kind::List(items))) => self.format(expr.id, call, items),
+                _ => (),
+            }
+        }
+        expr.children().into_iter().for_each(|it| self.literals(it));
+    }
+
+    fn format(&mut self, id: Id, call: &Call, items: &[Item]) {
+        let Some(Kind::Literal(Literal::String(text))) = call.target.as_ref().map(|it| &it.kind) else { return };
+        let types: Vec<Type> = items.iter().map(|it| self.types[it.value.id].clone()).collect();
+        match format::check(text, &types) {
+            Err((at, message)) => self.issue(at.map_or(id, |at| items[at].value.id), message),
+            Ok(used) if used < items.len() => self.issue(id, format!("too many arguments supplied to string.format (expected {used}, got {})", items.len())),
+            Ok(_) => (),
+        }
+    }
+
+    /// All items of a list, all keys and all values of a map are of one type; the arguments of `format` may differ.
+    fn aggregates(&mut self, expr: &Expr) {
+        match &expr.kind {
+            Kind::Call(call) if call.function == "format" => return,
+            Kind::List(items) => self.same(items.iter().map(|it| (it.value.id, it.is_optional)), true),
+            Kind::Map(entries) => {
+                self.same(entries.iter().map(|it| (it.key.id, false)), false);
+                self.same(entries.iter().map(|it| (it.value.id, it.is_optional)), false);
+            }
+            _ => (),
+        }
+        expr.children().into_iter().for_each(|it| self.aggregates(it));
+    }
+
+    fn same(&mut self, parts: impl Iterator<Item = (Id, bool)>, is_once: bool) {
+        let types = self.types;
+        let held = |id: Id, is_optional: bool| if is_optional { unwrap_optional(&types[id]).0 } else { &types[id] };
+        let mut first: Option<&Type> = None;
+        for (id, is_optional) in parts {
+            let ty = held(id, is_optional);
+            match first {
+                None => first = Some(ty),
+                Some(wanted) if wanted != ty => {
+                    self.issue(id, format!("expected type '{wanted}' but found '{ty}'"));
+                    if is_once {
+                        return;
+                    }
+                }
+                Some(_) => (),
+            }
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! From schemas to CEL's types, with the sizes that cost estimates need.
+//! Follows apiserver `pkg/cel/types.go`, `pkg/cel/escaping.go`, `pkg/cel/common/schemas.go`.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::types::Type;
+use crate::{
+    meta::{Meta, Value},
+    schema::{Schema, Shape as Node},
+};
+
+/// The largest request there may be (`MaxRequestSizeBytes`): what a field without a bound can hold at most.
+pub const REQUEST_BYTES_MAX: i64 = 3 * 1024 * 1024;
+/// How deep built-in types are followed: some of them contain themselves.
+const BUILTIN_DEPTH_MAX: usize = 12;
+
+/// A type and its sizes.
+#[derive(Clone, Debug)]
+pub struct Decl {
+    pub shape: Shape,
+    /// The most characters, items or entries.
+    pub max_elements: i64,
+    /// The fewest bytes of such a value as JSON.
+    pub min_size: i64,
+}
+
+#[derive(Clone, Debug)]
+pub enum Shape {
+    Scalar(Type),
+    List(Arc<Decl>),
+    Map(Arc<Decl>),
+    Object(Arc<Object>),
+}
+
+/// A type with fields, by their escaped names.
+#[derive(Debug, Default)]
+pub struct Object {
+    pub name: String,
+    pub fields: BTreeMap<String, Decl>,
+    /// Every field is there: the type of an object that an expression makes (`Object.spec`).
+    pub is_open: bool,
+}
+
+impl Object {
+    /// The type of a field: `Object.spec.x` is an object type of that name itself.
+    pub fn field(&self, name: &str) -> Option<Type> {
+        if self.is_open {
+            return Some(Type::Dyn);
+        }
+        self.fields.get(name).map(Decl::ty)
+    }
+}
+
+impl Decl {
+    pub fn scalar(ty: Type) -> Self {
+        Self::sized(ty, 1, 0)
+    }
+
+    fn sized(ty: Type, min_size: i64, max_elements: i64) -> Self {
+        Self { shape: Shape::Scalar(ty), max_elements, min_size }
+    }
+
+    /// An object of simple fields, such as `request`.
+    pub fn object(name: &str, fields: impl IntoIterator<Item = (&'static str, Decl)>) -> Self {
+        let fields = fields.into_iter().map(|(name, decl)| (name.to_owned(), decl)).collect();
+        Self { shape: Shape::Object(Arc::new(Object { name: name.to_owned(), fields, is_open: false })), max_elements: 0, min_size: 2 }
+    }
+
+    pub fn list(of: Decl) -> Self {
+        let most = (REQUEST_BYTES_MAX - 2) / (of.min_size + 1);
+        Self { shape: Shape::List(Arc::new(of)), max_elements: most, min_size: 2 }
+    }
+
+    pub fn map(of: Decl) -> Self {
+        let most = (REQUEST_BYTES_MAX - 2) / (of.min_size + 6);
+        Self { shape: Shape::Map(Arc::new(of)), max_elements: most, min_size: 2 }
+    }
+
+    pub fn string() -> Self {
+        Self::sized(Type::String, 2, REQUEST_BYTES_MAX - 2)
+    }
+
+    pub fn ty(&self) -> Type {
+        match &self.shape {
+            Shape::Scalar(ty) => ty.clone(),
+            Shape::List(of) => Type::list(of.ty()),
+            Shape::Map(of) => Type::map(Type::String, of.ty()),
+            Shape::Object(object) => Type::Object(object.clone()),
+        }
+    }
+
+    /// What a step of a path leads to: a field, or `@items`, `@values`, `@keys`.
+    pub fn step(&self, name: &str) -> Option<Decl> {
+        match (&self.shape, name) {
+            (Shape::List(of), "@items") | (Shape::Map(of), "@values") => Some(of.as_ref().clone()),
+            (Shape::Map(_), "@keys") => Some(Self::sized(Type::String, 2, 0)),
+            (Shape::Object(object), name) => object.fields.get(name).cloned(),
+            _ => None,
+        }
+    }
+
+    /// The fewest times that a value of this kind can stand in a request (`maxCardinality`).
+    pub fn max_cardinality(&self) -> u64 {
+        u64::try_from(REQUEST_BYTES_MAX / (self.min_size + 1)).unwrap_or_default()
+    }
+
+    /// From a node of a structural schema; `None` for what expressions do not see.
+    pub fn from_structural(schema: &Value, is_root: bool, name: &str) -> Option<Self> {
+        if schema["x-kubernetes-int-or-string"] == true {
+            let most = schema.int_at(&["maxLength"]).map_or(REQUEST_BYTES_MAX - 2, |it| it.max(0) * 4);
+            return Some(Self::sized(Type::Dyn, 1, most));
+        }
+        match schema.text("type") {
+            "array" => {
+                let items = schema.get("items")?;
+                let of = Self::from_structural(items, is_embedded(items), &format!("{name}.@idx"))?;
+                let list = Self::list(of);
+                Some(Self { max_elements: bound(schema, "maxItems").unwrap_or(list.max_elements), ..list })
+            }
+            "object" if schema["additionalProperties"].is_object() => {
+                let values = &schema["additionalProperties"];
+                let of = Self::from_structural(values, is_embedded(values), &format!("{name}.@elem"))?;
+                let map = Self::map(of);
+                Some(Self { max_elements: bound(schema, "maxProperties").unwrap_or(map.max_elements), ..map })
+            }
+            "object" => Some(Self::structural_object(schema, is_root, name)),
+            "string" => Some(Self::structural_string(schema)),
+            "boolean" => Some(Self::sized(Type::Bool, 4, 0)),
+            "number" => Some(Self::sized(Type::Double, 1, 0)),
+            "integer" => Some(Self::sized(Type::Int, 1, 0)),
+            _ => None,
+        }
+    }
+
+    fn structural_object(schema: &Value, is_root: bool, name: &str) -> Self {
+        let (mut fields, mut min_size) = (BTreeMap::new(), 2);
+        let required = schema.items_at(&["required"]);
+        for (field, property) in schema.map_at(&["properties"]).into_iter().flatten() {
+            let Some(escaped) = escape(field) else { continue };
+            let Some(decl) = Self::from_structural(property, is_embedded(property), &format!("{name}.{escaped}")) else { continue };
+            if required.iter().any(|it| it == field) && property.get("default").is_none() {
+                min_size += field.len() as i64 + decl.min_size + 4;
+            }
+            fields.insert(escaped, decl);
+        }
+        if is_root {
+            let names = ["name", "generateName"].map(|it| (it, Self::string()));
+            fields.insert("metadata".to_owned(), Self::object(&format!("{name}.metadata"), names));
+            for field in ["apiVersion", "kind"] {
+                fields.insert(field.to_owned(), Self::string());
+            }
+        }
+        let object = Object { name: name.to_owned(), fields, is_open: false };
+        Self { shape: Shape::Object(Arc::new(object)), max_elements: 0, min_size }
+    }
+
+    fn structural_string(schema: &Value) -> Self {
+        match schema.text("format") {
+            "byte" => Self::sized(Type::Bytes, 2, bound(schema, "maxLength").unwrap_or(REQUEST_BYTES_MAX - 2)),
+            "duration" => Self::sized(Type::Duration, 3, 32),
+            "date" => Self::sized(Type::Timestamp, 12, 12),
+            "date-time" => Self::sized(Type::Timestamp, 21, 32),
+            _ => {
+                let longest = schema.items_at(&["enum"]).iter().filter_map(Value::as_str).map(|it| it.len() as i64).max();
+                let most = bound(schema, "maxLength").map(|it| it * 4).or(longest).unwrap_or(REQUEST_BYTES_MAX - 2);
+                Self::sized(Type::String, 2, most)
+            }
+        }
+    }
+
+    /// From a built-in schema, or any other, for the type check of policies.
+    pub fn from_schema(schema: &Schema, name: &str) -> Self {
+        Self::builtin(schema, name, BUILTIN_DEPTH_MAX)
+    }
+
+    fn builtin(schema: &Schema, name: &str, depth: usize) -> Self {
+        if let Some(rules) = &schema.rules {
+            return Self::from_structural(&rules.source, false, name).unwrap_or_else(|| Self::scalar(Type::Dyn));
+        }
+        match &schema.shape {
+            _ if depth == 0 => Self::scalar(Type::Dyn),
+            Node::Bool => Self::scalar(Type::Bool),
+            Node::Int32 | Node::Int64 => Self::scalar(Type::Int),
+            Node::Float => Self::scalar(Type::Double),
+            Node::String | Node::Quantity | Node::Duration => Self::string(),
+            Node::Bytes => Self::sized(Type::Bytes, 2, REQUEST_BYTES_MAX - 2),
+            Node::Time | Node::MicroTime => Self::sized(Type::Timestamp, 21, 32),
+            Node::Map { values, .. } => Self::map(Self::builtin(values, &format!("{name}.@elem"), depth - 1)),
+            Node::List { items, .. } => Self::list(Self::builtin(items, &format!("{name}.@idx"), depth - 1)),
+            Node::Object(shape) => {
+                let child = |field: &str, of: &Schema| Some((escape(field)?, Self::builtin(of, &format!("{name}.{field}"), depth - 1)));
+                let mut fields: BTreeMap<String, Decl> = shape.fields.iter().filter_map(|it| child(&it.name, &it.schema)).collect();
+                if shape.has_type_meta {
+                    fields.extend(["apiVersion", "kind"].map(|it| (it.to_owned(), Self::string())));
+                }
+                Self { shape: Shape::Object(Arc::new(Object { name: name.to_owned(), fields, is_open: false })), max_elements: 0, min_size: 2 }
+            }
+            _ => Self::scalar(Type::Dyn),
+        }
+    }
+}
+
+fn is_embedded(schema: &Value) -> bool {
+    schema["x-kubernetes-embedded-resource"] == true
+}
+
+fn bound(schema: &Value, name: &str) -> Option<i64> {
+    schema.int_at(&[name]).map(|it| it.max(0))
+}
+
+/// Words of the language that are no names of fields as they are.
+const KEYWORDS: [&str; 21] = [
+    "true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function", "if", "import", "let", "loop", "package", "namespace", "return",
+    "var", "void", "while",
+];
+
+/// The name of a field as expressions spell it; `None` where they cannot.
+pub fn escape(field: &str) -> Option<String> {
+    if KEYWORDS.contains(&field) {
+        return Some(format!("__{field}__"));
+    }
+    let is_spellable = |it: char| it == '_' || it == '.' || it == '-' || it == '/' || it.is_ascii_alphanumeric();
+    if field.is_empty() || field.starts_with(|it: char| it.is_ascii_digit()) || !field.chars().all(is_spellable) {
+        return None;
+    }
+    Some(field.replace("__", "__underscores__").replace('.', "__dot__").replace('-', "__dash__").replace('/', "__slash__"))
+}
+
+/// The field that an expression means.
+pub fn unescape(name: &str) -> String {
+    if let Some(word) = name.strip_prefix("__").and_then(|it| it.strip_suffix("__")).filter(|it| KEYWORDS.contains(it)) {
+        return word.to_owned();
+    }
+    if !name.contains("__") {
+        return name.to_owned();
+    }
+    name.replace("__slash__", "/").replace("__dash__", "-").replace("__dot__", ".").replace("__underscores__", "__")
+}

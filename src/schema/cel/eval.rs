@@ -1,0 +1,498 @@
+//! Runs a checked tree, and counts what it costs. Follows cel-go `interpreter/interpretable.go`, `interpreter/runtimecost.go`
+//! and `CallCost` of apiserver `pkg/cel/library/cost.go`.
+
+use std::{collections::BTreeMap, rc::Rc};
+
+use super::{
+    Bindings,
+    ast::{ACCUMULATOR, Call, Entry, Expr, Fold, Item, Kind, Literal},
+    cost,
+    functions::{add, contains, insert},
+    kube::Kube,
+    strings,
+    types::Type,
+    value::{Eval, EvalError, Key, List, Map, Val, fail, no_overload},
+};
+
+/// Results beyond this size cost something by themselves: upstream does not charge for building them, and so leaves a way to fill its memory.
+const FREE_SIZE: u64 = 1024;
+/// A unit for that many items or characters of such a result.
+const ITEMS_PER_UNIT: u64 = 64;
+
+pub struct Evaluator<'a, 'b> {
+    bindings: &'b Bindings<'a>,
+    /// Variables of macros, the innermost last.
+    scopes: Vec<(&'b str, Eval<Val<'a>>)>,
+    pub cost: u64,
+    limit: u64,
+}
+
+impl<'a, 'b> Evaluator<'a, 'b> {
+    pub fn new(bindings: &'b Bindings<'a>, limit: u64) -> Self {
+        Self { bindings, scopes: Vec::new(), cost: 0, limit }
+    }
+
+    fn charge(&mut self, cost: u64) -> Eval<()> {
+        self.cost = self.cost.saturating_add(cost);
+        if self.cost > self.limit { Err(EvalError::TooCostly) } else { Ok(()) }
+    }
+
+    pub fn eval(&mut self, expr: &'b Expr) -> Eval<Val<'a>> {
+        match &expr.kind {
+            Kind::Literal(literal) => Ok(literal_value(literal)),
+            Kind::Ident(name) => self.ident(name),
+            Kind::Select { operand, field, is_test: true } => self.has(operand, field),
+            Kind::Select { operand, field, .. } => self.select(operand, field),
+            Kind::Call(call) => self.call(call),
+            Kind::List(items) => self.list(items),
+            Kind::Map(entries) => self.map(entries),
+            Kind::Struct(name, fields) => self.structure(name, fields),
+            Kind::Fold(fold) if fold.is_bind() => self.bind(fold),
+            Kind::Fold(fold) => self.fold(fold),
+            Kind::Broken => fail("broken expression"),
+        }
+    }
+
+    fn ident(&mut self, name: &'b str) -> Eval<Val<'a>> {
+        let name = name.strip_prefix('.').unwrap_or(name);
+        if let Some((_, value)) = self.scopes.iter().rev().find(|(it, _)| *it == name) {
+            let value = value.clone();
+            self.charge(1)?;
+            return value;
+        }
+        match self.bindings.get(name) {
+            Some(value) => {
+                self.charge(1)?;
+                Ok(value)
+            }
+            None => Type::named(name).map_or_else(|| fail(format!("no such attribute(s): {name}")), |it| Ok(Val::Type(it.runtime_name().to_owned()))),
+        }
+    }
+
+    /// A field of what a call made costs one unit more than a field of a variable: the call begins a new chain.
+    fn charge_chain(&mut self, operand: &Expr) -> Eval<()> {
+        self.charge(u64::from(!is_chain(operand)))
+    }
+
+    fn select(&mut self, operand: &'b Expr, field: &str) -> Eval<Val<'a>> {
+        let value = self.eval(operand)?;
+        self.charge_chain(operand)?;
+        self.charge(1)?;
+        match value {
+            Val::Variables => self.bindings.variable(field),
+            value @ (Val::Map(_) | Val::Object(_) | Val::Optional(_)) => value.index(&Val::String(field.into())),
+            _ => fail(format!("no such key: {field}")),
+        }
+    }
+
+    fn has(&mut self, operand: &'b Expr, field: &str) -> Eval<Val<'a>> {
+        let value = self.eval(operand).inspect_err(|_| self.cost = self.cost.saturating_sub(1))?;
+        self.charge_chain(operand)?;
+        let is_there = match value {
+            Val::Variables => self.bindings.variable(field).is_ok(),
+            Val::Optional(None) => false,
+            Val::Optional(Some(it)) => it.find(&Val::String(field.into()))?.is_some(),
+            value => value.find(&Val::String(field.into()))?.is_some(),
+        };
+        Ok(Val::Bool(is_there))
+    }
+
+    fn list(&mut self, items: &'b [Item]) -> Eval<Val<'a>> {
+        let mut list = Vec::with_capacity(items.len());
+        for item in items {
+            match (self.eval(&item.value)?, item.is_optional) {
+                (value, false) => list.push(value),
+                (Val::Optional(value), true) => list.extend(value.map(|it| it.as_ref().clone())),
+                (other, true) => return fail(format!("cannot initialize optional list element from non-optional value {}", other.shown())),
+            }
+        }
+        self.charge(if is_constant_list(items) { 0 } else { cost::LIST })?;
+        Ok(Val::list(list))
+    }
+
+    fn map(&mut self, entries: &'b [Entry]) -> Eval<Val<'a>> {
+        let mut map = BTreeMap::new();
+        for entry in entries {
+            let key = self.eval(&entry.key)?;
+            let value = self.eval(&entry.value)?;
+            let Some(place) = Key::of(&key) else { return fail(format!("unsupported key type: {}", key.type_name())) };
+            let value = match (value, entry.is_optional) {
+                (value, false) => value,
+                (Val::Optional(Some(value)), true) => value.as_ref().clone(),
+                (Val::Optional(None), true) => continue,
+                (other, true) => return fail(format!("cannot initialize optional entry '{}' from non-optional value {}", key.shown(), other.shown())),
+            };
+            map.insert(place, (key, value));
+        }
+        self.charge(if is_constant_map(entries) { 0 } else { cost::MAP })?;
+        Ok(Val::Map(Map::Made(Rc::new(map))))
+    }
+
+    fn structure(&mut self, name: &str, fields: &'b [Entry]) -> Eval<Val<'a>> {
+        let mut made = BTreeMap::new();
+        for field in fields {
+            let Kind::Literal(Literal::String(key)) = &field.key.kind else { continue };
+            match (self.eval(&field.value)?, field.is_optional) {
+                (Val::Optional(None), true) => (),
+                (Val::Optional(Some(value)), true) => _ = made.insert(key.clone(), value.as_ref().clone()),
+                (value, _) => _ = made.insert(key.clone(), value),
+            }
+        }
+        self.charge(cost::STRUCT)?;
+        Ok(Val::Object(Rc::new((name.to_owned(), made))))
+    }
+
+    fn bind(&mut self, fold: &'b Fold) -> Eval<Val<'a>> {
+        let value = self.eval(&fold.init)?;
+        self.scopes.push((&fold.accu, Ok(value)));
+        let result = self.eval(&fold.result);
+        self.scopes.pop();
+        result
+    }
+
+    fn fold(&mut self, fold: &'b Fold) -> Eval<Val<'a>> {
+        let range = self.eval(&fold.range)?;
+        let init = self.eval(&fold.init)?;
+        let depth = self.scopes.len();
+        self.scopes.push((&fold.accu, Ok(init)));
+        let result = self.rounds(fold, &range);
+        self.scopes.truncate(depth + 1);
+        let result = result.and_then(|()| self.eval(&fold.result));
+        self.scopes.truncate(depth);
+        result
+    }
+
+    fn rounds(&mut self, fold: &'b Fold, range: &Val<'a>) -> Eval<()> {
+        match range {
+            Val::List(list) => {
+                for at in 0..list.len() {
+                    let item = list.get(at);
+                    let (first, second) = if fold.var2.is_some() { (Ok(Val::Int(at as i64)), Some(item)) } else { (item, None) };
+                    if !self.round(fold, first?, second.transpose()?)? {
+                        break;
+                    }
+                }
+            }
+            Val::Map(map) => {
+                for key in map.keys() {
+                    let value = if fold.var2.is_some() { Some(map.find(&key)?.unwrap_or(Val::Null)) } else { None };
+                    if !self.round(fold, key, value)? {
+                        break;
+                    }
+                }
+            }
+            _ => return no_overload(),
+        }
+        Ok(())
+    }
+
+    /// One element; `false` when the loop is over. An error in a quantifier may be outdone by a later element, so it stays for the end.
+    fn round(&mut self, fold: &'b Fold, first: Val<'a>, second: Option<Val<'a>>) -> Eval<bool> {
+        let place = self.scopes.len() - 1;
+        self.scopes.push((&fold.var, Ok(first)));
+        if let (Some(name), Some(value)) = (&fold.var2, second) {
+            self.scopes.push((name, Ok(value)));
+        }
+        let goes_on = self.eval(&fold.condition)?;
+        let is_over = matches!(goes_on, Val::Bool(false));
+        if !is_over {
+            let value = self.eval(&fold.step);
+            if let Err(error @ (EvalError::TooCostly | EvalError::OutOfBudget)) = value {
+                return Err(error);
+            }
+            self.scopes[place].1 = value;
+        }
+        self.scopes.truncate(place + 1);
+        Ok(!is_over)
+    }
+
+    fn call(&mut self, call: &'b Call) -> Eval<Val<'a>> {
+        match (call.function.as_str(), &call.args[..]) {
+            ("_&&_", [left, right]) => self.logic(left, right, false),
+            ("_||_", [left, right]) => self.logic(left, right, true),
+            ("_?_:_", [condition, yes, no]) => match self.eval(condition)? {
+                Val::Bool(true) => self.branch(yes),
+                Val::Bool(false) => self.branch(no),
+                _ => no_overload(),
+            },
+            ("or" | "orValue", [other]) => self.optional_or(call, other),
+            ("@not_strictly_false", [value]) => {
+                let value = self.eval(value);
+                self.charge(1)?;
+                match value {
+                    Err(EvalError::Failed(_)) => Ok(Val::Bool(true)),
+                    Err(other) => Err(other),
+                    Ok(value) => Ok(Val::Bool(!matches!(value, Val::Bool(false)))),
+                }
+            }
+            ("_+_" | "cel.@mapInsert", [accu, rest @ ..]) if matches!(&accu.kind, Kind::Ident(name) if name == ACCUMULATOR) => self.gather(call, rest),
+            ("@in", [item, list]) if let Some(list) = literal_list(list) => {
+                let item = self.eval(item)?;
+                contains(&list, &item).map(Val::Bool)
+            }
+            ("_[_]", [value, index]) => {
+                let (operand, value) = (value, self.eval(value)?);
+                let index = self.branch(index)?;
+                self.charge_chain(operand)?;
+                self.charge(1)?;
+                value.index(&index)
+            }
+            ("_?._" | "_[?_]", [value, index]) => {
+                let (operand, value) = (value, self.eval(value)?);
+                let index = self.branch(index)?;
+                self.charge_chain(operand)?;
+                let found = match (call.native, &value) {
+                    (_, Val::Variables) => Ok(self.bindings.variable(&index.shown()).map_or_else(|_| Val::none(), Val::some)),
+                    (Some(native), _) => native(&[value, index]),
+                    (None, _) => no_overload(),
+                }?;
+                self.charge(u64::from(matches!(found, Val::Optional(Some(_)))))?;
+                Ok(found)
+            }
+            _ => self.plain_call(call),
+        }
+    }
+
+    /// A branch of a condition, or a key: a variable's own unit is not counted there.
+    fn branch(&mut self, expr: &'b Expr) -> Eval<Val<'a>> {
+        let value = self.eval(expr)?;
+        self.cost -= u64::from(is_chain(expr));
+        Ok(value)
+    }
+
+    fn optional_or(&mut self, call: &'b Call, other: &'b Expr) -> Eval<Val<'a>> {
+        let Some(target) = &call.target else { return no_overload() };
+        match (self.eval(target)?, call.function.as_str()) {
+            (Val::Optional(None), _) => self.eval(other),
+            (Val::Optional(Some(it)), "orValue") => Ok(it.as_ref().clone()),
+            (some @ Val::Optional(_), _) => Ok(some),
+            _ => no_overload(),
+        }
+    }
+
+    /// The values of the arguments. A call of one or two is charged for even when one of them failed.
+    fn arguments(&mut self, call: &'b Call) -> Eval<Vec<Val<'a>>> {
+        let mut args = Vec::with_capacity(call.args.len() + 1);
+        let mut failure = None;
+        let is_short = call.args.len() + usize::from(call.target.is_some()) <= 2;
+        for arg in call.all() {
+            match self.eval(arg) {
+                Ok(value) => args.push(value),
+                Err(EvalError::Failed(why)) if is_short => failure = failure.or(Some(why)),
+                Err(other) => return Err(other),
+            }
+        }
+        let Some(why) = failure else { return Ok(args) };
+        self.charge(if call.function == "check" { cost::CHECK } else { 1 })?;
+        fail(why)
+    }
+
+    fn plain_call(&mut self, call: &'b Call) -> Eval<Val<'a>> {
+        let args = self.arguments(call)?;
+        let Some(native) = call.native else { return no_overload() };
+        let result = match (call.function.as_str(), args.first()) {
+            ("sum", Some(Val::List(list))) if list.len() == 0 => Ok(zero_of(&call.overloads)),
+            _ => native(&args),
+        };
+        if !is_constant_call(call) {
+            self.charge(call_cost(call, &args, &result))?;
+        }
+        if let Ok(made) = &result
+            && made.size() > FREE_SIZE
+        {
+            self.charge(made.size() / ITEMS_PER_UNIT)?;
+        }
+        result
+    }
+
+    /// Adds to what a macro gathers, in place: nobody else holds it.
+    fn gather(&mut self, call: &'b Call, rest: &'b [Expr]) -> Eval<Val<'a>> {
+        self.charge(1)?;
+        let mut added = Vec::with_capacity(rest.len());
+        for arg in rest {
+            added.push(self.eval(arg)?);
+        }
+        self.charge(1)?;
+        let Some(place) = self.scopes.iter_mut().rev().find(|(name, _)| *name == ACCUMULATOR) else { return no_overload() };
+        let accu = std::mem::replace(&mut place.1, Ok(Val::Null))?;
+        match (call.function.as_str(), added.pop()) {
+            ("_+_", Some(value)) => add(accu, value),
+            (_, Some(value)) => {
+                added.push(value);
+                insert(accu, &added)
+            }
+            (_, None) => no_overload(),
+        }
+    }
+
+    /// `&&` and `||`: one side that decides outdoes an error on the other.
+    fn logic(&mut self, left: &'b Expr, right: &'b Expr, decisive: bool) -> Eval<Val<'a>> {
+        let left = self.eval(left);
+        match &left {
+            Ok(Val::Bool(value)) if *value == decisive => return left,
+            Err(error) if !matches!(error, EvalError::Failed(_)) => return left,
+            _ => (),
+        }
+        match (left, self.eval(right)) {
+            (_, Ok(Val::Bool(value))) if value == decisive => Ok(Val::Bool(decisive)),
+            (_, Err(error)) if !matches!(error, EvalError::Failed(_)) => Err(error),
+            (Ok(Val::Bool(_)), right @ Ok(Val::Bool(_))) => right,
+            (Err(error), _) => Err(error),
+            (_, Err(error)) => Err(error),
+            _ => no_overload(),
+        }
+    }
+}
+
+/// Constants are computed when the program is made; one that fails makes it no program.
+pub fn try_constants(expr: &Expr) -> Result<(), String> {
+    if let Kind::Call(call) = &expr.kind {
+        if let ("find" | "findAll", [Expr { kind: Kind::Literal(Literal::String(pattern)), .. }, ..]) = (call.function.as_str(), &call.args[..]) {
+            strings::regex(pattern).map_err(|it| it.to_string())?;
+        }
+        let native = call.native.filter(|_| is_constant_call(call) && matches!(call.args[..], [Expr { kind: Kind::Literal(_), .. }]));
+        let literal = call.args.first().and_then(|it| if let Kind::Literal(literal) = &it.kind { Some(literal_value(literal)) } else { None });
+        if let (Some(native), Some(literal)) = (native, literal) {
+            native(&[literal]).map_err(|it| it.to_string())?;
+        }
+    }
+    expr.children().into_iter().try_for_each(try_constants)
+}
+
+/// A variable, or what its fields and entries lead to.
+fn is_chain(expr: &Expr) -> bool {
+    match &expr.kind {
+        Kind::Ident(_) | Kind::Select { is_test: false, .. } => true,
+        Kind::Call(call) => matches!(call.function.as_str(), "_[_]" | "_?._" | "_[?_]"),
+        _ => false,
+    }
+}
+
+pub fn literal_value<'a>(literal: &Literal) -> Val<'a> {
+    match literal {
+        Literal::Null => Val::Null,
+        Literal::Bool(it) => Val::Bool(*it),
+        Literal::Int(it) => Val::Int(*it),
+        Literal::Uint(it) => Val::Uint(*it),
+        Literal::Double(it) => Val::Double(*it),
+        Literal::String(it) => Val::text(it.as_str()),
+        Literal::Bytes(it) => Val::Bytes(it.as_slice().into()),
+    }
+}
+
+/// Literals of literals are made once upstream and cost nothing at run time.
+fn is_constant(expr: &Expr) -> bool {
+    match &expr.kind {
+        Kind::Literal(_) => true,
+        Kind::List(items) => is_constant_list(items),
+        Kind::Map(entries) => is_constant_map(entries),
+        Kind::Call(call) => is_constant_call(call),
+        _ => false,
+    }
+}
+
+/// A conversion of a constant is one too.
+pub fn is_constant_call(call: &Call) -> bool {
+    let is_conversion = matches!(call.function.as_str(), "bool" | "bytes" | "double" | "duration" | "dyn" | "int" | "string" | "timestamp" | "uint" | "type");
+    is_conversion && call.target.is_none() && call.args.iter().all(is_constant)
+}
+
+fn is_constant_list(items: &[Item]) -> bool {
+    items.iter().all(|it| !it.is_optional && is_constant(&it.value))
+}
+
+fn is_constant_map(entries: &[Entry]) -> bool {
+    entries.iter().all(|it| !it.is_optional && is_constant(&it.key) && is_constant(&it.value))
+}
+
+/// A list of scalar literals, in which `in` looks for free.
+fn literal_list<'a>(expr: &Expr) -> Option<List<'a>> {
+    let Kind::List(items) = &expr.kind else { return None };
+    let values: Option<Vec<Val<'a>>> = items.iter().map(|it| if let Kind::Literal(literal) = &it.value.kind { Some(literal_value(literal)) } else { None }).collect();
+    Some(List::Made(Rc::new(values?), None))
+}
+
+fn zero_of<'a>(overloads: &[&str]) -> Val<'a> {
+    match overloads {
+        ["list_uint_sum_uint"] => Val::Uint(0),
+        ["list_double_sum_double"] => Val::Double(0.0),
+        ["list_duration_sum_duration"] => Val::Duration(0),
+        _ => Val::Int(0),
+    }
+}
+
+fn scaled(size: u64, factor: f64) -> u64 {
+    (size as f64 * factor).ceil() as u64
+}
+
+/// A pattern tried on a text.
+fn matched(text: u64, pattern: u64) -> u64 {
+    scaled(text.saturating_add(1), cost::TRAVERSAL).saturating_mul(scaled(pattern, cost::PATTERN))
+}
+
+fn call_cost(call: &Call, args: &[Val<'_>], result: &Eval<Val<'_>>) -> u64 {
+    let size = |at: usize| args.get(at).map_or(1, Val::size);
+    let overload = if call.overloads.len() == 1 { call.overloads[0] } else { "" };
+    let parsed = scaled(size(0), cost::TRAVERSAL);
+    match call.function.as_str() {
+        "check" => cost::CHECK,
+        "fieldSelector" | "labelSelector" => cost::selector_cost(size(1)),
+        "isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf" => args.first().map_or(1, traversal),
+        "url" | "lowerAscii" | "upperAscii" | "substring" | "trim" | "jsonpatch.escapeKey" => parsed,
+        "replace" | "split" | "ip.isCanonical" => scaled(size(0), 2.0 * cost::TRAVERSAL),
+        "join" => scaled(result.as_ref().map_or(0, Val::size), 2.0 * cost::TRAVERSAL),
+        "find" | "findAll" => matched(size(0), size(1)),
+        "matches" if overload == "matches_string" => matched(size(0), size(1)),
+        "ip" if matches!(args.first(), Some(Val::Kube(_))) => 1,
+        "ip" | "cidr" | "isIP" | "isCIDR" | "quantity" | "isQuantity" | "semver" | "isSemver" => parsed,
+        "containsIP" | "containsCIDR" => {
+            let net = size(0);
+            let mut cost = scaled(net + net, cost::TRAVERSAL);
+            if call.function == "containsCIDR" {
+                cost += scaled(net, cost::TRAVERSAL) + 1;
+            }
+            cost + if matches!(args.get(1), Some(Val::String(_))) && !overload.is_empty() { scaled(size(1), cost::TRAVERSAL) } else { 0 }
+        }
+        "validate" => match args.first() {
+            Some(Val::Kube(it)) => match it.as_ref() {
+                Kube::Format(format) => matched(size(1), format.regex_size),
+                _ => 1,
+            },
+            _ => 1,
+        },
+        "lists.range" | "slice" | "reverse" => 1 + cost::LIST + result.as_ref().map_or(1, Val::size),
+        "flatten" => 1 + cost::LIST + size(0).saturating_mul(if let Some(Val::Int(depth)) = args.get(1) { depth.unsigned_abs() } else { 1 }),
+        "distinct" | "sort" => compared_all(args.first()),
+        "@sortByAssociatedKeys" => compared_all(args.get(1)),
+        "sets.contains" | "sets.intersects" => 1 + size(0).saturating_mul(size(1)),
+        "sets.equivalent" => 1 + size(0).saturating_mul(size(1)).saturating_mul(2),
+        "_==_" if matches!(args.first(), Some(Val::Kube(_) | Val::Check(_))) => 1,
+        "startsWith" | "endsWith" | "strings.quote" | "format" => parsed,
+        "contains" if overload == "contains_string" => scaled(size(0), cost::TRAVERSAL).saturating_mul(scaled(size(1), cost::TRAVERSAL)),
+        "@in" if overload == "in_list" => size(1),
+        "_==_" | "_!=_" => scaled(size(0).min(size(1)), cost::TRAVERSAL),
+        "_+_" if matches!(overload, "add_string" | "add_bytes") => scaled(size(0).saturating_add(size(1)), cost::TRAVERSAL),
+        "_<_" | "_<=_" | "_>_" | "_>=_" if overload.ends_with("_string") || overload.ends_with("_bytes") => scaled(size(0).min(size(1)), cost::TRAVERSAL),
+        "bytes" | "string" if matches!(overload, "string_to_bytes" | "bytes_to_string") => parsed,
+        _ => 1,
+    }
+}
+
+/// A list whose items are all compared with each other.
+fn compared_all(list: Option<&Val<'_>>) -> u64 {
+    let Some(Val::List(list)) = list else { return 1 };
+    let size = list.len() as f64;
+    let is_text = list.iter().next().is_some_and(|it| matches!(it, Ok(Val::String(_) | Val::Bytes(_))));
+    (size * size * if is_text { 2.0 + cost::TRAVERSAL } else { 2.0 }) as u64 + 1 + cost::LIST
+}
+
+/// What it costs to look at all of a value.
+fn traversal(value: &Val<'_>) -> u64 {
+    match value {
+        Val::String(it) => (it.len() as f64 * cost::TRAVERSAL) as u64,
+        Val::Bytes(it) => (it.len() as f64 * cost::TRAVERSAL) as u64,
+        Val::List(list) => list.iter().map(|it| it.as_ref().map_or(1, traversal)).sum(),
+        Val::Map(map) => map.keys().iter().map(|key| traversal(key) + map.find(key).ok().flatten().as_ref().map_or(1, traversal)).sum(),
+        _ => 1,
+    }
+}

@@ -1,0 +1,224 @@
+//! `'%s'.format([x])`. Follows cel-go `ext/formatting.go`.
+
+use super::{
+    functions::string_of,
+    types::Type,
+    value::{Eval, Val, fail},
+};
+
+/// Digits after the point where none are asked for.
+const PRECISION: usize = 6;
+/// The most digits after the point.
+const PRECISION_MAX: usize = 1000;
+
+/// What is wrong with a call whose format is known; the argument it concerns, if one.
+pub type Complaint = (Option<usize>, String);
+
+pub fn format(text: &str, args: &[Val<'_>]) -> Eval<String> {
+    let mut output = String::new();
+    let mut write = |piece: Piece<'_>| {
+        match piece {
+            Piece::Text(text) => output.push_str(text),
+            Piece::Clause(clause, precision, at) => match clause_text(clause, precision, &args[at]) {
+                Ok(text) => output.push_str(&text),
+                Err(why) => return Err((None, format!("error during formatting: {why}"))),
+            },
+        }
+        Ok(())
+    };
+    let done = pieces(text, args.len(), &mut write).map_err(|(_, why)| why);
+    done.map_or_else(fail, |_| Ok(output))
+}
+
+/// Checks the types of the arguments; returns how many the format wants.
+pub fn check(text: &str, args: &[Type]) -> Result<usize, Complaint> {
+    pieces(text, args.len(), &mut |piece| match piece {
+        Piece::Clause(clause, _, at) if !fits(clause, &args[at]) => Err((Some(at), format!("error during formatting: {}", refusal(clause, args[at].runtime_name())))),
+        _ => Ok(()),
+    })
+}
+
+enum Piece<'a> {
+    Text(&'a str),
+    /// Letter, precision, argument.
+    Clause(char, Option<usize>, usize),
+}
+
+/// Calls `each` with every piece; returns the number of clauses.
+fn pieces<'a>(text: &'a str, count: usize, each: &mut dyn FnMut(Piece<'a>) -> Result<(), Complaint>) -> Result<usize, Complaint> {
+    let (mut rest, mut used) = (text, 0);
+    while let Some(at) = rest.find('%') {
+        each(Piece::Text(&rest[..at]))?;
+        rest = &rest[at + 1..];
+        if let Some(after) = rest.strip_prefix('%') {
+            each(Piece::Text("%"))?;
+            rest = after;
+            continue;
+        }
+        if used >= count {
+            return Err((None, format!("index {used} out of range")));
+        }
+        let (clause, precision, after) = clause(rest)?;
+        each(Piece::Clause(clause, precision, used))?;
+        rest = after;
+        used += 1;
+    }
+    each(Piece::Text(rest))?;
+    Ok(used)
+}
+
+fn clause(text: &str) -> Result<(char, Option<usize>, &str), Complaint> {
+    let complain = |why: &str| Err((None, format!("could not parse formatting clause: {why}")));
+    let (precision, rest) = match text.strip_prefix('.') {
+        None => (None, text),
+        Some(after) => {
+            let end = after.find(|it: char| !it.is_ascii_digit()).unwrap_or(after.len());
+            if end == after.len() {
+                return complain("error while parsing precision: could not find end of precision specifier");
+            }
+            match after[..end].parse().ok().filter(|it| *it <= PRECISION_MAX) {
+                Some(digits) => (Some(digits), &after[end..]),
+                None => return complain(&format!("error while parsing precision: error while converting precision to integer: strconv.Atoi: parsing {:?}: invalid syntax", &after[..end])),
+            }
+        }
+    };
+    let Some(letter) = rest.chars().next() else { return Err((None, "unexpected end of string".to_owned())) };
+    if !"sdfebxXo".contains(letter) {
+        return complain(&format!("unrecognized formatting clause \"{letter}\""));
+    }
+    Ok((letter, precision, &rest[letter.len_utf8()..]))
+}
+
+fn fits(clause: char, ty: &Type) -> bool {
+    match (clause, ty) {
+        (_, Type::Dyn) => true,
+        ('d' | 'o', _) => matches!(ty, Type::Int | Type::Uint),
+        ('f' | 'e', _) => matches!(ty, Type::Double | Type::String),
+        ('b', _) => matches!(ty, Type::Int | Type::Uint | Type::Bool),
+        ('x' | 'X', _) => matches!(ty, Type::Int | Type::Uint | Type::String | Type::Bytes),
+        _ => !matches!(ty, Type::Opaque(_) | Type::Object(_) | Type::Optional(_) | Type::Error | Type::Param(_)),
+    }
+}
+
+fn refusal(clause: char, name: &str) -> String {
+    let rule = match clause {
+        'd' => "decimal clause can only be used on integers",
+        'f' => "fixed-point clause can only be used on doubles",
+        'e' => "scientific clause can only be used on doubles",
+        'b' => "only integers and bools can be formatted as binary",
+        'x' | 'X' => "only integers, byte buffers, and strings can be formatted as hex",
+        'o' => "octal clause can only be used on integers",
+        _ => "string clause can only be used on strings, bools, bytes, ints, doubles, maps, lists, types, durations, and timestamps",
+    };
+    format!("{rule}, was given {name}")
+}
+
+fn clause_text(clause: char, precision: Option<usize>, value: &Val<'_>) -> Result<String, String> {
+    let digits = precision.unwrap_or(PRECISION);
+    Ok(match (clause, value) {
+        ('s', _) => shown(value, false)?,
+        ('d', Val::Int(it)) => it.to_string(),
+        ('d', Val::Uint(it)) => it.to_string(),
+        ('f', _) => fixed(double(value).ok_or_else(|| refusal(clause, value.type_name()))?, digits),
+        ('e', _) => scientific(double(value).ok_or_else(|| refusal(clause, value.type_name()))?, digits),
+        ('b', Val::Int(it)) => signed(*it, |it| format!("{it:b}")),
+        ('b', Val::Uint(it)) => format!("{it:b}"),
+        ('b', Val::Bool(it)) => u8::from(*it).to_string(),
+        ('o', Val::Int(it)) => signed(*it, |it| format!("{it:o}")),
+        ('o', Val::Uint(it)) => format!("{it:o}"),
+        ('x' | 'X', Val::Int(_) | Val::Uint(_) | Val::String(_) | Val::Bytes(_)) => {
+            let lower = match value {
+                Val::Int(it) => signed(*it, |it| format!("{it:x}")),
+                Val::Uint(it) => format!("{it:x}"),
+                Val::String(it) => it.bytes().map(|it| format!("{it:02x}")).collect(),
+                Val::Bytes(it) => it.iter().map(|it| format!("{it:02x}")).collect(),
+                _ => String::new(),
+            };
+            if clause == 'X' { lower.to_ascii_uppercase() } else { lower }
+        }
+        _ => return Err(refusal(clause, value.type_name())),
+    })
+}
+
+fn signed(it: i64, make: fn(u64) -> String) -> String {
+    format!("{}{}", if it < 0 { "-" } else { "" }, make(it.unsigned_abs()))
+}
+
+fn double(value: &Val<'_>) -> Option<f64> {
+    match value {
+        Val::Double(it) => Some(*it),
+        Val::String(it) => match it.as_ref() {
+            "NaN" => Some(f64::NAN),
+            "Infinity" => Some(f64::INFINITY),
+            "-Infinity" => Some(f64::NEG_INFINITY),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn no_number(it: f64) -> &'static str {
+    if it.is_nan() { "NaN" } else if it > 0.0 { "∞" } else { "-∞" }
+}
+
+/// As the locale en_US writes it: commas between thousands.
+fn fixed(it: f64, digits: usize) -> String {
+    if !it.is_finite() {
+        return no_number(it).to_owned();
+    }
+    let text = format!("{:.digits$}", it.abs());
+    let (whole, fraction) = text.split_once('.').map_or((text.as_str(), String::new()), |(whole, part)| (whole, format!(".{part}")));
+    let mut grouped = String::new();
+    for (at, digit) in whole.chars().enumerate() {
+        if at > 0 && (whole.len() - at) % 3 == 0 {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    format!("{}{grouped}{fraction}", if it.is_sign_negative() { "-" } else { "" })
+}
+
+/// `1.234500×10⁰³`
+fn scientific(it: f64, digits: usize) -> String {
+    if !it.is_finite() {
+        return no_number(it).to_owned();
+    }
+    let text = format!("{it:.digits$e}");
+    let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+    let (sign, power) = exponent.strip_prefix('-').map_or(("", exponent), |it| ("⁻", it));
+    let raised: String = format!("{power:0>2}").chars().filter_map(|it| "⁰¹²³⁴⁵⁶⁷⁸⁹".chars().nth(it.to_digit(10)? as usize)).collect();
+    format!("{mantissa}×10{sign}{raised}")
+}
+
+/// A value as `%s` shows it; strings within lists and maps are quoted.
+fn shown(value: &Val<'_>, is_inside: bool) -> Result<String, String> {
+    let told = |it: super::value::EvalError| it.to_string();
+    match value {
+        Val::Null => Ok("null".to_owned()),
+        Val::String(it) if is_inside => Ok(format!("{it:?}")),
+        Val::Bytes(it) if is_inside => Ok(format!("b{:?}", String::from_utf8_lossy(it))),
+        Val::Double(it) if is_inside => Ok(format!("{it:.PRECISION$}")),
+        Val::Duration(it) if is_inside => Ok(format!("duration({:?})", super::time::duration_text(*it))),
+        Val::Timestamp(it) if is_inside => Ok(format!("timestamp({:?})", super::time::timestamp_text(*it))),
+        Val::Type(it) if is_inside => Ok(format!("type({it})")),
+        Val::List(list) => {
+            let items: Vec<String> = list.iter().map(|it| shown(&it.map_err(told)?, true)).collect::<Result<_, _>>()?;
+            Ok(format!("[{}]", items.join(", ")))
+        }
+        Val::Map(map) => {
+            let mut pairs = Vec::new();
+            for key in map.keys() {
+                if !matches!(key, Val::String(_) | Val::Bool(_) | Val::Int(_) | Val::Uint(_)) {
+                    return Err(format!("no formatting function for map key of type {}", key.type_name()));
+                }
+                let entry = map.find(&key).map_err(told)?.unwrap_or(Val::Null);
+                pairs.push((shown(&key, true)?, shown(&entry, true)?));
+            }
+            pairs.sort();
+            Ok(format!("{{{}}}", pairs.iter().map(|(key, value)| format!("{key}:{value}")).collect::<Vec<_>>().join(", ")))
+        }
+        Val::Bool(_) | Val::Int(_) | Val::Uint(_) | Val::Double(_) | Val::String(_) | Val::Bytes(_) | Val::Duration(_) | Val::Timestamp(_) | Val::Type(_) => string_of(value).map_err(told),
+        other if is_inside => Err(format!("no formatting function for {}", other.type_name())),
+        other => Err(refusal('s', other.type_name())),
+    }
+}
