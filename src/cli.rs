@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
 use crate::{
     base::Tasks,
@@ -106,8 +106,9 @@ struct Serving {
     /// Where the administrator's kubeconfig is written, readable only by you; those of controllers and scheduler stand beside it.
     #[arg(long, value_name = "PATH", default_value = "kubeconfig/admin.conf")]
     kubeconfig: PathBuf,
-    /// Where objects are stored: a SQLite file that survives everything, or memory that survives nothing.
-    #[arg(long, value_enum, default_value = "sqlite")]
+    /// Where objects are stored: `sqlite`, a file that survives everything; `memory`, which survives nothing; or a Postgres, which other
+    /// servers may share: postgres://USER:PASSWORD@HOST/DATABASE?schema=NAME&sslmode=verify-full.
+    #[arg(long, value_name = "STORE", default_value = "sqlite")]
     store: StoreKind,
     /// A file to which a line of JSON is added for every request: who asked for what, the answer's status, time and size.
     #[arg(long, value_name = "FILE")]
@@ -240,7 +241,7 @@ fn say(line: &str) {
 async fn up_until_signal(up: Up) -> ExitCode {
     let began = Instant::now();
     let (data_dir, kubeconfig) = (up.serving.data_dir.clone(), up.serving.kubeconfig.clone());
-    let store = up.serving.store.to_possible_value().map(|it| it.get_name().to_owned()).unwrap_or_default();
+    let store = up.serving.store.to_string();
     let options = up::Options {
         api: up.serving.options(slot::first_network()),
         node: up.node,
@@ -252,9 +253,10 @@ async fn up_until_signal(up: Up) -> ExitCode {
         Err(error) => return fail(&error),
     };
     say(&format!(
-        "The cluster is up after {} ms: API server at {}, store {store}, controllers, scheduler.",
+        "The cluster is up after {} ms: API server at {}, store {}, controllers, scheduler.",
         began.elapsed().as_millis(),
-        cluster.api.url
+        cluster.api.url,
+        store
     ));
     if up.simulated_nodes > 0 {
         say(&format!("{} simulated nodes.", up.simulated_nodes));

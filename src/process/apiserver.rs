@@ -22,7 +22,7 @@ use crate::{
     controllers,
     kinds::table,
     meta::{Meta, Value},
-    store::{Engine, Store, memory::Memory, sqlite::Sqlite},
+    store::{Engine, Store, engine, memory::Memory, postgres::{self, Postgres}, sqlite::Sqlite},
 };
 
 /// How often it is seen whether certificates must be made anew; they last a year.
@@ -32,10 +32,38 @@ const BOOTSTRAP_TRIES: u32 = 10;
 /// The kubeconfigs of the roles, beside the administrator's: kubeadm's names.
 const ROLES: [(&str, &str); 2] = [("controller-manager.conf", "system:kube-controller-manager"), ("scheduler.conf", "system:kube-scheduler")];
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+/// Where objects are stored.
+#[derive(Clone, Debug)]
 pub enum StoreKind {
+    /// A file in the data directory.
     Sqlite,
+    /// Nowhere.
     Memory,
+    /// A database that other servers may share.
+    Postgres(postgres::Address),
+}
+
+impl std::str::FromStr for StoreKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "sqlite" => Ok(Self::Sqlite),
+            "memory" => Ok(Self::Memory),
+            url if url.starts_with("postgres") => url.parse().map(Self::Postgres).map_err(|why: engine::Error| why.to_string()),
+            _ => Err("neither sqlite, nor memory, nor an address postgres://…".to_owned()),
+        }
+    }
+}
+
+impl std::fmt::Display for StoreKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Sqlite => f.write_str("sqlite"),
+            Self::Memory => f.write_str("memory"),
+            Self::Postgres(address) => address.fmt(f),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -74,7 +102,7 @@ impl ApiServer {
     pub async fn start(options: &Options, tasks: &Tasks) -> Result<Self> {
         std::fs::create_dir_all(&options.data_dir).map_err(|why| Error::new(&options.data_dir.display().to_string(), why))?;
         let store_tasks = Tasks::new();
-        let engine = open_engine(options).await?;
+        let engine = open_engine(options, &store_tasks).await?;
         let is_alone = engine.is_exclusive();
         let extract = api::extract(Arc::new(table::registry()));
         let store = Store::open(engine, extract, &store_tasks).await.map_err(|why| Error::new("the store", why))?;
@@ -127,10 +155,12 @@ impl ApiServer {
     }
 }
 
-async fn open_engine(options: &Options) -> Result<Arc<dyn Engine>> {
-    Ok(match options.store {
+async fn open_engine(options: &Options, tasks: &Tasks) -> Result<Arc<dyn Engine>> {
+    let failed = |why: engine::Error| Error::new("the store", why);
+    Ok(match &options.store {
         StoreKind::Memory => Arc::new(Memory::new()),
-        StoreKind::Sqlite => Sqlite::open(&options.data_dir.join("howdah.db")).await.map_err(|why| Error::new("the store", why))?,
+        StoreKind::Sqlite => Sqlite::open(&options.data_dir.join("howdah.db")).await.map_err(failed)?,
+        StoreKind::Postgres(address) => Postgres::open(address.clone(), tasks).await.map_err(failed)?,
     })
 }
 

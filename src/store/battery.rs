@@ -5,8 +5,17 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::{memory::Fault, memory::Memory, sqlite::Sqlite, *};
+use super::{
+    memory::{Fault, Memory},
+    postgres::Postgres,
+    sqlite::Sqlite,
+    *,
+};
 use crate::meta::Meta;
+
+#[path = "../../tests/support/postgres.rs"]
+#[allow(dead_code, reason = "shared with the tests and benches of the whole program")]
+mod database;
 
 fn extract() -> Extract {
     Arc::new(|_, object| Header {
@@ -90,10 +99,28 @@ async fn the_battery_holds_on_sqlite_and_a_restart_finds_it_all() {
     writes_reads_and_watches(Sqlite::open(&path).await.expect("opens")).await;
     let (store, tasks) = open(Sqlite::open(&path).await.expect("opens again")).await;
     assert_eq!((names(&store.snapshot()), store.revision()), (vec!["b@3".to_owned()], 4));
-    assert!(matches!(store.watch(Scope::resource("pods"), 3), Err(ReadError::Compacted(4))));
     assert!(matches!(Sqlite::open(&path).await, Err(engine::Error::InUse(_))));
     store.submit(put("c", Expect::Absent, "")).await.expect("created");
     assert_eq!(names(&store.snapshot()), ["b@3", "c@5"]);
+    tasks.stop(Duration::from_secs(5)).await;
+}
+
+/// An engine on a schema of its own.
+async fn postgres(server: &database::Server, schema: &str, tasks: &Tasks) -> Arc<dyn Engine> {
+    Postgres::open(server.url(schema).parse().expect("an address"), tasks).await.expect("opens")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_battery_holds_on_postgres_and_a_restart_finds_it_all() {
+    let Some(server) = database::Server::shared() else { return };
+    let tasks = Tasks::new();
+    writes_reads_and_watches(postgres(&server, "battery", &tasks).await).await;
+    let (store, stored) = open(postgres(&server, "battery", &tasks).await).await;
+    assert_eq!((names(&store.snapshot()), store.revision()), (vec!["b@3".to_owned()], 4));
+    store.submit(put("c", Expect::Absent, "")).await.expect("created");
+    assert_eq!(names(&store.snapshot()), ["b@3", "c@5"]);
+    assert!(stored.stop(Duration::from_secs(5)).await);
+    assert_eq!(server.psql("SELECT string_agg(name || '@' || rev, ' ' ORDER BY name) FROM battery.object").as_deref(), Some("b@3 c@5"));
     tasks.stop(Duration::from_secs(5)).await;
 }
 

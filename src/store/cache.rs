@@ -4,7 +4,7 @@ use std::{collections::HashMap, ops::Bound, sync::Arc};
 
 use rpds::{HashTrieMapSync, RedBlackTreeMapSync};
 
-use super::{Key, Revision, Stored, journal::Entry};
+use super::{Key, Revision, Stored, journal::{Before, Entry}};
 
 /// Namespace and name.
 type Place = (Arc<str>, Arc<str>);
@@ -82,7 +82,7 @@ impl Snapshot {
 
 impl Stored {
     /// The entry of the journal that holds this object.
-    pub(super) fn entry(&self, is_delete: bool) -> Entry {
-        Entry { revision: self.revision, key: self.key.clone(), is_delete, schema: self.header.schema, json: self.json.clone() }
+    pub(super) fn entry(&self, is_delete: bool, before: Before) -> Entry {
+        Entry { revision: self.revision, key: self.key.clone(), is_delete, schema: self.header.schema, json: self.json.clone(), before }
     }
 }

@@ -1,6 +1,6 @@
 //! What a database must do for the store: keep a journal with conditional append, and a folded state.
 
-use futures::future::BoxFuture;
+use futures::{FutureExt, future::BoxFuture};
 use tokio::sync::watch;
 
 use super::{
@@ -13,6 +13,13 @@ pub enum Error {
     /// The database refused or did not answer; whether the last append is there is not known.
     #[error("{0}")]
     Database(String),
+    /// The database cannot be used as it is, and what would help.
+    #[error("{0}")]
+    Unfit(String),
+    /// The journal no longer continues what this process has seen: it lagged too long, or the database was restored or failed
+    /// over with a loss. The state must be loaded anew.
+    #[error("the journal does not continue revision {0}")]
+    Broken(Revision),
     /// What was read cannot be what was written.
     #[error("the journal is damaged: {0}")]
     Damaged(String),
@@ -29,13 +36,26 @@ pub enum Appended {
     Behind,
 }
 
-/// The state to start from: the folded objects, and the batches after them.
+/// The state to start from: the folded objects, and the batches after them and some before, a whole chain, from which the recent
+/// events are told again.
 #[derive(Debug, Default)]
 pub struct Loaded {
+    /// Of `objects`.
     pub revision: Revision,
     pub objects: Vec<Entry>,
     pub batches: Vec<Batch>,
 }
+
+/// Batches that a start reads for their events alone: as old as a ring keeps them, twice, so that what was before each of them is
+/// known too; and at most this many bytes and rows, so that a start takes time by the state and not by its history.
+pub const RECENT_SECONDS: i64 = 600;
+pub const RECENT_BYTES: i64 = 16 << 20;
+pub const RECENT_ROWS: i64 = 20_000;
+
+/// Seconds that folded batches are kept, for servers and watchers that lag.
+pub const RETENTION_SECONDS: i64 = 3600;
+/// Batches trimmed at once; more than are written in a second.
+pub const TRIM_ROWS: i64 = 8192;
 
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, Error>>;
 
@@ -46,6 +66,7 @@ pub trait Engine: Send + Sync {
     /// Whether this process is the only one that appends, so that its own state is always the newest.
     fn is_exclusive(&self) -> bool;
 
+    /// The whole state. Where the journal has lost what this process has seen, or was moved, a jump is appended first.
     fn load(&self) -> Answer<'_, Loaded>;
 
     /// The batches after `revision`, in order.
@@ -55,12 +76,24 @@ pub trait Engine: Send + Sync {
     /// its id tells.
     fn append<'a>(&'a self, batch: &'a Batch) -> Answer<'a, Appended>;
 
-    /// The last revision of the journal.
+    /// Like [`Engine::tail`], and keeps others from appending until the next [`Engine::append`] or [`Engine::release`]: who was
+    /// behind once is not behind again.
+    fn claim(&self, revision: Revision) -> Answer<'_, Vec<Batch>> {
+        self.tail(revision)
+    }
+
+    /// Gives up what [`Engine::claim`] took.
+    fn release(&self) -> Answer<'_, ()> {
+        async { Ok(()) }.boxed()
+    }
+
+    /// The last revision of the journal, as of a moment after the call.
     fn head(&self) -> Answer<'_, Revision>;
 
     /// Wakes when another process may have appended.
     fn wakeups(&self) -> watch::Receiver<()>;
 
-    /// Brings the folded state from `from` to `to`: `changed` holds the last entry of each key that changed between.
-    fn fold<'a>(&'a self, from: Revision, to: Revision, changed: &'a [Entry]) -> Answer<'a, ()>;
+    /// Brings the folded state to `to`: `changed` holds the last entry of each key that changed since `from`. Returns how far it is
+    /// folded, by this process or another.
+    fn fold<'a>(&'a self, from: Revision, to: Revision, changed: &'a [Entry]) -> Answer<'a, Revision>;
 }

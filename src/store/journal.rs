@@ -7,6 +7,11 @@ use super::{Key, Revision, engine::Error};
 /// The first byte of a batch's data.
 const FORMAT: u8 = 1;
 
+/// The flags of an entry.
+const IS_DELETE: u8 = 1;
+const IS_CREATE: u8 = 2;
+const HAS_BEFORE: u8 = 4;
+
 /// One append: the changes of revisions `prev + 1 ..= last`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
@@ -27,9 +32,35 @@ pub struct Entry {
     pub schema: u64,
     /// With its resourceVersion; of a deleted object the last state.
     pub json: Bytes,
+    pub before: Before,
 }
 
+/// What was before an entry, as far as the journal must say it: with it, a start rebuilds the recent events from recent batches alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Before {
+    /// Found in one of the batches before, not long ago.
+    #[default]
+    Recent,
+    /// Nothing: the object was created.
+    Absent,
+    /// This object at its revision, and the generation of its schema.
+    Object { revision: Revision, schema: u64, json: Bytes },
+}
+
+/// How far a jump goes beyond every revision that anyone can have seen.
+const JUMP: Revision = 1 << 32;
+
 impl Batch {
+    /// A batch without changes that leaves revisions out. It follows a restore or a failover that lost revisions: what was given to
+    /// others before is never given again, and nothing before it can be told.
+    pub fn jump(prev: Revision, seen: Revision, id: i64) -> Self {
+        Self { prev, last: prev.max(seen) + JUMP, id, entries: Vec::new() }
+    }
+
+    pub fn is_jump(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// The data column: a format byte, then lz4 of the entries.
     pub fn encode(&self) -> Vec<u8> {
         let size = self.entries.iter().map(|it| it.json.len() + 96).sum();
@@ -59,20 +90,38 @@ impl Entry {
     fn write(&self, out: &mut Vec<u8>) {
         out.extend(self.revision.to_le_bytes());
         out.extend(self.schema.to_le_bytes());
-        out.push(u8::from(self.is_delete));
+        let before = match &self.before {
+            Before::Recent => 0,
+            Before::Absent => IS_CREATE,
+            Before::Object { .. } => HAS_BEFORE,
+        };
+        out.push(u8::from(self.is_delete) * IS_DELETE | before);
         for part in [self.key.resource.as_bytes(), self.key.namespace.as_bytes(), self.key.name.as_bytes(), &self.json] {
-            out.extend((part.len() as u32).to_le_bytes());
-            out.extend(part);
+            write_part(out, part);
+        }
+        if let Before::Object { revision, schema, json } = &self.before {
+            out.extend(revision.to_le_bytes());
+            out.extend(schema.to_le_bytes());
+            write_part(out, json);
         }
     }
 
     fn read(reader: &mut Reader) -> Option<Self> {
-        let (revision, schema, is_delete) = (reader.u64()?, reader.u64()?, reader.take(1)?[0] != 0);
+        let (revision, schema, flags) = (reader.u64()?, reader.u64()?, reader.take(1)?[0]);
         let key = Key::new(&reader.text()?, &reader.text()?, &reader.text()?);
-        // A copy, so that one small object does not keep the whole batch in memory.
-        let json = Bytes::copy_from_slice(&reader.part()?);
-        Some(Self { revision, key, is_delete, schema, json })
+        let json = reader.json()?;
+        let before = match flags & (IS_CREATE | HAS_BEFORE) {
+            IS_CREATE => Before::Absent,
+            HAS_BEFORE => Before::Object { revision: reader.u64()?, schema: reader.u64()?, json: reader.json()? },
+            _ => Before::Recent,
+        };
+        Some(Self { revision, key, is_delete: flags & IS_DELETE != 0, schema, json, before })
     }
+}
+
+fn write_part(out: &mut Vec<u8>, part: &[u8]) {
+    out.extend((part.len() as u32).to_le_bytes());
+    out.extend(part);
 }
 
 struct Reader(Bytes);
@@ -91,6 +140,11 @@ impl Reader {
         self.take(length as usize)
     }
 
+    /// A copy, so that one small object does not keep the whole batch in memory.
+    fn json(&mut self) -> Option<Bytes> {
+        Some(Bytes::copy_from_slice(&self.part()?))
+    }
+
     fn text(&mut self) -> Option<String> {
         String::from_utf8(self.part()?.to_vec()).ok()
     }
@@ -102,18 +156,21 @@ mod tests {
 
     #[test]
     fn batches_survive_and_damage_is_found() {
-        let entry = |revision, is_delete| Entry {
+        let entry = |revision, is_delete, before| Entry {
             revision,
             key: Key::new("apps/deployments", "ns", "web"),
             is_delete,
             schema: 3,
             json: Bytes::from_static(b"{}"),
+            before,
         };
-        let batch = Batch { prev: 4, last: 6, id: -7, entries: vec![entry(5, false), entry(6, true)] };
+        let old = Before::Object { revision: 3, schema: 2, json: Bytes::from_static(b"{\"a\":1}") };
+        let entries = vec![entry(5, false, Before::Absent), entry(6, true, Before::Recent), entry(7, false, old)];
+        let batch = Batch { prev: 4, last: 7, id: -7, entries };
         let data = batch.encode();
-        assert_eq!(Batch::decode(4, 6, -7, &data).expect("decodes"), batch);
+        assert_eq!(Batch::decode(4, 7, -7, &data).expect("decodes"), batch);
         for length in 0..data.len() {
-            assert!(Batch::decode(4, 6, -7, &data[..length]).is_err(), "{length}");
+            assert!(Batch::decode(4, 7, -7, &data[..length]).is_err(), "{length}");
         }
     }
 }

@@ -109,7 +109,7 @@ impl Engine for Memory {
     }
 
     /// The journal is the state; there is nothing to fold into.
-    fn fold<'a>(&'a self, _: Revision, _: Revision, _: &'a [Entry]) -> Answer<'a, ()> {
-        async { Ok(()) }.boxed()
+    fn fold<'a>(&'a self, _: Revision, to: Revision, _: &'a [Entry]) -> Answer<'a, Revision> {
+        async move { Ok(to) }.boxed()
     }
 }

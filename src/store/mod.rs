@@ -8,7 +8,9 @@ mod battery;
 pub mod cache;
 pub mod engine;
 pub mod journal;
+mod load;
 pub mod memory;
+pub mod postgres;
 pub mod sqlite;
 pub mod watch;
 pub mod writer;
@@ -17,16 +19,21 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
-use self::{cache::State, engine::Loaded, journal::Entry, watch::Topics, writer::Writer};
+use self::{
+    cache::State,
+    journal::{Before, Entry},
+    watch::Topics,
+    writer::Writer,
+};
 use crate::{
     base::Tasks,
     meta::{Map, Value},
@@ -233,13 +240,17 @@ struct Inner {
     engine: Arc<dyn Engine>,
     extract: Extract,
     state: ArcSwap<State>,
-    topics: Arc<Topics>,
+    topics: Topics,
     revisions: tokio::sync::watch::Sender<Revision>,
-    /// Nothing before this revision can be told: the state when this process loaded it.
-    floor: Revision,
     batch_ids: AtomicI64,
-    /// Keys that changed since the last fold.
+    /// How far the database's table of objects is folded, and the keys that changed since.
+    folded: AtomicU64,
     dirty: Mutex<HashMap<Key, Entry>>,
+    /// What is after this revision was written in the last minutes.
+    recent: AtomicU64,
+    probes: Probes,
+    /// Asks the writer to look what others have appended.
+    nudge: Notify,
     /// Lists at an exact revision that pages are read from, newest last.
     pages: Mutex<VecDeque<(Arc<str>, Revision, Page)>>,
 }
@@ -256,8 +267,8 @@ const TRIM_EVERY: Duration = Duration::from_secs(5);
 impl Store {
     /// Loads the state and starts the writer and the fold.
     pub async fn open(engine: Arc<dyn Engine>, extract: Extract, tasks: &Tasks) -> Result<Self, engine::Error> {
-        let loaded = engine.load().await?;
-        let inner = Arc::new(Inner::load(engine, extract, loaded));
+        let inner = Arc::new(Inner::new(engine, extract));
+        inner.load(true).await?;
         let (jobs, queue) = mpsc::channel(writer::QUEUE);
         tasks.spawn_finishing("store-writer", Writer::new(inner.clone(), queue).run(tasks.clone()));
         tasks.spawn_finishing("store-fold", Inner::fold_until(inner.clone(), tasks.clone()));
@@ -275,7 +286,10 @@ impl Store {
         if self.inner.engine.is_exclusive() {
             return Ok(self.snapshot());
         }
-        let head = self.inner.engine.head().await.map_err(|it| unavailable(&it))?;
+        let head = self.inner.probes.ask(&*self.inner.engine).await.map_err(|it| unavailable(&it))?;
+        if head > self.revision() {
+            self.inner.nudge.notify_one();
+        }
         self.at_least(head).await.map_err(|it| unavailable(&it))
     }
 
@@ -299,7 +313,7 @@ impl Store {
         }
         let mut objects = snapshot.0.resources.get(resource).cloned().unwrap_or_default();
         // The topics may be ahead of the snapshot; undoing a change that it does not have yet does no harm.
-        for event in self.inner.topics.undo(resource, revision, self.inner.floor)? {
+        for event in self.inner.topics.undo(resource, revision)? {
             let place = (event.object.key.namespace.clone(), event.object.key.name.clone());
             match &event.previous {
                 Some(previous) => objects.insert_mut(place, previous.clone()),
@@ -328,7 +342,7 @@ impl Store {
         if from > current {
             return Err(ReadError::Future(current));
         }
-        self.inner.topics.subscribe(&scope, from, self.inner.floor, self.revisions())
+        self.inner.topics.subscribe(&scope, from, self.revisions())
     }
 
     pub fn revision(&self) -> Revision {
@@ -342,28 +356,21 @@ impl Store {
 }
 
 impl Inner {
-    fn load(engine: Arc<dyn Engine>, extract: Extract, loaded: Loaded) -> Self {
-        let last = loaded.batches.last().map_or(loaded.revision, |it| it.last);
-        let inner = Self {
+    fn new(engine: Arc<dyn Engine>, extract: Extract) -> Self {
+        Self {
             engine,
             extract,
             state: ArcSwap::default(),
-            topics: Arc::default(),
-            revisions: tokio::sync::watch::Sender::new(last),
-            floor: last,
+            topics: Topics::default(),
+            revisions: tokio::sync::watch::Sender::new(0),
             batch_ids: AtomicI64::new(uuid::Uuid::new_v4().as_u64_pair().0 as i64),
+            folded: AtomicU64::new(0),
             dirty: Mutex::default(),
+            recent: AtomicU64::new(0),
+            probes: Probes::default(),
+            nudge: Notify::new(),
             pages: Mutex::default(),
-        };
-        let mut state = State::default();
-        let object = |entry: &Entry| (entry.key.clone(), (!entry.is_delete).then(|| Arc::new(inner.stored(entry))));
-        state.apply(loaded.revision, loaded.objects.iter().map(object));
-        for batch in &loaded.batches {
-            state.apply(batch.last, batch.entries.iter().map(object));
-            lock(&inner.dirty).extend(batch.entries.iter().map(|it| (it.key.clone(), it.clone())));
         }
-        inner.state.store(Arc::new(state));
-        inner
     }
 
     fn next_batch_id(&self) -> i64 {
@@ -371,13 +378,13 @@ impl Inner {
     }
 
     fn note_dirty(&self, events: &[Arc<Event>]) {
-        let entries = events.iter().map(|it| (it.object.key.clone(), it.object.entry(it.kind == EventKind::Deleted)));
+        let entry = |it: &Event| it.object.entry(it.kind == EventKind::Deleted, Before::Recent);
+        let entries = events.iter().map(|it| (it.object.key.clone(), entry(it)));
         lock(&self.dirty).extend(entries);
     }
 
     /// Folds once a second, and once more at the end, so that a start after a clean stop has nothing to replay.
     async fn fold_until(inner: Arc<Self>, tasks: Tasks) {
-        let mut folded = 0;
         let (mut folds, mut trims) = (tokio::time::interval(FOLD_EVERY), tokio::time::interval(TRIM_EVERY));
         loop {
             let is_last = tokio::select! {
@@ -385,13 +392,13 @@ impl Inner {
                 _ = trims.tick() => {
                     let aged = inner.topics.trim(Instant::now(), *inner.revisions.borrow());
                     lock(&inner.pages).retain(|(_, revision, _)| *revision >= aged);
+                    inner.recent.fetch_max(aged, Ordering::Relaxed);
                     continue;
                 }
                 () = tasks.stopping() => true,
             };
-            match inner.fold(folded).await {
-                Ok(revision) => folded = revision,
-                Err(error) => tracing::warn!(%error, "the fold failed; trying again"),
+            if let Err(error) = inner.fold().await {
+                tracing::warn!(%error, "the fold failed; trying again");
             }
             if is_last {
                 return;
@@ -399,22 +406,34 @@ impl Inner {
         }
     }
 
-    /// Folds what changed into the table of objects; returns the revision up to which it is folded.
-    async fn fold(&self, from: Revision) -> Result<Revision, engine::Error> {
-        let (to, changed) = {
-            let mut dirty = lock(&self.dirty);
-            let changed: Vec<Entry> = std::mem::take(&mut *dirty).into_values().collect();
-            (changed.iter().map(|it| it.revision).max().unwrap_or(from), changed)
-        };
-        if changed.is_empty() {
-            return Ok(from);
+    /// Folds what changed into the table of objects.
+    async fn fold(&self) -> Result<(), engine::Error> {
+        let changed: Vec<Entry> = lock(&self.dirty).values().cloned().collect();
+        let Some(to) = changed.iter().map(|it| it.revision).max() else { return Ok(()) };
+        let folded = self.engine.fold(self.folded.load(Ordering::Relaxed), to, &changed).await?;
+        self.folded.store(folded, Ordering::Relaxed);
+        lock(&self.dirty).retain(|_, it| it.revision > folded);
+        Ok(())
+    }
+}
+
+/// Questions for the newest revision that share an answer: each is answered by a probe that began after it was asked.
+#[derive(Default)]
+struct Probes {
+    begun: AtomicU64,
+    /// The last probe that was answered: its number, and the revision.
+    last: tokio::sync::Mutex<(u64, Revision)>,
+}
+
+impl Probes {
+    async fn ask(&self, engine: &dyn Engine) -> Result<Revision, engine::Error> {
+        let begun = self.begun.load(Ordering::SeqCst);
+        let mut last = self.last.lock().await;
+        if last.0 <= begun {
+            let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
+            *last = (number, engine.head().await?);
         }
-        let result = self.engine.fold(from, to, &changed).await;
-        if result.is_err() {
-            let mut dirty = lock(&self.dirty);
-            changed.into_iter().for_each(|entry| _ = dirty.entry(entry.key.clone()).or_insert(entry));
-        }
-        result.map(|()| to)
+        Ok(last.1)
     }
 }
 

@@ -13,12 +13,10 @@ use tokio::sync::{Mutex, watch};
 
 use super::{
     Key, Revision,
-    engine::{Answer, Appended, Engine, Error, Loaded},
+    engine::{Answer, Appended, Engine, Error, Loaded, RECENT_BYTES, RECENT_ROWS, RECENT_SECONDS, RETENTION_SECONDS, TRIM_ROWS},
     journal::{Batch, Entry},
 };
 
-/// Seconds that folded batches are kept, for servers and watchers that lag.
-const RETENTION: i64 = 3600;
 /// How long a file may still be held by a process that is ending.
 const LOCK_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -52,6 +50,13 @@ impl Sqlite {
     }
 }
 
+/// The batches after the fold, and some before: not too many rows, not too old, not too many bytes.
+const LOAD_BATCHES: &str = "SELECT prev, last, batch, data FROM (
+        SELECT prev, last, batch, data, at, sum(CASE WHEN prev < ?1 THEN length(data) ELSE 0 END) OVER (ORDER BY prev DESC) AS bytes FROM (
+            SELECT * FROM (SELECT * FROM journal WHERE prev < ?1 ORDER BY prev DESC LIMIT ?2) UNION ALL SELECT * FROM journal WHERE prev >= ?1
+        )
+    ) WHERE last >= ?1 OR (at > unixepoch() - ?3 AND bytes <= ?4) ORDER BY prev";
+
 fn migrator() -> Migrator {
     let sql = include_str!("../../migrations/sqlite/0001_journal.sql");
     let first = Migration::new(1, Cow::Borrowed("journal"), MigrationType::Simple, AssertSqlSafe(sql).into_sql_str(), false);
@@ -79,7 +84,7 @@ fn object(row: &SqliteRow) -> Result<Entry, sqlx::Error> {
     let key = Key::new(row.try_get("res")?, row.try_get("ns")?, row.try_get("name")?);
     let (revision, schema): (i64, i64) = (row.try_get("rev")?, row.try_get("schema")?);
     let json = Bytes::copy_from_slice(row.try_get::<&str, _>("val")?.as_bytes());
-    Ok(Entry { revision: revision as u64, key, is_delete: false, schema: schema as u64, json })
+    Ok(Entry { revision: revision as u64, key, is_delete: false, schema: schema as u64, json, before: Default::default() })
 }
 
 impl Engine for Sqlite {
@@ -98,9 +103,10 @@ impl Engine for Sqlite {
                 sqlx::query("SELECT rev FROM fold").fetch_one(&mut *connection).await.and_then(|it| it.try_get(0)).map_err(database)?;
             let rows = sqlx::query("SELECT res, ns, name, rev, schema, val FROM object").fetch_all(&mut *connection).await.map_err(database)?;
             let objects = rows.iter().map(object).collect::<Result<_, _>>().map_err(database)?;
-            drop(connection);
-            let revision = revision as u64;
-            Ok(Loaded { revision, objects, batches: self.tail(revision).await? })
+            let query = sqlx::query(LOAD_BATCHES).bind(revision).bind(RECENT_ROWS).bind(RECENT_SECONDS).bind(RECENT_BYTES);
+            let rows = query.fetch_all(&mut *connection).await.map_err(database)?;
+            let batches = rows.iter().map(batch).collect::<Result<_, _>>()?;
+            Ok(Loaded { revision: revision as u64, objects, batches })
         }
         .boxed()
     }
@@ -108,7 +114,7 @@ impl Engine for Sqlite {
     fn tail(&self, revision: Revision) -> Answer<'_, Vec<Batch>> {
         async move {
             let mut connection = self.connection.lock().await;
-            let query = sqlx::query("SELECT prev, last, batch, data FROM journal WHERE last > ?1 ORDER BY prev").bind(signed(revision));
+            let query = sqlx::query("SELECT prev, last, batch, data FROM journal WHERE prev >= ?1 ORDER BY prev").bind(signed(revision));
             let rows = query.fetch_all(&mut *connection).await.map_err(database)?;
             rows.iter().map(batch).collect()
         }
@@ -129,7 +135,7 @@ impl Engine for Sqlite {
     fn head(&self) -> Answer<'_, Revision> {
         async {
             let mut connection = self.connection.lock().await;
-            let query = sqlx::query("SELECT max((SELECT rev FROM fold), (SELECT coalesce(max(last), 0) FROM journal))");
+            let query = sqlx::query("SELECT coalesce((SELECT last FROM journal ORDER BY prev DESC LIMIT 1), 0)");
             let head: i64 = query.fetch_one(&mut *connection).await.and_then(|it| it.try_get(0)).map_err(database)?;
             Ok(head as u64)
         }
@@ -140,7 +146,7 @@ impl Engine for Sqlite {
         self.wakeups.subscribe()
     }
 
-    fn fold<'a>(&'a self, _: Revision, to: Revision, changed: &'a [Entry]) -> Answer<'a, ()> {
+    fn fold<'a>(&'a self, _: Revision, to: Revision, changed: &'a [Entry]) -> Answer<'a, Revision> {
         async move {
             let mut connection = self.connection.lock().await;
             let mut transaction = connection.begin().await.map_err(database)?;
@@ -149,9 +155,13 @@ impl Engine for Sqlite {
             }
             sqlx::query("UPDATE fold SET rev = ?1 WHERE rev < ?1").bind(signed(to)).execute(&mut *transaction).await.map_err(database)?;
             // The last row stays: it is the end of the chain.
-            let trim = sqlx::query("DELETE FROM journal WHERE last < (SELECT rev FROM fold) AND at < unixepoch() - ?1").bind(RETENTION);
-            trim.execute(&mut *transaction).await.map_err(database)?;
-            transaction.commit().await.map_err(database)
+            let trim = sqlx::query(
+                "DELETE FROM journal WHERE prev IN (SELECT prev FROM (SELECT prev, last, at FROM journal ORDER BY prev LIMIT ?1)
+                    WHERE last < (SELECT rev FROM fold) AND at < unixepoch() - ?2)",
+            );
+            trim.bind(TRIM_ROWS).bind(RETENTION_SECONDS).execute(&mut *transaction).await.map_err(database)?;
+            transaction.commit().await.map_err(database)?;
+            Ok(to)
         }
         .boxed()
     }

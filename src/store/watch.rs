@@ -52,6 +52,17 @@ pub struct Event {
     pub frames: Forms,
 }
 
+impl Event {
+    pub(super) fn new(object: Arc<Stored>, is_delete: bool, previous: Option<Arc<Stored>>) -> Arc<Self> {
+        let kind = match (is_delete, &previous) {
+            (true, _) => EventKind::Deleted,
+            (false, None) => EventKind::Added,
+            (false, Some(_)) => EventKind::Modified,
+        };
+        Arc::new(Self { kind, revision: object.revision, object, previous, frames: Forms::default() })
+    }
+}
+
 impl Scope {
     pub fn resource(resource: &str) -> Self {
         Self { resource: resource.into(), namespace: None, name: None, field: None }
@@ -145,24 +156,51 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// All topics. The writer publishes; watchers subscribe.
 #[derive(Default)]
 pub(super) struct Topics {
-    by_resource: Mutex<HashMap<Arc<str>, HashMap<Scope, Arc<Topic>>>>,
+    all: Mutex<All>,
     /// The revisions of the last minutes, oldest first: one a trim.
     ages: Mutex<VecDeque<(Instant, Revision)>>,
     /// The revision of [`KEEP`] ago. Lists at older ones are gone, also of a resource where nothing happened since (etcd's compaction).
     aged: AtomicU64,
 }
 
+#[derive(Default)]
+struct All {
+    /// The revision from which a new root topic is complete.
+    floor: Revision,
+    by_resource: HashMap<Arc<str>, HashMap<Scope, Arc<Topic>>>,
+}
+
+impl All {
+    /// The topics of a resource, the root among them.
+    fn of(&mut self, resource: &Arc<str>) -> &mut HashMap<Scope, Arc<Topic>> {
+        let floor = self.floor;
+        self.by_resource.entry(resource.clone()).or_insert_with(|| {
+            let root = Scope::resource(resource);
+            HashMap::from([(root.clone(), Arc::new(Topic::new(root, floor)))])
+        })
+    }
+}
+
 impl Topics {
-    /// Hands events to all topics that they concern. `floor` is the revision from which a new root topic is complete.
-    pub fn publish(&self, events: &[Arc<Event>], floor: Revision, now: Instant) {
-        let mut all = lock(&self.by_resource);
+    /// Starts over: nothing before `floor` can be told, of some resources nothing before a later revision, and all who watch must
+    /// list again.
+    pub fn reset(&self, floor: Revision, later: &HashMap<Arc<str>, Revision>) {
+        let mut all = lock(&self.all);
+        let old = std::mem::replace(&mut *all, All { floor, ..All::default() });
+        for (resource, revision) in later {
+            lock(&all.of(resource)[&Scope::resource(resource)].ring).compacted = *revision;
+        }
+        for topic in old.by_resource.values().flat_map(HashMap::values) {
+            *lock(&topic.ring) = Ring { compacted: floor, ..Ring::default() };
+            topic.newest.send_replace(floor);
+        }
+    }
+
+    /// Hands events to all topics that they concern.
+    pub fn publish(&self, events: &[Arc<Event>], now: Instant) {
+        let mut all = lock(&self.all);
         for event in events {
-            let key = &event.object.key;
-            let topics = all.entry(key.resource.clone()).or_default();
-            let root = Scope::resource(&key.resource);
-            if !topics.contains_key(&root) {
-                topics.insert(root.clone(), Arc::new(Topic::new(root, floor)));
-            }
+            let topics = all.of(&event.object.key.resource);
             for topic in topics.values().filter(|it| it.scope.concerns(event)) {
                 lock(&topic.ring).push(event.clone(), now);
                 topic.newest.send_replace(event.revision);
@@ -170,17 +208,10 @@ impl Topics {
         }
     }
 
-    pub fn subscribe(
-        self: &Arc<Self>,
-        scope: &Scope,
-        from: Revision,
-        floor: Revision,
-        revisions: watch::Receiver<Revision>,
-    ) -> Result<Cursor, ReadError> {
-        let mut all = lock(&self.by_resource);
-        let topics = all.entry(scope.resource.clone()).or_default();
-        let root = Scope::resource(&scope.resource);
-        let root = topics.entry(root.clone()).or_insert_with(|| Arc::new(Topic::new(root, floor))).clone();
+    pub fn subscribe(&self, scope: &Scope, from: Revision, revisions: watch::Receiver<Revision>) -> Result<Cursor, ReadError> {
+        let mut all = lock(&self.all);
+        let topics = all.of(&scope.resource);
+        let root = topics[&Scope::resource(&scope.resource)].clone();
         let scope = scope.narrowest();
         let topic = topics.entry(scope.clone()).or_insert_with(|| Arc::new(root.narrowed(scope))).clone();
         let compacted = lock(&topic.ring).compacted;
@@ -209,18 +240,16 @@ impl Topics {
     }
 
     fn drop_old(&self, now: Instant) {
-        for topics in lock(&self.by_resource).values_mut() {
+        for topics in lock(&self.all).by_resource.values_mut() {
             topics.retain(|scope, topic| *scope == Scope::resource(&scope.resource) || Arc::strong_count(topic) > 1);
             topics.values().for_each(|topic| lock(&topic.ring).trim(now));
         }
     }
 
     /// The events of a resource after `revision`, newest first; for undoing them.
-    pub fn undo(&self, resource: &str, revision: Revision, floor: Revision) -> Result<Vec<Arc<Event>>, ReadError> {
-        let all = lock(&self.by_resource);
-        let Some(root) = all.get(resource).and_then(|it| it.get(&Scope::resource(resource))) else {
-            return if revision < floor { Err(ReadError::Compacted(floor)) } else { Ok(Vec::new()) };
-        };
+    pub fn undo(&self, resource: &str, revision: Revision) -> Result<Vec<Arc<Event>>, ReadError> {
+        let mut all = lock(&self.all);
+        let root = &all.of(&resource.into())[&Scope::resource(resource)];
         let mut events = lock(&root.ring).after(revision, usize::MAX)?;
         events.reverse();
         Ok(events)

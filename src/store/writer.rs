@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -13,20 +13,21 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Change, Committed, Draft, Event, EventKind, Expect, Forms, Inner, Key, OBJECT_MAX, Rejected, Revision, Stored, Transaction, Write,
+    Change, Committed, Draft, Event, Expect, Forms, Inner, Key, OBJECT_MAX, Rejected, Revision, Stored, Transaction, Write,
     cache::State,
     engine::{Appended, Error},
-    journal::{Batch, Entry},
+    journal::{Batch, Before, Entry},
 };
-use crate::base::Tasks;
+use crate::base::{Tasks, backoff::Backoff};
 
 /// Transactions in one append: beyond this the append itself takes longer than the sync that it saves.
 const GROUP_MAX: usize = 256;
 /// Transactions that wait; each holds at most an object of 1.5 MiB, usually 3 KiB: 12 MiB.
 pub(super) const QUEUE: usize = 4096;
-/// Attempts to append a group while the database fails, 50 ms apart: about what a restart of it takes.
-const ATTEMPTS: u32 = 100;
+/// How long a group is tried while the database fails: what a restart or a failover of it takes, and less than clients wait.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
 const RETRY_AFTER: Duration = Duration::from_millis(50);
+const RETRY_AFTER_MOST: Duration = Duration::from_secs(1);
 
 /// How often the journal of several writers is looked at without being woken: a wake-up may get lost.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
@@ -62,68 +63,128 @@ impl Writer {
                     _ => self.commit(std::mem::take(&mut group)).await,
                 },
                 woken = wakeups.changed() => match woken {
-                    Ok(()) => _ = self.catch_up().await,
+                    Ok(()) => self.catch_up().await,
                     Err(_) => return,
                 },
+                () = self.inner.nudge.notified() => self.catch_up().await,
                 () = tasks.stopping(), if !self.jobs.is_closed() => self.jobs.close(),
-                _ = ticks.tick(), if !self.inner.engine.is_exclusive() => {
-                    let _ = self.catch_up().await;
-                }
+                _ = ticks.tick(), if !self.inner.engine.is_exclusive() => self.catch_up().await,
             }
         }
     }
 
     /// Commits a group of transactions, in one append, and answers them.
     async fn commit(&self, jobs: Vec<Job>) {
-        for _ in 0..ATTEMPTS {
+        let ends = tokio::time::Instant::now() + GIVE_UP_AFTER;
+        while tokio::time::Instant::now() < ends {
             let state = self.inner.state.load_full();
-            let mut group = Group::new(&state);
+            let mut group = Group::new(&state, self.inner.recent.load(Ordering::Relaxed));
             let verdicts: Vec<Verdict> = jobs.iter().map(|job| group.decide(&job.transaction)).collect();
-            match self.append(&group).await {
-                Ok(Appended::Committed) => {
-                    self.inner.publish(group.revision, group.changes);
-                    return jobs.into_iter().zip(verdicts).for_each(|(job, verdict)| _ = job.answer.send(verdict));
-                }
-                Ok(Appended::Behind) => _ = self.catch_up().await,
-                Err(error) => {
-                    tracing::warn!(%error, "the database did not take an append; trying again");
-                    tokio::time::sleep(RETRY_AFTER).await;
-                    let _ = self.catch_up().await;
-                }
+            match self.append(&group, ends).await {
+                Fate::Overtaken => continue,
+                Fate::Committed => self.inner.publish(group.revision, group.changes),
+                Fate::Loaded => (),
             }
+            return jobs.into_iter().zip(verdicts).for_each(|(job, verdict)| _ = job.answer.send(verdict));
         }
         for job in jobs {
-            let _ = job.answer.send(Err(Rejected::Unavailable("the database does not answer".to_owned())));
+            let _ = job.answer.send(Err(Rejected::Unavailable("the database does not answer; whether the write is stored is not known".to_owned())));
         }
     }
 
-    /// Appends a group. Where an error leaves it open whether the batch is there, the journal is asked for its id.
-    async fn append(&self, group: &Group<'_>) -> Result<Appended, Error> {
+    /// Appends a group. Where an error leaves it open whether the batch is there, the journal is asked for its id, and the very same
+    /// batch is sent again: whichever arrives, it takes the same place.
+    async fn append(&self, group: &Group<'_>, ends: tokio::time::Instant) -> Fate {
         if group.changes.is_empty() {
-            return Ok(Appended::Committed);
+            return self.confirm(group).await;
         }
         let batch = group.batch(self.inner.next_batch_id());
-        match self.inner.engine.append(&batch).await {
-            Ok(appended) => Ok(appended),
-            Err(error) => {
-                let tail = self.inner.engine.tail(batch.prev).await.map_err(|_| error.clone())?;
-                if tail.first().is_some_and(|it| it.id == batch.id) { Ok(Appended::Committed) } else { Err(error) }
+        let mut backoff = Backoff::new(RETRY_AFTER, RETRY_AFTER_MOST);
+        while tokio::time::Instant::now() < ends {
+            let followers = match self.inner.engine.append(&batch).await {
+                Ok(Appended::Committed) => return Fate::Committed,
+                Ok(Appended::Behind) => self.inner.engine.claim(batch.prev).await,
+                Err(error) => {
+                    tracing::warn!(%error, "the database did not take an append; trying again");
+                    tokio::time::sleep(backoff.next_delay()).await;
+                    self.inner.engine.tail(batch.prev).await
+                }
+            };
+            match followers {
+                Ok(batches) if batches.first().is_some_and(|it| it.id == batch.id) => {
+                    let _ = self.inner.engine.release().await;
+                    self.inner.nudge.notify_one();
+                    return Fate::Committed;
+                }
+                Ok(batches) if !batches.is_empty() => {
+                    self.apply(batches).await;
+                    return Fate::Overtaken;
+                }
+                Err(Error::Broken(_)) => return if self.reload().await.contains(&batch.id) { Fate::Loaded } else { Fate::Overtaken },
+                Ok(_) | Err(_) => (),
+            }
+        }
+        Fate::Overtaken
+    }
+
+    /// A group that writes nothing was decided rightly if nothing came between; an append would have shown it.
+    async fn confirm(&self, group: &Group<'_>) -> Fate {
+        if self.inner.engine.is_exclusive() {
+            return Fate::Committed;
+        }
+        let _ = self.inner.engine.release().await;
+        match self.inner.engine.head().await {
+            Ok(head) if head == group.revision => Fate::Committed,
+            _ => {
+                self.catch_up().await;
+                Fate::Overtaken
             }
         }
     }
 
     /// Applies what others have appended.
-    async fn catch_up(&self) -> Result<(), Error> {
-        let revision = self.inner.state.load().revision;
-        for batch in self.inner.engine.tail(revision).await? {
+    async fn catch_up(&self) {
+        match self.inner.engine.tail(self.inner.state.load().revision).await {
+            Ok(batches) => self.apply(batches).await,
+            Err(Error::Broken(_)) => _ = self.reload().await,
+            Err(error) => tracing::warn!(%error, "the journal cannot be read; trying again"),
+        }
+    }
+
+    async fn apply(&self, batches: Vec<Batch>) {
+        for batch in batches {
             if batch.prev != self.inner.state.load().revision {
-                return Err(Error::Damaged(format!("a batch begins at {}, the state is at {}", batch.prev, self.inner.state.load().revision)));
+                tracing::error!(prev = batch.prev, state = self.inner.state.load().revision, "the journal has a gap");
+                self.reload().await;
+                return;
             }
             let changes = batch.entries.iter().map(|it| (Arc::new(self.inner.stored(it)), it.is_delete)).collect();
             self.inner.publish(batch.last, changes);
         }
-        Ok(())
     }
+
+    /// Starts over from the database, whose journal does not continue what is known here; until it answers. Returns the ids of recent
+    /// batches.
+    async fn reload(&self) -> Vec<i64> {
+        let mut backoff = Backoff::new(RETRY_AFTER, RETRY_AFTER_MOST);
+        loop {
+            match self.inner.load(false).await {
+                Ok(ids) => return ids,
+                Err(error) => tracing::warn!(%error, "the state cannot be loaded; trying again"),
+            }
+            tokio::time::sleep(backoff.next_delay()).await;
+        }
+    }
+}
+
+/// What became of a group.
+enum Fate {
+    /// It is in the journal, or writes nothing.
+    Committed,
+    /// It is in the journal, and in the state already.
+    Loaded,
+    /// It is not there; others were first, and it must be decided anew.
+    Overtaken,
 }
 
 /// Transactions that are decided but not yet appended.
@@ -133,12 +194,16 @@ struct Group<'a> {
     overlay: HashMap<Key, Option<Arc<Stored>>>,
     /// Each change, and whether it is a deletion.
     changes: Vec<(Arc<Stored>, bool)>,
+    /// What was before each change, for the journal.
+    before: Vec<Before>,
+    /// What is after this is in the journal not long ago.
+    recent: Revision,
     revision: Revision,
 }
 
 impl<'a> Group<'a> {
-    fn new(state: &'a State) -> Self {
-        Self { state, overlay: HashMap::new(), changes: Vec::new(), revision: state.revision }
+    fn new(state: &'a State, recent: Revision) -> Self {
+        Self { state, overlay: HashMap::new(), changes: Vec::new(), before: Vec::new(), recent, revision: state.revision }
     }
 
     fn batch(&self, id: i64) -> Batch {
@@ -146,7 +211,7 @@ impl<'a> Group<'a> {
             prev: self.state.revision,
             last: self.revision,
             id,
-            entries: self.changes.iter().map(|(object, is_delete)| object.entry(*is_delete)).collect(),
+            entries: self.changes.iter().zip(&self.before).map(|((object, is_delete), before)| object.entry(*is_delete, before.clone())).collect(),
         }
     }
 
@@ -163,6 +228,14 @@ impl<'a> Group<'a> {
         match self.overlay.get(key) {
             Some(current) => current.as_ref(),
             None => self.state.get(key),
+        }
+    }
+
+    fn before(&self, current: Option<&Arc<Stored>>) -> Before {
+        match current {
+            None => Before::Absent,
+            Some(it) if it.revision > self.recent => Before::Recent,
+            Some(it) => Before::Object { revision: it.revision, schema: it.header.schema, json: it.json.clone() },
         }
     }
 
@@ -186,6 +259,8 @@ impl<'a> Group<'a> {
             Change::Put(draft) => (draft, false),
             Change::Delete(draft) => (draft, true),
         };
+        let before = self.before(self.current(&write.key));
+        self.before.push(before);
         self.revision += 1;
         let object = Arc::new(draft.stored(write.key.clone(), self.revision));
         self.changes.push((object.clone(), is_delete));
@@ -210,29 +285,29 @@ impl Draft {
 }
 
 impl Inner {
-    /// Makes a committed batch visible: the state first, then the events, then the revision that bookmarks may name.
+    /// Makes a committed batch visible: the state first, then the events, then the revision that bookmarks may name. After a jump
+    /// nothing older can be told.
     fn publish(&self, revision: Revision, changes: Vec<(Arc<Stored>, bool)>) {
-        if changes.is_empty() {
+        let old = self.state.load_full();
+        if revision == old.revision {
             return;
         }
-        let old = self.state.load_full();
+        let is_jump = changes.is_empty();
         let mut newest: HashMap<Key, Option<Arc<Stored>>> = HashMap::new();
         let mut events = Vec::with_capacity(changes.len());
         for (object, is_delete) in changes {
             let previous = newest.get(&object.key).cloned().unwrap_or_else(|| old.get(&object.key).cloned());
-            let kind = match (is_delete, &previous) {
-                (true, _) => EventKind::Deleted,
-                (false, None) => EventKind::Added,
-                (false, Some(_)) => EventKind::Modified,
-            };
             newest.insert(object.key.clone(), (!is_delete).then(|| object.clone()));
-            events.push(Arc::new(Event { kind, revision: object.revision, object, previous, frames: Forms::default() }));
+            events.push(Event::new(object, is_delete, previous));
         }
         self.note_dirty(&events);
         let mut state = State::clone(&old);
         state.apply(revision, newest);
         self.state.store(Arc::new(state));
-        self.topics.publish(&events, self.floor, Instant::now());
+        match is_jump {
+            true => self.topics.reset(revision, &HashMap::new()),
+            false => self.topics.publish(&events, Instant::now()),
+        }
         self.revisions.send_replace(revision);
     }
 

@@ -1,0 +1,148 @@
+//! A Postgres of a test's own: made in a temporary folder, reached by a socket in it, gone with the test, even if that is killed.
+
+use std::{
+    io::Write,
+    os::unix::{fs::chown, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::{Duration, Instant},
+};
+
+/// How long a server gets to start, on a busy machine.
+const START_WITHIN: Duration = Duration::from_secs(60);
+
+pub struct Server {
+    folder: tempfile::TempDir,
+    programs: PathBuf,
+    user: Option<nix::unistd::User>,
+    settings: Vec<String>,
+    /// A shell that ends the server when its standard input does.
+    process: Mutex<Option<Child>>,
+}
+
+impl Server {
+    /// The server that the tests of this process share; `None`, and a word about it, where there is no Postgres.
+    pub fn shared() -> Option<Arc<Self>> {
+        static SHARED: Mutex<Weak<Server>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().expect("the shared server");
+        if let Some(server) = shared.upgrade() {
+            return Some(server);
+        }
+        let server = Arc::new(Self::start(&[])?);
+        *shared = Arc::downgrade(&server);
+        Some(server)
+    }
+
+    /// A new server with these settings (`name=value`).
+    pub fn start(settings: &[&str]) -> Option<Self> {
+        let Some(programs) = programs() else {
+            eprintln!("SKIPPED: no Postgres on this machine (initdb is neither on the PATH nor in /usr/lib/postgresql)");
+            return None;
+        };
+        // Postgres refuses to run as root.
+        let user = nix::unistd::geteuid().is_root().then(|| nix::unistd::User::from_name("postgres").expect("users").expect("the user postgres"));
+        let folder = tempfile::Builder::new().prefix("howdah-pg-").tempdir_in("/tmp").expect("a folder");
+        if let Some(user) = &user {
+            chown(folder.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw())).expect("the folder's owner");
+        }
+        let settings = settings.iter().map(|it| (*it).to_owned()).collect();
+        let server = Self { folder, programs, user, settings, process: Mutex::default() };
+        let made = server.command("initdb").args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-D"]).arg(server.data()).output();
+        let made = made.expect("initdb runs");
+        assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
+        server.resume();
+        Some(server)
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A program of Postgres, run as its user.
+    pub fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(self.programs.join(name));
+        self.as_user(&mut command);
+        command
+    }
+
+    fn as_user(&self, command: &mut Command) {
+        command.current_dir(self.folder.path());
+        if let Some(user) = &self.user {
+            command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+        }
+    }
+
+    /// Starts the server where it does not run, and waits until it answers.
+    pub fn resume(&self) {
+        let mut process = self.process.lock().expect("the process");
+        assert!(process.is_none(), "the server runs already");
+        let mut shell = Command::new("sh");
+        let script = r#"exec 3<&0; "$@" </dev/null & pid=$!; read -r how <&3; kill -"${how:-QUIT}" $pid; wait $pid"#;
+        shell.args(["-c", script, "sh"]).arg(self.programs.join("postgres")).arg("-D").arg(self.data()).arg("-k").arg(self.folder.path());
+        shell.args(["-c", "listen_addresses=", "-c", "max_connections=200"]);
+        self.settings.iter().for_each(|it| _ = shell.args(["-c", it]));
+        self.as_user(&mut shell);
+        let log = std::fs::File::options().create(true).append(true).open(self.folder.path().join("log")).expect("a log");
+        shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
+        *process = Some(shell.spawn().expect("postgres starts"));
+        let began = Instant::now();
+        while !self.psql("SELECT 1").is_some_and(|it| it == "1") {
+            assert!(
+                began.elapsed() < START_WITHIN,
+                "postgres does not start: {}",
+                std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Ends the server as a crash would: nothing is written any more, and the next start recovers.
+    pub fn crash(&self) {
+        self.end("QUIT");
+    }
+
+    fn end(&self, signal: &str) {
+        let Some(mut shell) = self.process.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let _ = shell.stdin.take().map(|mut it| writeln!(it, "{signal}"));
+        let _ = shell.wait();
+    }
+
+    /// The answer to a statement, as text.
+    pub fn psql(&self, sql: &str) -> Option<String> {
+        let output = self
+            .command("psql")
+            .args(["-X", "-A", "-t", "-q", "-U", "postgres", "-h"])
+            .arg(self.folder.path())
+            .args(["-c", sql, "postgres"])
+            .output()
+            .ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// The address for `--store`.
+    pub fn url(&self, schema: &str) -> String {
+        format!("postgres:///postgres?host={}&user=postgres&schema={schema}", self.folder.path().display())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.end("QUIT");
+    }
+}
+
+fn programs() -> Option<PathBuf> {
+    let installed = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|it| it.path().join("bin"));
+    let on_path = std::env::var_os("PATH").unwrap_or_default();
+    let mut all: Vec<PathBuf> = installed
+        .chain(std::env::split_paths(&on_path))
+        .filter(|it| ["initdb", "postgres", "psql"].iter().all(|name| it.join(name).exists()))
+        .collect();
+    all.sort();
+    all.pop()
+}
