@@ -10,7 +10,7 @@ use super::{
     admission::{self, Context, Operation, Requester},
     service,
     target::Target,
-    write::{header, rejection},
+    write::rejection,
 };
 use crate::{
     base::clock,
@@ -18,7 +18,7 @@ use crate::{
         Meta, Result, Status, Value,
         options::{DeleteOptions, Propagation, Query, dry_run},
     },
-    store::{Change, Draft, Expect, Snapshot, Stored, Transaction, Write},
+    store::{Change, Expect, Snapshot, Stored, Transaction, Write},
 };
 
 /// Attempts at a deletion that others overtake.
@@ -87,7 +87,7 @@ impl Deletion<'_> {
         for _ in 0..ATTEMPTS {
             let snapshot = server.store.snapshot();
             let stored = snapshot.get(&target.key()).ok_or_else(|| Status::not_found(&resource, &target.name))?;
-            let old = super::write::value(&stored);
+            let old = target.view().value(&*server.served_one(target.view(), stored.clone()).await?);
             preconditions(target, &old, options)?;
             self.admit(&snapshot, &old).await?;
             let mut prepared = old.clone();
@@ -102,7 +102,7 @@ impl Deletion<'_> {
             if !is_gone && target.kind.strategy.has_generation && old.deletion_timestamp().is_none() {
                 new.set_metadata("generation", old.generation() + 1);
             }
-            let draft = Draft::new(&new, header(&target.kind, &new));
+            let draft = server.draft(target.view(), &new).await?;
             let change = if is_gone { Change::Delete(draft) } else { Change::Put(draft) };
             let mut writes = vec![Write { key: stored.key.clone(), expect: Expect::At(stored.revision), change }];
             writes.extend(companions);

@@ -7,73 +7,52 @@ use serde_json::json;
 use super::negotiation::{Encoding, Form, Include, Shape};
 use crate::{
     base::clock,
-    kinds::{Convert, Kind, Version},
+    kinds::{Kind, Version},
     meta::{Meta, Result, Status, Value, object::api_version},
-    schema::{default, protobuf, prune},
+    schema::protobuf,
     store::Stored,
 };
 
-/// One version of one kind: what an object is read and written as.
+/// One version of one kind: what an object is read and written as. Its functions take objects in the form that it serves
+/// ([`Server::served`](super::Server::served)).
 #[derive(Clone, Copy)]
 pub struct View<'a> {
     pub kind: &'a Kind,
     pub version: &'a Version,
 }
 
-/// Numbers of memoised forms: the version's place, then what it is.
-const FORM_VALUE: u64 = 0;
+/// What is added to a version's number for its forms beside JSON.
 const FORM_PROTOBUF: u64 = 1;
 const FORM_METADATA: u64 = 2;
+
+impl<'a> View<'a> {
+    /// The version in which a kind is stored.
+    pub fn stored(kind: &'a Kind) -> Self {
+        Self { kind, version: kind.stored_version() }
+    }
+}
 
 impl View<'_> {
     pub fn api_version(&self) -> String {
         api_version(&self.kind.group, &self.version.name)
     }
 
-    /// The number of a memoised form of this version under this generation of the schema.
-    fn form_id(&self, form: u64) -> u64 {
+    /// The number of the object's JSON in this version under this generation of the schema; other forms follow it.
+    pub fn form_id(&self) -> u64 {
         let place = self.kind.versions.iter().position(|it| it.name == self.version.name).unwrap_or(0) as u64;
         let is_renamed = u64::from(self.kind.storage.is_some());
-        (self.version.generation << 16) | (is_renamed << 12) | (place << 4) | form
+        (self.version.generation << 16) | (is_renamed << 12) | (place << 4)
     }
 
-    /// Whether the stored bytes are already what this version serves.
-    fn is_stored_form(&self, object: &Stored) -> bool {
-        let is_same = matches!(self.version.convert, Convert::Same) && self.kind.stored_version().name == self.version.name;
-        is_same && object.header.schema == self.version.generation
-    }
-
-    /// The object as JSON in this version.
-    pub fn json(&self, object: &Stored) -> Bytes {
-        if self.is_stored_form(object) {
-            return object.json.clone();
-        }
-        object.forms.get_or_make(self.form_id(FORM_VALUE), || self.convert(object).to_string().into())
-    }
-
-    /// The object as a tree in this version.
+    /// The object as a tree.
     pub fn value(&self, object: &Stored) -> Value {
-        if self.is_stored_form(object) { parse(&object.json) } else { parse(&self.json(object)) }
-    }
-
-    /// Stored bytes are the truth only for the schema that they were written under: they are converted, pruned and defaulted anew.
-    fn convert(&self, object: &Stored) -> Value {
-        let mut value = parse(&object.json);
-        if let Convert::Fn { from_stored, .. } = self.version.convert {
-            from_stored(&mut value);
-        }
-        value["apiVersion"] = self.api_version().into();
-        if self.kind.custom.is_some() {
-            prune::prune(&mut value, &self.version.schema);
-            default::default(&mut value, &self.version.schema);
-        }
-        value
+        parse(&object.json)
     }
 
     /// One object in `form`.
     pub fn encode(&self, object: &Stored, form: Form) -> Result<Bytes> {
         match (form.shape, form.encoding) {
-            (Shape::Object, Encoding::Json) => Ok(self.json(object)),
+            (Shape::Object, Encoding::Json) => Ok(object.json.clone()),
             (Shape::Object, Encoding::Protobuf) => self.protobuf(object),
             (Shape::Metadata, Encoding::Json) => Ok(self.metadata(object)),
             (Shape::Table(include), _) => encode(&self.table(&[object], include, json!({"resourceVersion": object.revision.to_string()})), form.encoding),
@@ -87,7 +66,7 @@ impl View<'_> {
             return Err(Status::not_acceptable(&["application/json", "application/yaml"]));
         }
         // An object that has no protobuf form is a defect of the table; the client gets an empty body and the log the reason.
-        Ok(object.forms.get_or_make(self.form_id(FORM_PROTOBUF), || {
+        Ok(object.forms.get_or_make(self.form_id() | FORM_PROTOBUF, || {
             protobuf::encode(&self.value(object), &self.version.schema).map(Bytes::from).unwrap_or_else(|error| {
                 tracing::error!(%error, kind = %self.kind.kind, name = %object.key.name, "no protobuf form");
                 Bytes::new()
@@ -96,13 +75,13 @@ impl View<'_> {
     }
 
     fn metadata(&self, object: &Stored) -> Bytes {
-        object.forms.get_or_make(self.form_id(FORM_METADATA), || partial(&self.value(object)).to_string().into())
+        object.forms.get_or_make(self.form_id() | FORM_METADATA, || partial(&self.value(object)).to_string().into())
     }
 
     /// A list in `form`; `continues` and `remaining` where there is more.
     pub fn list(&self, objects: &[&Stored], form: Form, metadata: Value) -> Result<Bytes> {
         match (form.shape, form.encoding) {
-            (Shape::Object, Encoding::Json) => Ok(self.json_list(objects, &metadata, &self.api_version(), &self.kind.list_kind, |it| self.json(it))),
+            (Shape::Object, Encoding::Json) => Ok(self.json_list(objects, &metadata, &self.api_version(), &self.kind.list_kind, |it| it.json.clone())),
             (Shape::Metadata, Encoding::Json) => {
                 Ok(self.json_list(objects, &metadata, "meta.k8s.io/v1", "PartialObjectMetadataList", |it| self.metadata(it)))
             }

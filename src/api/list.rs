@@ -14,6 +14,9 @@ use crate::{
     store::{ReadError, Revision, Scope, Stored},
 };
 
+/// Objects that are looked at together.
+const CHUNK: usize = 1000;
+
 /// What a client wants of a resource: label and field selector.
 #[derive(Clone)]
 pub struct Selection {
@@ -60,7 +63,9 @@ impl Selection {
     /// The narrowest scope that holds all that is selected.
     pub fn scope(&self, target: &Target) -> Scope {
         let namespace = Some(target.namespace.as_str()).filter(|it| !it.is_empty()).or_else(|| self.fields.exact("metadata.namespace"));
-        let field = self.fields.terms().iter().find(|it| it.is_equal && !it.field.starts_with("metadata.") && !it.value.is_empty());
+        // The fields of custom resources are those of the version that is asked for; the log has the stored ones.
+        let terms = if target.view().selects_served() { &[] } else { self.fields.terms() };
+        let field = terms.iter().find(|it| it.is_equal && !it.field.starts_with("metadata.") && !it.value.is_empty());
         Scope {
             resource: target.kind.resource().into(),
             namespace: namespace.map(Into::into),
@@ -89,27 +94,47 @@ pub async fn list(server: &Server, target: &Target, options: &ListOptions, form:
     let resource = target.kind.resource();
     let page = Page::start(server, &resource, options).await?;
     let namespace = Some(target.namespace.as_str()).filter(|it| !it.is_empty());
-    let (mut chosen, mut more, mut remaining) = (Vec::new(), false, 0usize);
     let limit = options.limit.and_then(|it| usize::try_from(it).ok()).unwrap_or(usize::MAX);
-    for object in page.objects(&resource, namespace) {
-        if chosen.len() == limit {
-            more = true;
-            if !selection.is_everything() {
-                break;
-            }
-            remaining += 1;
-        } else if selection.matches(object) {
-            chosen.push(object.as_ref());
+    let mut all = page.objects(&resource, namespace);
+    let mut chosen = Vec::new();
+    // A page more than asked for would be converted only to be thrown away.
+    while chosen.len() < limit {
+        let next: Vec<&Arc<Stored>> = all.by_ref().take((limit - chosen.len()).min(CHUNK)).collect();
+        if next.is_empty() {
+            break;
         }
+        chosen.extend(select(server, target, &selection, next.into_iter()).await?);
     }
+    let remaining = match selection.is_everything() {
+        _ if chosen.len() < limit => 0,
+        true => all.count(),
+        // How many of the rest are selected is not counted.
+        false => usize::from(all.next().is_some()),
+    };
+    let chosen: Vec<&Stored> = chosen.iter().map(|it| it.as_ref()).collect();
     let mut metadata = json!({"resourceVersion": page.revision.to_string()});
-    if let (true, Some(last)) = (more, chosen.last()) {
+    if let (1.., Some(last)) = (remaining, chosen.last()) {
         metadata["continue"] = Token { revision: Some(page.revision), namespace: last.key.namespace.to_string(), name: last.key.name.to_string() }.encode().into();
-        if remaining > 0 {
+        if selection.is_everything() {
             metadata["remainingItemCount"] = remaining.into();
         }
     }
     target.view().list(&chosen, form, metadata)
+}
+
+/// The objects that are selected, as the target's version serves them.
+pub async fn select<'a>(
+    server: &Server,
+    target: &Target,
+    selection: &Selection,
+    objects: impl Iterator<Item = &'a Arc<Stored>>,
+) -> Result<Vec<Arc<Stored>>> {
+    let view = target.view();
+    if view.selects_served() {
+        let served = server.served(view, objects.cloned().collect()).await?;
+        return Ok(served.into_iter().filter(|it| selection.matches(it)).collect());
+    }
+    server.served(view, objects.filter(|it| selection.matches(it)).cloned().collect()).await
 }
 
 /// `ValidateListOptions`.

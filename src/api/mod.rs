@@ -7,8 +7,10 @@ pub mod authn;
 pub mod authz;
 pub mod body;
 pub mod connect;
+mod conversion;
 pub mod delete;
 pub mod discovery;
+mod endpoint;
 pub mod eviction;
 pub mod forms;
 pub mod http;
@@ -17,6 +19,7 @@ mod limits;
 pub mod list;
 pub mod negotiation;
 pub mod openapi;
+mod outgoing;
 pub mod patch;
 mod quota;
 pub mod rbac;
@@ -70,6 +73,8 @@ pub struct Server {
     pub tokens: Arc<tokens::Tokens>,
     pub nodes: connect::Nodes,
     pub documents: openapi::Documents,
+    /// Calls to webhooks.
+    outgoing: outgoing::Outgoing,
     /// Where requests are recorded, if they are.
     trace: Option<Arc<trace::Trace>>,
     pub tasks: Tasks,
@@ -79,6 +84,7 @@ impl Server {
     /// A server over an open store; its kinds are the built-in ones until [`Server::start`].
     pub fn new(store: Store, tokens: Arc<tokens::Tokens>, nodes: connect::Nodes, trace: Option<Arc<trace::Trace>>, tasks: Tasks) -> Arc<Self> {
         Arc::new(Self {
+            outgoing: outgoing::Outgoing::new(store.clone(), tasks.clone()),
             store,
             registry: ArcSwap::from_pointee(kinds::table::registry()),
             authenticator: authn::Authenticator::new(tokens.clone()),
@@ -100,8 +106,8 @@ impl Server {
 /// What the store extracts of each object when it loads it, by the kinds of `registry`.
 pub fn extract(registry: Arc<Registry>) -> Extract {
     Arc::new(move |key, object| match registry.by_storage(&key.resource) {
-        Some(kind) => write::header(kind, object),
-        None => write::header(&plain(), object),
+        Some(kind) => forms::View::stored(kind).header(object),
+        None => forms::View::stored(&plain()).header(object),
     })
 }
 

@@ -60,7 +60,7 @@ pub async fn patch(call: &Call, request: Request) -> Result<Response> {
     };
     let written = call.writer(&options).update(true, &change, None).await?;
     let warnings = warnings.into_inner().unwrap_or_default();
-    call.written(written, warnings)
+    call.written(written, warnings).await
 }
 
 /// A patch whose result is no object of the kind: 422 for what cannot be read, as upstream.
@@ -132,7 +132,7 @@ async fn apply(call: &Call, options: &WriteOptions, bytes: &[u8]) -> Result<Resp
         object.set_metadata("namespace", call.target.namespace.as_str());
     }
     let written = call.writer(options).apply(object).await?;
-    call.written(written, warnings)
+    call.written(written, warnings).await
 }
 
 /// The configuration with only what its manager wrote: decoding adds empty structs, which nobody applied.

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use futures::future::BoxFuture;
 use serde_json::json;
 
-use super::{Server, delete::Deletion, forms::parse, target::Target, write::header};
+use super::{Server, delete::Deletion, forms::{View, parse}, target::Target};
 use crate::{
     base::clock,
     kinds::{Registry, crd},
@@ -137,14 +137,14 @@ async fn release(server: &Arc<Server>, stored: &Arc<Stored>, mut crd: Value) {
     let is_gone = rest.is_empty();
     crd.set_metadata("finalizers", rest);
     let Some(kind) = server.registry.load().by_storage(CRDS).cloned() else { return };
-    let draft = Draft::new(&crd, header(&kind, &crd));
+    let draft = Draft::new(&crd, View::stored(&kind).header(&crd));
     let change = if is_gone { Change::Delete(draft) } else { Change::Put(draft) };
     submit(server, stored, change).await;
 }
 
 async fn put(server: &Arc<Server>, stored: &Arc<Stored>, crd: &Value) -> bool {
     let Some(kind) = server.registry.load().by_storage(CRDS).cloned() else { return false };
-    submit(server, stored, Change::Put(Draft::new(crd, header(&kind, crd)))).await
+    submit(server, stored, Change::Put(Draft::new(crd, View::stored(&kind).header(crd)))).await
 }
 
 /// A change that comes too late is made again when the newer state is seen.

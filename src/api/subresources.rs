@@ -50,10 +50,10 @@ async fn part(call: &Call, request: Request) -> Result<Response> {
             let (object, notes) = super::verbs::decode(&bytes, encoding, &call.target.kind, &view.api_version(), &call.target.version().schema)?;
             let warnings = strict(&options, notes)?;
             let written = call.replace(&options, object).await?;
-            call.written(written, warnings)
+            call.written(written, warnings).await
         }
         Method::PATCH => patch::patch(call, request).await,
-        _ => call.answer(200, &*call.stored()?),
+        _ => call.answer(200, call.stored()?).await,
     }
 }
 
@@ -95,7 +95,7 @@ async fn scale(call: &Call, request: Request) -> Result<Response> {
                 Ok(scale)
             })
         }
-        _ => return call.answer_value(200, write::scale(&call.target.view().value(&*call.stored()?), &action)),
+        _ => return call.answer_value(200, write::scale(&call.value().await?, &action)),
     };
     // The scale writes one field of the main resource, under its rules.
     let main = call.target.with_subresource(None);
@@ -114,7 +114,7 @@ async fn scale(call: &Call, request: Request) -> Result<Response> {
         Ok(new)
     };
     let written = writer.update(true, &change, None).await?;
-    let object = main.view().value(&written.object);
+    let object = main.view().value(&*call.server.served_one(main.view(), written.object).await?);
     call.answer_value(200, write::scale(&object, &action))
 }
 
@@ -159,7 +159,7 @@ fn set_condition(pod: &mut Value, kind: &str) {
 async fn token(call: &Call, request: Request) -> Result<Response> {
     let mut wanted = read(&request.headers().clone(), request, "io.k8s.api.authentication.v1.TokenRequest").await?;
     call.admit(&mut wanted, WriteOptions::from_query(&call.query)?.is_dry_run).await?;
-    let account = call.target.view().value(&*call.stored()?);
+    let account = call.value().await?;
     let mut answer = reviews::token_request(&call.server, &account, wanted).await?;
     answer["kind"] = "TokenRequest".into();
     answer["apiVersion"] = "authentication.k8s.io/v1".into();

@@ -18,8 +18,6 @@ use crate::{
 pub struct Target {
     pub kind: Arc<Kind>,
     version: usize,
-    /// The apiVersion under which objects are stored.
-    stored_api_version: String,
     pub namespace: String,
     pub name: String,
     pub subresource: Option<Subresource>,
@@ -41,10 +39,8 @@ impl Target {
             "" => None,
             name => Some(kind.subresource(name).cloned().ok_or_else(Status::no_route)?),
         };
-        let stored = kind.storage.and_then(|it| registry.by_storage(it)).unwrap_or(kind);
-        let stored_api_version = api_version(&stored.group, &stored.stored_version().name);
         let namespace = if is_itself { String::new() } else { info.namespace.clone() };
-        Ok(Self { kind: kind.clone(), version: at, stored_api_version, namespace, name: info.name.clone(), subresource })
+        Ok(Self { kind: kind.clone(), version: at, namespace, name: info.name.clone(), subresource })
     }
 
     pub fn version(&self) -> &Version {
@@ -65,10 +61,6 @@ impl Target {
 
     pub fn key_of(&self, name: &str) -> Key {
         Key::new(&self.kind.resource(), &self.namespace, name)
-    }
-
-    pub fn stored_api_version(&self) -> &str {
-        &self.stored_api_version
     }
 
     pub fn subresource_name(&self) -> &'static str {

@@ -89,7 +89,7 @@ impl Call {
         }
         let snapshot = self.server.store.snapshot();
         let object = snapshot.get(&target.key()).ok_or_else(|| Status::not_found(&target.resource(), &target.name))?;
-        let object = target.view().value(&object);
+        let object = target.view().value(&*self.server.served_one(target.view(), object).await?);
         self.server.nodes.connect(action, &object, &self.info.rest, request, &snapshot).await
     }
 
@@ -149,13 +149,18 @@ impl Call {
 
     async fn get(&self) -> Result<Response> {
         list::reached(&self.server, self.query.get("resourceVersion").unwrap_or_default()).await?;
-        self.answer(200, &*self.stored()?)
+        self.answer(200, self.stored()?).await
     }
 
     /// The stored object of the target; 404 without it.
     pub fn stored(&self) -> Result<Arc<Stored>> {
         let found = self.server.store.snapshot().get(&self.target.key());
         found.ok_or_else(|| Status::not_found(&self.target.resource(), &self.target.name))
+    }
+
+    /// The target as a tree.
+    pub async fn value(&self) -> Result<Value> {
+        Ok(self.target.view().value(&*self.server.served_one(self.target.view(), self.stored()?).await?))
     }
 
     async fn list(&self) -> Result<Response> {
@@ -183,7 +188,7 @@ impl Call {
             return self.review(object, options.is_dry_run).await;
         }
         let written = self.writer(&options).create(object).await?;
-        self.written(written, warnings)
+        self.written(written, warnings).await
     }
 
     /// Kinds that are only an answer.
@@ -201,7 +206,7 @@ impl Call {
         let (object, notes) = self.read(request).await?;
         let warnings = strict(&options, notes)?;
         let written = self.replace(&options, object).await?;
-        self.written(written, warnings)
+        self.written(written, warnings).await
     }
 
     /// Whether an object says that it is the target (`checkName`).
@@ -229,8 +234,8 @@ impl Call {
     async fn delete(&self, request: Request) -> Result<Response> {
         let options = delete::options(&self.delete_body(request).await?, &self.query)?;
         match self.deletion(&self.target, &options).run().await? {
-            Deleted::Waiting(object) => self.answer(200, &object),
-            Deleted::Gone(object) if self.target.kind.strategy.grace.is_some() => self.answer(200, &object),
+            Deleted::Waiting(object) => self.answer(200, object).await,
+            Deleted::Gone(object) if self.target.kind.strategy.grace.is_some() => self.answer(200, object).await,
             Deleted::Gone(object) => {
                 self.answer_value(200, Status::success(&self.target.resource(), &object.key.name, &object.header.uid))
             }
@@ -243,7 +248,7 @@ impl Call {
         let snapshot = self.server.store.snapshot();
         let namespace = Some(self.target.namespace.as_str()).filter(|it| !it.is_empty());
         let resource = self.target.kind.resource();
-        let chosen: Vec<&Arc<Stored>> = snapshot.list(&resource, namespace, None).filter(|it| selection.matches(it)).collect();
+        let chosen = list::select(&self.server, &self.target, &selection, snapshot.list(&resource, namespace, None)).await?;
         for object in &chosen {
             match self.deletion(&self.target.named(object), &options).run().await {
                 Err(status) if !status.is_not_found() => return Err(status),
@@ -295,14 +300,15 @@ impl Call {
     }
 
     /// The answer to a write: the object as it is now, and the warnings in headers.
-    pub fn written(&self, written: Written, notes: Vec<String>) -> Result<Response> {
-        let mut response = self.answer(if written.is_created { 201 } else { 200 }, &written.object)?;
+    pub async fn written(&self, written: Written, notes: Vec<String>) -> Result<Response> {
+        let mut response = self.answer(if written.is_created { 201 } else { 200 }, written.object).await?;
         notes.iter().chain(&written.warnings).for_each(|it| warn(&mut response, it));
         Ok(response)
     }
 
-    pub fn answer(&self, code: u16, object: &Stored) -> Result<Response> {
-        let bytes = self.target.view().encode(object, self.form)?;
+    pub async fn answer(&self, code: u16, object: Arc<Stored>) -> Result<Response> {
+        let object = self.server.served_one(self.target.view(), object).await?;
+        let bytes = self.target.view().encode(&object, self.form)?;
         Ok(body::respond(code, self.form.encoding.media_type(), body::full(bytes)))
     }
 

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::{
     Body, Server, body,
     forms::View,
-    list::{Selection, parse_revision},
+    list::{Selection, parse_revision, select},
     negotiation::{Encoding, Form, Include, Shape},
     target::Target,
 };
@@ -67,8 +67,9 @@ pub async fn watch(server: &Arc<Server>, target: Target, options: &ListOptions, 
     let namespace = Some(target.namespace.clone()).filter(|it| !it.is_empty());
     let cursor = server.store.watch(selection.scope(&target), snapshot.revision()).map_err(gone)?;
     let view = target.view();
-    for object in snapshot.list(&target.kind.resource(), namespace.as_deref(), None).filter(|it| selection.matches(it)) {
-        pending.push_back(view.frame("ADDED", object, form)?);
+    let initial = snapshot.list(&target.kind.resource(), namespace.as_deref(), None);
+    for object in select(server, &target, &selection, initial).await? {
+        pending.push_back(view.frame("ADDED", &object, form)?);
     }
     if options.send_initial_events == Some(true) && options.allow_watch_bookmarks {
         pending.push_back(view.bookmark(snapshot.revision(), true, form)?);
@@ -149,28 +150,28 @@ impl Watcher {
             let events = tokio::select! {
                 events = cursor.next() => events,
                 () = tokio::time::sleep_until(self.ends) => {
-                    self.state = State::Ending(self.bookmark());
+                    let last = self.bookmark().await;
+                    self.state = State::Ending(last);
                     continue;
                 }
                 () = tokio::time::sleep_until(self.bookmark_at), if self.sends_bookmarks => {
                     self.bookmark_at = Instant::now() + BOOKMARK_EVERY;
-                    let frame = self.bookmark();
+                    let frame = self.bookmark().await;
                     self.pending.extend(frame);
                     continue;
                 }
                 () = stopping.stopping() => return None,
             };
             match events {
-                Ok(events) => self.take(&events),
+                Ok(events) => self.take(&events).await,
                 Err(error) => self.state = State::Ending(Some(self.error(&gone(error)))),
             }
         }
     }
 
-    fn take(&mut self, events: &[Arc<Event>]) {
-        let view = self.target.view();
+    async fn take(&mut self, events: &[Arc<Event>]) {
         for event in events {
-            match view.event(event, &self.selection, self.form) {
+            match self.frame(event).await {
                 Ok(frame) => self.pending.extend(frame),
                 Err(status) => {
                     self.state = State::Ending(Some(self.error(&status)));
@@ -180,13 +181,45 @@ impl Watcher {
         }
     }
 
+    /// What this watcher sees of an event: an object that enters or leaves the selection is added or deleted.
+    async fn frame(&self, event: &Event) -> Result<Option<Bytes>> {
+        let (view, selection) = (self.target.view(), &self.selection);
+        let (mut object, mut previous) = (event.object.clone(), event.previous.clone());
+        if view.selects_served() {
+            object = self.server.served_one(view, object).await?;
+            previous = match previous {
+                Some(previous) if !selection.is_everything() => Some(self.server.served_one(view, previous).await?),
+                other => other,
+            };
+        }
+        let is_in = event.kind != EventKind::Deleted && selection.matches(&object);
+        let was_in = match (&previous, event.kind) {
+            (Some(previous), _) => selection.matches(previous),
+            (None, EventKind::Deleted) => selection.matches(&object),
+            (None, _) => false,
+        };
+        let kind = match (was_in, is_in) {
+            (false, false) => return Ok(None),
+            (false, true) => "ADDED",
+            (true, true) => "MODIFIED",
+            (true, false) => "DELETED",
+        };
+        let object = self.server.served_one(view, object).await?;
+        let is_plain = self.form.shape == Shape::Object && self.form.encoding == Encoding::Json;
+        if !is_plain {
+            return view.frame(kind, &object, self.form).map(Some);
+        }
+        let id = view.form_id() << 8 | u64::from(kind.as_bytes()[0]);
+        Ok(Some(event.frames.get_or_make(id, || frame_json(kind, &object.json))))
+    }
+
     /// A bookmark at the revision up to which this watch is complete; events that came in between go first.
-    fn bookmark(&mut self) -> Option<Bytes> {
+    async fn bookmark(&mut self) -> Option<Bytes> {
         if !self.sends_bookmarks {
             return None;
         }
         let (events, revision) = self.cursor.as_mut()?.ready().ok()?;
-        self.take(&events);
+        self.take(&events).await;
         let mut chunk = BytesMut::new();
         self.pending.drain(..).for_each(|frame| chunk.extend_from_slice(&frame));
         chunk.extend_from_slice(&self.target.view().bookmark(revision, false, self.form).ok()?);
@@ -199,28 +232,6 @@ impl Watcher {
 }
 
 impl View<'_> {
-    /// What a watcher with this selection sees of an event: an object that enters or leaves the selection is added or deleted.
-    fn event(&self, event: &Event, selection: &Selection, form: Form) -> Result<Option<Bytes>> {
-        let is_in = event.kind != EventKind::Deleted && selection.matches(&event.object);
-        let was_in = match (&event.previous, event.kind) {
-            (Some(previous), _) => selection.matches(previous),
-            (None, EventKind::Deleted) => selection.matches(&event.object),
-            (None, _) => false,
-        };
-        let kind = match (was_in, is_in) {
-            (false, false) => return Ok(None),
-            (false, true) => "ADDED",
-            (true, true) => "MODIFIED",
-            (true, false) => "DELETED",
-        };
-        let is_plain = form.shape == Shape::Object && form.encoding == Encoding::Json;
-        if !is_plain {
-            return self.frame(kind, &event.object, form).map(Some);
-        }
-        let id = self.version.generation << 8 | u64::from(self.kind.storage.is_some()) << 4 | kind.len() as u64 & 3;
-        Ok(Some(event.frames.get_or_make(id << 8 | u64::from(kind.as_bytes()[0]), || frame_json(kind, &self.json(&event.object)))))
-    }
-
     fn frame(&self, kind: &str, object: &Stored, form: Form) -> Result<Bytes> {
         match form.encoding {
             Encoding::Json | Encoding::Yaml => {

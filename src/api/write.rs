@@ -16,10 +16,10 @@ use super::{
 };
 use crate::{
     base::clock,
-    kinds::{self, Action, Change as Step, Convert},
+    kinds::{self, Action, Change as Step},
     meta::{FieldErrors, Meta, Path, Result, Status, Value, options::WriteOptions},
     schema::{self, apply},
-    store::{Change, Draft, Expect, Header, Key, Rejected, Snapshot, Stored, Transaction, Write},
+    store::{Change, Expect, Key, Rejected, Snapshot, Stored, Transaction, Write},
 };
 
 /// Attempts at a write that others keep overtaking (`MaxRetryWhenPatchConflicts`).
@@ -172,7 +172,7 @@ impl Writer<'_> {
             }
             return Ok(Written { object: Arc::new(self.dry(&key, &new, 0)), is_created: true, warnings });
         }
-        let write = Write { key, expect: Expect::Absent, change: Change::Put(self.draft(&new)) };
+        let write = Write { key, expect: Expect::Absent, change: Change::Put(self.server.draft(self.target.view(), &new).await?) };
         let object = self.submit(write, companions).await?;
         Ok(Written { object, is_created: true, warnings })
     }
@@ -249,7 +249,7 @@ impl Writer<'_> {
     ) -> std::result::Result<Written, Attempt> {
         let (kind, version) = (&self.target.kind, self.target.version());
         let now = clock::now_rfc3339();
-        let old = self.target.view().value(stored);
+        let old = self.target.view().value(&*self.server.served_one(self.target.view(), stored.clone()).await?);
         let wanted = change(&old)?;
         self.preconditions(&old, &wanted)?;
         let manager = apply::Manager { name: self.manager(), api_version: &self.target.view().api_version(), subresource: self.target.subresource_name(), now: &now };
@@ -281,7 +281,7 @@ impl Writer<'_> {
             return Ok(Written { object: Arc::new(self.dry(&stored.key, &new, stored.revision)), is_created: false, warnings });
         }
         let is_gone = new.deletion_timestamp().is_some() && new.finalizers().next().is_none() && new.int_at(&["metadata", "deletionGracePeriodSeconds"]).unwrap_or(0) == 0;
-        let draft = self.draft(&new);
+        let draft = self.server.draft(self.target.view(), &new).await?;
         let change = if is_gone && is_removable(&new) { Change::Delete(draft) } else { Change::Put(draft) };
         let mut companions = companions;
         companions.extend(quota::charge(&context, &new)?);
@@ -384,20 +384,6 @@ impl Writer<'_> {
         if errors.is_empty() { Ok(()) } else { Err(Status::invalid(&kind.group_kind(), new.name(), errors)) }
     }
 
-    /// The object in its stored version, ready for the writer.
-    fn draft(&self, object: &Value) -> Draft {
-        let mut object = object.clone();
-        if let Convert::Fn { to_stored, .. } = self.target.version().convert {
-            to_stored(&mut object);
-        }
-        object["apiVersion"] = self.target.stored_api_version().into();
-        object["kind"] = self.target.kind.kind.as_ref().into();
-        // What is stored as another kind is found by that kind's fields.
-        let registry = self.server.registry.load();
-        let kind = registry.by_storage(&self.target.kind.resource()).unwrap_or(&self.target.kind);
-        Draft::new(&object, header(kind, &object))
-    }
-
     /// What a dry run answers: the object as it would be stored.
     fn dry(&self, key: &Key, object: &Value, revision: u64) -> Stored {
         let mut value = object.clone();
@@ -406,8 +392,7 @@ impl Writer<'_> {
         if revision == 0 {
             value.remove_metadata("resourceVersion");
         }
-        let mut header = header(&self.target.kind, &value);
-        header.schema = self.target.version().generation;
+        let header = self.target.view().header(&value);
         Stored { key: key.clone(), revision, json: value.to_string().into(), header, forms: Default::default() }
     }
 
@@ -456,16 +441,6 @@ pub fn rejection(rejected: Rejected, target: &Target, own: &Key) -> Status {
 /// Namespaces wait for their content even without finalizers of metadata.
 fn is_removable(object: &Value) -> bool {
     object.text("kind") != "Namespace" || object.items_at(&["spec", "finalizers"]).is_empty()
-}
-
-/// The header of a stored object: what selectors and readers need without parsing it.
-pub fn header(kind: &kinds::Kind, object: &Value) -> Header {
-    let mut labels: Vec<(Box<str>, Box<str>)> = object.labels().map(|(key, value)| (key.into(), value.into())).collect();
-    labels.sort();
-    let version = kind.stored_version();
-    let mut fields: Vec<(Box<str>, Box<str>)> = version.selectable.iter().map(|it| (it.name.as_ref().into(), it.text(object).into())).collect();
-    fields.sort();
-    Header { uid: object.uid().into(), labels, fields, schema: version.generation }
 }
 
 /// Whether anything but metadata and status changed: what `metadata.generation` counts.

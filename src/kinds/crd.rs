@@ -6,8 +6,9 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::{
-    ALL_VERBS, Action, Body, Cell, Change, Column, Convert, Custom, FieldValue, Kind, Registry, Scope, Selectable, Strategy, Subresource, Version,
+    ALL_VERBS, Action, Body, Cell, Change, Column, Convert, Custom, FieldValue, Kind, Registry, Scope, Selectable, Strategy, Subresource, Version, Webhook,
     check::{all, fill, one_of, required},
+    webhooks,
 };
 use crate::{
     meta::{FieldError, FieldErrors, Meta, Path, Value, names},
@@ -30,17 +31,28 @@ fn default(crd: &mut Value) {
     if crd.at(&["spec", "conversion"]).is_none_or(Value::is_null) && crd["spec"].is_object() {
         crd["spec"]["conversion"] = json!({"strategy": "None"});
     }
+    webhooks::default_client(crd, &["spec", "conversion", "webhook", "clientConfig"]);
 }
 
 fn prepare(crd: &mut Value, change: Change<'_>) {
-    if let Change::Create = change {
-        let stored: Vec<Value> = crd.items_at(&["spec", "versions"]).iter().filter(|it| it["storage"] == true).map(|it| it["name"].clone()).collect();
-        crd["status"] = json!({"conditions": [], "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": stored});
+    let storage = crd.items_at(&["spec", "versions"]).iter().find(|it| it["storage"] == true).map(|it| it["name"].clone());
+    match change {
+        Change::Create => crd["status"] = json!({"conditions": [], "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": storage.as_slice()}),
+        // What has been stored in a version once may be there still.
+        Change::Update(_) => {
+            let mut stored = crd.items_at(&["status", "storedVersions"]).to_vec();
+            stored.extend(storage.filter(|it| !stored.contains(it)));
+            crd.set_at(&["status", "storedVersions"], stored);
+        }
+        Change::Part(..) => (),
     }
 }
 
 fn validate(crd: &Value, change: Change<'_>) -> FieldErrors {
     let mut errors = FieldErrors::new();
+    if change.old().is_some() {
+        stored_versions(crd, &mut errors);
+    }
     if let Change::Part(..) = change {
         return errors;
     }
@@ -70,6 +82,7 @@ fn validate(crd: &Value, change: Change<'_>) -> FieldErrors {
         all(names::dns1035_label(text), text, &path.child("names").child(field), &mut errors);
     }
     validate_versions(spec, &path.child("versions"), &mut errors);
+    validate_conversion(&spec["conversion"], &path.child("conversion"), &mut errors);
     if let Some(old) = change.old() {
         for field in [&["spec", "group"][..], &["spec", "scope"]] {
             super::check::immutable(crd, old, field, &mut errors);
@@ -98,6 +111,42 @@ fn validate_versions(spec: &Value, path: &Path, errors: &mut FieldErrors) {
             Some(schema) if spec["preserveUnknownFields"] != true => errors.extend(structural::problems(schema, &schema_path)),
             Some(_) => (),
         }
+    }
+}
+
+/// `validateCustomResourceConversion`; the fields go by the names of upstream's internal type.
+fn validate_conversion(conversion: &Value, path: &Path, errors: &mut FieldErrors) {
+    required(conversion, "strategy", path, errors);
+    one_of(conversion, "strategy", &["None", "Webhook"], path, errors);
+    let (client_path, versions_path) = (path.child("webhookClientConfig"), path.child("conversionReviewVersions"));
+    let client = conversion.at(&["webhook", "clientConfig"]).filter(|it| it.is_object());
+    let versions = conversion.items_at(&["webhook", "conversionReviewVersions"]);
+    if conversion.text("strategy") == "Webhook" {
+        match client {
+            None => errors.push(FieldError::required(&client_path, "required when strategy is set to Webhook")),
+            Some(client) => webhooks::client_config(client, &client_path, errors),
+        }
+        return webhooks::review_versions(versions, true, "", &versions_path, errors);
+    }
+    let unwanted = "should not be set when strategy is not set to Webhook";
+    errors.extend(client.map(|_| FieldError::forbidden(&client_path, unwanted)));
+    errors.extend(versions.first().map(|_| FieldError::forbidden(&versions_path, unwanted)));
+}
+
+/// Versions in which objects may be stored stay in the definition (`ValidateCustomResourceDefinitionStoredVersions`).
+fn stored_versions(crd: &Value, errors: &mut FieldErrors) {
+    let (path, stored) = (Path::new("status").child("storedVersions"), crd.items_at(&["status", "storedVersions"]));
+    let versions = crd.items_at(&["spec", "versions"]);
+    if stored.is_empty() {
+        return errors.push(FieldError::invalid(&path, json!([]), "must have at least one stored version"));
+    }
+    for version in versions.iter().filter(|it| it["storage"] == true && !stored.contains(&it["name"])) {
+        errors.push(FieldError::invalid(&path, stored.to_vec(), format!("must have the storage version {}", version.text("name"))));
+    }
+    for (at, name) in stored.iter().enumerate().filter(|(_, name)| versions.iter().all(|it| it["name"] != **name)) {
+        let name = name.as_str().unwrap_or_default();
+        let detail = format!("missing from spec.versions; {name} was previously a storage version, and must remain in spec.versions until a storage migration ensures no data remains persisted in {name} and removes {name} from status.storedVersions");
+        errors.push(FieldError::invalid(&path.index(at), name, detail));
     }
 }
 
@@ -132,7 +181,8 @@ pub fn kind(crd: &Value) -> Option<Kind> {
     let spec = crd.get("spec").filter(|_| is_established)?;
     let names = &spec["names"];
     let listed = spec.items_at(&["versions"]);
-    let versions: Vec<Version> = listed.iter().map(|it| version(crd, it)).collect();
+    let convert = convert(crd);
+    let versions: Vec<Version> = listed.iter().enumerate().map(|(at, it)| Version { convert: convert.clone(), ..version(crd, it, at) }).collect();
     let stored = listed.iter().position(|it| it["storage"] == true)?;
     let texts = |field: &str| names.items_at(&[field]).iter().filter_map(|it| Some(it.as_str()?.to_owned().into())).collect();
     let subresources = subresources(&listed[stored], names.text("kind"));
@@ -156,7 +206,20 @@ pub fn kind(crd: &Value) -> Option<Kind> {
     })
 }
 
-fn version(crd: &Value, version: &Value) -> Version {
+/// How its versions become each other.
+fn convert(crd: &Value) -> Convert {
+    let webhook = &crd["spec"]["conversion"];
+    if webhook.text("strategy") != "Webhook" {
+        return Convert::Same;
+    }
+    let review_versions = webhook.items_at(&["webhook", "conversionReviewVersions"]).iter().filter_map(|it| Some(it.as_str()?.to_owned())).collect();
+    Convert::Webhook(Arc::new(Webhook { client_config: webhook["webhook"]["clientConfig"].clone(), review_versions }))
+}
+
+/// Versions that one number can tell apart beside a generation.
+const VERSION_BITS: u32 = 16;
+
+fn version(crd: &Value, version: &Value, at: usize) -> Version {
     let preserves = crd["spec"]["preserveUnknownFields"] == true;
     let deprecation = (version["deprecated"] == true).then(|| match version.text("deprecationWarning") {
         "" => format!("{}/{} {} is deprecated", crd.text_at(&["spec", "group"]), version.text("name"), crd.text_at(&["spec", "names", "kind"])),
@@ -170,7 +233,7 @@ fn version(crd: &Value, version: &Value) -> Version {
         selectable: version.items_at(&["selectableFields"]).iter().map(selectable).collect(),
         convert: Convert::Same,
         deprecation: deprecation.map(Into::into),
-        generation: u64::try_from(crd.generation()).unwrap_or_default(),
+        generation: u64::try_from(crd.generation()).unwrap_or_default() << VERSION_BITS | at as u64,
     }
 }
 
@@ -214,4 +277,37 @@ fn subresources(version: &Value, _kind: &str) -> Vec<Subresource> {
         list.push(Subresource { name: "scale", action, body: Body { group: "autoscaling", version: "v1", kind: "Scale" }, verbs: VERBS });
     }
     list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stored_versions_are_remembered_and_conversions_checked() {
+        let version = |name: &str, is_stored: bool| json!({"name": name, "served": true, "storage": is_stored, "schema": {"openAPIV3Schema": {"type": "object"}}});
+        let of = |versions: Value, conversion: Value| {
+            json!({"metadata": {"name": "xs.e.com"}, "spec": {"group": "e.com", "scope": "Namespaced", "names": {"plural": "xs", "kind": "X"}, "versions": versions, "conversion": conversion}})
+        };
+        let mut old = of(json!([version("v1", true)]), Value::Null);
+        default(&mut old);
+        prepare(&mut old, Change::Create);
+        let webhook = json!({"strategy": "Webhook", "webhook": {"clientConfig": {"service": {"namespace": "n", "name": "s"}}, "conversionReviewVersions": ["v1"]}});
+        let errors = |versions: Value, conversion: Value| {
+            let mut new = of(versions, conversion);
+            new["status"] = old["status"].clone();
+            default(&mut new);
+            prepare(&mut new, Change::Update(&old));
+            (new["status"]["storedVersions"].clone(), validate(&new, Change::Update(&old)).iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let both = json!([version("v1", false), version("v2", true)]);
+        assert_eq!(errors(both.clone(), webhook), (json!(["v1", "v2"]), Vec::new()));
+        let (_, lost) = errors(json!([version("v2", true)]), json!({"strategy": "None"}));
+        assert!(lost[0].starts_with("status.storedVersions[0]: Invalid value: \"v1\": missing from spec.versions; v1 was previously a storage version"), "{lost:?}");
+        let (_, wrong) = errors(both, json!({"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v3"]}}));
+        assert_eq!(wrong, [
+            "spec.conversion.webhookClientConfig: Required value: required when strategy is set to Webhook",
+            "spec.conversion.conversionReviewVersions: Invalid value: [\"v3\"]: must include at least one of v1, v1beta1",
+        ]);
+    }
 }

@@ -49,7 +49,8 @@ pub fn labels(labels: Option<&Map<String, Value>>, path: &Path, errors: &mut Fie
     }
 }
 
-fn annotations(annotations: Option<&Map<String, Value>>, path: &Path, errors: &mut FieldErrors) {
+/// `ValidateAnnotations`.
+pub fn annotations(annotations: Option<&Map<String, Value>>, path: &Path, errors: &mut FieldErrors) {
     let mut size = 0;
     for (key, value) in annotations.into_iter().flatten() {
         errors.extend(names::qualified_name(&key.to_lowercase()).into_iter().map(|it| FieldError::invalid(path, key.as_str(), it)));

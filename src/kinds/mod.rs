@@ -23,6 +23,7 @@ pub mod service;
 pub mod storage;
 pub mod strategy;
 pub mod table;
+pub mod webhooks;
 pub mod workloads;
 
 pub use registry::Registry;
@@ -113,12 +114,12 @@ pub struct Version {
     pub convert: Convert,
     /// Told to clients in a `Warning` header.
     pub deprecation: Option<Str>,
-    /// Changes when a stored object may read differently: the generation of a CRD, 0 for built-in kinds.
+    /// What stored bytes are in: another number for each version of a CRD at each of its generations; 0 for built-in kinds.
     pub generation: u64,
 }
 
 /// How an object in the stored version becomes one of this version, and back.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Convert {
     /// Only `apiVersion` differs.
     Same,
@@ -126,6 +127,16 @@ pub enum Convert {
         from_stored: fn(&mut Value),
         to_stored: fn(&mut Value),
     },
+    /// A server of the user's converts between any two versions.
+    Webhook(Arc<Webhook>),
+}
+
+/// `spec.conversion.webhook` of a custom resource definition.
+#[derive(Debug)]
+pub struct Webhook {
+    pub client_config: Value,
+    /// The versions of `ConversionReview` that it understands.
+    pub review_versions: Vec<String>,
 }
 
 /// A column of `kubectl get`.

@@ -12,7 +12,6 @@ use crate::meta::{FieldError, FieldErrors, Meta, Path, Value};
 pub const DISRUPTION_BUDGET: Strategy = Strategy { validate: validate_budget, has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const QUOTA: Strategy = Strategy { validate: validate_quota, resets_status: true, ..Strategy::PLAIN };
 pub const AUTOSCALER: Strategy = Strategy { default: default_autoscaler, validate: validate_autoscaler, resets_status: true, ..Strategy::PLAIN };
-pub const WEBHOOKS: Strategy = Strategy { default: default_webhooks, validate: validate_webhooks, has_generation: true, ..Strategy::PLAIN };
 pub const ADMISSION_POLICY: Strategy = Strategy { default: default_policy, has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const POLICY_BINDING: Strategy = Strategy { default: default_policy_binding, has_generation: true, ..Strategy::PLAIN };
 pub const FLOW_SCHEMA: Strategy = Strategy { default: |object| fill_at(object, &["spec", "matchingPrecedence"], 1000), has_generation: true, resets_status: true, ..Strategy::PLAIN };
@@ -153,69 +152,6 @@ pub const AUTOSCALER_FROM_V1: fn(&mut Value) = |object| {
 const METRICS: &str = "autoscaling.alpha.kubernetes.io/metrics";
 const BEHAVIOR: &str = "autoscaling.alpha.kubernetes.io/behavior";
 const CONDITIONS: &str = "autoscaling.alpha.kubernetes.io/conditions";
-
-fn default_webhooks(object: &mut Value) {
-    let is_mutating = object.text("kind") == "MutatingWebhookConfiguration";
-    for webhook in each(object, &["webhooks"]) {
-        fill(webhook, "failurePolicy", "Fail");
-        fill(webhook, "matchPolicy", "Equivalent");
-        fill(webhook, "timeoutSeconds", 10);
-        for selector in ["namespaceSelector", "objectSelector"] {
-            fill(webhook, selector, json!({}));
-        }
-        if is_mutating {
-            fill(webhook, "reinvocationPolicy", "Never");
-        }
-        if webhook.at(&["clientConfig", "service"]).is_some() {
-            fill_at(webhook, &["clientConfig", "service", "port"], 443);
-        }
-        each(webhook, &["rules"]).for_each(|rule| fill(rule, "scope", "*"));
-    }
-}
-
-fn validate_webhooks(object: &Value, _: Change<'_>) -> FieldErrors {
-    let (mut errors, mut seen) = (FieldErrors::new(), Vec::new());
-    for (at, webhook) in object.items_at(&["webhooks"]).iter().enumerate() {
-        let (path, name) = (Path::new("webhooks").index(at), webhook.text("name"));
-        if name.split('.').count() < 3 {
-            errors.push(FieldError::invalid(&path.child("name"), name, "should be a domain with at least three segments separated by dots"));
-        }
-        if seen.contains(&name) {
-            errors.push(FieldError::duplicate(&path.child("name"), name));
-        }
-        seen.push(name);
-        validate_webhook(webhook, &path, &mut errors);
-    }
-    errors
-}
-
-fn validate_webhook(webhook: &Value, path: &Path, errors: &mut FieldErrors) {
-    let versions = webhook.items_at(&["admissionReviewVersions"]);
-    if versions.is_empty() {
-        errors.push(FieldError::required(&path.child("admissionReviewVersions"), "must specify one of v1, v1beta1"));
-    } else if !versions.iter().any(|it| it == "v1" || it == "v1beta1") {
-        errors.push(FieldError::invalid(&path.child("admissionReviewVersions"), webhook["admissionReviewVersions"].clone(), "must include at least one of v1, v1beta1"));
-    }
-    one_of(webhook, "failurePolicy", &["Fail", "Ignore"], path, errors);
-    one_of(webhook, "matchPolicy", &["Equivalent", "Exact"], path, errors);
-    if webhook.text("sideEffects").is_empty() {
-        errors.push(FieldError::required(&path.child("sideEffects"), "must specify one of None, NoneOnDryRun"));
-    } else {
-        one_of(webhook, "sideEffects", &["None", "NoneOnDryRun"], path, errors);
-    }
-    if let Some(seconds) = webhook.int_at(&["timeoutSeconds"]).filter(|it| !(1..=30).contains(it)) {
-        errors.push(FieldError::invalid(&path.child("timeoutSeconds"), seconds, "the timeout value must be between 1 and 30 seconds"));
-    }
-    let client = &webhook["clientConfig"];
-    if client.text("url").is_empty() == client.get("service").is_none() {
-        errors.push(FieldError::required(&path.child("clientConfig"), "exactly one of url or service is required"));
-    }
-    for (at, rule) in webhook.items_at(&["rules"]).iter().enumerate() {
-        for field in ["operations", "apiGroups", "apiVersions", "resources"].into_iter().filter(|it| rule.items_at(&[it]).is_empty()) {
-            errors.push(FieldError::required(&path.child("rules").index(at).child(field), ""));
-        }
-    }
-}
 
 fn default_match(constraints: &mut Value) {
     fill(constraints, "matchPolicy", "Equivalent");
@@ -386,18 +322,5 @@ mod tests {
         default_limit_range(&mut range);
         assert_eq!(range["spec"]["limits"][0]["default"], json!({"cpu": "2"}));
         assert_eq!(range["spec"]["limits"][0]["defaultRequest"], json!({"cpu": "2", "memory": "1Mi"}));
-    }
-
-    #[test]
-    fn webhooks_get_defaults_and_errors() {
-        let mut object = json!({"kind": "ValidatingWebhookConfiguration", "webhooks": [{"name": "a", "clientConfig": {"url": "https://x"}}]});
-        default_webhooks(&mut object);
-        assert_eq!(object["webhooks"][0]["timeoutSeconds"], 10);
-        let errors: Vec<String> = validate_webhooks(&object, Change::Create).iter().map(ToString::to_string).collect();
-        assert_eq!(errors, [
-            "webhooks[0].name: Invalid value: \"a\": should be a domain with at least three segments separated by dots",
-            "webhooks[0].admissionReviewVersions: Required value: must specify one of v1, v1beta1",
-            "webhooks[0].sideEffects: Required value: must specify one of None, NoneOnDryRun",
-        ]);
     }
 }

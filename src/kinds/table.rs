@@ -2,7 +2,7 @@
 
 use super::{
     ALL_VERBS, Action, Body, CREATE_ONLY, Cell, Column, Convert, FieldValue, Kind, Registry, Scope, Selectable, Strategy, Subresource, Verb, Version,
-    cells::*, columns::*, crd, event, namespace, networking, node, pod, policy, rbac, secret, service, storage, workloads,
+    cells::*, columns::*, crd, event, namespace, networking, node, pod, policy, rbac, secret, service, storage, webhooks, workloads,
 };
 use crate::{meta::names, schema};
 
@@ -136,8 +136,8 @@ fn machinery() -> Vec<Row> {
     cl("certificates.k8s.io", "v1", "certificatesigningrequests", "CertificateSigningRequest").short("csr").does(&policy::SIGNING_REQUEST).status()
         .sub("approval", Action::Part, "CertificateSigningRequest", PART).field("spec.signerName", &["spec", "signerName"]).cols(&[
             AGE, or("SignerName", &["spec", "signerName"], "<none>"), path("Requestor", &["spec", "username"]), fun("RequestedDuration", "string", request_duration), fun("Condition", "string", request_condition)]),
-    cl("admissionregistration.k8s.io", "v1", "validatingwebhookconfigurations", "ValidatingWebhookConfiguration").category("api-extensions").does(&policy::WEBHOOKS).cols(&[count("Webhooks", &["webhooks"]), AGE]),
-    cl("admissionregistration.k8s.io", "v1", "mutatingwebhookconfigurations", "MutatingWebhookConfiguration").category("api-extensions").does(&policy::WEBHOOKS).cols(&[count("Webhooks", &["webhooks"]), AGE]),
+    cl("admissionregistration.k8s.io", "v1", "validatingwebhookconfigurations", "ValidatingWebhookConfiguration").category("api-extensions").does(&webhooks::CONFIGURATION).cols(&[count("Webhooks", &["webhooks"]), AGE]),
+    cl("admissionregistration.k8s.io", "v1", "mutatingwebhookconfigurations", "MutatingWebhookConfiguration").category("api-extensions").does(&webhooks::CONFIGURATION).cols(&[count("Webhooks", &["webhooks"]), AGE]),
     cl("admissionregistration.k8s.io", "v1", "validatingadmissionpolicies", "ValidatingAdmissionPolicy").category("api-extensions").does(&policy::ADMISSION_POLICY).status()
         .cols(&[count("Validations", &["spec", "validations"]), fun("ParamKind", "string", param_kind), AGE]),
     cl("admissionregistration.k8s.io", "v1", "validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding").category("api-extensions").does(&policy::POLICY_BINDING)

@@ -76,8 +76,8 @@ pub struct Stored {
     pub json: Bytes,
     /// Extracted once, when the object was written or loaded.
     pub header: Header,
-    /// Other forms of the object (another version, a table row, protobuf), made once by the API floor.
-    pub forms: Forms,
+    /// Other forms of the object (another version, a table row, protobuf), made once by the API floor, which shares them among its versions.
+    pub forms: Arc<Forms>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -87,7 +87,7 @@ pub struct Header {
     pub labels: Vec<(Box<str>, Box<str>)>,
     /// The selectable fields of the stored version, sorted by name, without `metadata.name` and `metadata.namespace`.
     pub fields: Vec<(Box<str>, Box<str>)>,
-    /// The generation of the schema it was written under ([`crate::kinds::Version::generation`]).
+    /// The version and schema of its bytes ([`crate::kinds::Version::generation`]).
     pub schema: u64,
 }
 
@@ -99,17 +99,20 @@ pub struct Forms(Mutex<Vec<(u64, Bytes)>>);
 const FORMS_MAX: usize = 6;
 
 impl Forms {
+    pub fn get(&self, id: u64) -> Option<Bytes> {
+        let forms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        forms.iter().find(|(it, _)| *it == id).map(|(_, bytes)| bytes.clone())
+    }
+
     /// The form `id`, made by `make` the first time. Concurrent makers may both run; one result stays.
     pub fn get_or_make(&self, id: u64, make: impl FnOnce() -> Bytes) -> Bytes {
-        let find = |forms: &[(u64, Bytes)]| forms.iter().find(|(it, _)| *it == id).map(|(_, bytes)| bytes.clone());
-        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(bytes) = find(&lock()) {
+        if let Some(bytes) = self.get(id) {
             return bytes;
         }
         let bytes = make();
-        let mut forms = lock();
-        if let Some(bytes) = find(&forms) {
-            return bytes;
+        let mut forms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, bytes)) = forms.iter().find(|(it, _)| *it == id) {
+            return bytes.clone();
         }
         if forms.len() == FORMS_MAX {
             forms.remove(0);

@@ -280,7 +280,7 @@ impl Draft {
         json.extend_from_slice(&self.head);
         json.extend_from_slice(format!("\"resourceVersion\":\"{revision}\"").as_bytes());
         json.extend_from_slice(&self.tail);
-        Stored { key, revision, json: json.freeze(), header: self.header.clone(), forms: Forms::default() }
+        Stored { key, revision, json: json.freeze(), header: self.header.clone(), forms: Arc::default() }
     }
 }
 
@@ -316,6 +316,6 @@ impl Inner {
         let value = serde_json::from_slice(&entry.json).unwrap_or_default();
         let mut header = (self.extract)(&entry.key, &value);
         header.schema = entry.schema;
-        Stored { key: entry.key.clone(), revision: entry.revision, json: Bytes::clone(&entry.json), header, forms: Forms::default() }
+        Stored { key: entry.key.clone(), revision: entry.revision, json: Bytes::clone(&entry.json), header, forms: Arc::default() }
     }
 }
