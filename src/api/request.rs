@@ -43,11 +43,12 @@ impl RequestInfo {
             _ => return info,
         };
         info.is_resource = true;
-        info.resolve(method, rest, query);
+        info.resolve(method, rest, parts.len(), query);
         info
     }
 
-    fn resolve(&mut self, method: &Method, parts: &[&str], query: &Query) {
+    /// `parts` are the last of `all` segments of the path.
+    fn resolve(&mut self, method: &Method, parts: &[&str], all: usize, query: &Query) {
         let mut parts = parts;
         if let ["watch", rest @ ..] = parts
             && !rest.is_empty()
@@ -62,13 +63,15 @@ impl RequestInfo {
                 parts = rest;
             }
         }
+        // Resource, name and subresource come after these.
+        let before = all - parts.len();
         if let [resource, rest @ ..] = parts {
             self.resource = (*resource).to_owned();
             self.name = rest.first().map_or_else(String::new, |it| (*it).to_owned());
             self.subresource = rest.get(1).map_or_else(String::new, |it| (*it).to_owned());
         }
         if self.subresource == "proxy" {
-            self.rest = after_proxy(&self.path);
+            self.rest = after(&self.path, before + 3);
         }
         self.verb = self.resource_verb(method, query).to_owned();
         if matches!(self.verb.as_str(), "list" | "watch" | "deletecollection") && self.name.is_empty() {
@@ -112,9 +115,14 @@ impl RequestInfo {
     }
 }
 
-/// The raw text of a path after `/proxy`, as the client wrote it.
-fn after_proxy(path: &str) -> String {
-    path.split_once("/proxy").map(|(_, rest)| rest.to_owned()).unwrap_or_default()
+/// The raw text of a path after so many of its segments, as the client wrote it.
+fn after(path: &str, segments: usize) -> String {
+    let mut rest = path;
+    for _ in 0..segments {
+        let inner = rest.trim_start_matches('/');
+        rest = inner.find('/').map_or("", |at| &inner[at..]);
+    }
+    rest.to_owned()
 }
 
 #[cfg(test)]
@@ -143,6 +151,8 @@ mod tests {
             ("GET", "/api/v1/namespaces/x/pods/a/log", "get||v1|x|pods|a|log|"),
             ("POST", "/api/v1/namespaces/x/pods/a/exec", "create||v1|x|pods|a|exec|"),
             ("GET", "/api/v1/namespaces/x/services/http:a:80/proxy/b/c%2Fd", "get||v1|x|services|http:a:80|proxy|/b/c%2Fd"),
+            ("GET", "/api/v1/namespaces/x/services/proxy-me/proxy/", "get||v1|x|services|proxy-me|proxy|/"),
+            ("GET", "/api/v1/nodes/n/proxy", "get||v1||nodes|n|proxy|"),
             ("DELETE", "/apis/apps/v1/namespaces/x/deployments", "deletecollection|apps|v1|x|deployments|||"),
             ("PATCH", "/apis/apps/v1/namespaces/x/deployments/a", "patch|apps|v1|x|deployments|a||"),
             ("GET", "/healthz", "get /healthz"),
