@@ -13,6 +13,7 @@ use super::{
     authz::{Decision, forbidden},
     identity::{ANONYMOUS, AUTHENTICATED, Attributes, Peer, UNAUTHENTICATED, User},
     tokens::{CREDENTIAL_ID, Find, Tokens},
+    websocket,
 };
 use crate::{
     base::clock,
@@ -92,7 +93,7 @@ fn bearer_token(headers: &HeaderMap) -> Option<String> {
 
 /// The token in a WebSocket subprotocol; at least one other protocol must be offered with it.
 fn protocol_token(headers: &HeaderMap) -> Result<Option<String>> {
-    if !is_websocket(headers) {
+    if !websocket::is_asked(headers) {
         return Ok(None);
     }
     let (tokens, others): (Vec<&str>, Vec<&str>) = protocols(headers).partition(|it| it.starts_with(BEARER_PROTOCOL));
@@ -113,10 +114,6 @@ fn protocol_token(headers: &HeaderMap) -> Result<Option<String>> {
 fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let values = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).into_iter();
     values.filter_map(|it| it.to_str().ok()).flat_map(|it| it.split(',')).map(str::trim)
-}
-
-fn is_websocket(headers: &HeaderMap) -> bool {
-    headers.get(header::UPGRADE).is_some_and(|it| it.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
 /// Removes what only this server may see: credentials and impersonation. To be called before a request is passed on.

@@ -37,7 +37,7 @@ use links::Links;
 pub use location::split_target;
 use location::{Lookup, Place, Security, Target};
 
-use super::{Body, BodyError, Request, Response, body, authn::remove_credentials, identity::Peer};
+use super::{Body, BodyError, Request, Response, body, authn::remove_credentials, identity::Peer, websocket::Socket};
 use crate::{
     base::Tasks,
     kinds::Action,
@@ -82,12 +82,12 @@ impl Nodes {
 
     /// Serves a `connect` subresource of `object` (a Pod, Service or Node). `rest` is what follows `/proxy` in the path, "" otherwise.
     /// For [`Action::Proxy`] the name in the path may be `[https:]name[:port]`; see [`split_target`].
-    pub async fn connect(&self, action: &Action, object: &Value, rest: &str, request: Request, snapshot: &Snapshot) -> Result<Response> {
+    pub async fn connect(&self, action: &Action, object: &Value, rest: &str, mut request: Request, snapshot: &Snapshot) -> Result<Response> {
         let lookup = Lookup::of(snapshot);
-        let query = request.uri().query().unwrap_or_default();
+        let query = &request.uri().query().unwrap_or_default().to_owned();
         match action {
             Action::Log => match lookup.log(object, query)? {
-                Some(target) => self.log(object.name(), &target).await,
+                Some(target) => self.log(object.name(), &target, Socket::take(&mut request)?).await,
                 None => Ok(empty(StatusCode::NO_CONTENT)),
             },
             Action::Exec => self.stream(lookup.exec(object, query)?, request).await,
@@ -103,7 +103,7 @@ impl Nodes {
     }
 
     /// `rest.LocationStreamer`: the node's answer, or its error as a Status.
-    async fn log(&self, pod: &str, target: &Target) -> Result<Response> {
+    async fn log(&self, pod: &str, target: &Target, socket: Option<Socket>) -> Result<Response> {
         let request = http::Request::get(target.path_and_query()).header(header::HOST, target.authority());
         let request = request.body(no_body()).map_err(Status::internal)?;
         let sent = self.send(target, request).await.map_err(|why| Status::internal(format!("Get {:?}: {why}", target.url())))?;
@@ -111,6 +111,9 @@ impl Nodes {
             return Err(log_error(pod, sent).await);
         }
         let (_, body) = sent.into_parts();
+        if let Some(socket) = socket {
+            return socket.send_bytes(body, &self.tasks);
+        }
         let mut response = http::Response::new(body);
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         Ok(response)
@@ -261,7 +264,8 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-fn host_of(request: &Request) -> String {
+/// The host that the client asked: in HTTP/2 it stands in the URI.
+pub fn host_of(request: &Request) -> String {
     let header = request.headers().get(header::HOST).and_then(|it| it.to_str().ok());
     header.map(str::to_owned).or_else(|| Some(request.uri().authority()?.to_string())).unwrap_or_default()
 }

@@ -24,7 +24,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    Body, BodyError, Request, Response, Server, authn, body, discovery, forms,
+    Body, BodyError, Request, Response, Server, authn, body, connect, discovery, forms,
     identity::{Peer, User},
     negotiation::{Encoding, Form},
     request::RequestInfo,
@@ -148,7 +148,7 @@ impl Server {
     /// Paths that are no resources.
     fn document(&self, request: &Request, path: &str, query: &Query) -> Result<Response> {
         let headers = request.headers();
-        let host = headers.get(http::header::HOST).and_then(|it| it.to_str().ok()).unwrap_or_default();
+        let host = &connect::host_of(request);
         let registry = self.registry.load();
         if let Some(response) = discovery::serve(&registry, path, headers, host) {
             return Ok(response);

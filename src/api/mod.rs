@@ -33,6 +33,7 @@ pub mod tokens;
 pub mod trace;
 pub mod verbs;
 pub mod watch;
+mod websocket;
 pub mod write;
 
 use std::sync::Arc;

@@ -17,7 +17,7 @@ use super::{
     forms, http,
     identity::User,
     list, negotiation::{self, Encoding, Form, Shape},
-    patch, request::RequestInfo, reviews, subresources, target::Target, watch,
+    patch, request::RequestInfo, reviews, subresources, target::Target, watch, websocket::Socket,
     write::{Admits, Writer, Written},
 };
 use crate::{
@@ -138,7 +138,7 @@ impl Call {
         match verb {
             Verb::Get => self.get().await,
             Verb::List => self.list().await,
-            Verb::Watch => self.watch().await,
+            Verb::Watch => self.watch(request).await,
             Verb::Create => self.create(request).await,
             Verb::Update => self.update(request).await,
             Verb::Patch => patch::patch(self, request).await,
@@ -169,8 +169,13 @@ impl Call {
         Ok(body::respond(200, self.form.encoding.media_type(), body::full(bytes)))
     }
 
-    async fn watch(&self) -> Result<Response> {
+    async fn watch(&self, mut request: Request) -> Result<Response> {
         let options = ListOptions::from_query(&self.query)?;
+        if let Some(socket) = Socket::take(&mut request)? {
+            let form = Form { encoding: Encoding::Json, ..self.form };
+            let events = watch::watch(&self.server, self.target.clone(), &options, form).await?;
+            return socket.send_events(events, &self.server.tasks);
+        }
         let body = watch::watch(&self.server, self.target.clone(), &options, self.form).await?;
         let content_type = if self.form.encoding == Encoding::Protobuf { self.form.encoding.stream_type() } else { body::JSON };
         Ok(body::respond(200, content_type, body))

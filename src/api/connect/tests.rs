@@ -200,12 +200,12 @@ fn target(port: u16, path: &str) -> Target {
 #[tokio::test]
 async fn a_log_streams_or_tells_the_nodes_error() {
     let (port, nodes) = serve().await;
-    let response = nodes.log("web", &target(port, "/containerLogs/ns/web/c")).await.unwrap();
+    let response = nodes.log("web", &target(port, "/containerLogs/ns/web/c"), None).await.unwrap();
     assert_eq!(response.headers()[header::CONTENT_TYPE], "text/plain");
-    let status = nodes.log("web", &target(port, "/containerLogs/ns/web/waiting")).await.unwrap_err();
+    let status = nodes.log("web", &target(port, "/containerLogs/ns/web/waiting"), None).await.unwrap_err();
     let expected = (400, "container \"waiting\" in pod \"web\" is waiting to start: ContainerCreating");
     assert_eq!((status.code, status.message.as_str()), expected);
-    assert_eq!(nodes.log("web", &target(1, "/x")).await.unwrap_err().code, 500);
+    assert_eq!(nodes.log("web", &target(1, "/x"), None).await.unwrap_err().code, 500);
 }
 
 #[tokio::test]
