@@ -1,6 +1,6 @@
 """A fresh cluster of its own port and data, and a Postgres of its own, for conformance/run and conformance/clients."""
 
-import json, os, pathlib, pwd, re, shutil, signal, socket, subprocess, tempfile, time
+import contextlib, json, os, pathlib, pwd, re, shutil, signal, socket, subprocess, tempfile, time
 
 START_WITHIN = 60
 # Errors of the server that are another's: what stands behind a proxy or a webhook answers for itself.
@@ -45,10 +45,9 @@ class Postgres:
             raise SystemExit(f"{program} failed: {done.stdout.decode(errors='replace')}")
 
 
-def server_errors(requests):
-    """The requests that the server failed to answer."""
-    failed = [it for it in requests if (it["status"] or 0) >= 500]
-    return [it for it in failed if not re.search(OTHERS_ERRORS, f"{it['path']} {it.get('message', '')}")]
+def is_server_error(request):
+    """Whether the server failed to answer."""
+    return (request["status"] or 0) >= 500 and not re.search(OTHERS_ERRORS, f"{request['path']} {request.get('message', '')}")
 
 
 def shown(request):
@@ -100,10 +99,10 @@ class Cluster:
 
     def requests(self):
         """What the API was asked since the cluster was new."""
-        if not self.trace.exists():
-            return []
-        lines = self.trace.read_text().splitlines()
-        return [json.loads(it) for it in lines if it.endswith("}")]  # `kill -9` cuts the last one off
+        with self.trace.open() as lines:
+            for line in lines:
+                with contextlib.suppress(json.JSONDecodeError):  # `kill -9` cuts one off
+                    yield json.loads(line)
 
     def __exit__(self, *_):
         self.process.send_signal(signal.SIGTERM)
