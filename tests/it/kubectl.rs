@@ -97,7 +97,7 @@ fn server_side_apply_finds_conflicts() {
     assert!(applied, "{output}");
     let more = DEPLOYMENT.replace("replicas: 3", "replicas: 4");
     let (applied, output) = cluster.kubectl_with("apply --server-side --field-manager=other -f -", &more);
-    assert!(!applied && output.contains("Apply failed with 1 conflict: conflict with \"kubectl\" using apps/v1: .spec.replicas"), "{output}");
+    assert!(!applied && output.contains("Apply failed with 1 conflict: conflict with \"kubectl\": .spec.replicas"), "{output}");
     let (applied, output) = cluster.kubectl_with("apply --server-side --field-manager=other --force-conflicts -f -", &more);
     assert!(applied, "{output}");
     assert_eq!(cluster.kubectl("get deployment web -o jsonpath={.spec.replicas}").1, "4");
