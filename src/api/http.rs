@@ -35,6 +35,7 @@ use super::{
 use crate::{
     base::Tasks,
     meta::{Result, Status, options::Query},
+    store::Snapshot,
 };
 
 /// The version of Kubernetes whose API this is.
@@ -128,7 +129,7 @@ impl Server {
         let query = Query::parse(request.uri().query().unwrap_or_default());
         let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
         let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
-        let snapshot = self.store.snapshot();
+        let snapshot = self.picture(&info, &query).await?;
         let user = self.authenticator.authenticate(request.headers(), &peer, &snapshot)?;
         let user = authn::impersonate(user, request.headers(), |user, attributes| self.authorizer.authorize(user, attributes, &snapshot))?;
         Caller::note(&request, &user.name);
@@ -142,6 +143,17 @@ impl Server {
         match info.is_resource {
             true => verbs::serve(self.clone(), user, info, query, request).await,
             false => self.document(&request, &info.path, &query),
+        }
+    }
+
+    /// What a request stands on. It sees all that was acknowledged before it, by this server or another, also through the later snapshots
+    /// of this server; only a read that allows an older state (a resourceVersion) does not wait for that.
+    async fn picture(&self, info: &RequestInfo, query: &Query) -> Result<Snapshot> {
+        let is_read = matches!(info.verb.as_str(), "get" | "list" | "watch");
+        let may_be_old = is_read && query.get("resourceVersion").is_some_and(|it| !it.is_empty());
+        match info.is_resource && !may_be_old {
+            true => self.store.consistent().await.map_err(|error| Status::unavailable(error.to_string())),
+            false => Ok(self.store.snapshot()),
         }
     }
 

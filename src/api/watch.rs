@@ -50,8 +50,11 @@ pub async fn watch(server: &Arc<Server>, target: Target, options: &ListOptions, 
     if !wants_initial {
         let cursor = server.store.watch(selection.scope(&target), revision);
         let cursor = match cursor {
-            // A client that saw a revision which this server has not reached must list again.
-            Err(ReadError::Future(_)) if server.store.at_least(revision).await.is_ok() => server.store.watch(selection.scope(&target), revision),
+            // Another server gave a revision that this one has not reached; one that nobody gave is from before a restore.
+            Err(ReadError::Future(_)) => match server.store.consistent().await {
+                Ok(snapshot) if snapshot.revision() < revision => Err(ReadError::Compacted(snapshot.revision())),
+                _ => server.store.watch(selection.scope(&target), revision),
+            },
             other => other,
         };
         return Ok(match cursor {

@@ -434,6 +434,7 @@ pub fn rejection(rejected: Rejected, target: &Target, own: &Key) -> Status {
         Rejected::Changed { key, current: None } if key == *own => Status::not_found(&target.resource(), &key.name),
         Rejected::Changed { .. } => Status::modified(&target.resource(), &own.name),
         Rejected::TooLarge(size) => Status::too_large(format!("Request is too large: an object of {size} bytes")),
+        Rejected::Full(_) => Status::new(507, "InsufficientStorage", rejected.to_string()),
         Rejected::Unavailable(why) => Status::unavailable(why),
     }
 }

@@ -161,85 +161,305 @@ async fn a_lost_or_ambiguous_append_is_neither_lost_nor_doubled() {
 #[derive(Clone, Debug)]
 enum Step {
     Create { server: usize, name: u8 },
-    Update { server: usize, name: u8 },
+    Update { server: usize, name: u8, node: u8 },
     Delete { server: usize, name: u8 },
     Fail(bool),
+    /// A server ends and another takes its place.
+    Restart { server: usize },
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let place = (0..3usize, 0..5u8);
+    let place = (0..SERVERS, 0..5u8);
     prop_oneof![
-        place.clone().prop_map(|(server, name)| Step::Create { server, name }),
-        place.clone().prop_map(|(server, name)| Step::Update { server, name }),
-        place.prop_map(|(server, name)| Step::Delete { server, name }),
-        any::<bool>().prop_map(Step::Fail),
+        3 => place.clone().prop_map(|(server, name)| Step::Create { server, name }),
+        6 => (place.clone(), 0..3u8).prop_map(|((server, name), node)| Step::Update { server, name, node }),
+        3 => place.prop_map(|(server, name)| Step::Delete { server, name }),
+        2 => any::<bool>().prop_map(Step::Fail),
+        1 => (0..SERVERS).prop_map(|server| Step::Restart { server }),
     ]
 }
 
-/// Runs `steps` on three stores over one journal, some at the same time, and checks the invariants.
-async fn check(steps: Vec<Step>) {
-    let memory = Arc::new(Memory::shared());
-    let mut servers = Vec::new();
-    for _ in 0..3 {
-        servers.push(open(memory.clone()).await);
+const SERVERS: usize = 3;
+
+/// Several servers over one journal.
+struct World {
+    servers: Vec<(Store, Tasks)>,
+    open: Box<dyn Fn() -> futures::future::LocalBoxFuture<'static, Arc<dyn Engine>>>,
+    /// Makes an append fail: lost, or written all the same.
+    fail: Box<dyn Fn(bool)>,
+}
+
+impl World {
+    async fn server(&self) -> (Store, Tasks) {
+        open((self.open)().await).await
     }
-    let mut watcher = servers[0].0.watch(Scope::resource("pods"), 0).expect("a watch");
-    let mut acknowledged = 0;
-    for group in steps.chunks(4) {
-        let submits = group.iter().filter_map(|step| {
-            let (server, name, update) = match step {
+
+    async fn start(mut self) -> Self {
+        for _ in 0..SERVERS {
+            self.servers.push(self.server().await);
+        }
+        self
+    }
+
+    /// Runs steps at the same time; returns how many writes were acknowledged, and checks that each rejection was right.
+    async fn run(&mut self, steps: &[Step]) -> usize {
+        let mut submits = Vec::new();
+        for step in steps {
+            let (server, name, change) = match step {
                 Step::Fail(is_lost) => {
-                    memory.fail([if *is_lost { Fault::Lost } else { Fault::Ambiguous }]);
-                    return None;
+                    (self.fail)(*is_lost);
+                    continue;
+                }
+                Step::Restart { server } => {
+                    // As a crash: nothing is waited for.
+                    self.servers[*server].1.cancel();
+                    self.servers[*server] = self.server().await;
+                    continue;
                 }
                 Step::Create { server, name } => (*server, *name, None),
-                Step::Update { server, name } => (*server, *name, Some(false)),
-                Step::Delete { server, name } => (*server, *name, Some(true)),
+                Step::Update { server, name, node } => (*server, *name, Some(Some(node))),
+                Step::Delete { server, name } => (*server, *name, Some(None)),
             };
-            let store = &servers[server].0;
+            let store = self.servers[server].0.clone();
             let name = format!("pod-{name}");
             let current = store.snapshot().get(&Key::new("pods", "default", &name));
-            let transaction = match (update, current) {
+            let transaction = match (change, current) {
                 (None, _) => put(&name, Expect::Absent, ""),
-                (Some(true), Some(current)) => delete(&current),
-                (_, current) => put(&name, Expect::At(current.map_or(1, |it| it.revision)), "n"),
+                (Some(None), Some(current)) => delete(&current),
+                (Some(node), current) => put(&name, Expect::At(current.map_or(1, |it| it.revision)), &format!("n{}", node.unwrap_or(&0))),
             };
-            Some(store.submit(transaction))
-        });
-        let results = futures::future::join_all(submits.collect::<Vec<_>>()).await;
-        acknowledged += results.iter().filter(|it| it.is_ok()).count();
+            submits.push(async move { store.submit(transaction).await });
+        }
+        let results = futures::future::join_all(submits).await;
+        results.iter().filter(|it| it.as_ref().is_ok_and(|it| !it.objects.is_empty())).count()
     }
-    let journal = memory.journal();
-    let entries: Vec<_> = journal.iter().flat_map(|it| &it.entries).collect();
-    assert_eq!(entries.len(), acknowledged, "every acknowledged write is there once");
-    assert!(journal.windows(2).all(|it| it[0].last == it[1].prev), "the chain is whole");
-    assert!(entries.iter().zip(1..).all(|(entry, revision)| entry.revision == revision), "revisions are contiguous");
-    let mut model = BTreeMap::new();
-    for entry in &entries {
-        match entry.is_delete {
-            true => _ = model.remove(&entry.key),
-            false => _ = model.insert(entry.key.clone(), entry.revision),
+}
+
+/// A watcher that goes to another server each time and takes a bookmark with it.
+struct Wanderer {
+    scope: Scope,
+    after: Revision,
+    seen: Vec<(EventKind, Revision)>,
+}
+
+impl Wanderer {
+    fn new(field: Option<&str>) -> Self {
+        let field = field.map(|it| ("spec.nodeName".into(), it.into()));
+        Self { scope: Scope { field, ..Scope::resource("pods") }, after: 0, seen: Vec::new() }
+    }
+
+    async fn visit(&mut self, store: &Store) {
+        store.at_least(self.after).await.expect("every server gets there");
+        let mut cursor = store.watch(self.scope.clone(), self.after).expect("no list is needed anew");
+        loop {
+            let (events, reached) = cursor.ready().expect("nothing is missing");
+            self.seen.extend(events.iter().map(|it| (it.kind, it.revision)));
+            self.after = reached;
+            if events.is_empty() {
+                return;
+            }
         }
     }
-    let expected: Vec<String> = model.iter().map(|(key, revision)| format!("{}@{revision}", key.name)).collect();
-    for (store, _) in &servers {
-        assert_eq!(names(&store.consistent().await.expect("reads")), expected, "every server sees the same");
+}
+
+/// What the journal says: the events of a scope, and the state at each revision.
+struct Model {
+    entries: Vec<Entry>,
+    states: Vec<BTreeMap<Key, Entry>>,
+}
+
+impl Model {
+    fn of(journal: &[journal::Batch]) -> Self {
+        assert!(journal.windows(2).all(|it| it[0].last == it[1].prev), "the chain is whole");
+        let entries: Vec<Entry> = journal.iter().flat_map(|it| it.entries.clone()).collect();
+        assert!(entries.iter().zip(1..).all(|(entry, revision)| entry.revision == revision), "revisions are contiguous");
+        let mut states = vec![BTreeMap::new()];
+        for entry in &entries {
+            let mut state = states[states.len() - 1].clone();
+            match entry.is_delete {
+                true => assert!(state.remove(&entry.key).is_some(), "what is deleted was there"),
+                false => _ = state.insert(entry.key.clone(), entry.clone()),
+            }
+            states.push(state);
+        }
+        Self { entries, states }
     }
-    let mut seen = Vec::new();
-    while seen.len() < entries.len() {
-        seen.extend(watcher.next().await.expect("events").iter().map(|it| it.revision));
+
+    fn names(&self, revision: usize) -> Vec<String> {
+        self.states[revision].values().map(|it| format!("{}@{}", it.key.name, it.revision)).collect()
     }
-    assert!(seen.iter().copied().eq(1..=entries.len() as u64), "the watcher saw each event once, in order");
-    for (_, tasks) in servers {
-        tasks.cancel();
+
+    /// The events that a watcher with this field must see.
+    fn events(&self, field: Option<&str>) -> Vec<(EventKind, Revision)> {
+        let is_in = |entry: &Entry| {
+            let value: Value = serde_json::from_slice(&entry.json).expect("JSON");
+            field.is_none_or(|it| value.text_at(&["spec", "nodeName"]) == it)
+        };
+        let event = |entry: &Entry| {
+            let before = self.states[entry.revision as usize - 1].get(&entry.key);
+            let kind = match (entry.is_delete, before) {
+                (true, _) => EventKind::Deleted,
+                (false, None) => EventKind::Added,
+                (false, Some(_)) => EventKind::Modified,
+            };
+            (is_in(entry) || before.is_some_and(is_in)).then_some((kind, entry.revision))
+        };
+        self.entries.iter().filter_map(event).collect()
     }
+}
+
+/// Runs `steps` on three servers over one journal, some at the same time, and checks the invariants of the store.
+async fn check(world: World, steps: Vec<Step>) {
+    let mut world = world.start().await;
+    let mut resident = world.servers[0].0.watch(Scope::resource("pods"), 0).expect("a watch");
+    let mut wanderers = [Wanderer::new(None), Wanderer::new(Some("n1"))];
+    let mut acknowledged = 0;
+    for (at, group) in steps.chunks(4).enumerate() {
+        acknowledged += world.run(group).await;
+        for (server, wanderer) in (at..).zip(&mut wanderers) {
+            wanderer.visit(&world.servers[server % SERVERS].0).await;
+        }
+    }
+    let model = Model::of(&(world.open)().await.tail(0).await.expect("the journal"));
+    let last = model.entries.len();
+    assert_eq!(last, acknowledged, "every acknowledged write is there once, and no other");
+    for (server, (store, _)) in world.servers.iter().enumerate() {
+        assert_eq!(names(&store.consistent().await.expect("reads")), model.names(last), "every server sees the same");
+        for revision in 0..=last {
+            assert_eq!(names_of(&store.exact("pods", revision as u64).expect("kept")), model.names(revision), "at {revision} on server {server}");
+        }
+    }
+    for (wanderer, field) in wanderers.iter_mut().zip([None, Some("n1")]) {
+        wanderer.visit(&world.servers[0].0).await;
+        assert_eq!(wanderer.seen, model.events(field), "each event once, in order, on whatever server");
+    }
+    if !steps.iter().any(|it| matches!(it, Step::Restart { server: 0 })) {
+        let mut seen = Vec::new();
+        while seen.len() < last {
+            seen.extend(resident.next().await.expect("events").iter().map(|it| (it.kind, it.revision)));
+        }
+        assert_eq!(seen, model.events(None));
+    }
+    world.servers.iter().for_each(|(_, tasks)| tasks.cancel());
+}
+
+fn in_memory() -> World {
+    let memory = Arc::new(Memory::shared());
+    let failing = memory.clone();
+    World {
+        servers: Vec::new(),
+        open: Box::new(move || {
+            let engine: Arc<dyn Engine> = memory.clone();
+            Box::pin(async { engine })
+        }),
+        fail: Box::new(move |is_lost| failing.fail([if is_lost { Fault::Lost } else { Fault::Ambiguous }])),
+    }
+}
+
+/// Servers on a schema of their own; a fault ends a backend that is at work, whatever it does.
+fn on_postgres(database: Arc<database::Server>, tasks: Tasks) -> World {
+    let schema = format!("s{}", uuid::Uuid::new_v4().simple());
+    let (server, name) = (database.clone(), schema.clone());
+    World {
+        servers: Vec::new(),
+        open: Box::new(move || {
+            let (server, schema, tasks) = (server.clone(), schema.clone(), tasks.clone());
+            Box::pin(async move { postgres(&server, &schema, &tasks).await })
+        }),
+        fail: Box::new(move |is_one| {
+            let limit = if is_one { "LIMIT 1" } else { "" };
+            let sql = format!("SELECT pg_terminate_backend(pid) FROM (SELECT pid FROM pg_stat_activity WHERE application_name = 'howdah/{name}' ORDER BY random() {limit}) chosen");
+            // At the same time as the writes that follow.
+            let mut psql = database.command("psql");
+            psql.args(["-q", "-U", "postgres", "-h"]).arg(database.folder()).args(["-c", &sql, "postgres"]).stdout(std::process::Stdio::null());
+            psql.spawn().expect("psql");
+        }),
+    }
+}
+
+fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
+    proptest::collection::vec(step(), 1..most)
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
     #[test]
-    fn several_servers_on_one_journal_lose_and_double_nothing(steps in proptest::collection::vec(step(), 1..40)) {
+    fn several_servers_on_one_journal_lose_and_double_nothing(steps in steps(40)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
-        runtime.block_on(check(steps));
+        runtime.block_on(check(in_memory(), steps));
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { max_shrink_iters: 0, ..ProptestConfig::with_cases(4) })]
+    #[test]
+    fn several_servers_on_postgres_lose_and_double_nothing(steps in steps(24)) {
+        let Some(database) = database::Server::shared() else { return Ok(()) };
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+        let tasks = Tasks::new();
+        runtime.block_on(check(on_postgres(database, tasks.clone()), steps));
+        tasks.cancel();
+    }
+}
+
+#[tokio::test]
+async fn a_quota_refuses_what_is_new_and_lets_deletions_through() {
+    let (store, tasks) = open(Arc::new(Memory::new())).await;
+    store.submit(put("a", Expect::Absent, "")).await.expect("created");
+    store.set_quota(store.snapshot().bytes() + 10);
+    assert!(matches!(store.submit(put("b", Expect::Absent, "")).await, Err(Rejected::Full(_))));
+    let a = store.submit(put("a", Expect::At(1), "n")).await.expect("updated").objects[0].clone().expect("an object");
+    store.submit(delete(&a)).await.expect("deleted");
+    assert_eq!(store.snapshot().bytes(), 0);
+    store.submit(put("b", Expect::Absent, "")).await.expect("created");
+    tasks.cancel();
+}
+
+/// A database that was put back in time: no revision is given twice, and who watches must list again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_of_the_database_leaves_revisions_out() {
+    let Some(server) = database::Server::shared() else { return };
+    let tasks = Tasks::new();
+    let (store, stored) = open(postgres(&server, "rollback", &tasks).await).await;
+    for name in ["a", "b", "c"] {
+        store.submit(put(name, Expect::Absent, "")).await.expect("created");
+    }
+    let mut watcher = store.watch(Scope::resource("pods"), 3).expect("a watch");
+    tokio::time::sleep(FOLD_EVERY * 2).await;
+    // Row 3 never was; the backends that have seen it are gone.
+    let undo = "DELETE FROM rollback.journal WHERE last > 2; DELETE FROM rollback.object WHERE rev > 2; UPDATE rollback.fold SET rev = 2;
+        SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'howdah/rollback'";
+    server.psql(undo).expect("undone");
+    let d = store.submit(put("d", Expect::Absent, "")).await.expect("created");
+    assert!(d.revision > 1 << 32, "{}", d.revision);
+    assert!(matches!(watcher.next().await, Err(ReadError::Compacted(_))));
+    assert!(matches!(store.watch(Scope::resource("pods"), 3), Err(ReadError::Compacted(_))));
+    assert_eq!(names(&store.consistent().await.expect("reads")), ["a@1", "b@2", &format!("d@{}", d.revision)]);
+    stored.stop(Duration::from_secs(5)).await;
+    // A server that starts on another timeline cannot know what others have seen.
+    server.psql("UPDATE rollback.fold SET timeline = 'another/00000001'").expect("moved");
+    let (store, stored) = open(postgres(&server, "rollback", &tasks).await).await;
+    assert!(store.revision() > d.revision + (1 << 31));
+    assert!(matches!(store.watch(Scope::resource("pods"), d.revision), Err(ReadError::Compacted(_))));
+    stored.stop(Duration::from_secs(5)).await;
+    tasks.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_cannot_keep_a_promise_is_refused() {
+    let Some(server) = database::Server::start(&["fsync=off"]) else { return };
+    let refused = |url: String| async move {
+        match Postgres::open(url.parse().expect("an address"), &Tasks::new()).await {
+            Ok(_) => "accepted".to_owned(),
+            Err(why) => why.to_string(),
+        }
+    };
+    assert!(refused(server.url("howdah")).await.contains("fsync is off"));
+    server.crash();
+    let Some(server) = database::Server::shared() else { return };
+    server.psql("CREATE ROLE guest LOGIN; REVOKE CREATE ON SCHEMA public FROM PUBLIC").expect("a role");
+    let guest = server.url("guest").replace("user=postgres", "user=guest");
+    assert!(refused(guest.clone()).await.contains("GRANT CREATE ON DATABASE"));
+    server.psql("CREATE SCHEMA guest AUTHORIZATION guest").expect("a schema");
+    assert_eq!(refused(guest).await, "accepted");
 }

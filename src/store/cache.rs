@@ -13,6 +13,8 @@ pub(super) type Objects = RedBlackTreeMapSync<Place, Arc<Stored>>;
 #[derive(Clone, Default)]
 pub(super) struct State {
     pub revision: Revision,
+    /// Of the JSON of all objects.
+    pub bytes: usize,
     pub resources: HashTrieMapSync<Arc<str>, Objects>,
 }
 
@@ -27,6 +29,8 @@ impl State {
         for (key, change) in changes {
             let objects = touched.entry(key.resource.clone()).or_insert_with(|| self.resources.get(&key.resource).cloned().unwrap_or_default());
             let place = (key.namespace, key.name);
+            self.bytes -= objects.get(&place).map_or(0, |it| it.json.len());
+            self.bytes += change.as_ref().map_or(0, |it| it.json.len());
             match change {
                 Some(object) => objects.insert_mut(place, object),
                 None => _ = objects.remove_mut(&place),
@@ -68,6 +72,11 @@ impl Snapshot {
         };
         let range = objects.range((start, Bound::Unbounded)).map(|(_, object)| object);
         Box::new(range.take_while(move |it| namespace.is_none_or(|namespace| *it.key.namespace == *namespace)))
+    }
+
+    /// The bytes of all objects: memory holds about a quarter more.
+    pub fn bytes(&self) -> usize {
+        self.0.bytes
     }
 
     pub fn count(&self, resource: &str) -> usize {

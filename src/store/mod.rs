@@ -19,7 +19,7 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -35,7 +35,7 @@ use self::{
     writer::Writer,
 };
 use crate::{
-    base::Tasks,
+    base::{Tasks, backoff::Backoff},
     meta::{Map, Value},
 };
 
@@ -50,6 +50,11 @@ pub type Revision = u64;
 
 /// Objects (as JSON, without resourceVersion) larger than this are refused, as etcd refuses them.
 pub const OBJECT_MAX: usize = 3 << 19;
+/// The bytes of all objects together beyond which nothing is created (etcd's `--quota-backend-bytes`). Memory holds about a quarter more,
+/// and the events of the last minutes.
+pub const QUOTA: usize = 2 << 30;
+/// What updates may take beyond the quota, so that finalizers, deletions and leases go on: an eighth.
+const HEADROOM: usize = 8;
 /// How long a read waits for a revision that has not been reached (`blockTimeout`).
 pub const WAIT_FOR_REVISION: Duration = Duration::from_secs(3);
 
@@ -215,6 +220,9 @@ pub enum Rejected {
     Changed { key: Key, current: Option<Arc<Stored>> },
     #[error("an object of {0} bytes is too large")]
     TooLarge(usize),
+    /// All objects together would take more than the quota.
+    #[error("the store's quota of {0} bytes is exceeded; delete something, or raise --store-quota")]
+    Full(usize),
     /// The queue is full, the store is stopping, or the database does not answer.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
@@ -245,6 +253,8 @@ struct Inner {
     state: ArcSwap<State>,
     topics: Topics,
     revisions: tokio::sync::watch::Sender<Revision>,
+    /// See [`QUOTA`].
+    quota: AtomicUsize,
     batch_ids: AtomicI64,
     /// How far the database's table of objects is folded, and the keys that changed since.
     folded: AtomicU64,
@@ -278,22 +288,27 @@ impl Store {
         Ok(Self { inner, jobs })
     }
 
+    /// Sets the bytes that all objects may take.
+    pub fn set_quota(&self, bytes: usize) {
+        self.inner.quota.store(bytes, Ordering::Relaxed);
+    }
+
     /// The state now: a consistent picture of everything, for as long as it is held.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot(self.inner.state.load_full())
     }
 
-    /// A state that holds every write acknowledged anywhere before this call.
+    /// A state that holds every write acknowledged anywhere before this call. While the database does not answer, it waits.
     pub async fn consistent(&self) -> Result<Snapshot, Rejected> {
-        let unavailable = |why: &dyn std::fmt::Display| Rejected::Unavailable(why.to_string());
         if self.inner.engine.is_exclusive() {
             return Ok(self.snapshot());
         }
-        let head = self.inner.probes.ask(&*self.inner.engine).await.map_err(|it| unavailable(&it))?;
+        let silent = |_| Rejected::Unavailable("the database does not answer".to_owned());
+        let head = tokio::time::timeout(writer::GIVE_UP_AFTER, self.inner.probes.ask(&*self.inner.engine)).await.map_err(silent)?;
         if head > self.revision() {
             self.inner.nudge.notify_one();
         }
-        self.at_least(head).await.map_err(|it| unavailable(&it))
+        self.at_least(head).await.map_err(|it| Rejected::Unavailable(it.to_string()))
     }
 
     /// A state not older than `revision`; waits for it at most [`WAIT_FOR_REVISION`].
@@ -366,6 +381,7 @@ impl Inner {
             state: ArcSwap::default(),
             topics: Topics::default(),
             revisions: tokio::sync::watch::Sender::new(0),
+            quota: AtomicUsize::new(QUOTA),
             batch_ids: AtomicI64::new(uuid::Uuid::new_v4().as_u64_pair().0 as i64),
             folded: AtomicU64::new(0),
             dirty: Mutex::default(),
@@ -429,14 +445,22 @@ struct Probes {
 }
 
 impl Probes {
-    async fn ask(&self, engine: &dyn Engine) -> Result<Revision, engine::Error> {
+    /// Asks until there is an answer.
+    async fn ask(&self, engine: &dyn Engine) -> Revision {
         let begun = self.begun.load(Ordering::SeqCst);
         let mut last = self.last.lock().await;
-        if last.0 <= begun {
+        let mut backoff = Backoff::new(writer::RETRY_AFTER, writer::RETRY_AFTER_MOST);
+        while last.0 <= begun {
             let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
-            *last = (number, engine.head().await?);
+            match engine.head().await {
+                Ok(head) => *last = (number, head),
+                Err(error) => {
+                    tracing::warn!(%error, "the newest revision cannot be read; trying again");
+                    tokio::time::sleep(backoff.next_delay()).await;
+                }
+            }
         }
-        Ok(last.1)
+        last.1
     }
 }
 

@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Change, Committed, Draft, Event, Expect, Forms, Inner, Key, OBJECT_MAX, Rejected, Revision, Stored, Transaction, Write,
+    Change, Committed, Draft, Event, Expect, Forms, HEADROOM, Inner, Key, OBJECT_MAX, Rejected, Revision, Stored, Transaction, Write,
     cache::State,
     engine::{Appended, Error},
     journal::{Batch, Before, Entry},
@@ -25,9 +25,9 @@ const GROUP_MAX: usize = 256;
 /// Transactions that wait; each holds at most an object of 1.5 MiB, usually 3 KiB: 12 MiB.
 pub(super) const QUEUE: usize = 4096;
 /// How long a group is tried while the database fails: what a restart or a failover of it takes, and less than clients wait.
-const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
-const RETRY_AFTER: Duration = Duration::from_millis(50);
-const RETRY_AFTER_MOST: Duration = Duration::from_secs(1);
+pub(super) const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
+pub(super) const RETRY_AFTER: Duration = Duration::from_millis(50);
+pub(super) const RETRY_AFTER_MOST: Duration = Duration::from_secs(1);
 
 /// How often the journal of several writers is looked at without being woken: a wake-up may get lost.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
@@ -78,7 +78,7 @@ impl Writer {
         let ends = tokio::time::Instant::now() + GIVE_UP_AFTER;
         while tokio::time::Instant::now() < ends {
             let state = self.inner.state.load_full();
-            let mut group = Group::new(&state, self.inner.recent.load(Ordering::Relaxed));
+            let mut group = Group::new(&state, &self.inner);
             let verdicts: Vec<Verdict> = jobs.iter().map(|job| group.decide(&job.transaction)).collect();
             match self.append(&group, ends).await {
                 Fate::Overtaken => continue,
@@ -198,12 +198,24 @@ struct Group<'a> {
     before: Vec<Before>,
     /// What is after this is in the journal not long ago.
     recent: Revision,
+    quota: usize,
+    /// Of the JSON of all objects, with the group's.
+    bytes: usize,
     revision: Revision,
 }
 
 impl<'a> Group<'a> {
-    fn new(state: &'a State, recent: Revision) -> Self {
-        Self { state, overlay: HashMap::new(), changes: Vec::new(), before: Vec::new(), recent, revision: state.revision }
+    fn new(state: &'a State, inner: &Inner) -> Self {
+        Self {
+            state,
+            overlay: HashMap::new(),
+            changes: Vec::new(),
+            before: Vec::new(),
+            recent: inner.recent.load(Ordering::Relaxed),
+            quota: inner.quota.load(Ordering::Relaxed),
+            bytes: state.bytes,
+            revision: state.revision,
+        }
     }
 
     fn batch(&self, id: i64) -> Batch {
@@ -219,6 +231,7 @@ impl<'a> Group<'a> {
     fn decide(&mut self, transaction: &Transaction) -> Verdict {
         for write in &transaction.writes {
             self.check(write)?;
+            self.check_quota(write)?;
         }
         let objects = transaction.writes.iter().map(|write| self.write(write)).collect();
         Ok(Committed { revision: self.revision, objects })
@@ -253,16 +266,27 @@ impl<'a> Group<'a> {
         }
     }
 
+    /// Nothing is created beyond the quota. What is there may still change, within the headroom, or become smaller.
+    fn check_quota(&self, write: &Write) -> Result<(), Rejected> {
+        let Change::Put(draft) = &write.change else { return Ok(()) };
+        let old = self.current(&write.key).map(|it| it.json.len());
+        let limit = if old.is_none() { self.quota } else { self.quota + self.quota / HEADROOM };
+        let growth = draft.len().saturating_sub(old.unwrap_or_default());
+        if growth > 0 && self.bytes + growth > limit { Err(Rejected::Full(self.quota)) } else { Ok(()) }
+    }
+
     fn write(&mut self, write: &Write) -> Option<Arc<Stored>> {
         let (draft, is_delete) = match &write.change {
             Change::Check => return None,
             Change::Put(draft) => (draft, false),
             Change::Delete(draft) => (draft, true),
         };
-        let before = self.before(self.current(&write.key));
+        let current = self.current(&write.key);
+        let (before, old) = (self.before(current), current.map_or(0, |it| it.json.len()));
         self.before.push(before);
         self.revision += 1;
         let object = Arc::new(draft.stored(write.key.clone(), self.revision));
+        self.bytes = (self.bytes + if is_delete { 0 } else { object.json.len() }).saturating_sub(old);
         self.changes.push((object.clone(), is_delete));
         self.overlay.insert(write.key.clone(), (!is_delete).then(|| object.clone()));
         Some(object)

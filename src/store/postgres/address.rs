@@ -37,7 +37,7 @@ impl FromStr for Address {
             let at = if user.is_empty() { "" } else { "@" };
             let url = format!("postgres://{user}{at}{host}/{database}?{}", parameters.join("&"));
             let options = PgConnectOptions::from_str(&url).map_err(|why| refused(&why.to_string()))?;
-            Ok(options.application_name("howdah"))
+            Ok(options.application_name(&format!("howdah/{schema}")))
         };
         Ok(Self { hosts: hosts.split(',').map(options).collect::<Result<_, Error>>()?, schema: schema.to_owned() })
     }
