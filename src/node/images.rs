@@ -198,9 +198,9 @@ fn layer_name(diff: &str) -> Option<&str> {
     diff.strip_prefix("sha256:").filter(|it| it.len() == 64 && it.bytes().all(|it| it.is_ascii_hexdigit()))
 }
 
-/// The shared libraries of a program, and the loader, as the loader itself lists them.
+/// The shared libraries of this program, and the loader, as the loader itself lists them (`ldd` asks it in the same way).
 fn libraries(program: &Path) -> io::Result<Vec<PathBuf>> {
-    let output = Command::new("ldd").arg(program).output()?;
+    let output = Command::new(program).arg("--version").env("LD_TRACE_LOADED_OBJECTS", "1").output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let path = |line: &str| line.split_whitespace().find(|it| it.starts_with('/')).map(PathBuf::from);
     Ok(text.lines().filter_map(path).collect())

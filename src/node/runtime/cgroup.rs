@@ -4,14 +4,16 @@ use std::{fs, io, path::Path, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use super::devices;
+
 const ROOT: &str = "/sys/fs/cgroup";
 const V1: [&str; 5] = ["memory", "cpu", "pids", "devices", "freezer"];
 /// Microseconds of a scheduling period.
 const PERIOD: i64 = 100_000;
 /// Processes in one container, so that a fork bomb stays in it.
 const PIDS_MAX: u64 = 4096;
-/// Devices that every container has: null, zero, full, random, urandom, tty, ptmx, pts; nodes of any kind may be made.
-const DEVICES: [&str; 10] = ["c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm", "c 5:2 rwm", "c 136:* rwm"];
+/// Nodes of any kind may be made; those of devices.rs may be used too.
+const NODES: [&str; 2] = ["c *:* m", "b *:* m"];
 
 /// What a container may use; absent is without limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +45,9 @@ pub fn views(group: &str) -> Vec<(String, &'static str)> {
 pub fn create(group: &str, limits: &Limits) -> io::Result<()> {
     if is_v2() {
         create_v2(group)?;
+        if !limits.has_all_devices {
+            devices::restrict(&Path::new(ROOT).join(group)).map_err(|why| io::Error::other(format!("devices: {why}")))?;
+        }
     } else {
         folders(group).iter().try_for_each(fs::create_dir_all)?;
     }
@@ -62,7 +67,8 @@ pub fn set_limits(group: &str, limits: &Limits) -> io::Result<()> {
     set("pids", "pids.max", PIDS_MAX.to_string())?;
     if !limits.has_all_devices {
         set("devices", "devices.deny", "a".to_owned())?;
-        DEVICES.iter().try_for_each(|it| set("devices", "devices.allow", (*it).to_owned()))?;
+        let listed = devices::ALLOWED.iter().map(|(major, minor)| format!("c {major}:{} rwm", minor.map_or_else(|| "*".to_owned(), |it| it.to_string())));
+        NODES.iter().map(|it| (*it).to_owned()).chain(listed).try_for_each(|it| set("devices", "devices.allow", it))?;
     }
     Ok(())
 }
@@ -87,6 +93,9 @@ fn set_limits_v2(group: &str, limits: &Limits) -> io::Result<()> {
     let path = Path::new(ROOT).join(group);
     let most = |it: Option<i64>| it.map_or_else(|| "max".to_owned(), |it| it.to_string());
     fs::write(path.join("memory.max"), most(limits.memory))?;
+    // As the kubelet: no swap, and a container that runs out of memory ends as a whole. Kernels may lack either.
+    let _ = fs::write(path.join("memory.swap.max"), "0");
+    let _ = fs::write(path.join("memory.oom.group"), "1");
     fs::write(path.join("cpu.max"), format!("{} {PERIOD}", most(limits.cpu.map(quota))))?;
     // The map of shares (2 to 262,144) onto weights (1 to 10,000), as runc's.
     let weight = 1 + (shares(limits.cpu_request) - 2) * 9999 / 262_142;

@@ -8,6 +8,7 @@
 //! `launcher.rs` speaks to the kernel; `cgroup.rs` sets limits; `shim.rs` is the process; this file is the agent's view.
 
 pub mod cgroup;
+mod devices;
 pub mod launcher;
 mod log;
 pub mod shim;
