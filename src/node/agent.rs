@@ -27,13 +27,14 @@ use tokio::{
 
 use super::{
     admission::has_ended,
-    container::{Making, limits},
+    container::{Making, limits, pod_limits},
     ending::{find, grace},
     environment::{self, Machine},
+    eviction::Pressure,
     images::{Image, Images},
     plan, probes,
     pulls::Pulls,
-    runtime::{Container, Runtime, Spec},
+    runtime::{Container, Runtime, Spec, cgroup},
     sandbox::{Sandboxes, hostname},
     volumes::Sources,
 };
@@ -42,11 +43,14 @@ use crate::{
     client::{Change, Error, EventRecorder, EventType, Informer, ObjectKey, Result, WorkQueue, informer},
 };
 
-const WORKERS: usize = 8;
+/// Pods that are worked on at the same time; most of them wait, for a hook or the API.
+const WORKERS: usize = 64;
 /// Volumes and status are looked at again after this time, so that changed ConfigMaps and tokens reach the pod.
 pub(super) const RESYNC: Duration = Duration::from_secs(60);
 /// What could not be made is tried again after this time.
 pub(super) const RETRY: Duration = Duration::from_secs(2);
+/// A pod that is evicted at once gets no more (`immediateEvictionGracePeriodSeconds`).
+const EVICTED_WITHIN: Duration = Duration::from_secs(1);
 /// Containers that an earlier process started are not its children; their end is looked for.
 const ADOPTED_EVERY: Duration = Duration::from_millis(500);
 /// A container that begins to run says so within this time, or later by its end.
@@ -91,6 +95,13 @@ pub struct Agent {
     pub(super) admitted: AsyncMutex<HashSet<String>>,
     /// By pod uid.
     pub(super) waiting: Mutex<HashMap<String, Waiting>>,
+    /// Why pods must go, by uid.
+    pub(super) evicted: Mutex<HashMap<String, String>>,
+    pub(super) pressure: Mutex<Pressure>,
+    /// The node has news of itself.
+    pub(super) report_node: Notify,
+    /// The disk is almost full.
+    pub(super) images_to_prune: Notify,
     /// Since when pods have been seen to be deleted, by uid.
     pub(super) leaving: Mutex<HashMap<String, Instant>>,
     /// Containers that are asked to end, and when they must.
@@ -121,6 +132,10 @@ impl Agent {
             queue: Arc::new(WorkQueue::new()),
             tasks: tasks.clone(),
             waiting: Mutex::default(),
+            evicted: Mutex::default(),
+            pressure: Mutex::default(),
+            report_node: Notify::new(),
+            images_to_prune: Notify::new(),
             leaving: Mutex::default(),
             ending: Mutex::default(),
             probed: Mutex::default(),
@@ -153,6 +168,8 @@ impl Agent {
                 let _ = tokio::time::timeout(RESYNC, agent.gone.notified()).await;
             }
         });
+        tasks.spawn_vital("node-resources", self.clone().guard_resources());
+        tasks.spawn_vital("node-images", self.clone().prune_images());
         tasks.spawn("node-pods-start", async move {
             self.pods.synced().await;
             self.services.synced().await;
@@ -181,7 +198,7 @@ impl Agent {
         all.into_iter().nth(usize::from(previous))
     }
 
-    fn containers(&self, pod: &Pod) -> Vec<Container> {
+    pub(super) fn containers(&self, pod: &Pod) -> Vec<Container> {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         self.runtime.containers().into_iter().filter(|it| it.spec.pod_uid == uid).collect()
     }
@@ -242,10 +259,8 @@ impl Agent {
         if !self.is_admitted(&pod).await? {
             return Ok(None);
         }
-        if let Some(left) = remaining(&pod, &spec)
-            && left.is_zero()
-        {
-            return self.fail(&pod, &containers).await;
+        if let Some((reason, why, within)) = self.must_end(&pod, &spec) {
+            return self.fail(&pod, &containers, (reason, why), within).await;
         }
         let pod = Arc::new(self.with_addresses(&pod, &spec)?);
         self.follow_probes(&pod, &containers);
@@ -344,6 +359,7 @@ impl Agent {
             memory: self.machine.memory_bytes,
         };
         let made = making.spec().map_err(wrong)?;
+        cgroup::create_shared(&format!("{}/{uid}", self.options.cgroup), &pod_limits(pod, spec)).map_err(|why| ("CreateContainerError", format!("cgroup: {why}")))?;
         let started = self.run_shim(&made).await.map_err(|why| ("RunContainerError", why.to_string()))?;
         self.recorder.event(&**pod, EventType::Normal, "Created", "Container created");
         match &started.ended {
@@ -404,6 +420,9 @@ impl Agent {
             let changed = [("cpu", (old.cpu, old.cpu_request) != (new.cpu, new.cpu_request)), ("memory", old.memory != new.memory)];
             if !changed.iter().any(|it| it.1) {
                 continue;
+            }
+            if let (Some(whole), uid) = (&pod.spec, &container.spec.pod_uid) {
+                let _ = cgroup::create_shared(&format!("{}/{uid}", self.options.cgroup), &pod_limits(pod, whole));
             }
             let restarts = |name: &str| spec.resize_policy.iter().flatten().any(|it| it.resource_name == name && it.restart_policy == "RestartContainer");
             if changed.iter().any(|(name, is_changed)| *is_changed && restarts(name)) {
@@ -481,14 +500,24 @@ impl Agent {
         None
     }
 
-    /// Ends a pod that has run for longer than it may (`pkg/kubelet/active_deadline.go`).
-    async fn fail(self: &Arc<Self>, pod: &Arc<Pod>, containers: &[Container]) -> Result<Option<Duration>> {
-        const WHY: &str = "Pod was active on the node longer than the specified deadline";
-        self.recorder.event(&**pod, EventType::Normal, "DeadlineExceeded", WHY);
-        if self.end_containers(pod, containers, grace(pod)) {
+    /// Whether a pod must end before its time: reason, message, and how long it may take.
+    fn must_end(&self, pod: &Pod, spec: &PodSpec) -> Option<(&'static str, String, Duration)> {
+        if remaining(pod, spec).is_some_and(|it| it.is_zero()) {
+            // `pkg/kubelet/active_deadline.go`
+            let why = "Pod was active on the node longer than the specified deadline".to_owned();
+            self.recorder.event(pod, EventType::Normal, "DeadlineExceeded", why.clone());
+            return Some(("DeadlineExceeded", why, grace(pod)));
+        }
+        let evicted = self.evicted.lock().unwrap_or_else(PoisonError::into_inner);
+        let why = evicted.get(pod.metadata.uid.as_deref()?)?.clone();
+        Some((plan::EVICTED, why, EVICTED_WITHIN))
+    }
+
+    async fn fail(self: &Arc<Self>, pod: &Arc<Pod>, containers: &[Container], (reason, why): (&str, String), within: Duration) -> Result<Option<Duration>> {
+        if self.end_containers(pod, containers, within) {
             return Ok(Some(Duration::from_secs(1)));
         }
-        let notes = plan::Notes { failed: Some(("DeadlineExceeded".to_owned(), WHY.to_owned())), ..plan::Notes::default() };
+        let notes = plan::Notes { failed: Some((reason.to_owned(), why)), ..plan::Notes::default() };
         self.report_with(pod, containers, &notes).await?;
         Ok(None)
     }

@@ -14,9 +14,9 @@ use nix::sys::signal::Signal;
 use super::{
     environment::{Environment, expand},
     images::Image,
-    runtime::{Mount, Spec, User, cgroup::Limits},
+    runtime::{Mount, Spec, User, cgroup::Limits, launcher::inside},
 };
-use crate::meta::Quantity;
+use crate::{meta::Quantity, scheduler::cluster::PodInfo};
 
 /// Docker's default set, by capability number.
 const DEFAULT_CAPABILITIES: u64 = 0xa804_25fb;
@@ -105,34 +105,38 @@ impl Making<'_> {
         let mut mounts: Vec<Mount> = files
             .iter()
             .filter(|(_, target)| is_free(target))
-            .map(|(name, target)| Mount { source: self.folder.join(name), target: (*target).to_owned(), is_read_only: false })
+            .map(|(name, target)| Mount { source: self.folder.join(name), target: (*target).to_owned(), is_read_only: false, within: None })
             .collect();
         let message = self.container.termination_message_path.clone().unwrap_or_else(|| "/dev/termination-log".to_owned());
-        mounts.push(Mount { source: self.termination_message.clone(), target: message, is_read_only: false });
+        mounts.push(Mount { source: self.termination_message.clone(), target: message, is_read_only: false, within: None });
         for mount in asked {
-            mounts.push(Mount { source: self.source(mount)?, target: mount.mount_path.clone(), is_read_only: mount.read_only == Some(true) });
+            let (source, within) = self.source(mount)?;
+            mounts.push(Mount { source, target: mount.mount_path.clone(), is_read_only: mount.read_only == Some(true), within });
         }
         Ok(mounts)
     }
 
-    /// What is mounted of a volume: all of it, or a part that does not lead out of it.
-    fn source(&self, mount: &VolumeMount) -> Result<PathBuf, String> {
+    /// What is mounted of a volume: all of it, or a part that does not lead out of it, with the volume (`pkg/volume/util/subpath`).
+    fn source(&self, mount: &VolumeMount) -> Result<(PathBuf, Option<PathBuf>), String> {
         let volume = self.volumes.get(&mount.name).ok_or_else(|| format!("cannot find volume {:?} to mount into container {:?}", mount.name, self.container.name))?;
         let expanded = mount.sub_path_expr.as_deref().map(|it| expand(it, &self.environment.values));
-        let Some(part) = expanded.as_deref().or(mount.sub_path.as_deref()).filter(|it| !it.is_empty()) else { return Ok(volume.clone()) };
+        let Some(part) = expanded.as_deref().or(mount.sub_path.as_deref()).filter(|it| !it.is_empty()) else { return Ok((volume.clone(), None)) };
         let failed = || format!("failed to create subPath directory for volumeMount {:?} of container {:?}", mount.name, self.container.name);
         let wrong = |it: &Path| it.is_absolute() || it.components().any(|it| it == std::path::Component::ParentDir);
         if wrong(Path::new(part)) || expanded.as_deref().is_some_and(|it| it.contains("$(")) {
             return Err(failed());
         }
-        let path = volume.join(part);
+        let root = fs::canonicalize(volume).map_err(|_| failed())?;
+        if fs::canonicalize(root.join(part)).is_ok_and(|it| !it.starts_with(&root)) {
+            return Err(failed());
+        }
+        let path = inside(&root, Path::new(part)).map_err(|_| failed())?;
         if fs::symlink_metadata(&path).is_err() {
             fs::create_dir_all(&path).map_err(|_| failed())?;
-            let mode = fs::metadata(volume).map(|it| it.permissions()).map_err(|_| failed())?;
+            let mode = fs::metadata(&root).map(|it| it.permissions()).map_err(|_| failed())?;
             fs::set_permissions(&path, mode).map_err(|_| failed())?;
         }
-        let (root, found) = (fs::canonicalize(volume).map_err(|_| failed())?, fs::canonicalize(&path).map_err(|_| failed())?);
-        if found.starts_with(root) { Ok(found) } else { Err(failed()) }
+        Ok((path, Some(root)))
     }
 }
 
@@ -174,6 +178,13 @@ fn user(spec: &PodSpec, container: &ContainerSpec, image: &str, layers: &[PathBu
     if own.and_then(|it| it.run_as_user).or(pod.and_then(|it| it.run_as_user)).is_some() && own.and_then(|it| it.run_as_group).or(pod.and_then(|it| it.run_as_group)).is_none() {
         user.gid = entry.as_ref().and_then(|it| it.get(3)?.parse().ok()).unwrap_or(0);
     }
+    if pod.and_then(|it| it.supplemental_groups_policy.as_deref()) != Some("Strict")
+        && let Some(name) = entry.as_ref().and_then(|it| it.first())
+    {
+        // What the image says of the user is added (KEP-3619).
+        let is_member = |it: &Vec<String>| it.get(3).is_some_and(|it| it.split(',').any(|it| it == name));
+        user.groups.extend(entries(layers, "etc/group").filter(is_member).filter_map(|it| it.get(2)?.parse::<u32>().ok()));
+    }
     let home = entry.and_then(|it| it.get(5).cloned()).filter(|it| !it.is_empty()).unwrap_or_else(|| "/".to_owned());
     let must_not_be_root = own.and_then(|it| it.run_as_non_root).or(pod.and_then(|it| it.run_as_non_root)) == Some(true);
     if must_not_be_root && user.uid == 0 {
@@ -204,10 +215,15 @@ fn image_user(text: &str, layers: &[PathBuf]) -> Option<User> {
     Some(User { uid, gid, groups: Vec::new() })
 }
 
-/// The first entry of a file such as `/etc/passwd` that fits, in fields.
+/// The entries of the image's file such as `/etc/passwd`, in fields.
+fn entries(layers: &[PathBuf], file: &str) -> impl Iterator<Item = Vec<String>> {
+    let text = layers.iter().find_map(|it| fs::read_to_string(it.join(file)).ok()).unwrap_or_default();
+    text.lines().map(|it| it.split(':').map(str::to_owned).collect()).collect::<Vec<_>>().into_iter()
+}
+
+/// The first entry that fits.
 fn lookup(layers: &[PathBuf], file: &str, fits: impl Fn(&[String]) -> bool) -> Option<Vec<String>> {
-    let text = layers.iter().find_map(|it| fs::read_to_string(it.join(file)).ok())?;
-    text.lines().map(|it| it.split(':').map(str::to_owned).collect::<Vec<_>>()).find(|it| fits(it))
+    entries(layers, file).find(|it| fits(it))
 }
 
 fn has_seccomp(spec: &PodSpec, container: &ContainerSpec) -> bool {
@@ -246,5 +262,19 @@ pub fn limits(container: &ContainerSpec, is_privileged: bool) -> Limits {
         cpu: amount(resources.and_then(|it| it.limits.as_ref()), "cpu").map(Quantity::millis),
         cpu_request: amount(resources.and_then(|it| it.requests.as_ref()), "cpu").map_or(0, Quantity::millis),
         has_all_devices: is_privileged,
+    }
+}
+
+/// What all containers of a pod may use together (`ResourceConfigForPod`): what the pod says itself, or the sum where each container has a
+/// limit. Its share of the processor follows what it requests, beside other pods.
+pub fn pod_limits(pod: &Pod, spec: &PodSpec) -> Limits {
+    let own = |name: &str| spec.resources.as_ref().and_then(|it| it.limits.as_ref()?.get(name)?.0.parse::<Quantity>().ok());
+    let all: Vec<Limits> = spec.containers.iter().map(|it| limits(it, false)).collect();
+    let sum = |of: fn(&Limits) -> Option<i64>| all.iter().map(of).sum::<Option<i64>>();
+    Limits {
+        memory: own("memory").map(Quantity::units).or_else(|| sum(|it| it.memory)),
+        cpu: own("cpu").map(Quantity::millis).or_else(|| sum(|it| it.cpu)),
+        cpu_request: PodInfo::new(pod.clone()).request.milli_cpu,
+        has_all_devices: true,
     }
 }

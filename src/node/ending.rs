@@ -104,7 +104,18 @@ impl Agent {
     /// Runs the `postStart` hook; a container whose hook fails is ended.
     pub(super) async fn after_start(self: &Arc<Self>, pod: &Arc<Pod>, spec: &ContainerSpec, container: &Container) {
         let Some(hook) = spec.lifecycle.as_ref().and_then(|it| it.post_start.as_ref()).and_then(Action::of_hook) else { return };
-        if let Err(why) = self.target(pod, spec, container, Duration::MAX).act(&hook).await {
+        // Who deletes the pod need not wait for the hook.
+        let leaves = async {
+            while self.pod(&pod.namespace().unwrap_or_default(), &pod.name_any()).is_some_and(|it| it.metadata.deletion_timestamp.is_none()) {
+                tokio::time::sleep(LOOK_EVERY * 5).await;
+            }
+        };
+        let target = self.target(pod, spec, container, Duration::MAX);
+        let outcome = tokio::select! {
+            outcome = target.act(&hook) => outcome,
+            () = leaves => Ok(()),
+        };
+        if let Err(why) = outcome {
             self.recorder.event(&**pod, EventType::Warning, "FailedPostStartHook", format!("PostStartHook failed: {why}"));
             self.kill(pod, container, grace(pod), "FailedPostStartHook".to_owned());
         }
@@ -162,6 +173,7 @@ impl Agent {
         volumes::remove(&self.runtime.root().join("volumes").join(uid));
         let _ = std::fs::remove_dir_all(self.runtime.root().join("logs").join(uid));
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.evicted.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
         self.leaving.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
         self.pulls.forget(uid);
     }

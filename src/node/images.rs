@@ -2,13 +2,14 @@
 //! used as the lower directories of overlays. Formats: OCI image layout 1.1, `docker save`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     ffi::CString,
     fs,
     io::{self, Read},
     os::unix::fs::PermissionsExt,
     path::{Component, Path, PathBuf},
     process::Command,
+    time::{Duration, SystemTime},
 };
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,8 @@ use crate::meta::{Meta, Value};
 /// The image that needs no network: this program, serving its host name.
 pub const DEMO: &str = "howdah/hello:1";
 const MANIFEST_DEPTH: usize = 4;
+/// A layer without an image that is younger may belong to one that is just being imported.
+const YOUNG: Duration = Duration::from_secs(600);
 
 /// What is needed to run an image.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -148,7 +151,7 @@ impl Images {
     fn add_layer(&self, blob: &Path, diff: &str) -> io::Result<PathBuf> {
         let wanted = layer_name(diff).ok_or_else(|| invalid("a layer without a digest"))?;
         let place = self.root.join("layers").join(wanted);
-        if place.exists() {
+        if touch(&place).is_ok() {
             return Ok(place);
         }
         let scratch = self.root.join("layers").join(format!("{wanted}.{}", uuid::Uuid::new_v4().simple()));
@@ -162,8 +165,24 @@ impl Images {
             fs::remove_dir_all(&scratch)?;
             return Err(invalid(&format!("a layer is {found}, not {wanted}")));
         }
+        touch(&scratch)?;
         fs::rename(&scratch, &place).or_else(|error| if place.exists() { Ok(()) } else { Err(error) })?;
         Ok(place)
+    }
+
+    /// Removes layers that no image has and nobody uses; unless it `keeps_names`, images first of which nobody uses a layer.
+    pub fn prune(&self, is_used: impl Fn(&Path) -> bool, keeps_names: bool) {
+        if !keeps_names {
+            let unused = self.list().into_iter().filter(|(_, image)| !image.layers.iter().any(|it| is_used(it)));
+            unused.for_each(|(name, _)| drop(fs::remove_file(self.name_file(&name))));
+        }
+        let named: HashSet<PathBuf> = self.list().into_values().flat_map(|it| it.layers).collect();
+        let is_old = |it: &Path| fs::metadata(it).and_then(|it| it.modified()).is_ok_and(|it| it.elapsed().is_ok_and(|it| it > YOUNG));
+        let layers = fs::read_dir(self.root.join("layers")).into_iter().flatten().flatten().map(|it| it.path());
+        for layer in layers.filter(|it| !named.contains(it) && is_old(it) && !is_used(it)) {
+            tracing::debug!(layer = %layer.display(), "a layer that nobody has is removed");
+            let _ = fs::remove_dir_all(layer);
+        }
     }
 
     /// This program and the libraries that it needs, as one layer.
@@ -184,6 +203,7 @@ impl Images {
                 target.parent().map_or(Ok(()), fs::create_dir_all)?;
                 fs::copy(&library, target)?;
             }
+            touch(&scratch)?;
             // Another may have been quicker.
             fs::rename(&scratch, &place).or_else(|error| if place.exists() { fs::remove_dir_all(&scratch) } else { Err(error) })?;
         }
@@ -191,6 +211,11 @@ impl Images {
         self.tag(DEMO, &image)?;
         Ok(image)
     }
+}
+
+/// Says that a layer is wanted now.
+fn touch(layer: &Path) -> io::Result<()> {
+    fs::File::open(layer)?.set_modified(SystemTime::now())
 }
 
 /// The folder of a layer, by the digest of its content; a digest is hexadecimal, so that it leads nowhere else.

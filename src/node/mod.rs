@@ -5,6 +5,7 @@ pub mod agent;
 mod container;
 mod ending;
 mod environment;
+mod eviction;
 mod handlers;
 mod http;
 pub mod images;

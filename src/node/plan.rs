@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container as ContainerSpec, EphemeralContainer, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container as ContainerSpec, ContainerRestartRule, EphemeralContainer, Pod, PodSpec};
 use serde_json::{Value, json};
 
 use super::runtime::{Container, Ended};
@@ -15,6 +15,9 @@ const BACKOFF_FIRST: i64 = 10;
 const BACKOFF_MOST: i64 = 300;
 /// A container that ran this long starts over with the first step.
 const BACKOFF_FORGET: i64 = 600;
+
+/// The reason of a pod that the node has evicted.
+pub const EVICTED: &str = "Evicted";
 
 /// What to do now.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,8 +71,16 @@ fn backoff(container: &Container, now: Timestamp) -> i64 {
     (at + SignedDuration::from_secs(delay)).duration_since(now).as_secs().max(0)
 }
 
+/// By the container's own rules (KEP-5307), or its policy, or the pod's.
 fn restarts(spec: &PodSpec, container: &ContainerSpec, is_init: bool, code: i32) -> bool {
-    match spec.restart_policy.as_deref() {
+    let is_met = |it: &ContainerRestartRule| {
+        let listed = it.exit_codes.as_ref().map(|it| (it.operator == "In", it.values.iter().flatten().any(|it| *it == code)));
+        it.action == "Restart" && listed.is_some_and(|(wants_in, is_in)| wants_in == is_in)
+    };
+    if container.restart_policy_rules.iter().flatten().any(is_met) {
+        return true;
+    }
+    match container.restart_policy.as_deref().or(spec.restart_policy.as_deref()) {
         _ if is_init && is_sidecar(container) => true,
         Some("Never") => false,
         Some("OnFailure") => code != 0,
@@ -132,7 +143,10 @@ pub fn status(pod: &Pod, containers: &[Container], notes: &Notes, addresses: (Op
     let once = PodSpec { restart_policy: Some("Never".to_owned()), ..spec.clone() };
     let ephemeral: Vec<Value> = ephemeral.iter().map(|it| container_status(&once, it, false, containers, notes, now)).collect();
     let phase = if notes.failed.is_some() { "Failed" } else { phase(spec, containers) };
-    let conditions = conditions(pod, spec, (phase, &main, &init), addresses.0.is_some(), now);
+    let mut conditions = conditions(pod, spec, (phase, &main, &init), addresses.0.is_some(), now);
+    if let Some((EVICTED, why)) = notes.failed.as_ref().map(|it| (it.0.as_str(), &it.1)) {
+        conditions.push(json!({"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet", "message": why, "lastTransitionTime": clock::rfc3339(now)}));
+    }
     let started = pod.status.as_ref().and_then(|it| it.start_time.as_ref()).map_or_else(|| clock::rfc3339(now), |it| clock::rfc3339(it.0));
     let mut status = json!({"phase": phase, "reason": notes.failed.as_ref().map(|it| it.0.as_str()), "message": notes.failed.as_ref().map(|it| it.1.as_str()), "conditions": conditions, "containerStatuses": main, "hostIP": addresses.1, "hostIPs": [{"ip": addresses.1}], "startTime": started,
         "observedGeneration": pod.metadata.generation});
@@ -208,18 +222,13 @@ fn phase(spec: &PodSpec, containers: &[Container]) -> &'static str {
         return "Failed";
     }
     let current: Vec<Option<&Container>> = spec.containers.iter().map(|it| newest(containers, &it.name)).collect();
-    let codes: Vec<i32> = current.iter().flatten().filter_map(|it| ended(it)).map(|it| it.code).collect();
+    let ends: Vec<(&ContainerSpec, i32)> = spec.containers.iter().zip(&current).filter_map(|(it, now)| Some((it, now.and_then(ended)?.code))).collect();
     let has_sidecars = spec.init_containers.iter().flatten().filter(|it| is_sidecar(it)).any(|it| newest(containers, &it.name).is_some_and(Container::is_running));
-    let is_over = codes.len() == spec.containers.len() && !has_sidecars;
-    let stays = |code: &i32| match spec.restart_policy.as_deref() {
-        Some("Never") => true,
-        Some("OnFailure") => *code == 0,
-        _ => false,
-    };
+    let is_over = ends.len() == spec.containers.len() && !has_sidecars && ends.iter().all(|(it, code)| !restarts(spec, it, false, *code));
     match () {
         () if current.iter().all(Option::is_none) => "Pending",
-        () if is_over && codes.iter().all(stays) => if codes.iter().all(|it| *it == 0) { "Succeeded" } else { "Failed" },
-        () if current.iter().any(Option::is_none) && codes.is_empty() && !current.iter().flatten().any(|it| it.is_running()) => "Pending",
+        () if is_over => if ends.iter().all(|it| it.1 == 0) { "Succeeded" } else { "Failed" },
+        () if current.iter().any(Option::is_none) && ends.is_empty() && !current.iter().flatten().any(|it| it.is_running()) => "Pending",
         () => "Running",
     }
 }
@@ -289,6 +298,13 @@ mod tests {
         serde_json::from_value(json!({"metadata": {"uid": "u"}, "spec": {"restartPolicy": policy, "initContainers": init, "containers": [{"name": "c", "image": "x"}]}})).expect("a Pod")
     }
 
+    /// A pod whose container has a policy of its own.
+    fn ruled(policy: &str, own: Value) -> Pod {
+        let mut container = json!({"name": "c", "image": "x"});
+        json_patch::merge(&mut container, &own);
+        serde_json::from_value(json!({"metadata": {"uid": "u"}, "spec": {"restartPolicy": policy, "containers": [container]}})).expect("a Pod")
+    }
+
     fn dead(name: &str, attempt: u32, code: i32) -> Container {
         let at = "2024-01-01T00:00:00Z".to_owned();
         Container { id: format!("{name}{attempt}"), spec: Spec { name: name.to_owned(), attempt, ..Spec::default() }, started: None, ended: Some(Ended { code, is_oom_killed: false, error: String::new(), message: String::new(), at }) }
@@ -297,6 +313,7 @@ mod tests {
     #[test]
     fn containers_start_in_order_and_restart_with_a_back_off() {
         let start = |name: &str, attempt| Step::Start { name: name.to_owned(), attempt };
+        let rule = |operator: &str| json!({"restartPolicy": "Never", "restartPolicyRules": [{"action": "Restart", "exitCodes": {"operator": operator, "values": [42]}}]});
         let now: Timestamp = "2024-01-01T00:00:05Z".parse().expect("a time");
         let cases = [
             (pod("Always", false), vec![], vec![start("c", 0)]),
@@ -307,6 +324,11 @@ mod tests {
             (pod("Always", false), vec![dead("c", 0, 1), dead("c", 1, 1)], vec![Step::Wait(5)]),
             (pod("OnFailure", false), vec![dead("c", 0, 0)], vec![]),
             (pod("Never", false), vec![dead("c", 0, 1)], vec![]),
+            (ruled("Never", json!({"restartPolicy": "OnFailure"})), vec![dead("c", 0, 1)], vec![start("c", 1)]),
+            (ruled("Always", json!({"restartPolicy": "Never"})), vec![dead("c", 0, 1)], vec![]),
+            (ruled("Never", rule("In")), vec![dead("c", 0, 42)], vec![start("c", 1)]),
+            (ruled("Never", rule("In")), vec![dead("c", 0, 1)], vec![]),
+            (ruled("Never", rule("NotIn")), vec![dead("c", 0, 1)], vec![start("c", 1)]),
         ];
         for (pod, containers, expected) in cases {
             assert_eq!(steps(&pod, &containers, &Notes::default(), now), expected);

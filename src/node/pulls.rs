@@ -2,9 +2,9 @@
 //! images as volumes.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -27,6 +27,9 @@ use crate::{
 /// `MaxContainerBackOff` and its first step, for pulls as for restarts.
 const BACKOFF_FIRST: Duration = Duration::from_secs(10);
 const BACKOFF_MOST: Duration = Duration::from_secs(300);
+
+/// `garbageCollectionPeriod` of images.
+const PRUNE_EVERY: Duration = Duration::from_secs(300);
 
 /// One start of one container: pod uid, container, attempt.
 pub type Start = (String, String, u32);
@@ -214,6 +217,27 @@ impl Agent {
                 Err((RETRY * 5, Some(("ErrImageNeverPull".to_owned(), message))))
             }
         }
+    }
+
+    /// Looks for ever after images that nobody needs (`pkg/kubelet/images/image_gc_manager.go`).
+    pub(super) async fn prune_images(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(PRUNE_EVERY);
+        loop {
+            let is_short = tokio::select! {
+                _ = ticks.tick() => false,
+                () = self.images_to_prune.notified() => true,
+            };
+            let agent = self.clone();
+            let _ = tasks::blocking(move || agent.prune_images_once(is_short)).await;
+        }
+    }
+
+    fn prune_images_once(&self, is_short: bool) {
+        let used: HashSet<PathBuf> = self.runtime.containers().into_iter().flat_map(|it| it.spec.layers).collect();
+        // Image volumes are mounts of this machine.
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let is_used = |it: &Path| used.contains(it) || it.file_name().is_some_and(|it| mounts.contains(&*it.to_string_lossy()));
+        self.pulls.images.prune(is_used, !is_short);
     }
 
     /// What the pod's `imagePullSecrets` hold.

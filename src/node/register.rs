@@ -27,8 +27,11 @@ impl Agent {
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), LEASES);
         let mut ticks = tokio::time::interval(RENEW_EVERY);
         for count in 0.. {
-            ticks.tick().await;
-            if let Err(error) = self.keep_node(count % REPORT_EVERY == 0).await {
+            let is_news = tokio::select! {
+                _ = ticks.tick() => false,
+                () = self.report_node.notified() => true,
+            };
+            if let Err(error) = self.keep_node(is_news || count % REPORT_EVERY == 0).await {
                 tracing::warn!(%error, "the node could not report");
             }
             let spec = json!({"holderIdentity": self.options.name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": clock::rfc3339_micro(clock::now())});
@@ -61,6 +64,9 @@ impl Agent {
         let condition = |kind: &str, status: &str, reason: &str, message: &str| {
             json!({"type": kind, "status": status, "reason": reason, "message": message, "lastHeartbeatTime": now, "lastTransitionTime": now})
         };
+        let (lacks_memory, lacks_disk) = self.pressure().told();
+        let memory = if lacks_memory { ("True", "KubeletHasInsufficientMemory", "kubelet has insufficient memory available") } else { ("False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available") };
+        let disk = if lacks_disk { ("True", "KubeletHasDiskPressure", "kubelet has disk pressure") } else { ("False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure") };
         let labels = json!({"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "kubernetes.io/arch": http::arch(), "node-role.kubernetes.io/control-plane": ""});
         let resources = json!({"cpu": (machine.cpu_millis / 1000).to_string(), "memory": format!("{}Ki", machine.memory_bytes / 1024), "pods": PODS_MAX.to_string(),
             "ephemeral-storage": format!("{}Ki", machine.storage_bytes / 1024), "hugepages-1Gi": "0", "hugepages-2Mi": "0"});
@@ -71,8 +77,8 @@ impl Agent {
         json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}, "spec": {"podCIDR": cidr, "podCIDRs": [cidr]},
             "status": {"capacity": resources, "allocatable": resources,
                 "conditions": [
-                    condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-                    condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+                    condition("MemoryPressure", memory.0, memory.1, memory.2),
+                    condition("DiskPressure", disk.0, disk.1, disk.2),
                     condition("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
                     condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
                 ],
@@ -90,11 +96,12 @@ impl Machine {
     pub fn read(folder: &Path) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let storage = statvfs(folder).map_or(0, |it| it.blocks() as i64 * it.fragment_size() as i64);
-        Self { cpu_millis: i64::try_from(cores).unwrap_or(1) * 1000, memory_bytes: memory_kib() * 1024, storage_bytes: storage }
+        Self { cpu_millis: i64::try_from(cores).unwrap_or(1) * 1000, memory_bytes: Self::memory_kib("MemTotal:").unwrap_or(0) * 1024, storage_bytes: storage }
     }
-}
 
-fn memory_kib() -> i64 {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    text.lines().find_map(|it| it.strip_prefix("MemTotal:")?.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+    /// An entry of `/proc/meminfo`, such as `MemTotal:`.
+    pub fn memory_kib(entry: &str) -> Option<i64> {
+        let text = fs::read_to_string("/proc/meminfo").ok()?;
+        text.lines().find_map(|it| it.strip_prefix(entry)?.trim().trim_end_matches(" kB").parse().ok())
+    }
 }

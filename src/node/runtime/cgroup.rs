@@ -41,17 +41,29 @@ pub fn views(group: &str) -> Vec<(String, &'static str)> {
     if is_v2() { vec![(format!("{ROOT}/{group}"), "")] } else { V1.iter().map(|it| (format!("{ROOT}/{it}/{group}"), *it)).collect() }
 }
 
-/// Makes a group with its limits.
+/// Makes a container's group with its limits.
 pub fn create(group: &str, limits: &Limits) -> io::Result<()> {
-    if is_v2() {
-        create_v2(group)?;
-        if !limits.has_all_devices {
-            devices::restrict(&Path::new(ROOT).join(group)).map_err(|why| io::Error::other(format!("devices: {why}")))?;
-        }
-    } else {
-        folders(group).iter().try_for_each(fs::create_dir_all)?;
+    create_shared(group, limits)?;
+    let place = if is_v2() { format!("{ROOT}/{group}") } else { format!("{ROOT}/pids/{group}") };
+    fs::write(format!("{place}/pids.max"), PIDS_MAX.to_string())?;
+    match (limits.has_all_devices, is_v2()) {
+        (true, _) => Ok(()),
+        (false, true) => devices::restrict(&Path::new(ROOT).join(group)).map_err(|why| io::Error::other(format!("devices: {why}"))),
+        (false, false) => restrict_v1(group),
     }
+}
+
+/// Makes a group for groups, or changes its limits.
+pub fn create_shared(group: &str, limits: &Limits) -> io::Result<()> {
+    if is_v2() { create_v2(group)? } else { folders(group).iter().try_for_each(fs::create_dir_all)? }
     set_limits(group, limits)
+}
+
+fn restrict_v1(group: &str) -> io::Result<()> {
+    let set = |file: &str, value: &str| fs::write(format!("{ROOT}/devices/{group}/{file}"), value);
+    set("devices.deny", "a")?;
+    let listed = devices::ALLOWED.iter().map(|(major, minor)| format!("c {major}:{} rwm", minor.map_or_else(|| "*".to_owned(), |it| it.to_string())));
+    NODES.iter().map(|it| (*it).to_owned()).chain(listed).try_for_each(|it| set("devices.allow", &it))
 }
 
 /// Sets or changes the limits of a group; what is not limited any more is set free.
@@ -63,14 +75,7 @@ pub fn set_limits(group: &str, limits: &Limits) -> io::Result<()> {
     set("memory", "memory.limit_in_bytes", limits.memory.unwrap_or(-1).to_string())?;
     set("cpu", "cpu.shares", shares(limits.cpu_request).to_string())?;
     set("cpu", "cpu.cfs_period_us", PERIOD.to_string())?;
-    set("cpu", "cpu.cfs_quota_us", limits.cpu.map_or(-1, quota).to_string())?;
-    set("pids", "pids.max", PIDS_MAX.to_string())?;
-    if !limits.has_all_devices {
-        set("devices", "devices.deny", "a".to_owned())?;
-        let listed = devices::ALLOWED.iter().map(|(major, minor)| format!("c {major}:{} rwm", minor.map_or_else(|| "*".to_owned(), |it| it.to_string())));
-        NODES.iter().map(|it| (*it).to_owned()).chain(listed).try_for_each(|it| set("devices", "devices.allow", it))?;
-    }
-    Ok(())
+    set("cpu", "cpu.cfs_quota_us", limits.cpu.map_or(-1, quota).to_string())
 }
 
 fn create_v2(group: &str) -> io::Result<()> {
@@ -99,8 +104,7 @@ fn set_limits_v2(group: &str, limits: &Limits) -> io::Result<()> {
     fs::write(path.join("cpu.max"), format!("{} {PERIOD}", most(limits.cpu.map(quota))))?;
     // The map of shares (2 to 262,144) onto weights (1 to 10,000), as runc's.
     let weight = 1 + (shares(limits.cpu_request) - 2) * 9999 / 262_142;
-    fs::write(path.join("cpu.weight"), weight.to_string())?;
-    fs::write(path.join("pids.max"), PIDS_MAX.to_string())
+    fs::write(path.join("cpu.weight"), weight.to_string())
 }
 
 /// `MilliCPUToShares`.
@@ -123,6 +127,17 @@ pub fn oom_kills(group: &str) -> u64 {
     let file = if is_v2() { format!("{ROOT}/{group}/memory.events") } else { format!("{ROOT}/memory/{group}/memory.oom_control") };
     let text = fs::read_to_string(file).unwrap_or_default();
     text.lines().find_map(|it| it.strip_prefix("oom_kill ")?.parse().ok()).unwrap_or(0)
+}
+
+/// The memory that a group uses and the kernel cannot easily take back (the working set).
+pub fn memory_used(group: &str) -> i64 {
+    let (used, stat, key) = match is_v2() {
+        true => (format!("{ROOT}/{group}/memory.current"), format!("{ROOT}/{group}/memory.stat"), "inactive_file "),
+        false => (format!("{ROOT}/memory/{group}/memory.usage_in_bytes"), format!("{ROOT}/memory/{group}/memory.stat"), "total_inactive_file "),
+    };
+    let used: i64 = fs::read_to_string(used).ok().and_then(|it| it.trim().parse().ok()).unwrap_or(0);
+    let stat = fs::read_to_string(stat).unwrap_or_default();
+    used - stat.lines().find_map(|it| it.strip_prefix(key)?.parse::<i64>().ok()).unwrap_or(0)
 }
 
 /// Removes a group once its processes are gone; waits for that a moment.

@@ -2,22 +2,27 @@
 //! processes only. Facts: runc's `libcontainer/rootfs_linux.go` and `init_linux.go`, Docker's default seccomp profile.
 
 use std::{
-    ffi::CString,
+    collections::VecDeque,
+    ffi::{CString, OsString},
     fs, io,
     os::{
-        fd::{AsFd, AsRawFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::fs::PermissionsExt,
     },
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use nix::{
+    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns},
-    sys::stat::{Mode, SFlag, makedev, mknod},
+    sys::{
+        stat::{Mode, SFlag, makedev, mknod},
+        statvfs::FsFlags,
+    },
 };
 
-use super::{Spec, cgroup};
+use super::{Mount, Spec, cgroup};
 
 /// The namespaces that the containers of a pod share.
 pub const POD_NAMESPACES: [&str; 3] = ["net", "ipc", "uts"];
@@ -36,6 +41,9 @@ const DENIED: &[libc::c_long] = &[
     libc::SYS_userfaultfd, libc::SYS_vhangup, libc::SYS_fsopen, libc::SYS_fsmount, libc::SYS_move_mount, libc::SYS_open_tree,
 ];
 
+/// As many links are followed as by the kernel.
+const LINKS_MAX: usize = 40;
+
 type Result<T> = std::result::Result<T, String>;
 
 fn failed<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) -> String {
@@ -51,7 +59,7 @@ pub fn enter(spec: &Spec, folder: &Path) -> Result<()> {
     nix::sched::unshare(CloneFlags::CLONE_NEWNS).map_err(failed("unshare"))?;
     let root = mount_root(spec, folder)?;
     for it in &spec.mounts {
-        bind(&it.source, &inside(&root, &it.target), it.is_read_only)?;
+        bind_mount(&root, it)?;
     }
     change_root(&root)?;
     protect(spec)?;
@@ -66,13 +74,51 @@ fn join_namespaces(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// A path of the container below its root on the host; `..` leads nowhere.
-fn inside(root: &Path, target: &str) -> PathBuf {
-    let parts = Path::new(target).components().filter_map(|it| match it {
-        std::path::Component::Normal(part) => Some(part),
-        _ => None,
-    });
-    parts.fold(root.to_owned(), |path, part| path.join(part))
+/// A path of a root's own below it on the host: `..` and links lead to where they lead in that root, never out of it (`SecureJoin`).
+pub fn inside(root: &Path, target: &Path) -> io::Result<PathBuf> {
+    let mut left: VecDeque<OsString> = target.components().map(|it| it.as_os_str().to_owned()).collect();
+    let (mut path, mut links) = (root.to_owned(), 0);
+    while let Some(part) = left.pop_front() {
+        match Path::new(&part).components().next() {
+            Some(Component::ParentDir) if path != root => _ = path.pop(),
+            Some(Component::Normal(part)) => path.push(part),
+            Some(Component::RootDir) => root.clone_into(&mut path),
+            _ => continue,
+        }
+        let Some(link) = fs::read_link(&path).ok().filter(|_| path != root) else { continue };
+        links += 1;
+        if links > LINKS_MAX {
+            return Err(io::Error::from_raw_os_error(libc::ELOOP));
+        }
+        path.pop();
+        link.components().rev().for_each(|it| left.push_front(it.as_os_str().to_owned()));
+    }
+    Ok(path)
+}
+
+/// Holds what is at `path` below `root`, without following a link that somebody has put there meanwhile. Its name is of this process.
+fn hold(root: &Path, path: &Path) -> Result<(OwnedFd, PathBuf)> {
+    let below = path.strip_prefix(root).map_err(failed(path.display()))?;
+    let below = if below.as_os_str().is_empty() { Path::new(".") } else { below };
+    let folder = fs::File::open(root).map_err(failed(root.display()))?;
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    let held = openat2(&folder, below, how).map_err(failed(path.display()))?;
+    let name = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+    Ok((held, name))
+}
+
+/// Mounts a volume, or a part of it, where the container wants it.
+fn bind_mount(root: &Path, it: &Mount) -> Result<()> {
+    let held = it.within.as_ref().map(|volume| hold(volume, &it.source)).transpose()?;
+    let source = held.as_ref().map_or(it.source.as_path(), |it| it.1.as_path());
+    let target = inside(root, Path::new(&it.target)).map_err(failed(&it.target))?;
+    make_place(source, &target)?;
+    let (none, held) = (None::<&str>, hold(root, &target)?);
+    mount(Some(source), &held.1, none, MsFlags::MS_BIND | MsFlags::MS_REC, none).map_err(failed(format!("mount {}", target.display())))?;
+    if it.is_read_only {
+        make_read_only(&hold(root, &target)?.1)?;
+    }
+    Ok(())
 }
 
 fn mount_kind(kind: &str, target: &Path, flags: MsFlags, data: &str) -> Result<()> {
@@ -111,7 +157,7 @@ fn own_cgroup(spec: &Spec, root: &Path) -> Result<()> {
         mount_kind("tmpfs", &place, NO_DEVICES, "mode=755")?;
     }
     for (source, name) in views {
-        bind(Path::new(&source), &if name.is_empty() { place.clone() } else { place.join(name) }, true)?;
+        bind_to_read(Path::new(&source), &if name.is_empty() { place.clone() } else { place.join(name) })?;
     }
     Ok(())
 }
@@ -126,21 +172,31 @@ fn devices(root: &Path) -> Result<()> {
     links.iter().try_for_each(|(name, target)| std::os::unix::fs::symlink(target, root.join("dev").join(name))).map_err(failed("/dev"))
 }
 
-/// Mounts a file or directory of the host at `target`, which is made.
-fn bind(source: &Path, target: &Path, is_read_only: bool) -> Result<()> {
-    let none = None::<&str>;
+/// A directory or an empty file, as `source` is, for something to be mounted on.
+fn make_place(source: &Path, target: &Path) -> Result<()> {
     let made = match fs::metadata(source).map_err(failed(source.display()))?.is_dir() {
         true => fs::create_dir_all(target),
         false if target.exists() => Ok(()),
         false => target.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(target, "")),
     };
-    made.map_err(failed(target.display()))?;
+    made.map_err(failed(target.display()))
+}
+
+fn make_read_only(target: &Path) -> Result<()> {
+    // Flags that the mount has must be named again, or the kernel takes the wish for an attempt to lose them.
+    let flags = nix::sys::statvfs::statvfs(target).map_err(failed(target.display()))?.flags();
+    let kept = [(FsFlags::ST_NOSUID, MsFlags::MS_NOSUID), (FsFlags::ST_NODEV, MsFlags::MS_NODEV), (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC)];
+    let kept = kept.iter().filter(|it| flags.contains(it.0)).fold(MsFlags::empty(), |all, it| all | it.1);
+    let none = None::<&str>;
+    mount(none, target, none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | kept, none).map_err(failed(format!("remount {}", target.display())))
+}
+
+/// Mounts a directory of the host at `target`, which is made, to be read.
+fn bind_to_read(source: &Path, target: &Path) -> Result<()> {
+    let none = None::<&str>;
+    make_place(source, target)?;
     mount(Some(source), target, none, MsFlags::MS_BIND | MsFlags::MS_REC, none).map_err(failed(format!("mount {}", target.display())))?;
-    if is_read_only {
-        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        mount(none, target, none, flags, none).map_err(failed(format!("remount {}", target.display())))?;
-    }
-    Ok(())
+    make_read_only(target)
 }
 
 fn change_root(root: &Path) -> Result<()> {
@@ -280,4 +336,32 @@ fn exec(spec: &Spec, arguments: &[String]) -> Result<std::convert::Infallible> {
         nix::errno::Errno::ENOENT if !program.contains('/') => format!("exec: {program:?}: executable file not found in $PATH"),
         other => format!("exec: {program:?}: {}", other.desc().to_lowercase()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_stay_in_their_root() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = folder.path();
+        fs::create_dir_all(root.join("run/x")).expect("folders");
+        fs::create_dir_all(root.join("var")).expect("folders");
+        for (link, target) in [("var/run", "/run"), ("var/up", "../../../../etc"), ("var/near", "run/x"), ("loop", "loop")] {
+            std::os::unix::fs::symlink(target, root.join(link)).expect("a link");
+        }
+        let cases = [
+            ("/a/b", Some("a/b")),
+            ("/var/run/secrets", Some("run/secrets")),
+            ("../../etc", Some("etc")),
+            ("/var/up/passwd", Some("etc/passwd")),
+            ("/var/near/../y", Some("run/y")),
+            ("/loop/a", None),
+            ("/", Some("")),
+        ];
+        for (target, expected) in cases {
+            assert_eq!(inside(root, Path::new(target)).ok(), expected.map(|it| if it.is_empty() { root.to_owned() } else { root.join(it) }), "{target}");
+        }
+    }
 }

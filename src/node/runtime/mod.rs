@@ -90,6 +90,9 @@ pub struct Mount {
     pub source: PathBuf,
     pub target: String,
     pub is_read_only: bool,
+    /// For a part of a volume: the volume, out of which no link of a container may lead.
+    #[serde(default)]
+    pub within: Option<PathBuf>,
 }
 
 /// What the shim writes when the container runs: `state.json`.
