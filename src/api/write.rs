@@ -378,7 +378,9 @@ impl Writer<'_> {
             Some(old) => kinds::metadata::validate(new, kind).into_iter().chain(kinds::metadata::validate_update(new, old)).collect(),
         };
         if kind.custom.is_some() {
-            errors.extend(schema::validate::validate(new, &self.target.version().schema, &Path::root()));
+            let (wrong, warnings) = schema::validate::custom(new, step.old(), &self.target.version().schema);
+            errors.extend(wrong);
+            warnings.iter().for_each(|it| self.requester.warn(it));
         }
         errors.extend((kind.strategy.validate)(new, step));
         if errors.is_empty() { Ok(()) } else { Err(Status::invalid(&kind.group_kind(), new.name(), errors)) }

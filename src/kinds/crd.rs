@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     meta::{FieldError, FieldErrors, Meta, Path, Value, names},
-    schema::structural,
+    schema::{rules, structural},
 };
 
 pub const CRD: Strategy = Strategy { default, prepare, validate, has_generation: true, resets_status: true, ..Strategy::PLAIN };
@@ -83,6 +83,7 @@ fn validate(crd: &Value, change: Change<'_>) -> FieldErrors {
     }
     validate_versions(spec, &path.child("versions"), &mut errors);
     validate_conversion(&spec["conversion"], &path.child("conversion"), &mut errors);
+    validate_schemas(crd, change.old(), &mut errors);
     if let Some(old) = change.old() {
         for field in [&["spec", "group"][..], &["spec", "scope"]] {
             super::check::immutable(crd, old, field, &mut errors);
@@ -105,11 +106,8 @@ fn validate_versions(spec: &Value, path: &Path, errors: &mut FieldErrors) {
             errors.push(FieldError::duplicate(&path.child("name"), name));
         }
         seen.push(name);
-        let schema_path = path.child("schema").child("openAPIV3Schema");
-        match version.at(&["schema", "openAPIV3Schema"]) {
-            None => errors.push(FieldError::required(&schema_path, "schemas are required")),
-            Some(schema) if spec["preserveUnknownFields"] != true => errors.extend(structural::problems(schema, &schema_path)),
-            Some(_) => (),
+        if version.at(&["schema", "openAPIV3Schema"]).is_none() {
+            errors.push(FieldError::required(&path.child("schema").child("openAPIV3Schema"), "schemas are required"));
         }
     }
 }
@@ -147,6 +145,26 @@ fn stored_versions(crd: &Value, errors: &mut FieldErrors) {
         let name = name.as_str().unwrap_or_default();
         let detail = format!("missing from spec.versions; {name} was previously a storage version, and must remain in spec.versions until a storage migration ensures no data remains persisted in {name} and removes {name} from status.storedVersions");
         errors.push(FieldError::invalid(&path.index(at), name, detail));
+    }
+}
+
+/// The schemas and their rules. Where all versions have the same one it stands at `spec.validation`, as in upstream's internal form.
+fn validate_schemas(crd: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
+    if crd["spec"]["preserveUnknownFields"] == true {
+        return;
+    }
+    let schema = |version: &Value| version.at(&["schema", "openAPIV3Schema"]).cloned();
+    let versions = crd.items_at(&["spec", "versions"]);
+    let is_shared = versions.iter().all(|it| schema(it) == schema(&versions[0]));
+    let path = Path::new("spec");
+    for (at, version) in versions.iter().enumerate().take(if is_shared { 1 } else { versions.len() }) {
+        let Some(schema) = version.at(&["schema", "openAPIV3Schema"]) else { continue };
+        let place = if is_shared { path.child("validation") } else { path.child("versions").index(at).child("schema") }.child("openAPIV3Schema");
+        let problems = structural::problems(schema, &place);
+        let before = old.and_then(|it| it.items_at(&["spec", "versions"]).iter().find(|it| it["name"] == version["name"]));
+        let is_unchanged = before.is_some_and(|it| it.at(&["schema", "openAPIV3Schema"]) == Some(schema));
+        // A schema that is not structural has no types to check rules by.
+        errors.extend(if problems.is_empty() { rules::check::check(schema, &place, is_unchanged) } else { problems });
     }
 }
 

@@ -32,6 +32,14 @@ impl Path {
         Self(format!("{}[{key}]", self.0))
     }
 
+    /// This path, and from there on the other one.
+    pub fn join(&self, rest: &Path) -> Self {
+        match rest.0.starts_with('[') {
+            true => Self(format!("{}{}", self.0, rest.0)),
+            false => self.child(&rest.0),
+        }
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -114,12 +122,22 @@ impl FieldError {
         Self::new(field, FieldReason::Invalid, Some(value.into()), detail)
     }
 
+    /// An invalid value that is too large to be told (`OmitValueType`).
+    pub fn invalid_untold(field: &Path, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(field, FieldReason::Invalid, None, detail)
+    }
+
     pub fn type_invalid(field: &Path, value: impl Into<Value>, detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(field, FieldReason::TypeInvalid, Some(value.into()), detail)
     }
 
     pub fn duplicate(field: &Path, value: impl Into<Value>) -> Self {
         Self::new(field, FieldReason::Duplicate, Some(value.into()), "")
+    }
+
+    /// A duplicate that is too large to be told.
+    pub fn duplicate_untold(field: &Path) -> Self {
+        Self::new(field, FieldReason::Duplicate, None, "")
     }
 
     pub fn not_found(field: &Path, value: impl Into<Value>) -> Self {

@@ -8,11 +8,13 @@
 pub mod apply;
 pub mod cel;
 pub mod codec;
+mod correlation;
 pub mod default;
 pub mod merge;
 pub mod openapi;
 pub mod protobuf;
 pub mod prune;
+pub mod rules;
 pub mod structural;
 pub mod types;
 pub mod validate;

@@ -1,9 +1,9 @@
 //! From the `openAPIV3Schema` of a CRD to a [`Schema`], and what makes it structural.
 //! Source: apiextensions-apiserver `pkg/apiserver/schema`.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use super::{Field, ListTopology, Schema, SchemaRef, Shape, Struct, builtin};
+use super::{Field, ListTopology, Schema, SchemaRef, Shape, Struct, builtin, rules};
 use crate::meta::{FieldError, FieldErrors, Meta, Path, Value};
 
 const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
@@ -12,6 +12,14 @@ const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
     pub source: Value,
+    /// The rules in CEL, compiled when the first object is checked; only asked of the root.
+    validations: OnceLock<Option<rules::Node>>,
+}
+
+impl Rules {
+    pub fn validations(&self) -> Option<&rules::Node> {
+        self.validations.get_or_init(|| rules::Node::of(&self.source)).as_ref()
+    }
 }
 
 /// The schema of a custom resource's version: `apiVersion`, `kind` and `metadata` are added as built-in. With no schema, everything is preserved.
@@ -48,7 +56,7 @@ fn with_rules(source: &Value) -> Schema {
     Schema {
         is_nullable: source["nullable"] == true,
         default: source.get("default").cloned(),
-        rules: Some(Box::new(Rules { source: source.clone() })),
+        rules: Some(Box::new(Rules { source: source.clone(), ..Rules::default() })),
         ..Schema::default()
     }
 }

@@ -3,34 +3,84 @@
 
 use regex::Regex;
 
-use super::{ListTopology, Schema, Shape};
-use crate::meta::{FieldError, FieldErrors, Meta, Path, Value};
+use super::{
+    ListTopology, Schema, Shape,
+    correlation::{Correlation, same_item},
+};
+use crate::meta::{FieldError, FieldErrors, Meta, Path, Value, field::FieldReason};
 
-pub fn validate(value: &Value, schema: &Schema, path: &Path) -> FieldErrors {
+/// All checks of a custom resource, in upstream's order; `old` is what it was before an update. Besides errors there are warnings:
+/// rules that do not hold, and did not hold before (`customResourceStrategy.Validate`, `ValidateUpdate`).
+pub fn custom(new: &Value, old: Option<&Value>, schema: &Schema) -> (FieldErrors, Vec<String>) {
     let mut errors = FieldErrors::new();
-    visit(value, schema, path, &mut errors);
-    errors
+    visit(new, old, schema, &Path::root(), &mut errors);
+    if old.is_none_or(|it| lists(it, schema).is_empty()) {
+        errors.extend(lists(new, schema));
+    }
+    let Some((rules, validations)) = schema.rules.as_ref().and_then(|it| Some((it, it.validations()?))) else { return (errors, Vec::new()) };
+    if errors.iter().any(is_blocking) {
+        const UNCHECKED: &str = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
+        errors.push(FieldError::invalid(&Path::root(), Value::Null, UNCHECKED));
+        return (errors, Vec::new());
+    }
+    let (broken, warnings) = validations.validate(new, old, &rules.source);
+    errors.extend(broken);
+    (errors, warnings)
 }
 
-fn visit(value: &Value, schema: &Schema, path: &Path, errors: &mut FieldErrors) {
+/// Rules make no sense of an object whose form is wrong.
+fn is_blocking(error: &FieldError) -> bool {
+    matches!(error.reason, FieldReason::NotSupported | FieldReason::Required | FieldReason::TooLong | FieldReason::TooMany | FieldReason::TypeInvalid)
+}
+
+fn visit(value: &Value, old: Option<&Value>, schema: &Schema, path: &Path, errors: &mut FieldErrors) {
     let Some(rules) = &schema.rules else { return };
-    if value.is_null() && schema.is_nullable {
-        return;
-    }
-    if !check(value, &rules.source, path, errors) {
+    // What has not changed need not become valid (KEP-4008).
+    let is_unchanged = old.is_some() && Correlation::new(value, old, &rules.source).is_unchanged();
+    if is_unchanged || (value.is_null() && schema.is_nullable) || !check(value, &rules.source, path, errors) {
         return;
     }
     match (&schema.shape, value) {
         (Shape::Object(shape), Value::Object(map)) => {
             for (name, value) in map {
                 if let Some(at) = shape.by_name.get(name) {
-                    visit(value, &shape.fields[*at].schema, &path.child(name), errors);
+                    visit(value, old.and_then(|it| it.get(name)), &shape.fields[*at].schema, &path.child(name), errors);
                 }
             }
         }
-        (Shape::Map { values, .. }, Value::Object(map)) => map.iter().for_each(|(name, value)| visit(value, values, &path.child(name), errors)),
+        (Shape::Map { values, .. }, Value::Object(map)) => {
+            map.iter().for_each(|(name, value)| visit(value, old.and_then(|it| it.get(name)), values, &path.child(name), errors));
+        }
+        (Shape::List { items, .. }, Value::Array(list)) => {
+            let known = |item: &Value| old.and_then(|it| same_item(it, item, &rules.source));
+            list.iter().enumerate().for_each(|(at, value)| visit(value, known(value), items, &path.index(at), errors));
+        }
+        _ => (),
+    }
+}
+
+/// What sets and list maps hold twice, anywhere in the object.
+fn lists(value: &Value, schema: &Schema) -> FieldErrors {
+    let mut errors = FieldErrors::new();
+    visit_lists(value, schema, &Path::root(), &mut errors);
+    errors
+}
+
+fn visit_lists(value: &Value, schema: &Schema, path: &Path, errors: &mut FieldErrors) {
+    if schema.rules.is_none() {
+        return;
+    }
+    match (&schema.shape, value) {
+        (Shape::Object(shape), Value::Object(map)) => {
+            for (name, value) in map {
+                if let Some(at) = shape.by_name.get(name) {
+                    visit_lists(value, &shape.fields[*at].schema, &path.child(name), errors);
+                }
+            }
+        }
+        (Shape::Map { values, .. }, Value::Object(map)) => map.iter().for_each(|(name, value)| visit_lists(value, values, &path.key(name), errors)),
         (Shape::List { items, topology }, Value::Array(list)) => {
-            list.iter().enumerate().for_each(|(at, value)| visit(value, items, &path.index(at), errors));
+            list.iter().enumerate().for_each(|(at, value)| visit_lists(value, items, &path.index(at), errors));
             unique(list, topology, path, errors);
         }
         _ => (),
@@ -69,12 +119,13 @@ fn check(value: &Value, rules: &Value, path: &Path, errors: &mut FieldErrors) ->
         let texts: Vec<String> = allowed.iter().map(|it| it.as_str().map_or_else(|| it.to_string(), str::to_owned)).collect();
         errors.push(FieldError::not_supported(path, value.clone(), &texts));
     }
+    errors.extend(excess(value, rules, path));
     let mut problems = Vec::new();
     match value {
         Value::String(text) => strings(text, rules, &mut problems),
         Value::Number(number) => numbers(number.as_f64().unwrap_or_default(), rules, &mut problems),
-        Value::Array(list) => counts(list.len(), rules, "Items", "have", "items", &mut problems),
-        Value::Object(map) => counts(map.len(), rules, "Properties", "have", "properties", &mut problems),
+        Value::Array(list) => least(list.len(), rules, "minItems", "items", &mut problems),
+        Value::Object(map) => least(map.len(), rules, "minProperties", "properties", &mut problems),
         _ => (),
     }
     errors.extend(problems.into_iter().map(|it| FieldError::invalid(path, value.clone(), format!("{} in body {it}", path.as_str()))));
@@ -108,9 +159,6 @@ fn is_of_type(value: &Value, rules: &Value) -> bool {
 
 fn strings(text: &str, rules: &Value, problems: &mut Vec<String>) {
     let length = text.chars().count() as i64;
-    if let Some(most) = rules.int_at(&["maxLength"]).filter(|it| length > *it) {
-        problems.push(format!("should be at most {most} chars long"));
-    }
     if let Some(least) = rules.int_at(&["minLength"]).filter(|it| length < *it) {
         problems.push(format!("should be at least {least} chars long"));
     }
@@ -137,13 +185,20 @@ fn numbers(number: f64, rules: &Value, problems: &mut Vec<String>) {
     }
 }
 
-fn counts(count: usize, rules: &Value, name: &str, verb: &str, noun: &str, problems: &mut Vec<String>) {
-    let count = count as i64;
-    if let Some(most) = rules.int_at(&[&format!("max{name}")]).filter(|it| count > *it) {
-        problems.push(format!("should {verb} at most {most} {noun}"));
+/// What is longer than it may be, which has reasons of its own.
+fn excess(value: &Value, rules: &Value, path: &Path) -> Option<FieldError> {
+    let beyond = |bound: &str, count: usize| rules.int_at(&[bound]).and_then(|it| usize::try_from(it).ok()).filter(|it| count > *it);
+    match value {
+        Value::String(text) => beyond("maxLength", text.chars().count()).map(|most| FieldError::too_long(path, most)),
+        Value::Array(list) => beyond("maxItems", list.len()).map(|most| FieldError::too_many(path, list.len(), most)),
+        Value::Object(map) => beyond("maxProperties", map.len()).map(|most| FieldError::too_many(path, map.len(), most)),
+        _ => None,
     }
-    if let Some(least) = rules.int_at(&[&format!("min{name}")]).filter(|it| count < *it) {
-        problems.push(format!("should {verb} at least {least} {noun}"));
+}
+
+fn least(count: usize, rules: &Value, bound: &str, noun: &str, problems: &mut Vec<String>) {
+    if let Some(least) = rules.int_at(&[bound]).filter(|it| (count as i64) < *it) {
+        problems.push(format!("should have at least {least} {noun}"));
     }
 }
 
@@ -204,12 +259,12 @@ mod tests {
             (json!({"spec": {"a": "x"}}), vec!["spec.a: Invalid value: \"string\": spec.a in body must be of type integer: \"string\""]),
             (json!({"spec": {"a": 0}}), vec!["spec.a: Invalid value: 0: spec.a in body should be greater than or equal to 1"]),
             (json!({"spec": {"a": 9}}), vec!["spec.a: Invalid value: 9: spec.a in body should be less than or equal to 5"]),
-            (json!({"spec": {"a": 1, "s": "yyy"}}), vec!["spec.s: Invalid value: \"yyy\": spec.s in body should be at most 2 chars long", "spec.s: Invalid value: \"yyy\": spec.s in body should match '^x'"]),
+            (json!({"spec": {"a": 1, "s": "yyy"}}), vec!["spec.s: Too long: may not be more than 2 bytes", "spec.s: Invalid value: \"yyy\": spec.s in body should match '^x'"]),
             (json!({"spec": {"a": 1, "e": "z"}}), vec!["spec.e: Unsupported value: \"z\": supported values: \"p\", \"q\""]),
-            (json!({"spec": {"a": 1, "l": ["x", "x"]}}), vec!["spec.l: Invalid value: [\"x\",\"x\"]: spec.l in body should have at most 1 items", "spec.l[1]: Duplicate value: \"x\""]),
+            (json!({"spec": {"a": 1, "l": ["x", "x"]}}), vec!["spec.l: Too many: 2: must have at most 1 items", "spec.l[1]: Duplicate value: \"x\""]),
         ];
         for (value, expected) in cases {
-            let errors: Vec<String> = validate(&value, &schema, &Path::root()).iter().map(ToString::to_string).collect();
+            let errors: Vec<String> = custom(&value, None, &schema).0.iter().map(ToString::to_string).collect();
             assert_eq!(errors, expected, "{value}");
         }
     }

@@ -1,0 +1,59 @@
+//! The `fieldPath` of a rule: `.spec.replicas`, `.labels['a/b']`. Follows `ValidFieldPath` of apiextensions-apiserver `pkg/apiserver/schema/cel/validation.go`.
+
+use crate::meta::{Meta, Path, Value};
+
+/// The path of fields that `text` spells, if the schema has them.
+pub fn resolve(text: &str, schema: &Value) -> Result<Path, String> {
+    let (mut path, mut schema, mut rest) = (Path::root(), schema, text);
+    if text.is_empty() {
+        return Err("is empty".to_owned());
+    }
+    while !rest.is_empty() {
+        let name;
+        if let Some(after) = rest.strip_prefix('.') {
+            let end = after.find(['.', '[', ']']).unwrap_or(after.len());
+            if end == 0 {
+                return Err("unexpected end of JSON path".to_owned());
+            }
+            name = after[..end].to_owned();
+            rest = &after[end..];
+        } else if let Some(after) = rest.strip_prefix("['") {
+            let (quoted, after) = quoted(after)?;
+            name = quoted;
+            rest = after.strip_prefix(']').ok_or_else(|| format!("expected ] but got {after}"))?;
+        } else {
+            return Err(format!("expected [ or . but got: {rest}"));
+        }
+        let is_map = schema.get("properties").is_none() && schema.get("additionalProperties").is_some();
+        (path, schema) = match schema.at(&["properties", &name]) {
+            Some(below) => (path.child(&name), below),
+            None if is_map => (path.key(&name), &schema["additionalProperties"]),
+            None => return Err("does not refer to a valid field".to_owned()),
+        };
+    }
+    Ok(path)
+}
+
+/// A text in single quotes whose opening one was read, and what follows it.
+fn quoted(text: &str) -> Result<(String, &str), String> {
+    let mut name = String::new();
+    let mut letters = text.char_indices();
+    while let Some((at, letter)) = letters.next() {
+        match letter {
+            '\'' => return Ok((name, &text[at + 1..])),
+            '\\' => name.push(match letters.next().map(|(_, it)| it) {
+                Some('a') => '\u{7}',
+                Some('b') => '\u{8}',
+                Some('f') => '\u{c}',
+                Some('n') => '\n',
+                Some('r') => '\r',
+                Some('t') => '\t',
+                Some('v') => '\u{b}',
+                Some(same @ ('\'' | '\\')) => same,
+                other => return Err(format!("invalid string literal: invalid escape char \\{}", other.unwrap_or_default())),
+            }),
+            other => name.push(other),
+        }
+    }
+    Err("unexpected end of JSON path".to_owned())
+}
