@@ -7,7 +7,14 @@ use std::sync::{Mutex, PoisonError};
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::{Server, forms::parse, identity::User, limits, rbac, target::Target};
+use super::{
+    Server,
+    forms::parse,
+    identity::User,
+    limits, rbac,
+    target::Target,
+    webhooks::{self, Round},
+};
 use crate::{
     meta::{Meta, Result, Status, Value, object::GroupResource},
     store::{Key, Snapshot},
@@ -48,6 +55,18 @@ pub enum Operation {
     Connect,
 }
 
+impl Operation {
+    /// As webhooks and their rules have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "CREATE",
+            Self::Update => "UPDATE",
+            Self::Delete => "DELETE",
+            Self::Connect => "CONNECT",
+        }
+    }
+}
+
 /// What is asked of admission (`admission.Attributes`); the new object comes beside it.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
@@ -70,14 +89,29 @@ type Validate = fn(&Context<'_>, &Value) -> Result<()>;
 const MUTATING: &[Mutate] = &[namespace_lifecycle, limits::default, service_account, node_taint, priority, toleration_seconds, runtime_class, storage_class];
 const VALIDATING: &[Validate] = &[limits::check, rbac_escalation];
 
-/// Changes a new object, or refuses it.
+/// Changes a new object, or refuses it: the plugins first, then webhooks. What a webhook has changed the plugins see once more, and so do
+/// webhooks that want to (`reinvocationPolicy`).
 pub async fn mutate(context: &Context<'_>, object: &mut Value) -> Result<()> {
-    MUTATING.iter().try_for_each(|plugin| plugin(context, object))
+    let mut round = Round::default();
+    plugins(context, object)?;
+    if webhooks::mutate(context, object, &mut round).await? {
+        plugins(context, object)?;
+        webhooks::mutate(context, object, &mut round).await?;
+    }
+    Ok(())
+}
+
+/// Connections are for webhooks alone.
+fn plugins(context: &Context<'_>, object: &mut Value) -> Result<()> {
+    let is_write = matches!(context.operation, Operation::Create | Operation::Update);
+    MUTATING.iter().filter(|_| is_write).try_for_each(|plugin| plugin(context, object))
 }
 
 /// Refuses an object that may not be stored so.
 pub async fn validate(context: &Context<'_>, object: &Value) -> Result<()> {
-    VALIDATING.iter().try_for_each(|plugin| plugin(context, object))
+    let is_write = matches!(context.operation, Operation::Create | Operation::Update);
+    VALIDATING.iter().filter(|_| is_write).try_for_each(|plugin| plugin(context, object))?;
+    webhooks::validate(context, object).await
 }
 
 /// Both, for what is not stored: a binding, an eviction, a review, the options of a connection.
@@ -86,10 +120,10 @@ pub async fn admit(context: &Context<'_>, object: &mut Value) -> Result<()> {
     validate(context, object).await
 }
 
-/// Refuses a deletion.
+/// Refuses a deletion; only webhooks do.
 pub async fn remove(context: &Context<'_>) -> Result<()> {
-    let _ = context;
-    Ok(())
+    webhooks::mutate(context, &mut Value::Null, &mut Round::default()).await?;
+    webhooks::validate(context, &Value::Null).await
 }
 
 impl Context<'_> {

@@ -33,6 +33,7 @@ pub mod tokens;
 pub mod trace;
 pub mod verbs;
 pub mod watch;
+pub mod webhooks;
 mod websocket;
 pub mod write;
 
@@ -76,6 +77,7 @@ pub struct Server {
     pub documents: openapi::Documents,
     /// Calls to webhooks.
     outgoing: outgoing::Outgoing,
+    webhooks: webhooks::Webhooks,
     /// Where requests are recorded, if they are.
     trace: Option<Arc<trace::Trace>>,
     pub tasks: Tasks,
@@ -86,6 +88,7 @@ impl Server {
     pub fn new(store: Store, tokens: Arc<tokens::Tokens>, nodes: connect::Nodes, trace: Option<Arc<trace::Trace>>, tasks: Tasks) -> Arc<Self> {
         Arc::new(Self {
             outgoing: outgoing::Outgoing::new(store.clone(), tasks.clone()),
+            webhooks: webhooks::Webhooks::default(),
             store,
             registry: ArcSwap::from_pointee(kinds::table::registry()),
             authenticator: authn::Authenticator::new(tokens.clone()),

@@ -226,7 +226,8 @@ fn check_metadata(review: &Value, detail: &'static str, allowed: &[&str]) -> Opt
     is_set.then(|| FieldError::invalid(&Path::new("metadata"), review["metadata"].clone(), detail))
 }
 
-fn user_info(user: &User) -> Value {
+/// `UserInfo`.
+pub fn user_info(user: &User) -> Value {
     let mut info = json!({"username": user.name});
     if !user.uid.is_empty() {
         info["uid"] = user.uid.as_str().into();

@@ -160,8 +160,6 @@ async fn token(call: &Call, request: Request) -> Result<Response> {
     let mut wanted = read(&request.headers().clone(), request, "io.k8s.api.authentication.v1.TokenRequest").await?;
     call.admit(&mut wanted, WriteOptions::from_query(&call.query)?.is_dry_run).await?;
     let account = call.value().await?;
-    let mut answer = reviews::token_request(&call.server, &account, wanted).await?;
-    answer["kind"] = "TokenRequest".into();
-    answer["apiVersion"] = "authentication.k8s.io/v1".into();
+    let answer = reviews::token_request(&call.server, &account, wanted).await?;
     call.answer_value(201, answer)
 }

@@ -47,6 +47,11 @@ impl Target {
         &self.kind.versions[self.version]
     }
 
+    /// The place of the version among those of the kind.
+    pub fn version_at(&self) -> usize {
+        self.version
+    }
+
     pub fn view(&self) -> View<'_> {
         View { kind: &self.kind, version: self.version() }
     }

@@ -102,6 +102,9 @@ impl Call {
 
     /// Admission of what is created but not stored.
     pub async fn admit(&self, object: &mut Value, is_dry_run: bool) -> Result<()> {
+        let (api_version, kind) = self.target.body_type();
+        object["kind"] = kind.into();
+        object["apiVersion"] = api_version.into();
         let snapshot = self.server.store.snapshot();
         let options = WriteOptions { is_dry_run, ..WriteOptions::from_query(&self.query)? }.to_value("CreateOptions");
         admission::admit(&self.context(&snapshot, Operation::Create, &options, is_dry_run), object).await

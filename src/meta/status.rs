@@ -254,6 +254,22 @@ impl Status {
 }
 
 impl Details {
+    /// Of a Status that somebody else has made.
+    pub fn from_value(details: &Value) -> Self {
+        let text = |value: &Value, field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let causes = details.get("causes").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let cause = |it: &Value| Cause { reason: text(it, "reason").into(), message: text(it, "message"), field: text(it, "field") };
+        Self {
+            name: text(details, "name"),
+            group: text(details, "group"),
+            kind: text(details, "kind"),
+            uid: text(details, "uid"),
+            causes: causes.iter().map(cause).collect(),
+            retry_after_seconds: details.get("retryAfterSeconds").and_then(Value::as_u64).and_then(|it| u32::try_from(it).ok()).unwrap_or(0),
+            ..Self::default()
+        }
+    }
+
     fn to_value(&self) -> Value {
         let mut details = serde_json::Map::new();
         let texts = [("name", &self.name), ("group", &self.group), ("kind", &self.kind), ("uid", &self.uid)];

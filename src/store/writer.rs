@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Change, Committed, Draft, Event, Expect, Forms, HEADROOM, Inner, Key, OBJECT_MAX, Rejected, Revision, Stored, Transaction, Write,
+    Change, Committed, Draft, Event, Expect, HEADROOM, Inner, Key, OBJECT_MAX, Rejected, Revision, Stored, Transaction, Write,
     cache::State,
     engine::{Appended, Error},
     journal::{Batch, Before, Entry},
