@@ -12,14 +12,14 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     base::Tasks,
-    meta::Cidr,
+    meta::{Cidr, Quantity},
     node::{images::Images, runtime::shim},
     process::{
         STOP_WITHIN,
         apiserver::{self, ApiServer, StoreKind},
         hello,
         network::{self, Network},
-        node, roles::{self, Role}, slot,
+        node, roles::{self, Role}, slot, store,
         up::{self, Cluster, NodeKind},
     },
 };
@@ -47,6 +47,26 @@ enum Command {
     Controllers(Apart),
     /// Run the scheduler alone; of several processes one is active.
     Scheduler(Apart),
+    /// Write every object of a running cluster, Secrets and keys too, into a file.
+    Backup {
+        file: PathBuf,
+        /// The administrator's kubeconfig.
+        #[arg(long, value_name = "PATH", default_value = "kubeconfig/admin.conf")]
+        kubeconfig: PathBuf,
+    },
+    /// Make the store of a stopped cluster, or of a new one, what a backup is.
+    Restore {
+        file: PathBuf,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Look into the store of a stopped cluster (a Postgres may be in use), and delete from it.
+    Store {
+        #[command(subcommand)]
+        command: StoreCommand,
+        #[command(flatten)]
+        place: Place,
+    },
     /// Work with the images of a cluster's node.
     Image {
         #[command(subcommand)]
@@ -63,6 +83,35 @@ enum Command {
     Shim {
         #[command(subcommand)]
         command: Shim,
+    },
+}
+
+/// Where a store is.
+#[derive(Args)]
+struct Place {
+    /// As `up` has it.
+    #[arg(long, value_name = "STORE", default_value = "sqlite", global = true)]
+    store: StoreKind,
+    /// Where a SQLite store is.
+    #[arg(long, value_name = "DIR", default_value = "data", global = true)]
+    data_dir: PathBuf,
+}
+
+#[derive(Subcommand)]
+enum StoreCommand {
+    /// List how many objects each resource has, and their bytes.
+    Sizes,
+    /// Delete objects without finalizers or admission: one by its name, or all of a resource.
+    Delete {
+        /// A resource as `sizes` lists it, such as `pods` or `apps/deployments`.
+        resource: String,
+        name: Option<String>,
+        /// Only in this namespace.
+        #[arg(long, short)]
+        namespace: Option<String>,
+        /// All objects of the resource.
+        #[arg(long, conflicts_with = "name", required_unless_present = "name")]
+        all: bool,
     },
 }
 
@@ -110,6 +159,9 @@ struct Serving {
     /// servers may share: postgres://USER:PASSWORD@HOST/DATABASE?schema=NAME&sslmode=verify-full.
     #[arg(long, value_name = "STORE", default_value = "sqlite")]
     store: StoreKind,
+    /// What all objects may take together, such as 2Gi; beyond it nothing is created (507). Memory holds about a quarter more.
+    #[arg(long, value_name = "BYTES", default_value = "2Gi", value_parser = bytes)]
+    store_quota: usize,
     /// A file to which a line of JSON is added for every request: who asked for what, the answer's status, time and size.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -130,6 +182,7 @@ impl Serving {
             names: self.tls_san,
             kubeconfig: self.kubeconfig,
             store: self.store,
+            quota: self.store_quota,
             trace: self.trace,
             network: network::Wanted { services: self.service_cidr, pods: self.pod_cidr },
             default_network,
@@ -199,6 +252,9 @@ pub fn main() -> ExitCode {
         Command::Apiserver { serving, log } => run(&log, serve_until_signal(serving)),
         Command::Controllers(mut apart) => run(&std::mem::take(&mut apart.log), role_until_signal(Role::Controllers, apart)),
         Command::Scheduler(mut apart) => run(&std::mem::take(&mut apart.log), role_until_signal(Role::Scheduler, apart)),
+        Command::Backup { file, kubeconfig } => run(&Log::default(), async { counted("Saved", store::backup(&kubeconfig, &file).await) }),
+        Command::Restore { file, place } => run(&Log::default(), async { counted("Restored", store::restore(&file, &place.store, &place.data_dir).await) }),
+        Command::Store { command, place } => run(&Log::default(), by_hand(command, place)),
         Command::Image { command, data_dir } => match image(command, &data_dir) {
             Ok(()) => ExitCode::SUCCESS,
             Err(why) => fail(&why),
@@ -207,6 +263,34 @@ pub fn main() -> ExitCode {
         Command::Shim { command: Shim::Run { folder } } => shim::run(&folder),
         Command::Shim { command: Shim::Exec { folder, tty, arguments } } => shim::exec(&folder, tty, &arguments),
     }
+}
+
+/// A number of bytes, as a quantity.
+fn bytes(text: &str) -> Result<usize, String> {
+    let quantity: Quantity = text.parse().map_err(|_| "not a quantity such as 2Gi".to_owned())?;
+    usize::try_from(quantity.units()).map_err(|_| "negative".to_owned())
+}
+
+fn counted(what: &str, result: crate::process::Result<(usize, u64)>) -> ExitCode {
+    match result {
+        Ok((count, revision)) => say(&format!("{what} {count} objects; the revision is {revision}.")),
+        Err(why) => return fail(&why),
+    }
+    ExitCode::SUCCESS
+}
+
+async fn by_hand(command: StoreCommand, place: Place) -> ExitCode {
+    let result = match command {
+        StoreCommand::Sizes => store::sizes(&place.store, &place.data_dir).await.map(|sizes| {
+            say(&format!("{:>10} {:>12}  RESOURCE", "OBJECTS", "BYTES"));
+            sizes.iter().for_each(|(resource, size)| say(&format!("{:>10} {:>12}  {resource}", size.objects, size.bytes)));
+        }),
+        StoreCommand::Delete { resource, name, namespace, .. } => {
+            let deleted = store::delete(&place.store, &place.data_dir, &resource, namespace.as_deref(), name.as_deref()).await;
+            deleted.map(|count| say(&format!("Deleted {count} objects.")))
+        }
+    };
+    result.map_or_else(|why| fail(&why), |()| ExitCode::SUCCESS)
 }
 
 fn image(command: Image, data_dir: &std::path::Path) -> std::io::Result<()> {

@@ -35,11 +35,13 @@ use super::{
 use crate::{
     base::Tasks,
     meta::{Result, Status, options::Query},
-    store::Snapshot,
+    store::{Snapshot, archive},
 };
 
 /// The version of Kubernetes whose API this is.
 pub const GIT_VERSION: &str = "v1.36.0";
+/// What `howdah backup` asks for.
+pub const BACKUP_PATH: &str = "/howdah/backup";
 /// A client that does not finish its TLS handshake is let go.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// Watches that one HTTP/2 connection may hold: an informer factory has some hundred.
@@ -151,7 +153,7 @@ impl Server {
     async fn picture(&self, info: &RequestInfo, query: &Query) -> Result<Snapshot> {
         let is_read = matches!(info.verb.as_str(), "get" | "list" | "watch");
         let may_be_old = is_read && query.get("resourceVersion").is_some_and(|it| !it.is_empty());
-        match info.is_resource && !may_be_old {
+        match (info.is_resource && !may_be_old) || info.path == BACKUP_PATH {
             true => self.store.consistent().await.map_err(|error| Status::unavailable(error.to_string())),
             false => Ok(self.store.snapshot()),
         }
@@ -175,8 +177,15 @@ impl Server {
                 Ok(body::respond(200, "application/jwk-set+json", body::full(jwks)))
             }
             path if path.starts_with("/openapi/") => self.documents.serve(&registry, path, headers),
+            BACKUP_PATH => Ok(self.backup()),
             path => health_check(path).ok_or_else(Status::no_route),
         }
+    }
+
+    /// Every object of the cluster, as [`archive`] has it. RBAC keeps it to those who may do everything.
+    fn backup(&self) -> Response {
+        let lines = archive::lines(&self.store.snapshot());
+        body::respond(200, "application/x-ndjson", body::stream(futures::stream::iter(lines.map(Ok))))
     }
 
     /// The server as a tower service for clients in this process, acting as `user`.

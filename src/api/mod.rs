@@ -12,6 +12,7 @@ pub mod delete;
 pub mod discovery;
 mod endpoint;
 pub mod eviction;
+mod expiry;
 pub mod forms;
 pub mod http;
 pub mod identity;
@@ -101,9 +102,10 @@ impl Server {
         })
     }
 
-    /// Follows the custom resource definitions from now on.
+    /// Follows the custom resource definitions from now on, and lets Events expire.
     pub fn start(self: &Arc<Self>) {
         self.tasks.spawn_vital("api-registration", registration::follow(self.clone()));
+        self.tasks.spawn("api-expiry", expiry::follow(self.clone()));
     }
 }
 

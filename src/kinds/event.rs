@@ -4,6 +4,10 @@
 use super::Strategy;
 use crate::meta::{Meta, Value};
 
+/// The resource as stored, and how long an Event is kept after its last change (`--event-ttl`).
+pub const RESOURCE: &str = "events";
+pub const TTL: std::time::Duration = std::time::Duration::from_secs(3600);
+
 pub const EVENT: Strategy = Strategy { creates_on_update: true, ..Strategy::PLAIN };
 
 pub const FIELDS: &[(&str, &[&str])] = &[
@@ -18,6 +22,13 @@ pub const FIELDS: &[(&str, &[&str])] = &[
     ("reportingComponent", &["reportingComponent"]),
     ("type", &["type"]),
 ];
+
+/// The times of its changes that an Event tells.
+pub fn times(event: &Value) -> impl Iterator<Item = &str> {
+    let managed = event.items_at(&["metadata", "managedFields"]).iter().map(|it| it.text("time"));
+    let own = [event.text_at(&["metadata", "creationTimestamp"]), event.text("lastTimestamp"), event.text_at(&["series", "lastObservedTime"])];
+    managed.chain(own).filter(|it| !it.is_empty())
+}
 
 /// Who reported it, by the older field or the newer (`ToSelectableFields`).
 pub fn source(event: &Value) -> String {

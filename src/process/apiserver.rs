@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -76,6 +76,8 @@ pub struct Options {
     pub names: Vec<String>,
     pub kubeconfig: PathBuf,
     pub store: StoreKind,
+    /// The bytes that all objects may take together.
+    pub quota: usize,
     /// Where every request is recorded.
     pub trace: Option<PathBuf>,
     pub network: network::Wanted,
@@ -102,10 +104,11 @@ impl ApiServer {
     pub async fn start(options: &Options, tasks: &Tasks) -> Result<Self> {
         std::fs::create_dir_all(&options.data_dir).map_err(|why| Error::new(&options.data_dir.display().to_string(), why))?;
         let store_tasks = Tasks::new();
-        let engine = open_engine(options, &store_tasks).await?;
+        let engine = open_engine(&options.store, &options.data_dir, &store_tasks).await?;
         let is_alone = engine.is_exclusive();
         let extract = api::extract(Arc::new(table::registry()));
         let store = Store::open(engine, extract, &store_tasks).await.map_err(|why| Error::new("the store", why))?;
+        store.set_quota(options.quota);
         let network = Network::of(&store, &options.network, options.default_network.clone()).await?;
         let keys = Keys::of(&store, &options.data_dir.join("pki")).await?;
         let address = options.advertise.or_else(machine_address).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
@@ -155,11 +158,11 @@ impl ApiServer {
     }
 }
 
-async fn open_engine(options: &Options, tasks: &Tasks) -> Result<Arc<dyn Engine>> {
+pub async fn open_engine(store: &StoreKind, data_dir: &Path, tasks: &Tasks) -> Result<Arc<dyn Engine>> {
     let failed = |why: engine::Error| Error::new("the store", why);
-    Ok(match &options.store {
+    Ok(match store {
         StoreKind::Memory => Arc::new(Memory::new()),
-        StoreKind::Sqlite => Sqlite::open(&options.data_dir.join("howdah.db")).await.map_err(failed)?,
+        StoreKind::Sqlite => Sqlite::open(&data_dir.join("howdah.db")).await.map_err(failed)?,
         StoreKind::Postgres(address) => Postgres::open(address.clone(), tasks).await.map_err(failed)?,
     })
 }

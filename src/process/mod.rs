@@ -9,6 +9,7 @@ pub mod network;
 pub mod node;
 pub mod roles;
 pub mod slot;
+pub mod store;
 pub mod up;
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};

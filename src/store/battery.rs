@@ -463,3 +463,47 @@ async fn a_database_that_cannot_keep_a_promise_is_refused() {
     server.psql("CREATE SCHEMA guest AUTHORIZATION guest").expect("a schema");
     assert_eq!(refused(guest).await, "accepted");
 }
+
+/// A backup of one store brings another to the same objects, at revisions that neither has given.
+async fn restores(engine: Arc<dyn Engine>) {
+    let (source, source_tasks) = open(Arc::new(Memory::new())).await;
+    for name in ["a", "b", "c"] {
+        source.submit(put(name, Expect::Absent, "n1")).await.expect("created");
+    }
+    let lines: Vec<u8> = archive::lines(&source.snapshot()).flatten().collect();
+    source_tasks.cancel();
+    for cut in [0, 1, lines.len() / 2, lines.len() - 12] {
+        assert!(archive::Archive::read(&lines[..cut]).is_err(), "cut at {cut}");
+    }
+    let archive = archive::Archive::read(&lines[..]).expect("a backup");
+
+    let (store, tasks) = open(engine.clone()).await;
+    for name in ["b", "d"] {
+        store.submit(put(name, Expect::Absent, "")).await.expect("created");
+    }
+    assert!(tasks.stop(Duration::from_secs(5)).await);
+    let first = archive.restore(&*engine).await.expect("restored");
+    let (store, tasks) = open(engine).await;
+    assert!(first > 1 << 32 && store.revision() == first, "{first}");
+    let snapshot = store.snapshot();
+    let restored: Vec<String> = snapshot.list("pods", None, None).map(|it| it.key.name.to_string()).collect();
+    assert_eq!(restored, ["a", "b", "c"]);
+    for stored in snapshot.list("pods", None, None) {
+        let object: Value = serde_json::from_slice(&stored.json).expect("JSON");
+        assert_eq!((object.text_at(&["spec", "nodeName"]), object.resource_version()), ("n1", &*stored.revision.to_string()));
+    }
+    assert!(matches!(store.watch(Scope::resource("pods"), 2), Err(ReadError::Compacted(_))), "who watched must list again");
+    store.submit(put("e", Expect::Absent, "")).await.expect("created");
+    assert!(tasks.stop(Duration::from_secs(5)).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_is_restored_into_every_engine() {
+    let folder = tempfile::tempdir().expect("a folder");
+    restores(Arc::new(Memory::new())).await;
+    restores(Sqlite::open(&folder.path().join("howdah.db")).await.expect("opens")).await;
+    let Some(server) = database::Server::shared() else { return };
+    let tasks = Tasks::new();
+    restores(postgres(&server, "restored", &tasks).await).await;
+    tasks.cancel();
+}

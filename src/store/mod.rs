@@ -3,6 +3,7 @@
 //! One writer task per process commits groups of transactions in one append; revisions are contiguous and in commit order;
 //! every read is served from memory. The design and its measurements: ARCHITECTURE.md, "The store".
 
+pub mod archive;
 #[cfg(test)]
 mod battery;
 pub mod cache;

@@ -299,7 +299,7 @@ impl Draft {
     }
 
     /// The object at a revision, which is written into its place.
-    fn stored(&self, key: Key, revision: Revision) -> Stored {
+    pub(super) fn stored(&self, key: Key, revision: Revision) -> Stored {
         let mut json = BytesMut::with_capacity(self.len() + 40);
         json.extend_from_slice(&self.head);
         json.extend_from_slice(format!("\"resourceVersion\":\"{revision}\"").as_bytes());
