@@ -5,21 +5,26 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     process::ExitCode,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    base::Tasks,
+    api::identity::User,
+    base::{Tasks, pki},
     meta::{Cidr, Quantity},
     node::{images::Images, runtime::shim},
     process::{
-        STOP_WITHIN,
+        self, STOP_WITHIN,
         apiserver::{self, ApiServer, StoreKind},
-        hello,
+        hello, join,
+        kubeconfig::Kubeconfig,
         network::{self, Network},
-        node, roles::{self, Role}, slot, store,
+        node::{self, Node},
+        roles::{self, Role},
+        slot::{self, Slot},
+        store,
         up::{self, Cluster, NodeKind},
     },
 };
@@ -47,6 +52,13 @@ enum Command {
     Controllers(Apart),
     /// Run the scheduler alone; of several processes one is active.
     Scheduler(Apart),
+    /// Run pods on this machine for a cluster elsewhere.
+    Node(Joining),
+    /// Work with the tokens by which machines join.
+    Token {
+        #[command(subcommand)]
+        command: Token,
+    },
     /// Write every object of a running cluster, Secrets and keys too, into a file.
     Backup {
         file: PathBuf,
@@ -83,6 +95,45 @@ enum Command {
     Shim {
         #[command(subcommand)]
         command: Shim,
+    },
+}
+
+#[derive(Args)]
+struct Joining {
+    /// The cluster's API server, as https://HOST:PORT. May be repeated: the next is asked when one fails.
+    #[arg(long, value_name = "URL", required = true)]
+    join: Vec<String>,
+    /// What `howdah token create` has printed; needed until the machine has joined.
+    #[arg(long, value_name = "TOKEN")]
+    token: Option<String>,
+    /// The hash of the cluster's authority, as `howdah token create` prints it, for those who do not trust the token alone.
+    #[arg(long, value_name = "sha256:HEX")]
+    ca_cert_hash: Option<String>,
+    /// Where the node's state, certificates and images are kept.
+    #[arg(long, value_name = "DIR", default_value = "data")]
+    data_dir: PathBuf,
+    #[command(flatten)]
+    own: NodeFlags,
+    #[command(flatten)]
+    log: Log,
+}
+
+#[derive(Subcommand)]
+enum Token {
+    /// Make a token, and print the command with which a machine joins.
+    Create {
+        /// The administrator's kubeconfig.
+        #[arg(long, value_name = "PATH", default_value = "kubeconfig/admin.conf")]
+        kubeconfig: PathBuf,
+        /// How many hours the token is good for.
+        #[arg(long, value_name = "N", default_value_t = 24)]
+        hours: u32,
+        /// What the token is for.
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        description: String,
+        /// Print the token alone.
+        #[arg(long)]
+        quiet: bool,
     },
 }
 
@@ -255,6 +306,8 @@ pub fn main() -> ExitCode {
         Command::Backup { file, kubeconfig } => run(&Log::default(), async { counted("Saved", store::backup(&kubeconfig, &file).await) }),
         Command::Restore { file, place } => run(&Log::default(), async { counted("Restored", store::restore(&file, &place.store, &place.data_dir).await) }),
         Command::Store { command, place } => run(&Log::default(), by_hand(command, place)),
+        Command::Node(mut joining) => run(&std::mem::take(&mut joining.log), node_until_signal(joining)),
+        Command::Token { command } => run(&Log::default(), token(command)),
         Command::Image { command, data_dir } => match image(command, &data_dir) {
             Ok(()) => ExitCode::SUCCESS,
             Err(why) => fail(&why),
@@ -383,6 +436,56 @@ async fn role_until_signal(role: Role, apart: Apart) -> ExitCode {
         () = tasks.stopping() => false,
     };
     ended(is_ended_by_signal, tasks.stop(STOP_WITHIN).await)
+}
+
+async fn node_until_signal(joining: Joining) -> ExitCode {
+    let tasks = Tasks::new();
+    let node = match start_node(joining, &tasks).await {
+        Ok(node) => node,
+        Err(error) => return fail(&error),
+    };
+    say("The node has joined. Ctrl-C stops it, and the pods on it.");
+    let is_ended_by_signal = tokio::select! {
+        () = signal() => true,
+        () = node.1.failed() => false,
+        () = tasks.stopping() => false,
+    };
+    let is_clean = node.1.stop().await;
+    ended(is_ended_by_signal, tasks.stop(STOP_WITHIN).await && is_clean)
+}
+
+/// The node, and its place among the clusters of this machine.
+async fn start_node(joining: Joining, tasks: &Tasks) -> Result<(Slot, Node), process::Error> {
+    std::fs::create_dir_all(&joining.data_dir).map_err(|why| process::Error::new(&joining.data_dir.display().to_string(), why))?;
+    let slot = Slot::claim(&joining.data_dir)?;
+    let options = joining.own.options(joining.data_dir.clone());
+    let join = join::Options {
+        servers: joining.join,
+        token: joining.token,
+        authority_hash: joining.ca_cert_hash,
+        data_dir: joining.data_dir,
+        node: options.node_name()?,
+    };
+    let joined = join::join(&join, tasks).await?;
+    let node = Node::start(&joined.clients, &joined.authority, &options, &slot, tasks).await?;
+    Ok((slot, node))
+}
+
+async fn token(command: Token) -> ExitCode {
+    let Token::Create { kubeconfig, hours, description, quiet } = command;
+    let made = async {
+        let config = Kubeconfig::read(&kubeconfig)?;
+        let clients = config.connect(&kubeconfig, &[], &Tasks::new())?;
+        let token = join::create_token(&clients.of(&User::default()), Duration::from_secs(u64::from(hours) * 3600), &description).await?;
+        let hash = pki::public_key_hash(&config.authority).map_err(|why| process::Error::new("the cluster's authority", why))?;
+        Ok::<_, process::Error>((config.server, token, hash))
+    };
+    match made.await {
+        Ok((_, token, _)) if quiet => say(&token),
+        Ok((server, token, hash)) => say(&format!("howdah node --join {server} --token {token} --ca-cert-hash {hash}")),
+        Err(error) => return fail(&error),
+    }
+    ExitCode::SUCCESS
 }
 
 fn ended(by_signal: bool, is_clean: bool) -> ExitCode {

@@ -8,10 +8,10 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{
-    Server,
+    Server, certificates,
     forms::parse,
     identity::User,
-    limits, rbac,
+    limits, node, rbac,
     target::Target,
     webhooks::{self, Round},
 };
@@ -86,8 +86,8 @@ type Mutate = fn(&Context<'_>, &mut Value) -> Result<()>;
 type Validate = fn(&Context<'_>, &Value) -> Result<()>;
 
 /// In upstream's order. Each looks at what it is for and lets the rest pass.
-const MUTATING: &[Mutate] = &[namespace_lifecycle, limits::default, service_account, node_taint, priority, toleration_seconds, runtime_class, storage_class];
-const VALIDATING: &[Validate] = &[limits::check, rbac_escalation];
+const MUTATING: &[Mutate] = &[namespace_lifecycle, certificates::requester, limits::default, service_account, node_taint, priority, toleration_seconds, runtime_class, storage_class];
+const VALIDATING: &[Validate] = &[limits::check, node::restrict, certificates::check, rbac_escalation];
 
 /// Changes a new object, or refuses it: the plugins first, then webhooks. What a webhook has changed the plugins see once more, and so do
 /// webhooks that want to (`reinvocationPolicy`).
@@ -120,8 +120,9 @@ pub async fn admit(context: &Context<'_>, object: &mut Value) -> Result<()> {
     validate(context, object).await
 }
 
-/// Refuses a deletion; only webhooks do.
+/// Refuses a deletion: a node's of what is not its own, and webhooks'.
 pub async fn remove(context: &Context<'_>) -> Result<()> {
+    node::restrict(context, &Value::Null)?;
     webhooks::mutate(context, &mut Value::Null, &mut Round::default()).await?;
     webhooks::validate(context, &Value::Null).await
 }

@@ -10,6 +10,7 @@ use ring::digest;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
+    bootstrap_tokens,
     authz::{Decision, forbidden},
     identity::{ANONYMOUS, AUTHENTICATED, Attributes, Peer, UNAUTHENTICATED, User},
     tokens::{CREDENTIAL_ID, Find, Tokens},
@@ -53,6 +54,9 @@ impl Authenticator {
             None => protocol_token(headers)?,
         };
         let Some(token) = token else { return Ok(anonymous()) };
+        if let Some(bootstrapper) = bootstrap_tokens::authenticate(&token, now, find) {
+            return bootstrapper.map_err(|why| unauthorized(&why));
+        }
         match self.tokens.verify(&token, &[], now, find) {
             Ok(Some(verified)) => Ok(verified.user),
             Ok(None) => Err(unauthorized("invalid bearer token")),

@@ -1,4 +1,4 @@
-//! Authorization: `system:masters` may do anything, RBAC decides about everyone else.
+//! Authorization: `system:masters` may do anything, nodes what is theirs, RBAC decides about everyone else.
 
 use std::sync::{
     Arc,
@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 
 use super::{
     identity::{Attributes, MASTERS, User},
+    node,
     rbac::Index,
 };
 use crate::{
@@ -56,7 +57,13 @@ impl Authorizer {
         if user.is_in(MASTERS) {
             return Decision::Allow(String::new());
         }
-        decide(&self.index(snapshot), user, attributes)
+        let index = self.index(snapshot);
+        if let Some(node) = node::name_of(user)
+            && node::decide(node, attributes, snapshot).unwrap_or_else(|| index.role_allows(node::ROLE, attributes))
+        {
+            return Decision::Allow(String::new());
+        }
+        decide(&index, user, attributes)
     }
 
     /// [`Authorizer::authorize`], with upstream's 403 for everything but an allowance.

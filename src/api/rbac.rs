@@ -240,6 +240,11 @@ impl Index {
         (rules, errors)
     }
 
+    /// Whether a rule of the ClusterRole `name` allows it, whoever is bound to that.
+    pub fn role_allows(&self, name: &str, attributes: &Attributes) -> bool {
+        self.roles.rules.get(&(String::new(), name.to_owned())).is_some_and(|rules| rules.iter().any(|it| it.allows(attributes)))
+    }
+
     /// The reason why RBAC allows it, or the errors met on the way, if any.
     pub fn decide(&self, user: &User, attributes: &Attributes) -> std::result::Result<String, String> {
         let (mut reason, mut errors) = (None, Vec::new());

@@ -24,7 +24,10 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier},
     sign::CertifiedKey,
 };
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::{
+    extensions::GeneralName,
+    prelude::{FromDer, X509Certificate},
+};
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// As kubeadm has it.
@@ -257,6 +260,27 @@ pub fn lifetime(certificate: &str) -> Result<(i64, i64)> {
 /// Whether less than a fifth of a certificate's time is left, or it cannot be read: client-go's manager renews at 70 to 90 %.
 pub fn is_due(certificate: &str, now: Timestamp) -> bool {
     !lifetime(certificate).is_ok_and(|(begins, ends)| ends - now.as_second() > (ends - begins) / 5)
+}
+
+/// Whether a certificate (PEM) is of `identity`, with all its names, and signed by `authority` (PEM).
+pub fn is_of(certificate: &str, identity: &Identity, authority: &str) -> bool {
+    let (Ok(leaf), Ok(authority)) = (CertificateDer::from_pem_slice(certificate.as_bytes()), CertificateDer::from_pem_slice(authority.as_bytes())) else { return false };
+    let (Ok((_, leaf)), Ok((_, authority))) = (X509Certificate::from_der(&leaf), X509Certificate::from_der(&authority)) else { return false };
+    let common_name = leaf.subject().iter_common_name().next().and_then(|it| it.as_str().ok());
+    let names: BTreeSet<String> = leaf.subject_alternative_name().ok().flatten().into_iter().flat_map(|it| it.value.general_names.iter().filter_map(name_text)).collect();
+    let is_named = common_name == Some(&identity.common_name) && identity.names.iter().all(|it| names.contains(it));
+    is_named && leaf.verify_signature(Some(authority.public_key())).is_ok()
+}
+
+fn name_text(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => match bytes.len() {
+            4 => Some(IpAddr::from(<[u8; 4]>::try_from(*bytes).ok()?).to_string()),
+            _ => Some(IpAddr::from(<[u8; 16]>::try_from(*bytes).ok()?).to_string()),
+        },
+        _ => None,
+    }
 }
 
 /// `sha256:…` of an authority's public key: kubeadm's `--discovery-token-ca-cert-hash` (RFC 7469).

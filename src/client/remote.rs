@@ -27,7 +27,10 @@ use kube::{Api, api::ObjectMeta, api::PostParams, client::Body};
 use tokio::sync::Mutex;
 
 use super::{Clients, writes};
-use crate::api::identity::User;
+use crate::{
+    api::identity::User,
+    base::pki::{self, Rotating},
+};
 
 /// A server that does not take a connection within this time is passed over.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -39,9 +42,30 @@ const TOKEN_FRESH: Duration = Duration::from_secs(TOKEN_SECONDS as u64 * 4 / 5);
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Clients of the cluster at `servers` (as https://HOST:PORT). `tls` trusts its authority and, if it has a credential, shows who we are: the
-/// user of every request that is no service account's.
-pub fn connect(servers: Vec<Uri>, tls: rustls::ClientConfig) -> Clients {
+/// Clients of the cluster at `servers` (as https://HOST:PORT), whose authority (PEM) is known. `credential` says who we are in every request
+/// that is no service account's.
+pub fn connect(servers: Vec<Uri>, authority: &str, credential: Option<Arc<Rotating>>) -> Result<Clients, pki::Error> {
+    let servers = Arc::new(Servers { all: servers, current: AtomicUsize::new(0) });
+    let own = Https { client: http_client(pki::client_config(authority, credential)?), servers, bearer: None };
+    // A certificate would count before a token.
+    let unnamed = http_client(pki::client_config(authority, None)?);
+    Ok(Clients::new(move |user| match service_account(user) {
+        None => own.client(),
+        Some((namespace, name)) => {
+            let token = Token { source: own.client(), namespace, name, held: Mutex::default() };
+            Https { client: unnamed.clone(), servers: own.servers.clone(), bearer: Some(Bearer::Account(Arc::new(token))) }.client()
+        }
+    }))
+}
+
+/// A client that shows a token which it was given.
+pub fn with_token(servers: Vec<Uri>, authority: &str, token: &str) -> Result<kube::Client, pki::Error> {
+    let servers = Arc::new(Servers { all: servers, current: AtomicUsize::new(0) });
+    let fixed = Https { client: http_client(pki::client_config(authority, None)?), servers, bearer: Some(Bearer::Fixed(Arc::from(token))) };
+    Ok(fixed.client())
+}
+
+fn http_client(tls: rustls::ClientConfig) -> Client<HttpsConnector<HttpConnector>, Body> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
@@ -50,12 +74,7 @@ pub fn connect(servers: Vec<Uri>, tls: rustls::ClientConfig) -> Clients {
     let mut builder = Client::builder(TokioExecutor::new());
     builder.timer(TokioTimer::new()).pool_timer(TokioTimer::new());
     builder.http2_keep_alive_interval(ALIVE_EVERY).http2_keep_alive_timeout(ALIVE_EVERY).http2_adaptive_window(true);
-    let https = Https { client: builder.build(connector), servers: Arc::new(Servers { all: servers, current: AtomicUsize::new(0) }), token: None };
-    Clients::new(move |user| {
-        let mut own = https.clone();
-        own.token = service_account(user).map(|(namespace, name)| Arc::new(Token { source: https.client(), namespace, name, held: Mutex::default() }));
-        own.client()
-    })
+    builder.build(connector)
 }
 
 /// (namespace, name) of the service account that `user` is.
@@ -105,8 +124,7 @@ impl Token {
         {
             return Ok(token.clone());
         }
-        let mut token = HeaderValue::from_str(&format!("Bearer {}", self.request().await?))?;
-        token.set_sensitive(true);
+        let token = bearer(&self.request().await?)?;
         *held = Some((token.clone(), Instant::now()));
         Ok(token)
     }
@@ -143,7 +161,29 @@ impl Token {
 struct Https {
     client: Client<HttpsConnector<HttpConnector>, Body>,
     servers: Arc<Servers>,
-    token: Option<Arc<Token>>,
+    bearer: Option<Bearer>,
+}
+
+/// What a request without a certificate shows.
+#[derive(Clone)]
+enum Bearer {
+    Fixed(Arc<str>),
+    Account(Arc<Token>),
+}
+
+impl Bearer {
+    async fn header(&self) -> Result<HeaderValue, BoxError> {
+        match self {
+            Self::Fixed(token) => bearer(token),
+            Self::Account(token) => token.current().await,
+        }
+    }
+}
+
+fn bearer(token: &str) -> Result<HeaderValue, BoxError> {
+    let mut value = HeaderValue::from_str(&format!("Bearer {token}"))?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 impl Https {
@@ -152,8 +192,8 @@ impl Https {
     }
 
     async fn send(self, mut request: Request<Body>) -> Result<Response<Incoming>, BoxError> {
-        if let Some(token) = &self.token {
-            request.headers_mut().insert(header::AUTHORIZATION, token.current().await?);
+        if let Some(bearer) = &self.bearer {
+            request.headers_mut().insert(header::AUTHORIZATION, bearer.header().await?);
         }
         let number = self.servers.current();
         *request.uri_mut() = self.servers.place(number, request.uri())?;
@@ -161,7 +201,7 @@ impl Https {
         match &answer {
             Err(_) => self.servers.failed(number),
             Ok(answer) if answer.status() == StatusCode::UNAUTHORIZED => {
-                if let Some(token) = &self.token {
+                if let Some(Bearer::Account(token)) = &self.bearer {
                     token.refused().await;
                 }
             }

@@ -1,6 +1,8 @@
 //! The controllers: each watches some kinds and makes the cluster what their objects ask for. One file each, with upstream's name.
 
 pub mod apiserver_endpoints;
+pub mod bootstrap;
+pub mod certificates;
 pub mod claims;
 pub mod clusterroleaggregation;
 pub mod cronjob;
@@ -14,6 +16,7 @@ pub mod garbagecollector;
 pub mod history;
 pub mod job;
 pub mod namespace;
+pub mod nodeipam;
 pub mod nodelifecycle;
 pub mod podgc;
 pub mod pods;
@@ -135,6 +138,10 @@ fn all() -> Vec<Box<dyn Controller>> {
         Box::new(garbagecollector::GarbageCollector),
         Box::new(job::JobController),
         Box::new(namespace::NamespaceController),
+        Box::new(bootstrap::BootstrapSigner),
+        Box::new(bootstrap::TokenCleaner),
+        Box::new(certificates::CertificateController),
+        Box::new(nodeipam::NodeIpamController),
         Box::new(nodelifecycle::NodeLifecycleController),
         Box::new(podgc::PodGarbageCollector),
         Box::new(resourcequota::ResourceQuotaController),

@@ -6,7 +6,7 @@
 use std::{
     collections::{HashMap, HashSet},
     fs, io,
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     os::unix::fs::PermissionsExt,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -66,8 +66,6 @@ pub struct Options {
     pub images_dir: PathBuf,
     /// Asked for images before their registries.
     pub registry_mirror: Option<String>,
-    /// The first address of the node's pods; the others follow in a network of 256.
-    pub pods: Ipv4Addr,
     pub cluster_dns: String,
     pub api_service: String,
     pub cgroup: String,
@@ -117,7 +115,7 @@ impl Agent {
         let runtime = Runtime::open(&options.state_dir)?;
         let own = informer::Options::default().fields(&format!("spec.nodeName={}", options.name));
         let images = Images::open(&options.images_dir)?;
-        let sandboxes = Sandboxes::open(runtime.root().join("pods"), options.pods, options.cluster_dns.clone());
+        let sandboxes = Sandboxes::open(runtime.root().join("pods"), options.cluster_dns.clone());
         let agent = Arc::new(Self {
             admitted: AsyncMutex::new(sandboxes.uids().into_iter().collect()),
             recorder: EventRecorder::start(client.clone(), "kubelet", &options.name, tasks),

@@ -17,19 +17,25 @@ use nix::{
 };
 
 use super::runtime::launcher::POD_NAMESPACES;
-use crate::base::netlink::{ACK, Attributes, CREATE, EXCL, REPLACE, ROUTE, Socket, message};
+use crate::{
+    base::netlink::{ACK, Attributes, CREATE, EXCL, REPLACE, ROUTE, Socket, message},
+    meta::Cidr,
+};
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// The host's end of every pair; locally administered.
 const GATEWAY_MAC: [u8; 6] = [2, 0x68, 0x64, 0, 0, 1];
-const NEW_LINK: u16 = 16;
-const DELETE_LINK: u16 = 17;
-const NEW_ADDRESS: u16 = 20;
-const NEW_ROUTE: u16 = 24;
-const NEW_NEIGHBOUR: u16 = 28;
+pub const NEW_LINK: u16 = 16;
+pub const DELETE_LINK: u16 = 17;
+pub const NEW_ADDRESS: u16 = 20;
+pub const NEW_ROUTE: u16 = 24;
+pub const DELETE_ROUTE: u16 = 25;
+pub const NEW_NEIGHBOUR: u16 = 28;
+/// For what must not be there yet.
+pub const ACK_NEW: u16 = ACK | CREATE | EXCL;
 const LOOPBACK: u32 = 1;
-const INET: u8 = 2;
-const PERMANENT: u16 = 0x80;
+pub const INET: u8 = 2;
+pub const PERMANENT: u16 = 0x80;
 /// `RTPROT` of the routes here, so that they can be told from others.
 const PROTOCOL: u8 = 254;
 
@@ -96,7 +102,7 @@ fn set_sysctl(name: &str, value: &str) -> io::Result<()> {
 }
 
 /// `struct ifinfomsg`.
-fn link_header(index: u32, is_up: bool) -> Attributes {
+pub fn link_header(index: u32, is_up: bool) -> Attributes {
     let flag = u32::from(is_up);
     Attributes::new().raw(&[[0; 4], index.to_ne_bytes(), flag.to_ne_bytes(), flag.to_ne_bytes()].concat())
 }
@@ -106,7 +112,7 @@ fn connect(namespace: &Path, link: &str, address: Ipv4Addr) -> io::Result<()> {
     let peer = link_header(0, false).text(3, "eth0").ne32(28, file.as_raw_fd() as u32);
     let info = Attributes::new().text(1, "veth").nested(2, Attributes::new().nested(1, peer));
     let pair = link_header(0, true).text(3, link).bytes(1, &GATEWAY_MAC).nested(18, info);
-    host.send(&message(NEW_LINK, ACK | CREATE | EXCL, 1, &pair))?;
+    host.send(&message(NEW_LINK, ACK_NEW, 1, &pair))?;
     let index = if_nametoindex(link)?;
     on_thread(move || {
         setns(file.as_fd(), CloneFlags::CLONE_NEWNET)?;
@@ -128,7 +134,7 @@ fn configure(address: Ipv4Addr) -> io::Result<()> {
     }
     let header = [&[INET, 32, 0, 0][..], &index.to_ne_bytes()].concat();
     let own = Attributes::new().raw(&header).bytes(1, &address.octets()).bytes(2, &address.octets());
-    pod.send(&message(NEW_ADDRESS, ACK | CREATE | EXCL, 1, &own))?;
+    pod.send(&message(NEW_ADDRESS, ACK_NEW, 1, &own))?;
     let header = [&[INET, 0, 0, 0][..], &index.to_ne_bytes(), &PERMANENT.to_ne_bytes(), &[0, 1]].concat();
     let neighbour = Attributes::new().raw(&header).bytes(1, &GATEWAY.octets()).bytes(2, &GATEWAY_MAC);
     pod.send(&message(NEW_NEIGHBOUR, ACK | CREATE, 1, &neighbour))?;
@@ -137,19 +143,34 @@ fn configure(address: Ipv4Addr) -> io::Result<()> {
     Ok(())
 }
 
-/// `struct rtmsg` with its attributes: to one address, or to everything.
+/// A route of IPv4.
+pub struct Route {
+    /// `None` is everything.
+    pub to: Option<Cidr>,
+    pub through: Option<Ipv4Addr>,
+    pub link: Option<u32>,
+    /// The gateway is on the link, though no address of the link says so.
+    pub is_on_link: bool,
+}
+
+impl Route {
+    /// `struct rtmsg` with its attributes.
+    pub fn attributes(&self) -> Attributes {
+        const MAIN_TABLE: u8 = 254;
+        const SCOPE_LINK: u8 = 253;
+        const UNICAST: u8 = 1;
+        const ON_LINK: u32 = 4;
+        let scope = if self.through.is_some() { 0 } else { SCOPE_LINK };
+        let length = self.to.map_or(0, Cidr::prefix);
+        let flags = if self.is_on_link { ON_LINK } else { 0 };
+        let header = [&[INET, length, 0, 0, MAIN_TABLE, PROTOCOL, scope, UNICAST][..], &flags.to_ne_bytes()].concat();
+        let to = self.to.map(|it| (1, it.at(0).octets()));
+        let addresses = to.into_iter().chain(self.through.map(|it| (5, it.octets())));
+        let route = addresses.fold(Attributes::new().raw(&header), |route, (kind, octets)| route.bytes(kind, &octets));
+        self.link.map_or(route.clone(), |link| route.ne32(4, link))
+    }
+}
+
 fn route(to: Option<Ipv4Addr>, through: Option<Ipv4Addr>, link: u32) -> Attributes {
-    const MAIN_TABLE: u8 = 254;
-    const SCOPE_LINK: u8 = 253;
-    const UNICAST: u8 = 1;
-    let scope = if through.is_some() { 0 } else { SCOPE_LINK };
-    let length = if to.is_some() { 32 } else { 0 };
-    let mut route = Attributes::new().raw(&[INET, length, 0, 0, MAIN_TABLE, PROTOCOL, scope, UNICAST, 0, 0, 0, 0]);
-    if let Some(to) = to {
-        route = route.bytes(1, &to.octets());
-    }
-    if let Some(through) = through {
-        route = route.bytes(5, &through.octets());
-    }
-    route.ne32(4, link)
+    Route { to: to.map(|it| Cidr::new(it, 32)), through, link: Some(link), is_on_link: false }.attributes()
 }

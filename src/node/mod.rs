@@ -2,12 +2,13 @@
 
 mod admission;
 pub mod agent;
+pub mod certificates;
 mod container;
 mod ending;
 mod environment;
 mod eviction;
 mod handlers;
-mod http;
+pub mod http;
 pub mod images;
 pub mod links;
 pub mod plan;
@@ -15,6 +16,7 @@ mod probes;
 mod pulls;
 mod register;
 mod registry;
+pub mod routes;
 pub mod runtime;
 mod sandbox;
 pub mod server;

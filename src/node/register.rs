@@ -12,11 +12,17 @@ use nix::sys::statvfs::statvfs;
 use serde_json::{Value, json};
 
 use super::{agent::Agent, environment::Machine};
-use crate::{api::http, base::clock};
+use crate::{
+    api::http,
+    base::{backoff::Backoff, clock},
+};
 
 const RENEW_EVERY: Duration = Duration::from_secs(10);
 /// `nodeStatusReportFrequency`, in renewals of the lease.
 const REPORT_EVERY: u32 = 30;
+/// How soon the node's range of pod addresses is looked for again.
+const RANGE_FIRST: Duration = Duration::from_millis(20);
+const RANGE_MOST: Duration = Duration::from_secs(5);
 const LEASE_SECONDS: u32 = 40;
 const LEASES: &str = "kube-node-lease";
 const PODS_MAX: u32 = 110;
@@ -24,6 +30,7 @@ const PODS_MAX: u32 = 110;
 impl Agent {
     /// Makes the Node object, keeps its status, and renews its lease.
     pub(super) async fn register(&self) {
+        self.join().await;
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), LEASES);
         let mut ticks = tokio::time::interval(RENEW_EVERY);
         for count in 0.. {
@@ -43,6 +50,19 @@ impl Agent {
         }
     }
 
+    /// Registers the node and waits until it has its part of the pods' addresses: before that it is not ready.
+    async fn join(&self) {
+        let mut backoff = Backoff::new(RANGE_FIRST, RANGE_MOST);
+        while !self.sandboxes.has_range() {
+            if let Err(error) = self.keep_node(true).await {
+                tracing::warn!(%error, "the node could not register");
+            }
+            if !self.sandboxes.has_range() {
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+        }
+    }
+
     /// Registers the node if it is not, and reports when it is time or when others hold it for dead.
     async fn keep_node(&self, is_due: bool) -> Result<(), kube::Error> {
         let (nodes, name) = (Api::<Node>::all(self.client.clone()), &self.options.name);
@@ -50,6 +70,9 @@ impl Agent {
             let node = serde_json::from_value(self.node()).map_err(kube::Error::SerdeError)?;
             return nodes.create(&PostParams::default(), &node).await.map(drop);
         };
+        if let Some(range) = found.spec.as_ref().and_then(|it| it.pod_cidr.as_ref()?.parse().ok()) {
+            self.sandboxes.set_range(range);
+        }
         let conditions = found.status.iter().flat_map(|it| it.conditions.iter().flatten());
         let is_ready = conditions.into_iter().any(|it| it.type_ == "Ready" && it.status == "True");
         if is_due || !is_ready {
@@ -67,20 +90,22 @@ impl Agent {
         let (lacks_memory, lacks_disk) = self.pressure().told();
         let memory = if lacks_memory { ("True", "KubeletHasInsufficientMemory", "kubelet has insufficient memory available") } else { ("False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available") };
         let disk = if lacks_disk { ("True", "KubeletHasDiskPressure", "kubelet has disk pressure") } else { ("False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure") };
-        let labels = json!({"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "kubernetes.io/arch": http::arch(), "node-role.kubernetes.io/control-plane": ""});
+        let labels = json!({"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "kubernetes.io/arch": http::arch()});
         let resources = json!({"cpu": (machine.cpu_millis / 1000).to_string(), "memory": format!("{}Ki", machine.memory_bytes / 1024), "pods": PODS_MAX.to_string(),
             "ephemeral-storage": format!("{}Ki", machine.storage_bytes / 1024), "hugepages-1Gi": "0", "hugepages-2Mi": "0"});
         let text = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
         let os = text("/etc/os-release").lines().find_map(|it| Some(it.strip_prefix("PRETTY_NAME=")?.trim_matches('"').to_owned())).unwrap_or_default();
-        let [a, b, c, _] = self.options.pods.octets();
-        let cidr = format!("{a}.{b}.{c}.0/24");
-        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}, "spec": {"podCIDR": cidr, "podCIDRs": [cidr]},
+        let ready = match self.sandboxes.has_range() {
+            true => condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+            false => condition("Ready", "False", "KubeletNotReady", "container runtime network not ready: the node has no range of pod addresses yet"),
+        };
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels},
             "status": {"capacity": resources, "allocatable": resources,
                 "conditions": [
                     condition("MemoryPressure", memory.0, memory.1, memory.2),
                     condition("DiskPressure", disk.0, disk.1, disk.2),
                     condition("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
-                    condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+                    ready,
                 ],
                 "addresses": [{"type": "InternalIP", "address": self.options.address.to_string()}, {"type": "Hostname", "address": name}],
                 "daemonEndpoints": {"kubeletEndpoint": {"Port": self.options.port}},

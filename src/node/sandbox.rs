@@ -6,13 +6,14 @@ use std::{
     fs, io,
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use kube::ResourceExt;
 
 use super::{links, runtime::remove_namespaces};
+use crate::meta::Cidr;
 
 /// `hostNameMax` of Linux.
 const HOSTNAME_MAX: usize = 63;
@@ -23,8 +24,8 @@ const DOMAIN: &str = "cluster.local";
 /// The sandboxes of one node, as folders below `root`.
 pub struct Sandboxes {
     root: PathBuf,
-    /// The first address of the node's pods; the others follow in a network of 256.
-    pods: Ipv4Addr,
+    /// The node's part of the cluster's pod addresses, once it is known.
+    pods: OnceLock<Cidr>,
     cluster_dns: String,
     /// Addresses in use, by pod uid.
     addresses: Mutex<HashMap<String, Ipv4Addr>>,
@@ -32,15 +33,24 @@ pub struct Sandboxes {
 
 impl Sandboxes {
     /// Finds those that an earlier process left.
-    pub fn open(root: PathBuf, pods: Ipv4Addr, cluster_dns: String) -> Self {
+    pub fn open(root: PathBuf, cluster_dns: String) -> Self {
         let folders = fs::read_dir(&root).into_iter().flatten().flatten();
         let read = |it: fs::DirEntry| Some((it.file_name().to_string_lossy().into_owned(), fs::read_to_string(it.path().join("address")).ok()?.parse().ok()?));
         let addresses = Mutex::new(folders.filter_map(read).collect());
-        Self { root, pods, cluster_dns, addresses }
+        Self { root, pods: OnceLock::new(), cluster_dns, addresses }
     }
 
     pub fn folder(&self, uid: &str) -> PathBuf {
         self.root.join(uid)
+    }
+
+    /// Which addresses pods get from now on; the first answer counts.
+    pub fn set_range(&self, pods: Cidr) {
+        let _ = self.pods.set(pods);
+    }
+
+    pub fn has_range(&self) -> bool {
+        self.pods.get().is_some()
     }
 
     /// The uids of all.
@@ -73,8 +83,10 @@ impl Sandboxes {
         if let Some(address) = addresses.get(uid) {
             return Ok(*address);
         }
-        let [a, b, c, _] = self.pods.octets();
-        let free = (2..=254).map(|it| Ipv4Addr::new(a, b, c, it)).find(|it| !addresses.values().any(|used| used == it));
+        let pods = self.pods.get().ok_or_else(|| io::Error::other("network is not ready: the node has no range of pod addresses yet"))?;
+        // The first is the tunnel's, the last would be a broadcast.
+        let last = u32::try_from(pods.size()).unwrap_or(u32::MAX).saturating_sub(1);
+        let free = (2..last).map(|it| pods.at(it)).find(|it| !addresses.values().any(|used| used == it));
         let address = free.ok_or_else(|| io::Error::other("no address is left for the pod"))?;
         addresses.insert(uid.to_owned(), address);
         Ok(address)
@@ -228,7 +240,7 @@ mod tests {
 
     #[test]
     fn resolvers_follow_policy_and_configuration() {
-        let sandboxes = Sandboxes::open("/nowhere".into(), Ipv4Addr::LOCALHOST, "10.0.0.10".to_owned());
+        let sandboxes = Sandboxes::open("/nowhere".into(), "10.0.0.10".to_owned());
         let spec = json!({"containers": [], "dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.1.1.1"], "searches": ["x.y"], "options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}]}});
         let pod = pod(spec);
         assert_eq!(sandboxes.resolv_conf(&pod, pod.spec.as_ref().expect("a spec")), "search x.y\nnameserver 1.1.1.1\noptions ndots:2 edns0\n");

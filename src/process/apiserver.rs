@@ -122,16 +122,17 @@ impl ApiServer {
         tasks.spawn("api-certificates", renew(certificates, kubeconfigs));
         server.start();
         let started = Self { clients: in_process(&server), server, network, authority: keys.authority, url, address, is_alone, store: store_tasks };
-        started.bootstrap().await?;
+        started.bootstrap(port).await?;
         started.publish(port, tasks);
         Ok(started)
     }
 
-    async fn bootstrap(&self) -> Result<()> {
+    async fn bootstrap(&self, port: u16) -> Result<()> {
+        let info = kubeconfig::cluster_info(&url(self.address, port), self.authority.certificate());
         let mut result = Ok(());
         for _ in 0..BOOTSTRAP_TRIES {
             let snapshot = self.server.store.consistent().await.map_err(|why| Error::new("the store", why))?;
-            result = bootstrap::ensure(&self.network, &snapshot, |change| submit(&self.server, change)).await;
+            result = bootstrap::ensure(&self.network, &info, &snapshot, |change| submit(&self.server, change)).await;
             if result.is_ok() {
                 break;
             }
@@ -139,10 +140,16 @@ impl ApiServer {
         result.map_err(|why| Error::new("the objects of a new cluster", why))
     }
 
-    /// Stands in the endpoints of Service `kubernetes` from now on, unless nobody else could reach it there.
+    /// A client of the server itself, which may do everything.
+    pub fn own_client(&self) -> kube::Client {
+        self.clients.of(&User::system("system:apiserver", &[MASTERS]))
+    }
+
+    /// Signs certificates from now on, and stands in the endpoints of Service `kubernetes`, unless nobody else could reach it there.
     fn publish(&self, port: u16, tasks: &Tasks) {
+        let own = self.own_client();
+        controllers::certificates::signer::start(&own, tasks, self.authority.clone());
         if !self.address.is_loopback() {
-            let own = self.clients.of(&User::system("system:apiserver", &[MASTERS]));
             controllers::apiserver_endpoints::start(&own, tasks, self.address, port);
         }
     }

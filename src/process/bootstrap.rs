@@ -10,6 +10,7 @@ use serde_json::json;
 use super::network::Network;
 use crate::{
     api::rbac::{GROUP, aggregate},
+    controllers::bootstrap::{CLUSTER_INFO, KUBECONFIG, PUBLIC},
     meta::{Meta, Result, Value},
     store::{Key, Snapshot},
 };
@@ -30,20 +31,21 @@ pub enum Change {
 }
 
 /// Makes what `snapshot` lacks, through `apply`: batch after batch, all of a batch at once, so that they are committed together.
-pub async fn ensure<Applied>(network: &Network, snapshot: &Snapshot, apply: impl Fn(Change) -> Applied) -> Result<()>
+pub async fn ensure<Applied>(network: &Network, cluster_info: &str, snapshot: &Snapshot, apply: impl Fn(Change) -> Applied) -> Result<()>
 where
     Applied: Future<Output = Result<()>>,
 {
     let find = |key: &Key| serde_json::from_slice(&snapshot.get(key)?.json).ok();
-    for batch in plan(network, find) {
+    for batch in plan(network, cluster_info, find) {
         try_join_all(batch.into_iter().map(&apply)).await?;
     }
     Ok(())
 }
 
 /// The changes that are needed, in batches: namespaces, RBAC, the range of Services and the like, Services in it.
-pub fn plan(network: &Network, find: impl Fn(&Key) -> Option<Value>) -> [Vec<Change>; 4] {
-    [namespaces(), rbac(), rest(network), network.objects()].map(|batch| batch.into_iter().filter_map(|wanted| change(find(&key(&wanted)), wanted)).collect())
+/// `cluster_info` is the kubeconfig, without a user, that machines which join are shown.
+pub fn plan(network: &Network, cluster_info: &str, find: impl Fn(&Key) -> Option<Value>) -> [Vec<Change>; 4] {
+    [namespaces(), rbac(), rest(network, cluster_info), network.objects()].map(|batch| batch.into_iter().filter_map(|wanted| change(find(&key(&wanted)), wanted)).collect())
 }
 
 fn change(existing: Option<Value>, wanted: Value) -> Option<Change> {
@@ -101,7 +103,7 @@ fn namespaces() -> Vec<Value> {
     NAMESPACES.iter().map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})).collect()
 }
 
-fn rest(network: &Network) -> Vec<Value> {
+fn rest(network: &Network, cluster_info: &str) -> Vec<Value> {
     let class = |name: &str, value: i64, description: &str| {
         json!({
             "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name},
@@ -114,7 +116,8 @@ fn rest(network: &Network) -> Vec<Value> {
         "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
     );
     let node_critical = class("system-node-critical", 2_000_001_000, "Used for system critical pods that must not be moved from their current node.");
-    vec![node_critical, critical, network.service_cidr()]
+    let info = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": CLUSTER_INFO, "namespace": PUBLIC}, "data": {KUBECONFIG: cluster_info}});
+    vec![node_critical, critical, network.service_cidr(), info]
 }
 
 /// All RBAC objects, aggregated roles with the rules that they gather.
@@ -225,7 +228,7 @@ mod tests {
     }
 
     fn objects() -> Vec<Value> {
-        plan(&network(), |_| None)
+        plan(&network(), "", |_| None)
             .into_iter()
             .flatten()
             .map(|it| if let Change::Create(object) = it { object } else { panic!("{it:?}") })
@@ -290,7 +293,7 @@ mod tests {
     fn a_second_start_changes_nothing() {
         let objects = objects();
         let find = |wanted: &Key| objects.iter().find(|it| key(it) == *wanted).cloned();
-        assert_eq!(plan(&network(), find), [vec![], vec![], vec![], vec![]]);
+        assert_eq!(plan(&network(), "", find), [vec![], vec![], vec![], vec![]]);
     }
 
     #[test]

@@ -41,20 +41,29 @@ fn render(server_url: &str, authority: &str, user: &str, credential: &Credential
     format!("{config:#}\n")
 }
 
+/// A kubeconfig that names the cluster alone: kubeadm's `cluster-info`.
+pub fn cluster_info(server_url: &str, authority: &str) -> String {
+    let cluster = json!({"server": server_url, "certificate-authority-data": STANDARD.encode(authority)});
+    let config = json!({"apiVersion": "v1", "kind": "Config", "clusters": [{"name": "", "cluster": cluster}], "contexts": [], "current-context": "", "users": []});
+    format!("{config:#}\n")
+}
+
+/// The authority (PEM) in such a kubeconfig.
+pub fn authority_of(cluster_info: &str) -> Result<String> {
+    let config: Value = serde_saphyr::from_str(cluster_info).map_err(|why| Error::new("cluster-info", why))?;
+    let encoded = config.items_at(&["clusters"]).first().map(|it| it.text_at(&["cluster", "certificate-authority-data"]).to_owned()).unwrap_or_default();
+    let pem = STANDARD.decode(encoded).ok().and_then(|it| String::from_utf8(it).ok()).filter(|it| !it.is_empty());
+    pem.ok_or_else(|| Error("cluster-info names no authority".to_owned()))
+}
+
 /// Writes the kubeconfig of `identity`, with a new credential, readable by its owner only.
 pub fn write(path: &Path, server_url: &str, authority: &Authority, identity: &Identity) -> Result<()> {
     let failed = |why: &dyn std::fmt::Display| Error::new(&path.display().to_string(), why);
     let credential = authority.issue(identity, clock::now()).map_err(|why| failed(&why))?;
-    write_with(path, server_url, authority.certificate(), &identity.common_name, &credential)
-}
-
-/// Writes the kubeconfig of a user who has a credential already.
-pub fn write_with(path: &Path, server_url: &str, authority: &str, user: &str, credential: &Credential) -> Result<()> {
-    let failed = |why: &dyn std::fmt::Display| Error::new(&path.display().to_string(), why);
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(|why| failed(&why))?;
     }
-    pki::write(path, &render(server_url, authority, user, credential), 0o600).map_err(|why| failed(&why))
+    pki::write(path, &render(server_url, authority.certificate(), &identity.common_name, &credential), 0o600).map_err(|why| failed(&why))
 }
 
 /// What a kubeconfig says: the cluster's address and authority, and who we are.
@@ -99,10 +108,10 @@ impl Kubeconfig {
     pub fn connect(&self, path: &Path, servers: &[String], tasks: &Tasks) -> Result<Clients> {
         let failed = |why: &dyn std::fmt::Display| Error::new(&path.display().to_string(), why);
         let rotating = Rotating::new(&self.credential).map_err(|why| failed(&why))?;
-        let tls = pki::client_config(&self.authority, Some(rotating.clone())).map_err(|why| failed(&why))?;
-        tasks.spawn("kubeconfig", follow(path.to_owned(), rotating));
+        tasks.spawn("kubeconfig", follow(path.to_owned(), rotating.clone()));
         let own = std::slice::from_ref(&self.server);
-        Ok(remote::connect(parse_servers(if servers.is_empty() { own } else { servers })?, tls))
+        let servers = parse_servers(if servers.is_empty() { own } else { servers })?;
+        remote::connect(servers, &self.authority, Some(rotating)).map_err(|why| failed(&why))
     }
 }
 

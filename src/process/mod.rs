@@ -3,6 +3,7 @@
 pub mod apiserver;
 pub mod bootstrap;
 pub mod hello;
+pub mod join;
 pub mod keys;
 pub mod kubeconfig;
 pub mod network;

@@ -1,5 +1,13 @@
 //! A whole cluster in one process: what `howdah up` runs, and what the tests start.
 
+use std::time::Duration;
+
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+
 use super::{
     Result, STOP_WITHIN,
     apiserver::{self, ApiServer},
@@ -7,7 +15,13 @@ use super::{
     roles::{Role, leader_identity},
     slot::Slot,
 };
-use crate::{base::Tasks, node::simulated};
+use crate::{
+    base::{Tasks, backoff::Backoff},
+    node::simulated,
+};
+
+const MARK_FIRST: Duration = Duration::from_millis(20);
+const MARK_MOST: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -54,8 +68,11 @@ impl Cluster {
         }
         let (mut node, mut limits) = (None, Vec::new());
         if options.node == NodeKind::Embedded {
-            match Node::start(&api.clients, &api.authority, &api.network, &options.node_options, &slot, &parts).await {
-                Ok(started) => node = Some(started),
+            match Node::start(&api.clients, api.authority.certificate(), &options.node_options, &slot, &parts).await {
+                Ok(started) => {
+                    parts.spawn("node-role", mark(api.own_client(), options.node_options.node_name()?));
+                    node = Some(started);
+                }
                 Err(why) => limits.push(format!("no pods run on this machine: {why}")),
             }
         }
@@ -67,15 +84,28 @@ impl Cluster {
         tokio::select! {
             () = self.parts.stopping() => (),
             () = self.api.failed() => (),
+            () = async { match &self.node { Some(node) => node.failed().await, None => std::future::pending().await } } => (),
         }
     }
 
     /// Stops all parts, the store last. Returns whether all of them ended in time.
     pub async fn stop(self) -> bool {
         self.parts.cancel();
-        if let Some(node) = self.node {
-            node.stop().await;
-        }
-        self.parts.stop(STOP_WITHIN).await && self.api.stop(STOP_WITHIN).await
+        let has_node_ended = match self.node {
+            Some(node) => node.stop().await,
+            None => true,
+        };
+        self.parts.stop(STOP_WITHIN).await && self.api.stop(STOP_WITHIN).await && has_node_ended
+    }
+}
+
+/// Labels the node as one that has the control plane, as kubeadm does. It may not do so itself.
+async fn mark(client: kube::Client, name: String) {
+    let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(client);
+    let patch = Patch::Merge(json!({"metadata": {"labels": {"node-role.kubernetes.io/control-plane": ""}}}));
+    let mut backoff = Backoff::new(MARK_FIRST, MARK_MOST);
+    while let Err(error) = nodes.patch(&name, &PatchParams::default(), &patch).await {
+        tracing::debug!(%error, "the node is not labelled yet");
+        tokio::time::sleep(backoff.next_delay()).await;
     }
 }

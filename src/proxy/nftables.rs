@@ -46,6 +46,10 @@ const SET_IS_DYNAMIC: u32 = 0x20;
 
 const META_MARK: u32 = 3;
 const META_PROTOCOL: u32 = 16;
+/// The name of the link by which a packet leaves.
+const META_LINK_OUT: u32 = 7;
+/// How the names of the links to this node's pods begin (`node/links.rs`).
+const POD_LINKS: &[u8] = b"hd";
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 const RTN_LOCAL: u32 = 2;
@@ -186,6 +190,26 @@ impl Table {
             expression("masq", Attributes::new()),
         ];
         self.rule("postrouting", outward);
+        self.rule("postrouting", self.to_other_nodes(&network, &bits));
+    }
+
+    /// What others send to a Service and what then goes to a pod of another node must come back through this one.
+    fn to_other_nodes(&self, network: &[u8], bits: &[u8]) -> Vec<Attributes> {
+        let length = self.ip_len();
+        vec![
+            payload(NETWORK_HEADER, self.source_at(), length, R),
+            mask(R, bits),
+            compare(R, 1, network),
+            payload(NETWORK_HEADER, self.destination_at(), length, R),
+            mask(R, bits),
+            compare(R, 0, network),
+            get_meta(META_LINK_OUT, R),
+            compare(R, 1, POD_LINKS),
+            expression("ct", Attributes::new().be32(1, R).be32(2, CONNTRACK_STATUS)),
+            mask(R, &STATUS_DNAT.to_ne_bytes()),
+            compare(R, 1, &0u32.to_ne_bytes()),
+            expression("masq", Attributes::new()),
+        ]
     }
 
     /// The chain that draws one of n backends, remembering the client where there is affinity.

@@ -1,0 +1,167 @@
+//! Bootstrap tokens: ConfigMap `kube-public/cluster-info` is signed with each of them, so that a machine which knows a token can trust what it
+//! says; tokens that have expired are removed. Follows pkg/controller/bootstrap/{bootstrapsigner,tokencleaner}.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::Api;
+use ring::hmac;
+use tokio::sync::Notify;
+
+use super::{Context, Controller};
+use crate::{
+    api::bootstrap_tokens::{NAMESPACE, SECRET_TYPE},
+    base::clock,
+    client::{
+        Informer, ObjectKey, Result,
+        informer::Options as Watch,
+        writes::{self, CONTROLLER_MANAGER},
+    },
+};
+
+const SIGNER: &str = "bootstrap-signer";
+const CLEANER: &str = "token-cleaner";
+pub const PUBLIC: &str = "kube-public";
+pub const CLUSTER_INFO: &str = "cluster-info";
+/// The key of the ConfigMap under which the signed kubeconfig stands.
+pub const KUBECONFIG: &str = "kubeconfig";
+/// The keys of the signatures: this and the token's id.
+pub const SIGNATURE: &str = "jws-kubeconfig-";
+/// How often expired tokens are looked for.
+const EVERY: Duration = Duration::from_secs(10);
+
+/// `header..signature` of a text that stands elsewhere (RFC 7515, appendix F), made with a token.
+pub fn sign(text: &str, id: &str, secret: &str) -> String {
+    let header = URL_SAFE_NO_PAD.encode(format!("{{\"alg\":\"HS256\",\"kid\":\"{id}\"}}"));
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
+    let signature = hmac::sign(&key, format!("{header}.{}", URL_SAFE_NO_PAD.encode(text)).as_bytes());
+    format!("{header}..{}", URL_SAFE_NO_PAD.encode(signature))
+}
+
+pub struct BootstrapSigner;
+
+impl Controller for BootstrapSigner {
+    fn name(&self) -> &'static str {
+        SIGNER
+    }
+
+    fn start(&self, context: &Context) {
+        let (client, wake) = (context.client(SIGNER), Arc::new(Notify::new()));
+        let secrets = follow_tokens(&client, context, &wake);
+        let maps: Api<ConfigMap> = Api::namespaced(client, PUBLIC);
+        let own = Watch::default().fields(&format!("metadata.name={CLUSTER_INFO}"));
+        let infos: Informer<ConfigMap> = Informer::start("cluster-info", maps.clone(), own, &context.tasks);
+        let listener = wake.clone();
+        infos.subscribe(move |_| listener.notify_one());
+        context.tasks.spawn(SIGNER, async move {
+            secrets.synced().await;
+            infos.synced().await;
+            loop {
+                let Some(info) = infos.get(&ObjectKey::new(PUBLIC, CLUSTER_INFO)) else {
+                    wake.notified().await;
+                    continue;
+                };
+                if let Some(next) = signed(&info, &secrets.list(), clock::now())
+                    && let Err(error) = maps.replace(CLUSTER_INFO, &writes::posting(CONTROLLER_MANAGER), &next).await
+                {
+                    tracing::debug!(%error, "cluster-info was not signed");
+                }
+                let _ = tokio::time::timeout(EVERY, wake.notified()).await;
+            }
+        });
+    }
+}
+
+pub struct TokenCleaner;
+
+impl Controller for TokenCleaner {
+    fn name(&self) -> &'static str {
+        CLEANER
+    }
+
+    fn start(&self, context: &Context) {
+        let (client, wake) = (context.client(CLEANER), Arc::new(Notify::new()));
+        let secrets = follow_tokens(&client, context, &wake);
+        context.tasks.spawn(CLEANER, async move {
+            loop {
+                secrets.synced().await;
+                for secret in secrets.list().iter().filter(|it| is_expired(it, clock::now())) {
+                    if let Err(error) = remove(&client, secret).await {
+                        tracing::debug!(%error, "an expired token stays");
+                    }
+                }
+                let _ = tokio::time::timeout(EVERY, wake.notified()).await;
+            }
+        });
+    }
+}
+
+fn follow_tokens(client: &kube::Client, context: &Context, wake: &Arc<Notify>) -> Informer<Secret> {
+    let tokens = Watch::default().fields(&format!("type={SECRET_TYPE}"));
+    let secrets: Informer<Secret> = Informer::start("bootstrap-tokens", Api::namespaced(client.clone(), NAMESPACE), tokens, &context.tasks);
+    let listener = wake.clone();
+    secrets.subscribe(move |_| listener.notify_one());
+    secrets
+}
+
+async fn remove(client: &kube::Client, secret: &Secret) -> Result<()> {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
+    let name = secret.metadata.name.as_deref().unwrap_or_default();
+    writes::unless_not_found(secrets.delete(name, &writes::deleting(secret.metadata.uid.as_deref())).await)?;
+    Ok(())
+}
+
+fn data(secret: &Secret, name: &str) -> String {
+    secret.data.as_ref().and_then(|it| it.get(name)).map(|it| String::from_utf8_lossy(&it.0).into_owned()).unwrap_or_default()
+}
+
+fn is_expired(secret: &Secret, now: Timestamp) -> bool {
+    let text = data(secret, "expiration");
+    !text.is_empty() && !text.parse::<Timestamp>().is_ok_and(|it| it > now)
+}
+
+/// The ConfigMap with the signatures of the tokens that there are, unless it has exactly those.
+fn signed(info: &ConfigMap, secrets: &[Arc<Secret>], now: Timestamp) -> Option<ConfigMap> {
+    let text = info.data.as_ref()?.get(KUBECONFIG)?;
+    let is_for_signing = |it: &&Arc<Secret>| data(it, "usage-bootstrap-signing") == "true" && !is_expired(it, now);
+    let signatures = secrets.iter().filter(is_for_signing).map(|it| {
+        let (id, secret) = (data(it, "token-id"), data(it, "token-secret"));
+        (format!("{SIGNATURE}{id}"), sign(text, &id, &secret))
+    });
+    let others = info.data.iter().flatten().filter(|(key, _)| !key.starts_with(SIGNATURE)).map(|(key, value)| (key.clone(), value.clone()));
+    let wanted: BTreeMap<String, String> = others.chain(signatures).collect();
+    (info.data.as_ref() != Some(&wanted)).then(|| ConfigMap { data: Some(wanted), ..info.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::ByteString;
+    use serde_json::json;
+
+    use super::*;
+
+    /// The value is that of cluster-bootstrap `token/jws/jws_test.go`.
+    #[test]
+    fn signatures_are_upstreams() {
+        let expected = "eyJhbGciOiJIUzI1NiIsImtpZCI6Impvc2h1YSJ9..VShe2taLd-YTrmWuRkcL_8QTNDHYxQIEBsAYYiIj1_8";
+        assert_eq!(sign("Hello from the other side. I must have called a thousand times.", "joshua", "my voice is my passcode"), expected);
+    }
+
+    #[test]
+    fn cluster_info_has_a_signature_for_each_token() {
+        let info: ConfigMap = serde_json::from_value(json!({"data": {"kubeconfig": "text", "jws-kubeconfig-old123": "x"}})).unwrap();
+        let secret = |expires: &str| {
+            let fields = [("token-id", "abcdef"), ("token-secret", "s"), ("usage-bootstrap-signing", "true"), ("expiration", expires)];
+            let data = fields.iter().map(|(key, value)| (key.to_string(), ByteString(value.as_bytes().to_vec()))).collect();
+            Arc::new(Secret { data: Some(data), ..Secret::default() })
+        };
+        let now = Timestamp::UNIX_EPOCH;
+        let next = signed(&info, &[secret("1970-01-01T00:00:01Z")], now).unwrap();
+        let keys: Vec<&String> = next.data.as_ref().unwrap().keys().collect();
+        assert_eq!(keys, ["jws-kubeconfig-abcdef", "kubeconfig"]);
+        assert!(signed(&next, &[secret("1970-01-01T00:00:01Z")], now).is_none());
+        assert_eq!(signed(&next, &[secret("1969-12-31T23:59:59Z")], now).unwrap().data.unwrap().len(), 1);
+    }
+}

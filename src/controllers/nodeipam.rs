@@ -1,0 +1,127 @@
+//! Gives each node a part of the cluster's range of pod addresses. Follows pkg/controller/nodeipam/ipam (range_allocator.go).
+
+use std::{collections::HashMap, time::Duration};
+
+use k8s_openapi::api::core::v1::{ConfigMap, Node};
+use kube::{
+    Api, ResourceExt,
+    api::Patch,
+};
+use serde_json::json;
+
+use super::{Context, Controller};
+use crate::{
+    base::clock,
+    client::{
+        EventRecorder, EventType, Informer, ObjectKey, Result, WorkQueue,
+        writes::{self, CONTROLLER_MANAGER},
+    },
+    meta::Cidr,
+};
+
+const NAME: &str = "node-controller";
+/// `--node-cidr-mask-size`: 256 addresses a node, of which pods get 253.
+const MASK: u8 = 24;
+/// The ranges that the first API server fixed.
+const NETWORK: (&str, &str) = ("kube-system", "cluster-network");
+const RETRY: Duration = Duration::from_secs(1);
+/// A node without a range is looked at again, for another may have gone.
+const FULL: Duration = Duration::from_secs(60);
+/// Nodes that only say that their pods run need no addresses.
+const SIMULATED: (&str, &str) = ("type", "simulated");
+
+pub struct NodeIpamController;
+
+impl Controller for NodeIpamController {
+    fn name(&self) -> &'static str {
+        "node-ipam-controller"
+    }
+
+    fn start(&self, context: &Context) {
+        let (own, client, queue) = (context.clone(), context.client(NAME), WorkQueue::new());
+        context.tasks.spawn("node-ipam", async move {
+            own.informers.synced().await;
+            let range = cluster_range(&client).await;
+            let nodes = own.informers.nodes.clone();
+            let listener = queue.clone();
+            nodes.subscribe(move |change| {
+                if !change.is_deleted() && needs_range(change.object()) {
+                    listener.add(change.object().name_any());
+                }
+            });
+            let (recorder, given) = (own.recorder(NAME), std::sync::Arc::new(tokio::sync::Mutex::new(HashMap::new())));
+            // One at a time: two nodes must not get the same part.
+            queue.run(&own.tasks, "node-ipam", 1, move |name: String| {
+                let (client, nodes, recorder, given) = (client.clone(), nodes.clone(), recorder.clone(), given.clone());
+                async move { assign(&client, &nodes, &recorder, range, &mut *given.lock().await, &name).await }
+            });
+        });
+    }
+}
+
+async fn cluster_range(client: &kube::Client) -> Cidr {
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), NETWORK.0);
+    loop {
+        match maps.get(NETWORK.1).await {
+            Ok(map) => match map.data.as_ref().and_then(|it| it.get("pods")?.parse().ok()) {
+                Some(range) => return range,
+                None => tracing::error!("ConfigMap {}/{} names no range of pods", NETWORK.0, NETWORK.1),
+            },
+            Err(error) => tracing::debug!(%error, "the cluster's ranges are not known yet"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+fn range_of(node: &Node) -> Option<Cidr> {
+    node.spec.as_ref()?.pod_cidr.as_ref()?.parse().ok()
+}
+
+fn needs_range(node: &Node) -> bool {
+    let is_simulated = node.labels().get(SIMULATED.0).is_some_and(|it| it == SIMULATED.1);
+    range_of(node).is_none() && node.metadata.deletion_timestamp.is_none() && !is_simulated
+}
+
+/// `given` holds what was given and may not be in the cache yet.
+async fn assign(client: &kube::Client, nodes: &Informer<Node>, recorder: &EventRecorder, range: Cidr, given: &mut HashMap<String, Cidr>, name: &str) -> Result<Option<Duration>> {
+    let Some(node) = nodes.get(&ObjectKey::new("", name)).filter(|it| needs_range(it)) else { return Ok(None) };
+    let all = nodes.list();
+    given.retain(|name, _| all.iter().any(|it| it.name_any() == *name && range_of(it).is_none()));
+    let used: Vec<Cidr> = all.iter().filter_map(|it| range_of(it)).chain(given.iter().filter(|(of, _)| *of != name).map(|(_, it)| *it)).collect();
+    let Some(free) = free(range, &used) else {
+        recorder.event(&*node, EventType::Normal, "CIDRNotAvailable", format!("Node {name} status is now: CIDRNotAvailable"));
+        return Ok(Some(FULL));
+    };
+    given.insert(name.to_owned(), free);
+    let patch = json!({"metadata": {"uid": node.metadata.uid}, "spec": {"podCIDR": free.to_string(), "podCIDRs": [free.to_string()]}});
+    let nodes: Api<Node> = Api::all(client.clone());
+    nodes.patch(name, &writes::patching(CONTROLLER_MANAGER), &Patch::Strategic(patch)).await?;
+    tracing::info!(node = name, range = %free, at = %clock::now(), "a node got its pods' addresses");
+    Ok(None)
+}
+
+/// The first part of `range` that overlaps none in use.
+fn free(range: Cidr, used: &[Cidr]) -> Option<Cidr> {
+    range.subnets(MASK.max(range.prefix())).find(|it| used.iter().all(|used| !used.overlaps(*it)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_free_part_is_given() {
+        let range = |text: &str| text.parse::<Cidr>().unwrap();
+        let cases = [
+            ("10.244.0.0/16", vec![], Some("10.244.0.0/24")),
+            ("10.244.0.0/16", vec!["10.244.0.0/24", "10.244.2.0/24"], Some("10.244.1.0/24")),
+            ("10.244.0.0/16", vec!["10.244.0.0/23"], Some("10.244.2.0/24")),
+            ("10.244.0.0/24", vec!["10.244.0.0/24"], None),
+            ("10.244.0.0/25", vec![], Some("10.244.0.0/25")),
+        ];
+        for (all, used, expected) in cases {
+            let used: Vec<Cidr> = used.into_iter().map(range).collect();
+            assert_eq!(free(range(all), &used).map(|it| it.to_string()).as_deref(), expected, "{all} {used:?}");
+        }
+    }
+}
