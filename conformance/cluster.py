@@ -17,9 +17,8 @@ class Postgres:
     """A database server that ends with the run. Its programs refuse root: there they run as `postgres`, or `nobody`."""
 
     def __init__(self):
-        found = sorted(pathlib.Path("/usr/lib/postgresql").glob("*/bin"), key=lambda it: int(it.parent.name) if it.parent.name.isdigit() else 0)
-        self.programs = str(found[-1]) + "/" if found else ""
-        if not shutil.which(f"{self.programs}initdb"):
+        self.programs = Postgres.found()
+        if self.programs is None:
             raise SystemExit("There is no Postgres on this machine: apt-get install postgresql")
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="howdah-postgres-"))
         self.user = []
@@ -27,6 +26,12 @@ class Postgres:
             name = "postgres" if any(it.pw_name == "postgres" for it in pwd.getpwall()) else "nobody"
             self.user = ["setpriv", f"--reuid={name}", f"--regid={pwd.getpwnam(name).pw_gid}", "--clear-groups"]
             shutil.chown(self.folder, name)
+
+    @staticmethod
+    def found():
+        """The folder of its programs, the newest; "" where they are on the PATH."""
+        folders = sorted(pathlib.Path("/usr/lib/postgresql").glob("*/bin"), key=lambda it: [int(part) for part in re.findall(r"\d+", it.parent.name)])
+        return "" if shutil.which("initdb") else f"{folders[-1]}/" if folders else None
 
     def __enter__(self):
         port, data = free_port(), self.folder / "data"

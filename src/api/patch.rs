@@ -73,12 +73,36 @@ impl Patch {
     fn apply_to(&self, old: &Value, schema: &schema::Schema) -> Result<Value> {
         let mut new = old.clone();
         match self {
-            Self::Json(patch) => json_patch::patch(&mut new, patch).map_err(|error| Status::new(422, "Invalid", format!("the server rejected our request due to an error in our request: {error}")))?,
+            Self::Json(patch) => apply_json_patch(&mut new, patch)?,
             Self::Merge(patch) => merge::json_merge(&mut new, patch.clone()),
             Self::Strategic(patch) => merge::strategic(&mut new, patch.clone(), schema)?,
         }
         Ok(new)
     }
+}
+
+/// JSON patch as upstream's library does it, which is milder than RFC 6902 about members that are not there: they test as null, and
+/// replacing one adds it. Clients lean on it: kube-rs tests that there are no finalizers before it adds the first.
+fn apply_json_patch(object: &mut Value, patch: &json_patch::Patch) -> Result<()> {
+    use json_patch::{AddOperation, PatchOperation::{Add, Replace, Test}};
+    for (at, operation) in patch.0.iter().enumerate() {
+        let operation = match operation {
+            Test(it) if it.value.is_null() && is_absent(object, it.path.as_str()) => continue,
+            Replace(it) if is_absent(object, it.path.as_str()) => Add(AddOperation { path: it.path.clone(), value: it.value.clone() }),
+            other => other.clone(),
+        };
+        json_patch::patch(object, &[operation]).map_err(|mut error| {
+            error.operation = at;
+            Status::new(422, "Invalid", format!("the server rejected our request due to an error in our request: {error}"))
+        })?;
+    }
+    Ok(())
+}
+
+/// Whether `path` leads to a member that an existing object does not have.
+fn is_absent(object: &Value, path: &str) -> bool {
+    let parent = path.rsplit_once('/').and_then(|(parent, _)| object.pointer(parent));
+    parent.is_some_and(Value::is_object) && object.pointer(path).is_none()
 }
 
 fn parse_json_patch(bytes: &[u8]) -> Result<json_patch::Patch> {
@@ -150,5 +174,35 @@ fn keep_written(decoded: Value, written: &Value) -> Value {
         }
         (Value::Array(list), Value::Array(source)) if list.len() == source.len() => list.into_iter().zip(source).map(|(value, source)| keep_written(value, source)).collect(),
         (decoded, _) => decoded,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn members_that_are_not_there_test_as_null_and_are_replaced() {
+        let object = json!({"metadata": {"name": "a", "labels": {"x/y": "1"}}, "list": [1]});
+        let failed = |at: usize, path: &str, why: &str| format!("the server rejected our request due to an error in our request: operation '/{at}' failed at path '{path}': {why}");
+        let cases = [
+            (
+                json!([{"op": "test", "path": "/metadata/finalizers", "value": null}, {"op": "add", "path": "/metadata/finalizers", "value": ["f"]}]),
+                Ok(json!({"metadata": {"name": "a", "labels": {"x/y": "1"}, "finalizers": ["f"]}, "list": [1]})),
+            ),
+            (json!([{"op": "replace", "path": "/spec", "value": 2}]), Ok(json!({"metadata": {"name": "a", "labels": {"x/y": "1"}}, "list": [1], "spec": 2}))),
+            (json!([{"op": "replace", "path": "/metadata/labels/x~1y", "value": "2"}]), Ok(json!({"metadata": {"name": "a", "labels": {"x/y": "2"}}, "list": [1]}))),
+            (json!([{"op": "add", "path": "/b", "value": 1}, {"op": "test", "path": "/metadata/name", "value": null}]), Err(failed(1, "/metadata/name", "value did not match"))),
+            (json!([{"op": "test", "path": "/spec/size", "value": null}]), Err(failed(0, "/spec/size", "path is invalid"))),
+            (json!([{"op": "replace", "path": "/list/1", "value": 2}]), Err(failed(0, "/list/1", "path is invalid"))),
+            (json!([{"op": "remove", "path": "/spec"}]), Err(failed(0, "/spec", "path is invalid"))),
+        ];
+        for (patch, expected) in cases {
+            let mut new = object.clone();
+            let done = apply_json_patch(&mut new, &serde_json::from_value(patch.clone()).expect("a patch"));
+            assert_eq!(done.map(|()| new).map_err(|status| status.message), expected, "{patch}");
+        }
     }
 }

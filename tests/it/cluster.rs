@@ -35,6 +35,13 @@ impl Cluster {
         self.folder.path().join("admin.conf")
     }
 
+    /// Imports an image archive into the node.
+    pub fn import(&self, archive: &std::path::Path) {
+        let data = self.folder.path().join("data");
+        let done = Command::new(env!("CARGO_BIN_EXE_howdah")).args(["image", "import", "--data-dir"]).arg(data).arg(archive).output().expect("howdah");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+
     /// Kills the process as `kill -9` does, and starts it again on what it left.
     pub fn crash_and_restart(&mut self) {
         self.process.kill().expect("kill");

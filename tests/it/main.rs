@@ -2,6 +2,7 @@
 
 mod cluster;
 mod fixtures;
+mod kube_rs;
 mod kubectl;
 mod pods;
 mod requests;

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use crate::cluster::{Cluster, has_kubectl};
 
-fn is_root() -> bool {
+pub fn is_root() -> bool {
     let is_root = nix::unistd::geteuid().is_root();
     if !is_root {
         eprintln!("SKIPPED: containers need root");
