@@ -22,7 +22,9 @@ use self::{
 };
 use super::{
     admission::{Context, Operation},
+    authz::Decision,
     forms::View,
+    identity::{Attributes, User},
     reviews::user_info,
 };
 use crate::{
@@ -31,7 +33,10 @@ use crate::{
         Meta, Result, Status, Value,
         object::{GroupResource, split_api_version},
     },
-    schema::{codec, default, prune},
+    schema::{
+        cel::{self, EvalError, Val, authorizer::Check},
+        codec, default, prune,
+    },
     store::{Key, Revision, Snapshot},
 };
 
@@ -105,11 +110,12 @@ pub async fn mutate(context: &Context<'_>, object: &mut Value, round: &mut Round
     let (mut current, mut is_changed) = (Versioned { form: OWN, value: std::mem::take(object) }, false);
     for hook in hooks.iter() {
         let Some(form) = question.form_for(hook, &current.value)? else { continue };
-        if round.is_second && !round.due.contains(&hook.id) {
+        current = question.brought(current, form).await?;
+        let old = question.old(form).await?;
+        if !question.meets_conditions(hook, &current, &old)? || round.is_second && !round.due.contains(&hook.id) {
             continue;
         }
-        current = question.brought(current, form).await?;
-        if let Some((is_different, filled)) = question.change(hook, &current).await? {
+        if let Some((is_different, filled)) = question.change(hook, &current, old).await? {
             current.value = filled;
             if is_different {
                 round.something_changed();
@@ -137,7 +143,11 @@ pub async fn validate(context: &Context<'_>, object: &Value) -> Result<()> {
     for hook in hooks.iter() {
         let Some(form) = question.form_for(hook, object)? else { continue };
         let seen = question.brought(Versioned { form: OWN, value: object.clone() }, form).await?;
-        let request = question.request(&seen).await?;
+        let old = question.old(form).await?;
+        if !question.meets_conditions(hook, &seen, &old)? {
+            continue;
+        }
+        let request = question.request(&seen, old);
         calls.push(async move { tolerated(context, hook, ask(context, hook, request, false).await).map(drop) });
     }
     if !calls.is_empty() && context.requester.deadline <= Instant::now() {
@@ -296,15 +306,27 @@ impl<'a> Question<'a> {
         Ok(Versioned { form, value: self.context.server.convert(from, to, object.value).await.map_err(|it| Status::internal(it.message))? })
     }
 
+    /// The object as it was, null for none, in a form.
+    async fn old(&self, form: usize) -> Result<Value> {
+        let old = Versioned { form: OWN, value: self.context.old.cloned().unwrap_or_default() };
+        Ok(self.brought(old, form).await?.value)
+    }
+
     /// `AdmissionRequest`, without its uid.
-    async fn request(&self, object: &Versioned) -> Result<Value> {
-        let (context, form) = (self.context, &self.forms[object.form]);
-        let old = Versioned { form: OWN, value: context.old.cloned().unwrap_or_default() };
+    fn request(&self, object: &Versioned, old: Value) -> Value {
+        let mut request = self.attributes(object.form);
+        request["object"] = object.value.clone();
+        request["oldObject"] = old;
+        request
+    }
+
+    /// An `AdmissionRequest` without its objects: the `request` of expressions.
+    fn attributes(&self, form: usize) -> Value {
+        let (context, form) = (self.context, &self.forms[form]);
         let mut request = json!({
             "kind": self.kind(form), "resource": resource(&form.place),
             "requestKind": self.kind(&self.forms[OWN]), "requestResource": resource(&self.places[OWN]),
             "operation": context.operation.as_str(), "userInfo": user_info(&context.requester.user),
-            "object": object.value, "oldObject": self.brought(old, object.form).await?.value,
             "dryRun": context.is_dry_run, "options": context.options,
         });
         let subresource = context.target.subresource_name();
@@ -313,7 +335,55 @@ impl<'a> Question<'a> {
                 request[field] = text.into();
             }
         }
-        Ok(request)
+        request
+    }
+
+    /// Whether all match conditions hold. One that fails fails the request or passes the webhook over, by its policy; one that does not hold
+    /// passes it over whatever else fails.
+    fn meets_conditions(&self, hook: &Hook, object: &Versioned, old: &Value) -> Result<bool> {
+        if hook.conditions.is_empty() {
+            return Ok(true);
+        }
+        let failures = match self.evaluate(hook, object, old) {
+            Some(failures) if failures.is_empty() => return Ok(true),
+            Some(failures) if !hook.fails_open => failures,
+            _ => return Ok(false),
+        };
+        let why = if let [one] = failures.as_slice() { one.clone() } else { format!("[{}]", failures.join(", ")) };
+        Err(Status::forbidden(&self.context.target.resource(), &self.name, why))
+    }
+
+    /// Why conditions could not be evaluated; `None` when one does not hold.
+    fn evaluate(&self, hook: &Hook, object: &Versioned, old: &Value) -> Option<Vec<String>> {
+        let (request, asker) = (self.attributes(object.form), Asker { question: self });
+        let own = cel::authorizer::Question {
+            group: self.places[OWN].group.clone(),
+            resource: self.places[OWN].resource.clone(),
+            subresource: self.places[OWN].subresource.clone(),
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            ..Default::default()
+        };
+        let bindings = cel::Bindings::default()
+            .with("object", Val::json(&object.value))
+            .with("oldObject", Val::json(old))
+            .with("request", Val::json(&request))
+            .with("namespaceObject", Val::Null)
+            .with("authorizer", Val::Check(Check::new(&asker).into()))
+            .with("authorizer.requestResource", Val::Check(Check::of_resource(&asker, own).into()));
+        let (mut budget, mut failures) = (cel::Budget::new(cel::MATCH_BUDGET), Vec::new());
+        for (text, program) in &hook.conditions {
+            let result = program.as_ref().map_err(|why| format!("compilation error: {why}")).and_then(|it| match it.evaluate(&bindings, &mut budget) {
+                Err(EvalError::Failed(why)) => Err(format!("expression '{text}' resulted in error: {why}")),
+                other => other.map_err(|why| why.to_string()),
+            });
+            match result {
+                Ok(Val::Bool(false)) => return None,
+                Ok(_) => (),
+                Err(why) => failures.push(why),
+            }
+        }
+        Some(failures)
     }
 
     fn kind(&self, form: &Form) -> Value {
@@ -325,8 +395,8 @@ impl<'a> Question<'a> {
     }
 
     /// Asks a mutating webhook: the object with what it has changed and its defaults, and whether that is anything. `None` without a patch.
-    async fn change(&self, hook: &Hook, object: &Versioned) -> Result<Option<(bool, Value)>> {
-        let answered = ask(self.context, hook, self.request(object).await?, true).await;
+    async fn change(&self, hook: &Hook, object: &Versioned, old: Value) -> Result<Option<(bool, Value)>> {
+        let answered = ask(self.context, hook, self.request(object, old), true).await;
         let changed = answered.and_then(|verdict| self.patched(hook, object, &verdict));
         Ok(tolerated(self.context, hook, changed)?.flatten())
     }
@@ -367,6 +437,34 @@ impl<'a> Question<'a> {
             (view.kind.strategy.default)(&mut filled);
         }
         Ok((decoded, filled))
+    }
+}
+
+/// Answers the questions of expressions for the user of the request.
+struct Asker<'a> {
+    question: &'a Question<'a>,
+}
+
+impl cel::authorizer::Authorizer for Asker<'_> {
+    fn authorize(&self, asked: &cel::authorizer::Question) -> cel::authorizer::Decision {
+        let context = self.question.context;
+        let account = asked.service_account.as_ref().map(|(namespace, name)| User::service_account(namespace, name));
+        let attributes = Attributes {
+            verb: asked.verb.clone(),
+            path: asked.path.clone(),
+            group: asked.group.clone(),
+            version: "*".to_owned(),
+            resource: asked.resource.clone(),
+            subresource: asked.subresource.clone(),
+            namespace: asked.namespace.clone(),
+            name: asked.name.clone(),
+        };
+        let user = account.as_ref().unwrap_or(&context.requester.user);
+        let (is_allowed, reason) = match context.server.authorizer.authorize(user, &attributes, context.snapshot) {
+            Decision::Allow(reason) => (true, reason),
+            Decision::NoOpinion(reason) => (false, reason),
+        };
+        cel::authorizer::Decision { is_allowed, reason, error: String::new() }
     }
 }
 

@@ -8,6 +8,7 @@ pub mod check;
 pub mod columns;
 pub mod crd;
 pub mod event;
+pub mod expressions;
 pub mod jsonpath;
 pub mod metadata;
 pub mod namespace;

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{
     Change, Strategy,
     check::{each, fill, fill_at, one_of, required},
-    metadata,
+    expressions, metadata,
 };
 use crate::meta::{FieldError, FieldErrors, Meta, Path, Value, names};
 
@@ -47,9 +47,13 @@ fn validate(object: &Value, change: Change<'_>) -> FieldErrors {
     // What an older server has let in stays acceptable.
     let needs_known = !is_loose(&|it| !knows(it.items_at(&["admissionReviewVersions"])));
     let needs_harmless = !is_loose(&|it| !matches!(it.text("sideEffects"), "None" | "NoneOnDryRun"));
+    let is_same = |webhook: &Value| stored.iter().any(|it| it["name"] == webhook["name"] && it["matchConditions"] == webhook["matchConditions"]);
     for (at, webhook) in object.items_at(&["webhooks"]).iter().enumerate() {
         let (path, name) = (Path::new("webhooks").index(at), webhook.text("name"));
         validate_webhook(webhook, needs_harmless, &path, &mut errors);
+        if !is_same(webhook) {
+            expressions::match_conditions(webhook.items_at(&["matchConditions"]), &path.child("matchConditions"), &mut errors);
+        }
         let versions = webhook.items_at(&["admissionReviewVersions"]);
         review_versions(versions, needs_known, "must specify one of v1, v1beta1", &path.child("admissionReviewVersions"), &mut errors);
         if !name.is_empty() && seen.contains(&name) {

@@ -1,10 +1,14 @@
 //! One webhook of a configuration, read once, and which requests it is for. Pure.
 //! Source: apiserver `pkg/admission/plugin/webhook/{generic/webhook.go,predicates}`.
 
-use std::time::Duration;
+use std::{cell::LazyCell, time::Duration};
 
 use super::super::{admission::Operation, outgoing::Destination};
-use crate::meta::{LabelSelector, Meta, Value};
+use crate::{
+    kinds::expressions,
+    meta::{LabelSelector, Meta, Value},
+    schema::cel::Program,
+};
 
 #[derive(Debug)]
 pub struct Hook {
@@ -23,6 +27,8 @@ pub struct Hook {
     pub timeout: Duration,
     pub review_versions: Vec<String>,
     pub destination: Result<Destination, String>,
+    /// The texts of its match conditions and what they compile to.
+    pub conditions: Vec<(String, Result<Program, String>)>,
 }
 
 #[derive(Debug)]
@@ -65,6 +71,7 @@ impl Hook {
             timeout: Duration::from_secs(seconds),
             review_versions: texts(webhook, "admissionReviewVersions"),
             destination: Destination::new(&webhook["clientConfig"]),
+            conditions: conditions(webhook.items_at(&["matchConditions"])),
         }
     }
 
@@ -76,6 +83,11 @@ impl Hook {
         let others = || equivalents.iter().filter(|it| self.is_equivalent && *it != own);
         self.rules.iter().find_map(|rule| others().find(|it| rule.matches(operation, it)))
     }
+}
+
+fn conditions(list: &[Value]) -> Vec<(String, Result<Program, String>)> {
+    let environment = LazyCell::new(expressions::environment);
+    list.iter().map(|it| it.text("expression").trim()).map(|it| (it.to_owned(), expressions::condition(&environment, it))).collect()
 }
 
 /// An absent selector selects everything, as its default does.
