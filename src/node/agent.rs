@@ -538,7 +538,8 @@ impl Agent {
     fn notes(&self, pod: &Pod, containers: &[Container]) -> plan::Notes {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned().unwrap_or_default();
-        let mut notes = plan::Notes { waiting, ..plan::Notes::default() };
+        let is_leaving = pod.metadata.deletion_timestamp.is_some();
+        let mut notes = plan::Notes { waiting, is_leaving, ..plan::Notes::default() };
         for container in containers.iter().filter(|it| it.is_running()) {
             let Some(spec) = find(pod, &container.spec.name) else { continue };
             if !self.probes.is_started(&spec, &container.id) {

@@ -113,7 +113,7 @@ impl Agent {
         let target = self.target(pod, spec, container, Duration::MAX);
         let outcome = tokio::select! {
             outcome = target.act(&hook) => outcome,
-            () = leaves => Ok(()),
+            () = leaves => Ok(None),
         };
         if let Err(why) = outcome {
             self.recorder.event(&**pod, EventType::Warning, "FailedPostStartHook", format!("PostStartHook failed: {why}"));
@@ -135,12 +135,18 @@ impl Agent {
         if self.end_containers(pod, containers, within) {
             return Ok(Some(Duration::from_secs(1)));
         }
-        self.report(pod, containers).await?;
+        // Of a pod that others still hold by a finalizer nothing is left here; what was said of its end stands.
+        if !containers.is_empty() {
+            self.report(pod, containers).await?;
+        }
         if let Some(left) = SEEN_LEAVING.checked_sub(since.elapsed()).filter(|it| !it.is_zero()) {
             return Ok(Some(left));
         }
         let agent = self.clone();
         let _ = tasks::blocking(move || agent.clean(&uid)).await;
+        if pod.metadata.deletion_grace_period_seconds == Some(0) {
+            return Ok(None);
+        }
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
         let params = DeleteParams { grace_period_seconds: Some(0), ..writes::deleting(pod.metadata.uid.as_deref()) };
         match api.delete(&pod.name_any(), &params).await {

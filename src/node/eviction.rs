@@ -31,9 +31,10 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// `memory.available` of the kubelet's defaults.
 const MEMORY_LEAST: i64 = 100 << 20;
-/// A share of the disk, the kubelet's default, suits servers that do nothing else; on people's own machines, which are often almost full, only
-/// what is truly the end counts (kind switches the check off).
+/// A tenth of the disk, the kubelet's `nodefs.available`, suits servers that do nothing else; on people's own machines, which are often almost
+/// full, only what is truly the end counts (kind switches the check off). The smaller one holds.
 const DISK_LEAST: i64 = 1 << 30;
+const DISK_LEAST_PART: u64 = 10;
 /// `evictionPressureTransitionPeriod`: pressure that has gone is told of for so long.
 const TOLD_FOR: Duration = Duration::from_secs(300);
 /// `PriorityClass` of what the node itself needs.
@@ -76,12 +77,15 @@ impl Agent {
             }
         }
         let memory = available_memory();
-        let disk = statvfs(self.runtime.root()).map_or(i64::MAX, |it| (it.blocks_available() * it.fragment_size()) as i64);
+        let (disk, disk_least) = statvfs(self.runtime.root()).map_or((i64::MAX, 0), |it| {
+            let bytes = |blocks: u64| (blocks * it.fragment_size()) as i64;
+            (bytes(it.blocks_available()), bytes(it.blocks() / DISK_LEAST_PART).min(DISK_LEAST))
+        });
         let before = self.pressure();
         {
             let mut pressure = self.pressure.lock().unwrap_or_else(PoisonError::into_inner);
             pressure.memory = if memory < MEMORY_LEAST { Some(Instant::now()) } else { pressure.memory };
-            pressure.disk = if disk < DISK_LEAST { Some(Instant::now()) } else { pressure.disk };
+            pressure.disk = if disk < disk_least { Some(Instant::now()) } else { pressure.disk };
         }
         if before.told() != self.pressure().told() {
             self.report_node.notify_one();
@@ -89,9 +93,9 @@ impl Agent {
         // The strictest wish is met first, and one pod at a time goes.
         if memory < MEMORY_LEAST {
             self.evict_one(&pods, "memory", MEMORY_LEAST, memory, |pod| cgroup::memory_used(&self.group_of(pod)));
-        } else if disk < DISK_LEAST {
+        } else if disk < disk_least {
             self.images_to_prune.notify_one();
-            self.evict_one(&pods, "ephemeral-storage", DISK_LEAST, disk, |pod| self.disk_used(pod));
+            self.evict_one(&pods, "ephemeral-storage", disk_least, disk, |pod| self.disk_used(pod));
         }
     }
 

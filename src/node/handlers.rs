@@ -28,6 +28,8 @@ use crate::base::Tasks;
 const OUTPUT_MAX: u64 = 10 << 10;
 /// `maxRespBodyLength`.
 const BODY_MAX: usize = 10 << 10;
+/// As many redirects does Go's client follow.
+const REDIRECTS_MAX: usize = 10;
 /// The path of gRPC's health check and the answer `SERVING`.
 const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
 const SERVING: u64 = 1;
@@ -69,8 +71,8 @@ pub struct Target<'a> {
     pub within: Duration,
 }
 
-/// The text says what went wrong, in the kubelet's words.
-pub type Outcome = Result<(), String>;
+/// The texts say what went wrong, or what is to be warned of, in the kubelet's words.
+pub type Outcome = Result<Option<String>, String>;
 
 impl Target<'_> {
     pub async fn act(&self, action: &Action) -> Outcome {
@@ -81,7 +83,7 @@ impl Target<'_> {
             Action::Grpc(grpc) => self.grpc(grpc).await,
             Action::Sleep(sleep) => {
                 tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))).await;
-                Ok(())
+                Ok(None)
             }
         }
     }
@@ -98,7 +100,7 @@ impl Target<'_> {
         });
         match finished.await {
             Err(_) => Err(format!("command timed out: {:?} timed out after {}s", exec.command.clone().unwrap_or_default().join(" "), self.within.as_secs())),
-            Ok((_, Ok(status))) if status.success() => Ok(()),
+            Ok((_, Ok(status))) if status.success() => Ok(None),
             Ok((output, Ok(_))) => Err(output),
             Ok((_, Err(why))) => Err(why.to_string()),
         }
@@ -123,30 +125,34 @@ impl Target<'_> {
         let authority = join(&host, port);
         let path = get.path.as_deref().unwrap_or_default();
         let url = format!("{scheme}://{authority}{}{path}", if path.starts_with('/') { "" } else { "/" });
-        let mut request = Request::get(&url).body(Full::default()).map_err(|why| why.to_string())?;
-        let headers = request.headers_mut();
-        headers.insert(header::USER_AGENT, http::HeaderValue::from_static("kube-probe/1.36"));
-        headers.insert(header::ACCEPT, http::HeaderValue::from_static("*/*"));
-        for own in get.http_headers.iter().flatten() {
-            let (Ok(name), Ok(value)) = (http::HeaderName::try_from(&own.name), http::HeaderValue::try_from(&own.value)) else { continue };
-            headers.insert(name, value);
-        }
-        let asked = timeout(self.within, async {
-            let response = send(self.tasks, request, Trust::Anyone).await.map_err(|why| dial_error(&url, &authority, &why))?;
-            let status = response.status();
-            // A redirect is a sign of life, as long as nobody asks what it leads to.
-            let _ = Limited::new(response.into_body(), BODY_MAX).collect().await;
-            if status.is_success() || status.is_redirection() { Ok(()) } else { Err(format!("HTTP probe failed with statuscode: {}", status.as_u16())) }
-        });
         let late = || format!("Get {url:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)");
-        asked.await.unwrap_or_else(|_| Err(late()))
+        timeout(self.within, self.follow(get, url.clone(), &host)).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    /// Asks, and follows redirects as long as they stay with `host`; one that leads elsewhere is a sign of life (`RedirectChecker`).
+    async fn follow(&self, get: &HTTPGetAction, mut url: String, host: &str) -> Outcome {
+        for _ in 0..=REDIRECTS_MAX {
+            let uri: Uri = url.parse().map_err(|why| format!("{why}"))?;
+            let authority = uri.authority().map(|it| it.to_string()).unwrap_or_default();
+            let response = send(self.tasks, request(get, &url)?, Trust::Anyone).await.map_err(|why| dial_error(&url, &authority, &why))?;
+            let status = response.status();
+            let place = response.headers().get(header::LOCATION).and_then(|it| it.to_str().ok()).map(|it| redirected(&uri, it));
+            let body = Limited::new(response.into_body(), BODY_MAX).collect().await.map(|it| it.to_bytes()).unwrap_or_default();
+            match place {
+                Some(place) if status.is_redirection() && place.parse::<Uri>().is_ok_and(|it| it.host() == Some(host)) => url = place,
+                _ if status.is_redirection() => return Ok(Some(format!("Probe terminated redirects, Response body: {}", String::from_utf8_lossy(&body)))),
+                _ if status.is_success() => return Ok(None),
+                _ => return Err(format!("HTTP probe failed with statuscode: {}", status.as_u16())),
+            }
+        }
+        Err(format!("Get {url:?}: stopped after {REDIRECTS_MAX} redirects"))
     }
 
     async fn tcp(&self, tcp: &TCPSocketAction) -> Outcome {
         let (host, port) = self.place(tcp.host.as_deref(), &tcp.port)?;
         let address = join(&host, port);
         match timeout(self.within, TcpStream::connect((host.as_str(), port))).await {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(_)) => Ok(None),
             Ok(Err(why)) => Err(format!("dial tcp {address}: connect: {}", reason(&why))),
             Err(_) => Err(format!("dial tcp {address}: i/o timeout")),
         }
@@ -159,7 +165,7 @@ impl Target<'_> {
         match timeout(self.within, self.health(&host, port, &service)).await {
             Err(_) => Err(format!("timeout: failed to connect service {address:?} within {}s: context deadline exceeded", self.within.as_secs())),
             Ok(Err(why)) => Err(format!("error: failed to connect to service {address:?}: {why}")),
-            Ok(Ok(SERVING)) => Ok(()),
+            Ok(Ok(SERVING)) => Ok(None),
             Ok(Ok(status)) => Err(format!("service unhealthy (responded with {:?})", ["UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"].get(status as usize).unwrap_or(&"UNKNOWN"))),
         }
     }
@@ -183,6 +189,29 @@ impl Target<'_> {
             "12" => Err(io::Error::other("error: this server does not implement the grpc health protocol (grpc.health.v1.Health)")),
             code => Err(io::Error::other(format!("health rpc failed with code {code}"))),
         }
+    }
+}
+
+fn request(get: &HTTPGetAction, url: &str) -> Result<Request<Full<Bytes>>, String> {
+    let mut request = Request::get(url).body(Full::default()).map_err(|why| why.to_string())?;
+    let headers = request.headers_mut();
+    headers.insert(header::USER_AGENT, http::HeaderValue::from_static("kube-probe/1.36"));
+    headers.insert(header::ACCEPT, http::HeaderValue::from_static("*/*"));
+    for own in get.http_headers.iter().flatten() {
+        let (Ok(name), Ok(value)) = (http::HeaderName::try_from(&own.name), http::HeaderValue::try_from(&own.value)) else { continue };
+        headers.insert(name, value);
+    }
+    Ok(request)
+}
+
+/// Where a redirect of `from` leads.
+fn redirected(from: &Uri, place: &str) -> String {
+    let (scheme, authority) = (from.scheme_str().unwrap_or("http"), from.authority().map_or("", |it| it.as_str()));
+    match place {
+        whole if whole.contains("://") => whole.to_owned(),
+        other if other.starts_with("//") => format!("{scheme}:{other}"),
+        path if path.starts_with('/') => format!("{scheme}://{authority}{path}"),
+        part => format!("{scheme}://{authority}{}/{part}", from.path().rsplit_once('/').map_or("", |it| it.0)),
     }
 }
 
@@ -245,6 +274,15 @@ mod tests {
         assert_eq!(&health_request("ab")[..], [0, 0, 0, 0, 4, 0x0a, 2, b'a', b'b']);
         assert_eq!(health_status(&[0, 0, 0, 0, 2, 8, 1]), SERVING);
         assert_eq!(health_status(&[0, 0, 0, 0, 0]), 0);
+    }
+
+    #[test]
+    fn redirects_lead_from_where_they_are_met() {
+        let from: Uri = "http://10.0.0.1:80/a/b?c=d".parse().expect("a URL");
+        let cases = [("/x", "http://10.0.0.1:80/x"), ("x", "http://10.0.0.1:80/a/x"), ("//h/x", "http://h/x"), ("https://h:1/x", "https://h:1/x")];
+        for (place, expected) in cases {
+            assert_eq!(redirected(&from, place), expected);
+        }
     }
 
     #[test]

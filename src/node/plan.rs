@@ -34,6 +34,8 @@ pub struct Notes {
     pub not_started: Vec<String>,
     /// Running containers whose readiness probe has not.
     pub not_ready: Vec<String>,
+    /// The pod is deleted: it does not go on.
+    pub is_leaving: bool,
     /// Why the whole pod has failed: (reason, message).
     pub failed: Option<(String, String)>,
     /// Why a container could not be started: (reason, message).
@@ -142,7 +144,7 @@ pub fn status(pod: &Pod, containers: &[Container], notes: &Notes, addresses: (Op
     let ephemeral: Vec<ContainerSpec> = spec.ephemeral_containers.iter().flatten().map(as_container).collect();
     let once = PodSpec { restart_policy: Some("Never".to_owned()), ..spec.clone() };
     let ephemeral: Vec<Value> = ephemeral.iter().map(|it| container_status(&once, it, false, containers, notes, now)).collect();
-    let phase = if notes.failed.is_some() { "Failed" } else { phase(spec, containers) };
+    let phase = if notes.failed.is_some() { "Failed" } else { phase(spec, containers, notes.is_leaving) };
     let mut conditions = conditions(pod, spec, (phase, &main, &init), addresses.0.is_some(), now);
     if let Some((EVICTED, why)) = notes.failed.as_ref().map(|it| (it.0.as_str(), &it.1)) {
         conditions.push(json!({"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet", "message": why, "lastTransitionTime": clock::rfc3339(now)}));
@@ -184,6 +186,7 @@ fn conditions(pod: &Pod, spec: &PodSpec, (phase, main, init): (&str, &[Value], &
         condition("Initialized", initialized),
         condition("Ready", ready),
         condition("ContainersReady", containers_ready),
+        condition("PodScheduled", None),
     ]
 }
 
@@ -214,7 +217,8 @@ fn condition(pod: &Pod, kind: &str, why: Option<(String, String)>, now: Timestam
         "observedGeneration": pod.metadata.generation})
 }
 
-fn phase(spec: &PodSpec, containers: &[Container]) -> &'static str {
+/// `getPhase`. What has ended of a pod that is deleted has ended for good (KEP-3329).
+fn phase(spec: &PodSpec, containers: &[Container], is_leaving: bool) -> &'static str {
     let failed_init = spec.init_containers.iter().flatten().any(|it| {
         newest(containers, &it.name).and_then(ended).is_some_and(|end| end.code != 0 && !restarts(spec, it, true, end.code))
     });
@@ -224,7 +228,7 @@ fn phase(spec: &PodSpec, containers: &[Container]) -> &'static str {
     let current: Vec<Option<&Container>> = spec.containers.iter().map(|it| newest(containers, &it.name)).collect();
     let ends: Vec<(&ContainerSpec, i32)> = spec.containers.iter().zip(&current).filter_map(|(it, now)| Some((it, now.and_then(ended)?.code))).collect();
     let has_sidecars = spec.init_containers.iter().flatten().filter(|it| is_sidecar(it)).any(|it| newest(containers, &it.name).is_some_and(Container::is_running));
-    let is_over = ends.len() == spec.containers.len() && !has_sidecars && ends.iter().all(|(it, code)| !restarts(spec, it, false, *code));
+    let is_over = ends.len() == spec.containers.len() && !has_sidecars && (is_leaving || ends.iter().all(|(it, code)| !restarts(spec, it, false, *code)));
     match () {
         () if current.iter().all(Option::is_none) => "Pending",
         () if is_over => if ends.iter().all(|it| it.1 == 0) { "Succeeded" } else { "Failed" },
@@ -338,10 +342,12 @@ mod tests {
     #[test]
     fn pods_end_as_their_containers_do() {
         let spec = |policy| pod(policy, false).spec.expect("a spec");
-        assert_eq!(phase(&spec("Never"), &[dead("c", 0, 0)]), "Succeeded");
-        assert_eq!(phase(&spec("Never"), &[dead("c", 0, 1)]), "Failed");
-        assert_eq!(phase(&spec("Always"), &[dead("c", 0, 1)]), "Running");
-        assert_eq!(phase(&spec("OnFailure"), &[dead("c", 0, 1)]), "Running");
-        assert_eq!(phase(&spec("Always"), &[]), "Pending");
+        assert_eq!(phase(&spec("Never"), &[dead("c", 0, 0)], false), "Succeeded");
+        assert_eq!(phase(&spec("Never"), &[dead("c", 0, 1)], false), "Failed");
+        assert_eq!(phase(&spec("Always"), &[dead("c", 0, 1)], false), "Running");
+        assert_eq!(phase(&spec("OnFailure"), &[dead("c", 0, 1)], false), "Running");
+        assert_eq!(phase(&spec("Always"), &[], false), "Pending");
+        assert_eq!(phase(&spec("Always"), &[dead("c", 0, 0)], true), "Succeeded");
+        assert_eq!(phase(&spec("Always"), &[dead("c", 0, 137)], true), "Failed");
     }
 }

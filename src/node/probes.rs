@@ -152,8 +152,11 @@ impl Worker {
         let within = seconds(self.probe.timeout_seconds, 1);
         let target = Target { runtime: &self.agent.runtime, tasks: &self.agent.tasks, container: &self.container, spec: &self.spec, address: self.address, within };
         let outcome = target.act(&self.action).await;
-        if let Err(why) = &outcome {
-            self.agent.recorder.event(&*self.pod, EventType::Warning, "Unhealthy", format!("{} probe failed: {why}", self.kind.name()));
+        let warn = |reason, what, why: &str| self.agent.recorder.event(&*self.pod, EventType::Warning, reason, format!("{} probe {what}: {why}", self.kind.name()));
+        match &outcome {
+            Err(why) => warn("Unhealthy", "failed", why),
+            Ok(Some(why)) => warn("ProbeWarning", "warning", why),
+            Ok(None) => (),
         }
         outcome.is_ok()
     }

@@ -209,7 +209,9 @@ fn empty_dir(folder: &Path, source: &EmptyDirVolumeSource, group: Option<u32>) -
         let data = limit.filter(|it| !it.is_zero()).map(|it| format!("size={}", it.units()));
         mount(Some("tmpfs"), folder, Some("tmpfs"), MsFlags::empty(), data.as_deref())?;
     }
-    fs::set_permissions(folder, fs::Permissions::from_mode(if group.is_some() { 0o2777 } else { 0o777 }))?;
+    // A file system of its own has the sticky bit, as every new tmpfs.
+    let mode = if in_memory { 0o1777 } else { 0o777 } | if group.is_some() { 0o2000 } else { 0 };
+    fs::set_permissions(folder, fs::Permissions::from_mode(mode))?;
     chown(folder, None, group)
 }
 

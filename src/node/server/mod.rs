@@ -60,6 +60,7 @@ pub async fn listen(agent: Arc<Agent>, listener: TcpListener, tls: Arc<rustls::S
 fn router(context: Context) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok" }))
+        .route("/pods", get(pods))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(container_logs))
         .route("/exec/{namespace}/{pod}/{container}", any(exec::exec))
         .route("/attach/{namespace}/{pod}/{container}", any(exec::attach))
@@ -69,6 +70,13 @@ fn router(context: Context) -> Router {
 
 fn refuse(code: StatusCode, why: impl Into<String>) -> Response {
     (code, why.into()).into_response()
+}
+
+/// The pods of the node, as it knows them.
+async fn pods(State(context): State<Context>) -> Response {
+    let items: Vec<_> = context.agent.pods().iter().map(|it| serde_json::to_value(&**it).unwrap_or_default()).collect();
+    let list = serde_json::json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items});
+    ([(header::CONTENT_TYPE, "application/json")], list.to_string()).into_response()
 }
 
 async fn container_logs(State(context): State<Context>, Path((namespace, pod, container)): Path<(String, String, String)>, request: Request) -> Response {
