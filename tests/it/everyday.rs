@@ -35,7 +35,7 @@ fn import_shell(cluster: &Cluster) -> bool {
     };
     let mut layer = tar::Builder::new(Vec::new());
     layer.append_path_with_name(busybox, "bin/busybox").expect("a layer");
-    for name in ["sh", "sleep", "cat", "tar", "tty", "wget", "nslookup", "hostname", "echo", "test", "false", "touch", "ls", "id", "date"] {
+    for name in ["sh", "sleep", "cat", "tar", "wget", "nslookup", "hostname", "echo", "test", "false", "touch", "ls", "id", "date"] {
         layer.append_link(&mut header(tar::EntryType::Symlink, 0o777, 0), format!("bin/{name}"), "busybox").expect("a link");
     }
     layer.append_data(&mut header(tar::EntryType::Directory, 0o1777, 0), "tmp", std::io::empty()).expect("a folder");
@@ -79,6 +79,7 @@ apiVersion: v1
 kind: Pod
 metadata: {name: shell, labels: {app: shell}}
 spec:
+  terminationGracePeriodSeconds: 1
   initContainers:
   - {name: first, image: "test/shell:1", command: [sh, -c, "echo made > /share/made"], volumeMounts: [{name: share, mountPath: /share}]}
   containers:
@@ -127,27 +128,28 @@ spec:
 
 /// Lines of a shell, and what each must print somewhere in its output.
 const STEPS: &[(&str, &str)] = &[
-    ("kubectl exec shell -- hostname", "shell"),
-    ("kubectl exec shell -- cat /share/made /settings/color /me/labels", "made\nblueapp=\"shell\""),
-    ("kubectl exec shell -- sh -c 'echo $COLOR; exit 3'", "blue\ncommand terminated with exit code 3"),
-    ("echo from here | kubectl exec -i shell -- cat", "from here"),
-    ("TTY:kubectl exec -it shell -- tty", "/dev/pts/0"),
-    ("TTY:kubectl run one --image=test/shell:1 --restart=Never -it --rm -- sh -c 'sleep 1; echo hello from inside'", "hello from inside\npod \"one\" deleted"),
+    ("kubectl exec shell -c shell -- hostname", "shell"),
+    ("kubectl exec shell -c shell -- cat /share/made /settings/color /me/labels", "made\nblueapp=\"shell\""),
+    ("kubectl exec shell -c shell -- sh -c 'echo $COLOR; exit 3'", "blue\ncommand terminated with exit code 3"),
+    ("echo from here | kubectl exec -i shell -c shell -- cat", "from here"),
+    ("TTY:kubectl exec -it shell -c shell -- sh -c 'test -t 0 && test -t 1 && echo on a terminal'", "on a terminal"),
+    ("TTY:kubectl run one --image=test/shell:1 --restart=Never -it --rm -- sh -c 'sleep 1; echo hello from inside'", "hello from inside\nSession ended"),
     ("echo piped | kubectl run two --image=test/shell:1 --restart=Never -i --rm --quiet -- cat", "piped"),
     ("kubectl run talker --image=test/shell:1 -- sh -c 'while true; do date; sleep 1; done' && kubectl wait --for=condition=Ready pod/talker --timeout=60s && timeout 3 kubectl attach talker", "UTC"),
-    ("echo content > file && kubectl cp file shell:/tmp/file && kubectl exec shell -- cat /tmp/file && kubectl cp shell:/tmp/file back && cat back", "content\ncontent"),
+    ("echo content > file && kubectl cp -c shell file shell:tmp/file && kubectl exec shell -c shell -- cat /tmp/file && kubectl cp -c shell shell:tmp/file back && cat back", "content\ncontent"),
     ("kubectl wait --for=condition=Ready pod/unready --timeout=2s", "timed out waiting for the condition on pods/unready"),
     ("kubectl exec unready -- touch /tmp/ready && kubectl wait --for=condition=Ready pod/unready --timeout=60s", "pod/unready condition met"),
-    ("kubectl wait --for=jsonpath='{.status.containerStatuses[0].restartCount}'=1 pod/sick --timeout=60s", "pod/sick condition met"),
+    ("for i in 1 2 3 4 5 6 7 8 9; do kubectl get pod sick -o jsonpath='restarts: {.status.containerStatuses[0].restartCount}' | grep '[1-9]' && break; sleep 1; done", "restarts: "),
+    ("kubectl events --for pod/sick", "Container c failed liveness probe, will be restarted"),
     ("kubectl wait --for=jsonpath='{.status.containerStatuses[0].state.terminated.reason}'=OOMKilled pod/greedy --timeout=60s", "pod/greedy condition met"),
     ("kubectl events --for pod/shell", "Container started"),
     ("kubectl describe pod shell", "Successfully assigned default/shell"),
     ("kubectl debug shell --image=test/shell:1 --container=probe --profile=general -- sleep 1000 && kubectl wait --for=jsonpath='{.status.ephemeralContainerStatuses[0].state.running}' pod/shell --timeout=60s && kubectl exec shell -c probe -- hostname", "\nshell"),
-    ("kubectl exec shell -- wget -q -O - http://web", "web-"),
-    ("kubectl exec shell -- nslookup web.default.svc.cluster.local", "Name:\tweb.default.svc.cluster.local"),
-    ("kubectl exec shell -- sh -c 'wget -q -O - --header \"Authorization: Bearer $(cat /var/run/secrets/kubernetes.io/serviceaccount/token)\" https://kubernetes.default.svc/api/v1/namespaces/default/pods'", "403 Forbidden"),
+    ("kubectl exec shell -c shell -- wget -q -O - http://web", "web-"),
+    ("kubectl exec shell -c shell -- nslookup web.default.svc.cluster.local", "Name:\tweb.default.svc.cluster.local"),
+    ("kubectl get pods -o name --kubeconfig=/dev/null --server=$(kubectl config view -o jsonpath='{.clusters[0].cluster.server}') --insecure-skip-tls-verify --token=$(kubectl exec shell -c shell -- cat /var/run/secrets/kubernetes.io/serviceaccount/token)", "Error from server (Forbidden): pods is forbidden: User \"system:serviceaccount:default:default\" cannot list resource \"pods\" in API group \"\" in the namespace \"default\""),
     ("kubectl create rolebinding readers --clusterrole=view --serviceaccount=default:default", "rolebinding.rbac.authorization.k8s.io/readers created"),
-    ("kubectl exec shell -- sh -c 'wget -q -O - --header \"Authorization: Bearer $(cat /var/run/secrets/kubernetes.io/serviceaccount/token)\" https://kubernetes.default.svc/api/v1/namespaces/default/pods'", "\"kind\":\"PodList\""),
+    ("kubectl get pods -o name --kubeconfig=/dev/null --server=$(kubectl config view -o jsonpath='{.clusters[0].cluster.server}') --insecure-skip-tls-verify --token=$(kubectl exec shell -c shell -- cat /var/run/secrets/kubernetes.io/serviceaccount/token)", "pod/shell"),
     ("kubectl create token default | cut -c1-5", "eyJhb"),
     ("kubectl auth can-i list pods --as=system:serviceaccount:default:default", "yes"),
     ("kubectl explain pod.spec.containers.livenessProbe.exec", "<ExecAction>"),
