@@ -11,7 +11,7 @@ use super::{
     Server, certificates,
     forms::parse,
     identity::User,
-    limits, node, rbac,
+    limits, node, podsecurity, rbac,
     target::Target,
     webhooks::{self, Round},
 };
@@ -87,7 +87,7 @@ type Validate = fn(&Context<'_>, &Value) -> Result<()>;
 
 /// In upstream's order. Each looks at what it is for and lets the rest pass.
 const MUTATING: &[Mutate] = &[namespace_lifecycle, certificates::requester, limits::default, service_account, node_taint, priority, toleration_seconds, runtime_class, storage_class];
-const VALIDATING: &[Validate] = &[limits::check, node::restrict, certificates::check, rbac_escalation];
+const VALIDATING: &[Validate] = &[limits::check, node::restrict, certificates::check, podsecurity::check, rbac_escalation];
 
 /// Changes a new object, or refuses it: the plugins first, then webhooks. What a webhook has changed the plugins see once more, and so do
 /// webhooks that want to (`reinvocationPolicy`).

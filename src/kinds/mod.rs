@@ -15,6 +15,7 @@ pub mod namespace;
 pub mod networking;
 pub mod node;
 pub mod pod;
+pub mod podsecurity;
 pub mod policy;
 pub mod quota;
 pub mod rbac;
