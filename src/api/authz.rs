@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     meta::{Result, Status, Value, object::GroupResource},
-    store::{Revision, Snapshot, Stored},
+    store::{Snapshot, Stamp, Stored},
 };
 
 const ROLES: [&str; 2] = ["rbac.authorization.k8s.io/clusterroles", "rbac.authorization.k8s.io/roles"];
@@ -39,13 +39,6 @@ struct Known {
     revision: AtomicU64,
     stamp: Stamp,
     index: Arc<Index>,
-}
-
-/// Differs whenever the RBAC objects do: a write raises the newest revision among them, a deletion lowers their number.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Stamp {
-    newest: Revision,
-    count: usize,
 }
 
 impl Authorizer {
@@ -78,7 +71,7 @@ impl Authorizer {
         if known.revision.load(Ordering::Relaxed) == revision {
             return known.index.clone();
         }
-        let stamp = Stamp::of(snapshot);
+        let stamp = snapshot.stamp(&[ROLES[0], ROLES[1], BINDINGS[0], BINDINGS[1]]);
         if known.stamp == stamp {
             known.revision.store(revision, Ordering::Relaxed);
             return known.index.clone();
@@ -86,13 +79,6 @@ impl Authorizer {
         let index = Arc::new(read(snapshot));
         self.known.store(Arc::new(Known { revision: revision.into(), stamp, index: index.clone() }));
         index
-    }
-}
-
-impl Stamp {
-    fn of(snapshot: &Snapshot) -> Self {
-        let objects = ROLES.iter().chain(&BINDINGS).flat_map(|it| snapshot.list(it, None, None));
-        objects.fold(Self::default(), |stamp, it| Self { newest: stamp.newest.max(it.revision), count: stamp.count + 1 })
     }
 }
 

@@ -1,13 +1,19 @@
 //! Bodies: reading them whole, within a limit, and making answers.
 
+use std::io::Write;
+
 use bytes::{Bytes, BytesMut};
+use flate2::{Compression, write::GzEncoder};
 use futures::Stream;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
-use hyper::body::Frame;
+use hyper::body::{Body as _, Frame};
 
 use super::{Body, BodyError, Response};
-use crate::meta::{Result, Status, Value};
+use crate::{
+    base::tasks,
+    meta::{Result, Status, Value},
+};
 
 /// The largest body of a request (`MaxRequestBodyBytes`).
 pub const REQUEST_MAX: usize = 3 << 20;
@@ -91,4 +97,33 @@ pub fn tagged_with(text: Bytes, tag: &str, content_type: &str, headers: &HeaderM
     }
     response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
     response
+}
+
+/// From this length on an answer is worth packing (`defaultGzipThresholdBytes`).
+const GZIP_FROM: u64 = 128 << 10;
+
+pub fn takes_gzip(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|it| it.to_str().ok()).flat_map(|it| it.split(','));
+    accepted.map(|it| it.split(';').next().unwrap_or_default().trim()).any(|it| it == "gzip")
+}
+
+/// A long answer packed, others as they are. Streams have no length and stay so.
+pub async fn gzipped(response: Response) -> Response {
+    let is_long = response.body().size_hint().exact().is_some_and(|it| it >= GZIP_FROM);
+    if !is_long || !response.status().is_success() || response.headers().contains_key(header::CONTENT_ENCODING) {
+        return response;
+    }
+    let (mut parts, whole) = response.into_parts();
+    let Ok(plain) = whole.collect().await else { return Response::from_parts(parts, empty()) };
+    let plain = plain.to_bytes();
+    let bytes = plain.clone();
+    let packed = tasks::blocking(move || {
+        let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 4), Compression::fast());
+        encoder.write_all(&bytes).and_then(|()| encoder.finish())
+    });
+    let Ok(Ok(packed)) = packed.await else { return Response::from_parts(parts, full(plain)) };
+    parts.headers.remove(header::CONTENT_LENGTH);
+    parts.headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    parts.headers.append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+    Response::from_parts(parts, full(packed))
 }

@@ -20,12 +20,8 @@ use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, stream};
 use http_body_util::{BodyExt, BodyStream, Empty, Limited};
 use hyper_util::rt::TokioIo;
-use rustls::{
-    ClientConfig, DigitallySignedStruct, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, ring},
-    pki_types::{CertificateDer, ServerName, UnixTime},
-};
+use hyper::upgrade::OnUpgrade;
+use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes},
     net::TcpStream,
@@ -39,7 +35,7 @@ use location::{Lookup, Place, Security, Target};
 
 use super::{Body, BodyError, Request, Response, body, authn::remove_credentials, identity::Peer, websocket::Socket};
 use crate::{
-    base::Tasks,
+    base::{Tasks, pki},
     kinds::Action,
     meta::{Meta, Result, Status, Value},
     store::Snapshot,
@@ -77,7 +73,7 @@ pub struct Nodes {
 
 impl Nodes {
     pub fn new(node: ClientConfig, tasks: Tasks) -> Self {
-        Self { node: Arc::new(node), any: Arc::new(trusting_any()), tasks, turn: AtomicUsize::new(0) }
+        Self { node: Arc::new(node), any: Arc::new(pki::trusting_any(None)), tasks, turn: AtomicUsize::new(0) }
     }
 
     /// Serves a `connect` subresource of `object` (a Pod, Service or Node). `rest` is what follows `/proxy` in the path, "" otherwise.
@@ -106,7 +102,7 @@ impl Nodes {
     async fn log(&self, pod: &str, target: &Target, socket: Option<Socket>) -> Result<Response> {
         let request = http::Request::get(target.path_and_query()).header(header::HOST, target.authority());
         let request = request.body(no_body()).map_err(Status::internal)?;
-        let sent = self.send(target, request).await.map_err(|why| Status::internal(format!("Get {:?}: {why}", target.url())))?;
+        let sent = self.send(&self.route(target), request).await.map_err(|why| Status::internal(format!("Get {:?}: {why}", target.url())))?;
         if !sent.status().is_success() {
             return Err(log_error(pod, sent).await);
         }
@@ -149,18 +145,43 @@ impl Nodes {
         remove_credentials(headers);
         forwarded.add_to(headers);
         let asked = forwarded.host;
-        let mut response = self.send(target, readdress(request, target)?).await?;
+        let request = readdress(request, &target.authority(), &target.path_and_query())?;
+        let mut response = self.send(&self.route(target), request).await?;
         remove_hop_by_hop(response.headers_mut());
         Ok(relink(response, &Links { prefix, target: &target.authority(), asked: &asked }).await)
     }
 
-    /// Passes an upgrade on. If the other side agrees, bytes are relayed both ways until one ends; its refusal is passed back.
     async fn upgrade(&self, target: Target, mut request: Request) -> std::result::Result<Response, DialError> {
         let from_client = hyper::upgrade::on(&mut request);
         remove_credentials(request.headers_mut());
-        let (mut parts, _) = readdress(request, &target)?.into_parts();
+        let request = readdress(request, &target.authority(), &target.path_and_query())?;
+        self.tunnel(&self.route(&target), from_client, request).await
+    }
+
+    /// Passes a request on to a server of this API's own kind, which knows the user by headers; upgrades too.
+    pub async fn delegate(&self, route: &Route, mut request: Request) -> std::result::Result<Response, DialError> {
+        let from_client = hyper::upgrade::on(&mut request);
+        let place = request.uri().path_and_query().map_or("/", |it| it.as_str()).to_owned();
+        let peer = request.extensions().get::<Peer>().and_then(|it| it.address);
+        let forwarded = Forwarded { host: host_of(&request), uri: request.uri().path().to_owned(), peer };
+        remove_credentials(request.headers_mut());
+        forwarded.add_to(request.headers_mut());
+        let is_upgrade = is_upgrade(request.headers());
+        let mut request = readdress(request, &route.authority(), &place)?;
+        if is_upgrade {
+            return self.tunnel(route, from_client, request).await;
+        }
+        remove_hop_by_hop(request.headers_mut());
+        let mut response = self.send(route, request).await?;
+        remove_hop_by_hop(response.headers_mut());
+        Ok(response)
+    }
+
+    /// Passes an upgrade on. If the other side agrees, bytes are relayed both ways until one ends; its refusal is passed back.
+    async fn tunnel(&self, route: &Route, from_client: OnUpgrade, request: Request) -> std::result::Result<Response, DialError> {
+        let (mut parts, _) = request.into_parts();
         parts.headers.remove(header::CONTENT_LENGTH);
-        let mut response = self.send(&target, http::Request::from_parts(parts, no_body())).await?;
+        let mut response = self.send(route, http::Request::from_parts(parts, no_body())).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             remove_hop_by_hop(response.headers_mut());
             return Ok(response);
@@ -175,11 +196,22 @@ impl Nodes {
         Ok(response.map(|_| no_body()))
     }
 
+    fn route(&self, target: &Target) -> Route {
+        let name = ServerName::try_from(target.host.clone());
+        let config = match target.security {
+            Security::None => None,
+            Security::Node => Some(self.node.clone()),
+            Security::Any => Some(self.any.clone()),
+        };
+        // A host that is no name for TLS has no certificate either: without TLS it will not be understood.
+        Route { host: target.host.clone(), port: target.port, tls: config.zip(name.ok()) }
+    }
+
     /// One request over a connection of its own.
-    async fn send(&self, target: &Target, request: Request) -> std::result::Result<Response, DialError> {
+    async fn send(&self, route: &Route, request: Request) -> std::result::Result<Response, DialError> {
         let failed = |why: &dyn fmt::Display| DialError(why.to_string());
-        let stream =
-            timeout(DIAL_TIMEOUT, self.dial(target)).await.map_err(|_| DialError(format!("dial tcp {}: i/o timeout", target.authority())))??;
+        let dialed = timeout(DIAL_TIMEOUT, route.dial()).await;
+        let stream = dialed.map_err(|_| DialError(format!("dial tcp {}: i/o timeout", route.authority())))??;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|why| failed(&why))?;
         self.tasks.spawn("connection to a node or pod", async move {
             if let Err(why) = connection.with_upgrades().await {
@@ -189,18 +221,27 @@ impl Nodes {
         let response = sender.send_request(request).await.map_err(|why| failed(&why))?;
         Ok(response.map(|body| Body::new(body.map_err(BodyError::new))))
     }
+}
 
-    async fn dial(&self, target: &Target) -> std::result::Result<Box<dyn Stream>, DialError> {
-        let failed = |why: std::io::Error| DialError(format!("dial tcp {}: {why}", target.authority()));
-        let stream = TcpStream::connect((target.host.as_str(), target.port)).await.map_err(failed)?;
+/// Where a server is, and how it is spoken to.
+pub struct Route {
+    pub host: String,
+    pub port: u16,
+    /// With whose trust, and whose name the certificate must have.
+    pub tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+}
+
+impl Route {
+    pub fn authority(&self) -> String {
+        if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
+    }
+
+    async fn dial(&self) -> std::result::Result<Box<dyn Stream>, DialError> {
+        let failed = |why: std::io::Error| DialError(format!("dial tcp {}: {why}", self.authority()));
+        let stream = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
-        let config = match target.security {
-            Security::None => return Ok(Box::new(stream)),
-            Security::Node => self.node.clone(),
-            Security::Any => self.any.clone(),
-        };
-        let name = ServerName::try_from(target.host.clone()).map_err(|why| DialError(why.to_string()))?;
-        Ok(Box::new(TlsConnector::from(config).connect(name, stream).await.map_err(failed)?))
+        let Some((config, name)) = self.tls.clone() else { return Ok(Box::new(stream)) };
+        Ok(Box::new(TlsConnector::from(config).connect(name, stream).await.map_err(|why| DialError(format!("tls: {why}")))?))
     }
 }
 
@@ -210,7 +251,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// Why the other side cannot be reached.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct DialError(String);
+pub struct DialError(String);
 
 /// What a proxied server is told about the request as the client sent it.
 struct Forwarded {
@@ -271,12 +312,12 @@ pub fn host_of(request: &Request) -> String {
 }
 
 /// The request as the target sees it: HTTP/1.1, its own path and host.
-fn readdress(request: Request, target: &Target) -> std::result::Result<Request, DialError> {
+fn readdress(request: Request, authority: &str, place: &str) -> std::result::Result<Request, DialError> {
     let (mut parts, body) = request.into_parts();
-    parts.uri = target.path_and_query().parse().map_err(|why: http::uri::InvalidUri| DialError(why.to_string()))?;
+    parts.uri = place.parse().map_err(|why: http::uri::InvalidUri| DialError(why.to_string()))?;
     parts.version = http::Version::HTTP_11;
     parts.extensions = http::Extensions::new();
-    let host = HeaderValue::from_str(&target.authority()).map_err(|why| DialError(why.to_string()))?;
+    let host = HeaderValue::from_str(authority).map_err(|why| DialError(why.to_string()))?;
     parts.headers.insert(header::HOST, host);
     Ok(http::Request::from_parts(parts, body))
 }
@@ -342,52 +383,6 @@ async fn log_error(pod: &str, response: Response) -> Status {
             Status::new(code, "", format!("the server responded with the status code {code} but did not return more information ( pods/log {pod})"))
                 .with_cause("UnexpectedServerResponse", text, "")
         }
-    }
-}
-
-/// TLS to servers whose certificates are not checked, as upstream's proxy does.
-fn trusting_any() -> ClientConfig {
-    let provider = Arc::new(ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
-    let builder = builder.expect("ring has TLS 1.2 and 1.3").dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)));
-    builder.with_no_client_auth()
-}
-
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 

@@ -6,31 +6,33 @@ use http::HeaderMap;
 use ring::digest;
 use serde_json::json;
 
-use super::{Response, body};
+use super::{
+    Response,
+    aggregation::{Delegates, availability::discovered, registration::group_priority},
+    body,
+};
 use crate::{
     kinds::{Kind, Registry, Verb, Version},
     meta::{Value, object::api_version},
 };
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
-/// The order of groups that clients show; others follow by name.
-const FIRST: [&str; 4] = ["apps", "batch", "autoscaling", "networking.k8s.io"];
 
 /// Answers `/api`, `/apis` and what lies below them; `None` for other paths.
-pub fn serve(registry: &Registry, path: &str, headers: &HeaderMap, server_address: &str) -> Option<Response> {
+pub fn serve(registry: &Registry, delegates: &Delegates, path: &str, headers: &HeaderMap, server_address: &str) -> Option<Response> {
     let parts: Vec<&str> = path.split('/').filter(|it| !it.is_empty()).collect();
     let is_aggregated = headers.get(http::header::ACCEPT).and_then(|it| it.to_str().ok()).is_some_and(|it| it.split(',').any(is_aggregated_clause));
     let value = match parts.as_slice() {
-        ["api"] if is_aggregated => return Some(aggregated(registry, headers, |group| group.is_empty())),
-        ["apis"] if is_aggregated => return Some(aggregated(registry, headers, |group| !group.is_empty())),
+        ["api"] if is_aggregated => return Some(aggregated(registry, delegates, headers, |group| group.is_empty())),
+        ["apis"] if is_aggregated => return Some(aggregated(registry, delegates, headers, |group| !group.is_empty())),
         ["api"] => json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": server_address}]}),
         ["apis"] => {
-            let groups: Vec<Value> = groups(registry).iter().filter(|(name, _)| !name.is_empty()).map(|(name, versions)| group(name, versions)).collect();
+            let groups: Vec<Value> = groups(registry, delegates).iter().filter(|(name, _)| !name.is_empty()).map(|(name, versions)| group(name, versions)).collect();
             json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
         }
         ["api", version] => resources(registry, "", version)?,
         ["apis", name] => {
-            let found = groups(registry).into_iter().find(|(it, _)| it == name)?;
+            let found = groups(registry, delegates).into_iter().find(|(it, _)| it == name)?;
             let mut group = group(&found.0, &found.1);
             group["kind"] = "APIGroup".into();
             group["apiVersion"] = "v1".into();
@@ -48,21 +50,27 @@ fn is_aggregated_clause(clause: &str) -> bool {
 }
 
 /// Groups with their served versions, in the order in which clients prefer them.
-fn groups(registry: &Registry) -> Vec<(String, Vec<String>)> {
-    let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for kind in registry.iter() {
-        let versions = groups.entry(kind.group.to_string()).or_default();
-        for version in kind.versions.iter().filter(|it| it.is_served) {
-            if !versions.iter().any(|it| *it == version.name) {
-                versions.push(version.name.to_string());
-            }
+fn groups(registry: &Registry, delegates: &Delegates) -> Vec<(String, Vec<String>)> {
+    let mut groups: BTreeMap<String, (i64, Vec<String>)> = BTreeMap::new();
+    let mut add = |group: &str, version: &str, priority: i64| {
+        let (highest, versions) = groups.entry(group.to_owned()).or_insert((priority, Vec::new()));
+        *highest = priority.max(*highest);
+        if !versions.iter().any(|it| it == version) {
+            versions.push(version.to_owned());
         }
+    };
+    for kind in registry.iter() {
+        kind.versions.iter().filter(|it| it.is_served).for_each(|it| add(&kind.group, &it.name, group_priority(&kind.group)));
     }
-    let mut list: Vec<(String, Vec<String>)> = groups.into_iter().filter(|(_, versions)| !versions.is_empty()).collect();
-    let rank = |name: &str| FIRST.iter().position(|it| *it == name).unwrap_or(FIRST.len());
-    list.sort_by(|(left, _), (right, _)| (rank(left), left).cmp(&(rank(right), right)));
-    list.iter_mut().for_each(|(_, versions)| versions.sort_by(|left, right| version_rank(right).cmp(&version_rank(left))));
-    list
+    let told = delegates.values().filter(|it| it.is_available || !it.told().resources.is_null());
+    told.for_each(|it| add(&it.group, &it.version, it.group_priority));
+    let mut list: Vec<(i64, String, Vec<String>)> = groups.into_iter().map(|(name, (priority, versions))| (priority, name, versions)).collect();
+    list.sort_by(|left, right| (right.0, &left.1).cmp(&(left.0, &right.1)));
+    let by_maturity = |mut versions: Vec<String>| {
+        versions.sort_by(|left, right| version_rank(right).cmp(&version_rank(left)));
+        versions
+    };
+    list.into_iter().map(|(_, name, versions)| (name, by_maturity(versions))).collect()
 }
 
 /// `v2` before `v1` before `v1beta2` before `v1alpha1` before anything else (`version.CompareKubeAwareVersionStrings`).
@@ -117,9 +125,12 @@ fn resources(registry: &Registry, group: &str, version: &str) -> Option<Value> {
 }
 
 /// `APIGroupDiscoveryList`, with an ETag, so that clients ask for it once.
-fn aggregated(registry: &Registry, headers: &HeaderMap, is_wanted: impl Fn(&str) -> bool) -> Response {
-    let items: Vec<Value> = groups(registry).iter().filter(|(name, _)| is_wanted(name)).map(|(name, versions)| {
+fn aggregated(registry: &Registry, delegates: &Delegates, headers: &HeaderMap, is_wanted: impl Fn(&str) -> bool) -> Response {
+    let items: Vec<Value> = groups(registry, delegates).iter().filter(|(name, _)| is_wanted(name)).map(|(name, versions)| {
         let versions: Vec<Value> = versions.iter().map(|version| {
+            if let Some(delegate) = delegates.get(&(name.clone(), version.clone())) {
+                return discovered(delegate);
+            }
             let resources: Vec<Value> = served(registry, name, version).map(|(kind, _)| discovery(kind, name, version)).collect();
             json!({"version": version, "resources": resources, "freshness": "Current"})
         }).collect();

@@ -24,9 +24,10 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    Body, BodyError, Request, Response, Server, authn, body, connect, discovery, forms,
+    Body, BodyError, Request, Response, Server, aggregation, authn, body, connect, discovery, forms, health,
+    metrics::Labels,
     identity::{Peer, User},
-    negotiation::{Encoding, Form},
+    negotiation::{self, Encoding, Form},
     request::RequestInfo,
     tokens,
     trace::{Caller, Why},
@@ -109,7 +110,11 @@ impl Server {
         let form = Form::negotiate(request.headers(), &Query::default()).ok();
         let encoding = form.map_or(Encoding::Json, |it| it.encoding);
         let what = format!("{} {}", request.method(), request.uri().path());
-        let answered = AssertUnwindSafe(self.answer(request)).catch_unwind().await;
+        let takes_gzip = body::takes_gzip(request.headers());
+        let query = Query::parse(request.uri().query().unwrap_or_default());
+        let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
+        let running = self.metrics.begin(self.labels(&info, &request, &query));
+        let answered = AssertUnwindSafe(self.answer(info, query, request)).catch_unwind().await;
         let mut response = match answered {
             Ok(Ok(response)) => response,
             Ok(Err(status)) => error(&status, encoding),
@@ -118,18 +123,24 @@ impl Server {
                 error(&Status::internal("this request caused apiserver to panic. Look in the logs for details."), encoding)
             }
         };
+        running.end(response.status().as_u16());
         let id = uuid::Uuid::new_v4().to_string();
         let headers = response.headers_mut();
         headers.entry("cache-control").or_insert(HeaderValue::from_static("no-cache, private"));
         if let Ok(value) = id.parse() {
             headers.insert("audit-id", value);
         }
-        response
+        if takes_gzip { body::gzipped(response).await } else { response }
     }
 
-    async fn answer(self: &Arc<Self>, request: Request) -> Result<Response> {
-        let query = Query::parse(request.uri().query().unwrap_or_default());
-        let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
+    /// How the request is counted.
+    fn labels(&self, info: &RequestInfo, request: &Request, query: &Query) -> Labels {
+        let is_served = self.registry.load().find(&info.group, &info.resource).is_some() || self.aggregator.delegate(info).is_some();
+        let is_apply = negotiation::media_type(request.headers()).starts_with("application/apply-patch");
+        Labels::of(info, request.method(), is_apply, query.get("dryRun").is_some(), is_served)
+    }
+
+    async fn answer(self: &Arc<Self>, info: RequestInfo, query: Query, request: Request) -> Result<Response> {
         let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
         let snapshot = self.picture(&info, &query).await?;
         let user = self.authenticator.authenticate(request.headers(), &peer, &snapshot)?;
@@ -140,11 +151,28 @@ impl Server {
             // A WebSocket begins with GET, but it is no reading.
             attributes.verb = "create".to_owned();
         }
+        // Whoever floods the server with what is forbidden waits for a turn too.
+        let ticket = self.fairness.admit(&user, &info.attributes(), &snapshot).await?;
         self.authorizer.check(&user, &attributes, &snapshot)?;
         drop(snapshot);
+        let mut response = self.dispatch(user, info, query, request).await;
+        if let (Ok(response), Some(ticket)) = (&mut response, &ticket) {
+            ticket.tell(response.headers_mut());
+        }
+        response
+    }
+
+    /// To whoever serves it.
+    async fn dispatch(self: &Arc<Self>, user: User, info: RequestInfo, query: Query, request: Request) -> Result<Response> {
+        if let Some(delegate) = self.aggregator.delegate(&info) {
+            return aggregation::pass(self, &delegate, &user, request).await;
+        }
         match info.is_resource {
             true => verbs::serve(self.clone(), user, info, query, request).await,
-            false => self.document(&request, &info.path, &query),
+            false => match health::serve(self, &info.path, &query).await {
+                Some(response) => Ok(response),
+                None => self.document(&request, &info.path),
+            },
         }
     }
 
@@ -160,25 +188,26 @@ impl Server {
     }
 
     /// Paths that are no resources.
-    fn document(&self, request: &Request, path: &str, query: &Query) -> Result<Response> {
+    fn document(&self, request: &Request, path: &str) -> Result<Response> {
         let headers = request.headers();
         let host = &connect::host_of(request);
         let registry = self.registry.load();
-        if let Some(response) = discovery::serve(&registry, path, headers, host) {
+        let delegates = self.aggregator.delegates();
+        if let Some(response) = discovery::serve(&registry, &delegates, path, headers, host) {
             return Ok(response);
         }
         match path {
             "/" => Ok(body::json(200, &json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]}))),
+            "/metrics" => Ok(self.metrics.serve(self)),
             "/version" | "/version/" => Ok(body::json(200, &version())),
-            "/healthz" | "/livez" | "/readyz" => Ok(health(path, query)),
             tokens::OPENID_CONFIGURATION_PATH => Ok(body::json(200, &self.tokens.openid_configuration(host))),
             tokens::JWKS_PATH => {
                 let jwks = self.tokens.jwks().to_string();
                 Ok(body::respond(200, "application/jwk-set+json", body::full(jwks)))
             }
-            path if path.starts_with("/openapi/") => self.documents.serve(&registry, path, headers),
+            path if path.starts_with("/openapi/") => self.documents.serve(&registry, &delegates, path, headers),
             BACKUP_PATH => Ok(self.backup()),
-            path => health_check(path).ok_or_else(Status::no_route),
+            _ => Err(Status::no_route()),
         }
     }
 
@@ -208,24 +237,6 @@ pub fn arch() -> &'static str {
     }
 }
 
-/// The checks by name; a server that answers at all has passed them.
-const CHECKS: [&str; 3] = ["ping", "log", "store"];
-
-fn health(path: &str, query: &Query) -> Response {
-    if query.get("verbose").is_none() {
-        return body::text(200, "ok");
-    }
-    let lines: String = CHECKS.iter().map(|it| format!("[+]{it} ok\n")).collect();
-    body::text(200, format!("{lines}{} check passed\n", path.trim_start_matches('/')))
-}
-
-/// `/readyz/ping`.
-fn health_check(path: &str) -> Option<Response> {
-    let (root, name) = path.trim_start_matches('/').split_once('/')?;
-    (matches!(root, "healthz" | "livez" | "readyz") && CHECKS.contains(&name)).then(|| body::text(200, "ok"))
-}
-
-/// A Status as an answer.
 pub fn error(status: &Status, encoding: Encoding) -> Response {
     let value = status.to_value();
     let (encoding, bytes) = match forms::encode(&value, encoding) {

@@ -3,6 +3,7 @@
 //! Read `http.rs` (how a request comes in), `request.rs` (what it asks for), `verbs.rs` (what is done), in that order.
 
 pub mod admission;
+pub mod aggregation;
 pub mod authn;
 pub mod authz;
 pub mod body;
@@ -15,16 +16,20 @@ pub mod discovery;
 mod endpoint;
 pub mod eviction;
 mod expiry;
+mod fairness;
 pub mod forms;
+mod health;
 pub mod http;
 pub mod identity;
 mod limits;
 pub mod list;
+mod metrics;
 pub mod negotiation;
 pub mod node;
 pub mod openapi;
 mod outgoing;
 pub mod patch;
+mod podsecurity;
 mod quota;
 pub mod rbac;
 pub mod registration;
@@ -79,6 +84,9 @@ pub struct Server {
     pub tokens: Arc<tokens::Tokens>,
     pub nodes: connect::Nodes,
     pub documents: openapi::Documents,
+    pub aggregator: aggregation::Aggregator,
+    fairness: fairness::Fairness,
+    metrics: metrics::Metrics,
     /// Calls to webhooks.
     outgoing: outgoing::Outgoing,
     webhooks: webhooks::Webhooks,
@@ -89,7 +97,7 @@ pub struct Server {
 
 impl Server {
     /// A server over an open store; its kinds are the built-in ones until [`Server::start`].
-    pub fn new(store: Store, tokens: Arc<tokens::Tokens>, nodes: connect::Nodes, trace: Option<Arc<trace::Trace>>, tasks: Tasks) -> Arc<Self> {
+    pub fn new(store: Store, tokens: Arc<tokens::Tokens>, nodes: connect::Nodes, aggregator: aggregation::Aggregator, trace: Option<Arc<trace::Trace>>, tasks: Tasks) -> Arc<Self> {
         Arc::new(Self {
             outgoing: outgoing::Outgoing::new(store.clone(), tasks.clone()),
             webhooks: webhooks::Webhooks::default(),
@@ -100,14 +108,19 @@ impl Server {
             tokens,
             nodes,
             documents: openapi::Documents::default(),
+            aggregator,
+            fairness: fairness::Fairness::default(),
+            metrics: metrics::Metrics::default(),
             trace,
             tasks,
         })
     }
 
-    /// Follows the custom resource definitions from now on, and lets Events expire.
+    /// Follows the custom resource definitions and API services from now on, and lets Events expire.
     pub fn start(self: &Arc<Self>) {
         self.tasks.spawn_vital("api-registration", registration::follow(self.clone()));
+        self.tasks.spawn_vital("api-services", aggregation::registration::follow(self.clone()));
+        self.tasks.spawn_vital("api-service-availability", aggregation::availability::follow(self.clone()));
         self.tasks.spawn("api-expiry", expiry::follow(self.clone()));
     }
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use serde_json::json;
 
-use super::{Response, body, discovery};
+use super::{Response, aggregation::Delegates, body, discovery};
 use crate::{
     kinds::{Action, Kind, Registry, Verb, Version},
     meta::{Map, Result, Status, Value, object::api_version},
@@ -68,11 +68,11 @@ impl Documents {
     }
 
     /// Answers `/openapi/...`.
-    pub fn serve(&self, registry: &Registry, path: &str, headers: &HeaderMap) -> Result<Response> {
+    pub fn serve(&self, registry: &Registry, delegates: &Delegates, path: &str, headers: &HeaderMap) -> Result<Response> {
         let document = match path.trim_end_matches('/') {
             "/openapi/v2" => Some(self.v2(registry)),
             "/openapi/v3" => {
-                let text = self.index(registry);
+                let text = self.index(registry, delegates);
                 return Ok(body::tagged(text.into(), body::JSON, headers));
             }
             other => other.strip_prefix("/openapi/v3/").and_then(|it| self.v3(registry, it, true)),
@@ -113,16 +113,19 @@ impl Documents {
     }
 
     /// The documents there are; their addresses change with their content.
-    fn index(&self, registry: &Registry) -> String {
+    fn index(&self, registry: &Registry, delegates: &Delegates) -> String {
         let served = |kind: &Arc<Kind>| kind.versions.iter().filter(|it| it.is_served).map(|it| place(&kind.group, &it.name)).collect::<Vec<_>>();
         let places: BTreeSet<String> = registry.iter().flat_map(served).collect();
-        let paths: Map<String, Value> = places
+        let mut paths: Map<String, Value> = places
             .into_iter()
             .filter_map(|place| {
                 let url = format!("/openapi/v3/{place}?hash={}", self.v3(registry, &place, false)?.hash);
                 Some((place, json!({"serverRelativeURL": url})))
             })
             .collect();
+        // Documents of other servers are asked for here and passed on.
+        let others = delegates.values().filter_map(|it| Some((place(&it.group, &it.version), json!({"serverRelativeURL": it.told().openapi?}))));
+        paths.extend(others);
         json!({"paths": paths}).to_string()
     }
 }

@@ -61,7 +61,7 @@ async fn settle(server: &Arc<Server>, stored: &Arc<Stored>) {
         let all: Vec<Value> = next.finalizers().map(Value::from).chain([FINALIZER.into()]).collect();
         next.set_metadata("finalizers", all);
     }
-    if next != crd && !put(server, stored, &next).await {
+    if next != crd && !replace(server, stored, &next).await {
         return;
     }
     if let Some(kind) = crd::kind(&next) {
@@ -82,16 +82,16 @@ fn conditions(crd: &mut Value, registry: &Registry) {
 }
 
 /// Sets a condition; its time changes only with its status.
-fn condition(crd: &mut Value, kind: &str, is_true: bool, reason: &str, message: &str) {
+pub fn condition(object: &mut Value, kind: &str, is_true: bool, reason: &str, message: &str) {
     let status = if is_true { "True" } else { "False" };
-    let mut all = crd.items_at(&["status", "conditions"]).to_vec();
+    let mut all = object.items_at(&["status", "conditions"]).to_vec();
     let wanted = json!({"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": clock::now_rfc3339()});
     match all.iter_mut().find(|it| it.text("type") == kind) {
         Some(existing) if existing.text("status") == status => (),
         Some(existing) => *existing = wanted,
         None => all.push(wanted),
     }
-    crd.set_at(&["status", "conditions"], all);
+    object.set_at(&["status", "conditions"], all);
 }
 
 /// Deletes the resources of a CRD that ends, then lets it go.
@@ -142,9 +142,18 @@ async fn release(server: &Arc<Server>, stored: &Arc<Stored>, mut crd: Value) {
     submit(server, stored, change).await;
 }
 
-async fn put(server: &Arc<Server>, stored: &Arc<Stored>, crd: &Value) -> bool {
-    let Some(kind) = server.registry.load().by_storage(CRDS).cloned() else { return false };
-    submit(server, stored, Change::Put(Draft::new(crd, View::stored(&kind).header(crd)))).await
+/// Writes an object that this server keeps itself, as it was read; whether nothing came between.
+pub async fn replace(server: &Arc<Server>, stored: &Arc<Stored>, object: &Value) -> bool {
+    let Some(kind) = server.registry.load().by_storage(&stored.key.resource).cloned() else { return false };
+    submit(server, stored, Change::Put(Draft::new(object, View::stored(&kind).header(object)))).await
+}
+
+/// Makes an object that this server keeps itself, unless it is there.
+pub async fn insert(server: &Arc<Server>, resource: &str, object: &Value) {
+    let Some(kind) = server.registry.load().by_storage(resource).cloned() else { return };
+    let change = Change::Put(Draft::new(object, View::stored(&kind).header(object)));
+    let write = Write { key: Key::new(resource, object.namespace(), object.name()), expect: Expect::Absent, change };
+    let _ = server.store.submit(Transaction { writes: vec![write] }).await;
 }
 
 /// A change that comes too late is made again when the newer state is seen.

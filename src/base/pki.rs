@@ -17,10 +17,13 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig, SignatureScheme,
-    client::ResolvesClientCert,
-    crypto::ring,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
+    client::{
+        ResolvesClientCert,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{CryptoProvider, ring},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier},
     sign::CertifiedKey,
 };
@@ -86,6 +89,11 @@ impl Identity {
         Self::client("kube-apiserver-kubelet-client", &[])
     }
 
+    /// The API server as a client of other servers of its own kind.
+    pub fn front_proxy() -> Self {
+        Self::client("front-proxy-client", &[])
+    }
+
     /// A node: client of the API server, and server of its own API.
     pub fn node(name: &str, addresses: &[IpAddr]) -> Self {
         let names = [name.to_owned()].into_iter().chain(addresses.iter().map(ToString::to_string));
@@ -110,9 +118,14 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// A new authority with a key of its own.
+    /// The cluster's authority, with a new key.
     pub fn generate(now: Timestamp) -> Result<Self> {
-        let mut params = params(&Identity::client("kubernetes", &[]), AUTHORITY_FOR, now)?;
+        Self::named("kubernetes", now)
+    }
+
+    /// A new authority with a key of its own.
+    pub fn named(name: &str, now: Timestamp) -> Result<Self> {
+        let mut params = params(&Identity::client(name, &[]), AUTHORITY_FOR, now)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate()?;
@@ -360,6 +373,55 @@ pub fn client_config(authority: &str, credential: Option<Arc<Rotating>>) -> Resu
         Some(credential) => builder.with_client_cert_resolver(credential),
         None => builder.with_no_client_auth(),
     })
+}
+
+/// TLS to servers whose certificates are not checked, as upstream's proxy does.
+pub fn trusting_any(credential: Option<Arc<Rotating>>) -> ClientConfig {
+    let provider = Arc::new(ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
+    let builder = builder.expect("ring has TLS 1.2 and 1.3").dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)));
+    match credential {
+        Some(credential) => builder.with_client_cert_resolver(credential),
+        None => builder.with_no_client_auth(),
+    }
+}
+
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
 }
 
 fn roots(authority: &str) -> Result<RootCertStore> {

@@ -16,7 +16,7 @@ use super::{
     network::{self, Network},
 };
 use crate::{
-    api::{self, Server, body, connect::Nodes, http::listen, identity::{MASTERS, User}, tokens::{self, Tokens}, trace::Trace},
+    api::{self, Server, aggregation::Aggregator, body, connect::Nodes, http::listen, identity::{MASTERS, User}, tokens::{self, Tokens}, trace::Trace},
     base::{Tasks, clock, pki::{self, Authority, Identity, Rotating}},
     client::Clients,
     controllers,
@@ -96,6 +96,8 @@ pub struct ApiServer {
     pub address: IpAddr,
     /// Whether other processes may serve the same store.
     pub is_alone: bool,
+    /// What other servers of this API need to know to trust this one.
+    authentication: Value,
     store: Tasks,
 }
 
@@ -121,7 +123,8 @@ impl ApiServer {
         kubeconfigs.write()?;
         tasks.spawn("api-certificates", renew(certificates, kubeconfigs));
         server.start();
-        let started = Self { clients: in_process(&server), server, network, authority: keys.authority, url, address, is_alone, store: store_tasks };
+        let authentication = bootstrap::authentication(keys.authority.certificate(), keys.front_proxy.certificate());
+        let started = Self { authentication, clients: in_process(&server), server, network, authority: keys.authority, url, address, is_alone, store: store_tasks };
         started.bootstrap(port).await?;
         started.publish(port, tasks);
         Ok(started)
@@ -129,10 +132,11 @@ impl ApiServer {
 
     async fn bootstrap(&self, port: u16) -> Result<()> {
         let info = kubeconfig::cluster_info(&url(self.address, port), self.authority.certificate());
+        let told = [bootstrap::cluster_info(&info), self.authentication.clone()];
         let mut result = Ok(());
         for _ in 0..BOOTSTRAP_TRIES {
             let snapshot = self.server.store.consistent().await.map_err(|why| Error::new("the store", why))?;
-            result = bootstrap::ensure(&self.network, &info, &snapshot, |change| submit(&self.server, change)).await;
+            result = bootstrap::ensure(&self.network, &told, &snapshot, |change| submit(&self.server, change)).await;
             if result.is_ok() {
                 break;
             }
@@ -184,9 +188,10 @@ async fn open_trace(options: &Options, tasks: &Tasks) -> Result<Option<Arc<Trace
 
 fn make_server(keys: &Keys, store: Store, trace: Option<Arc<Trace>>, certificates: &mut Certificates, tasks: &Tasks) -> Result<Arc<Server>> {
     let tokens = Arc::new(Tokens::new(tokens::ISSUER, &keys.service_accounts).map_err(certificate_error)?);
+    let aggregator = Aggregator::new(certificates.issue_by(keys.front_proxy.clone(), Identity::front_proxy())?);
     let credential = certificates.issue(Identity::kubelet_client())?;
     let config = pki::client_config(keys.authority.certificate(), Some(credential)).map_err(certificate_error)?;
-    Ok(Server::new(store, tokens, Nodes::new(config, tasks.clone()), trace, tasks.clone()))
+    Ok(Server::new(store, tokens, Nodes::new(config, tasks.clone()), aggregator, trace, tasks.clone()))
 }
 
 /// Listens where people reach the API, and at the machine's address, where pods do. Returns the port.
@@ -220,20 +225,24 @@ fn certificate_error(why: impl std::fmt::Display) -> Error {
 /// The server's own certificates. They live in memory: the authority is at hand to make others.
 struct Certificates {
     authority: Arc<Authority>,
-    all: Vec<(Identity, Arc<Rotating>)>,
+    all: Vec<(Arc<Authority>, Identity, Arc<Rotating>)>,
 }
 
 impl Certificates {
     fn issue(&mut self, identity: Identity) -> Result<Arc<Rotating>> {
-        let credential = self.authority.issue(&identity, clock::now()).map_err(certificate_error)?;
+        self.issue_by(self.authority.clone(), identity)
+    }
+
+    fn issue_by(&mut self, authority: Arc<Authority>, identity: Identity) -> Result<Arc<Rotating>> {
+        let credential = authority.issue(&identity, clock::now()).map_err(certificate_error)?;
         let rotating = Rotating::new(&credential).map_err(certificate_error)?;
-        self.all.push((identity, rotating.clone()));
+        self.all.push((authority, identity, rotating.clone()));
         Ok(rotating)
     }
 
     fn renew(&self) -> Result<()> {
-        self.all.iter().try_for_each(|(identity, rotating)| {
-            let credential = self.authority.issue(identity, clock::now()).map_err(certificate_error)?;
+        self.all.iter().try_for_each(|(authority, identity, rotating)| {
+            let credential = authority.issue(identity, clock::now()).map_err(certificate_error)?;
             rotating.replace(&credential).map_err(certificate_error)
         })
     }

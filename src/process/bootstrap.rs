@@ -1,4 +1,4 @@
-//! The objects of a new cluster: namespaces, RBAC, priority classes, the service CIDR. What is missing is made at every start; RBAC objects
+//! The objects of a new cluster: namespaces, RBAC, priority classes, priority levels, the service CIDR. What is missing is made at every start; RBAC objects
 //! get back what they have lost, unless they are annotated `rbac.authorization.kubernetes.io/autoupdate: "false"`.
 //! Source: kubernetes `pkg/registry/rbac/rest`, component-helpers `auth/rbac/reconciliation`.
 
@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, future::Future};
 use futures::future::try_join_all;
 use serde_json::json;
 
-use super::network::Network;
+use super::{flowcontrol, network::Network};
 use crate::{
     api::rbac::{GROUP, aggregate},
     controllers::bootstrap::{CLUSTER_INFO, KUBECONFIG, PUBLIC},
@@ -17,6 +17,7 @@ use crate::{
 
 /// The RBAC objects as text; its head explains the lines.
 const RBAC: &str = include_str!("bootstrap-rbac.txt");
+const AUTHENTICATION: &str = "extension-apiserver-authentication";
 const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 /// `edit` aggregates `view`, `admin` aggregates `edit`: this many passes settle all.
@@ -31,21 +32,21 @@ pub enum Change {
 }
 
 /// Makes what `snapshot` lacks, through `apply`: batch after batch, all of a batch at once, so that they are committed together.
-pub async fn ensure<Applied>(network: &Network, cluster_info: &str, snapshot: &Snapshot, apply: impl Fn(Change) -> Applied) -> Result<()>
+pub async fn ensure<Applied>(network: &Network, told: &[Value], snapshot: &Snapshot, apply: impl Fn(Change) -> Applied) -> Result<()>
 where
     Applied: Future<Output = Result<()>>,
 {
     let find = |key: &Key| serde_json::from_slice(&snapshot.get(key)?.json).ok();
-    for batch in plan(network, cluster_info, find) {
+    for batch in plan(network, told, find) {
         try_join_all(batch.into_iter().map(&apply)).await?;
     }
     Ok(())
 }
 
 /// The changes that are needed, in batches: namespaces, RBAC, the range of Services and the like, Services in it.
-/// `cluster_info` is the kubeconfig, without a user, that machines which join are shown.
-pub fn plan(network: &Network, cluster_info: &str, find: impl Fn(&Key) -> Option<Value>) -> [Vec<Change>; 4] {
-    [namespaces(), rbac(), rest(network, cluster_info), network.objects()].map(|batch| batch.into_iter().filter_map(|wanted| change(find(&key(&wanted)), wanted)).collect())
+/// `told` are objects of which only the server knows what stands in them.
+pub fn plan(network: &Network, told: &[Value], find: impl Fn(&Key) -> Option<Value>) -> [Vec<Change>; 4] {
+    [namespaces(), rbac(), rest(network, told), network.objects()].map(|batch| batch.into_iter().filter_map(|wanted| change(find(&key(&wanted)), wanted)).collect())
 }
 
 fn change(existing: Option<Value>, wanted: Value) -> Option<Change> {
@@ -62,6 +63,8 @@ pub fn key(object: &Value) -> Key {
         "Service" => "services",
         "ConfigMap" => "configmaps",
         "PriorityClass" => "scheduling.k8s.io/priorityclasses",
+        "FlowSchema" => "flowcontrol.apiserver.k8s.io/flowschemas",
+        "PriorityLevelConfiguration" => "flowcontrol.apiserver.k8s.io/prioritylevelconfigurations",
         "ServiceCIDR" => "networking.k8s.io/servicecidrs",
         "ClusterRole" => "rbac.authorization.k8s.io/clusterroles",
         "ClusterRoleBinding" => "rbac.authorization.k8s.io/clusterrolebindings",
@@ -73,6 +76,10 @@ pub fn key(object: &Value) -> Key {
 
 /// `existing` with the rules or subjects, labels and annotations of `wanted` that it lacks. `None` if it lacks nothing, is no RBAC object or does not want it.
 fn reconcile(mut existing: Value, wanted: &Value) -> Option<Value> {
+    if wanted.name() == AUTHENTICATION && existing["data"] != wanted["data"] {
+        existing["data"] = wanted["data"].clone();
+        return Some(existing);
+    }
     let is_rbac = wanted.text("apiVersion").starts_with(GROUP);
     if !is_rbac || existing.annotations().any(|it| it == (AUTOUPDATE, "false")) {
         return None;
@@ -90,6 +97,28 @@ fn reconcile(mut existing: Value, wanted: &Value) -> Option<Value> {
     (existing != before).then_some(existing)
 }
 
+/// ConfigMap `cluster-info`: the kubeconfig, without a user, that machines which join are shown.
+pub fn cluster_info(kubeconfig: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": CLUSTER_INFO, "namespace": PUBLIC}, "data": {KUBECONFIG: kubeconfig}})
+}
+
+/// ConfigMap `extension-apiserver-authentication`: by which authorities, headers and names servers behind the aggregation layer know this server
+/// and the users that it names (`clusterauthenticationtrust`).
+pub fn authentication(client_authority: &str, front_proxy_authority: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": AUTHENTICATION, "namespace": "kube-system"},
+        "data": {
+            "client-ca-file": client_authority,
+            "requestheader-client-ca-file": front_proxy_authority,
+            "requestheader-allowed-names": json!(["front-proxy-client"]).to_string(),
+            "requestheader-username-headers": json!(["X-Remote-User"]).to_string(),
+            "requestheader-uid-headers": json!(["X-Remote-Uid"]).to_string(),
+            "requestheader-group-headers": json!(["X-Remote-Group"]).to_string(),
+            "requestheader-extra-headers-prefix": json!(["X-Remote-Extra-"]).to_string(),
+        },
+    })
+}
+
 fn add_missing(existing: &mut Value, wanted: &Value, field: &str) {
     let mut items = existing.items_at(&[field]).to_vec();
     let missing: Vec<Value> = wanted.items_at(&[field]).iter().filter(|it| !items.contains(it)).cloned().collect();
@@ -103,7 +132,7 @@ fn namespaces() -> Vec<Value> {
     NAMESPACES.iter().map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})).collect()
 }
 
-fn rest(network: &Network, cluster_info: &str) -> Vec<Value> {
+fn rest(network: &Network, told: &[Value]) -> Vec<Value> {
     let class = |name: &str, value: i64, description: &str| {
         json!({
             "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name},
@@ -116,8 +145,7 @@ fn rest(network: &Network, cluster_info: &str) -> Vec<Value> {
         "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
     );
     let node_critical = class("system-node-critical", 2_000_001_000, "Used for system critical pods that must not be moved from their current node.");
-    let info = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": CLUSTER_INFO, "namespace": PUBLIC}, "data": {KUBECONFIG: cluster_info}});
-    vec![node_critical, critical, network.service_cidr(), info]
+    [node_critical, critical, network.service_cidr()].into_iter().chain(told.iter().cloned()).chain(flowcontrol::objects()).collect()
 }
 
 /// All RBAC objects, aggregated roles with the rules that they gather.
@@ -228,7 +256,7 @@ mod tests {
     }
 
     fn objects() -> Vec<Value> {
-        plan(&network(), "", |_| None)
+        plan(&network(), &[cluster_info(""), authentication("ca", "front")], |_| None)
             .into_iter()
             .flatten()
             .map(|it| if let Change::Create(object) = it { object } else { panic!("{it:?}") })
@@ -293,7 +321,7 @@ mod tests {
     fn a_second_start_changes_nothing() {
         let objects = objects();
         let find = |wanted: &Key| objects.iter().find(|it| key(it) == *wanted).cloned();
-        assert_eq!(plan(&network(), "", find), [vec![], vec![], vec![], vec![]]);
+        assert_eq!(plan(&network(), &[cluster_info(""), authentication("ca", "front")], find), [vec![], vec![], vec![], vec![]]);
     }
 
     #[test]

@@ -23,6 +23,8 @@ const RESOURCE: &str = "internal/cluster";
 /// The cluster's secrets.
 pub struct Keys {
     pub authority: Arc<Authority>,
+    /// Signs the certificate by which other servers of this API know this one; another than the cluster's own, so that nobody else has one.
+    pub front_proxy: Arc<Authority>,
     /// What signs service-account tokens, as PKCS#8 DER.
     pub service_accounts: Vec<u8>,
 }
@@ -36,19 +38,29 @@ impl Keys {
                 (Some(certificate), Some(key)) => Credential { certificate, key },
                 _ => Authority::generate(clock::now()).map_err(|why| failed(&why))?.credential().clone(),
             };
-            Ok(json!({"certificate": credential.certificate, "key": credential.key}))
+            Ok(to_value(&credential))
         });
-        let authority = authority.await?;
-        let credential = Credential { certificate: authority.text("certificate").to_owned(), key: authority.text("key").to_owned() };
+        let authority = Authority::read(&credential(&authority.await?)).map_err(|why| failed(&why))?;
+        let front_proxy = kept(store, "front-proxy-authority", || {
+            Ok(to_value(Authority::named("front-proxy-ca", clock::now()).map_err(|why| failed(&why))?.credential()))
+        });
+        let front_proxy = Authority::read(&credential(&front_proxy.await?)).map_err(|why| failed(&why))?;
         let accounts = kept(store, "service-accounts", || {
             let key = read(&folder.join("sa.key"))?.unwrap_or_else(|| pem(&tokens::generate_key()));
             Ok(json!({"key": key}))
         });
         let accounts = accounts.await?;
         let key = PrivateKeyDer::from_pem_slice(accounts.text("key").as_bytes()).map_err(|why| failed(&why))?;
-        let authority = Authority::read(&credential).map_err(|why| failed(&why))?;
-        Ok(Self { authority: Arc::new(authority), service_accounts: key.secret_der().to_vec() })
+        Ok(Self { authority: Arc::new(authority), front_proxy: Arc::new(front_proxy), service_accounts: key.secret_der().to_vec() })
     }
+}
+
+fn to_value(credential: &Credential) -> Value {
+    json!({"certificate": credential.certificate, "key": credential.key})
+}
+
+fn credential(value: &Value) -> Credential {
+    Credential { certificate: value.text("certificate").to_owned(), key: value.text("key").to_owned() }
 }
 
 fn pem(key: &[u8]) -> String {

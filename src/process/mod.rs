@@ -2,6 +2,7 @@
 
 pub mod apiserver;
 pub mod bootstrap;
+mod flowcontrol;
 pub mod hello;
 pub mod join;
 pub mod keys;

@@ -89,6 +89,21 @@ impl Snapshot {
     }
 }
 
+/// Differs whenever objects of some resources do: a write raises the newest revision among them, a deletion lowers their number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stamp {
+    newest: Revision,
+    count: usize,
+}
+
+impl Snapshot {
+    /// What tells whether anything of these resources has changed.
+    pub fn stamp(&self, resources: &[&str]) -> Stamp {
+        let objects = resources.iter().flat_map(|it| self.list(it, None, None));
+        objects.fold(Stamp::default(), |stamp, it| Stamp { newest: stamp.newest.max(it.revision), count: stamp.count + 1 })
+    }
+}
+
 impl Stored {
     /// The entry of the journal that holds this object.
     pub(super) fn entry(&self, is_delete: bool, before: Before) -> Entry {

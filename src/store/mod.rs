@@ -41,7 +41,7 @@ use crate::{
 };
 
 pub use self::{
-    cache::Snapshot,
+    cache::{Snapshot, Stamp},
     engine::Engine,
     watch::{Cursor, Event, EventKind, Scope},
 };

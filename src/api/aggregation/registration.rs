@@ -1,0 +1,120 @@
+//! APIService objects: those of other servers are taken over as they change; for each version that this server serves itself there is one too.
+//! Source: kube-aggregator `pkg/controllers/autoregister`, kubernetes `pkg/controlplane/apiserver/aggregator.go`.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use serde_json::json;
+
+use super::{API_SERVICES, find};
+use crate::{
+    api::{Server, forms::parse, registration::insert},
+    base::clock,
+    kinds::Registry,
+    meta::Value,
+    store::{Change, Draft, Expect, Scope, Transaction, Write},
+};
+
+/// `onstart` for built-in versions, `true` for those of custom resources, which end with their definition.
+const MANAGED: &str = "kube-aggregator.kubernetes.io/automanaged";
+/// How often it is seen whether other versions are served.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// How clients prefer groups: built-in ones by upstream's table.
+const GROUPS: [(&str, i64); 21] = [
+    ("", 18000),
+    ("apiregistration.k8s.io", 18000),
+    ("apps", 17800),
+    ("events.k8s.io", 17750),
+    ("authentication.k8s.io", 17700),
+    ("authorization.k8s.io", 17600),
+    ("autoscaling", 17500),
+    ("batch", 17400),
+    ("certificates.k8s.io", 17300),
+    ("networking.k8s.io", 17200),
+    ("policy", 17100),
+    ("rbac.authorization.k8s.io", 17000),
+    ("storage.k8s.io", 16800),
+    ("apiextensions.k8s.io", 16700),
+    ("admissionregistration.k8s.io", 16700),
+    ("scheduling.k8s.io", 16600),
+    ("coordination.k8s.io", 16500),
+    ("node.k8s.io", 16300),
+    ("discovery.k8s.io", 16200),
+    ("resource.k8s.io", 16200),
+    ("flowcontrol.apiserver.k8s.io", 16100),
+];
+/// Of custom resources (`crdregistration`).
+const CUSTOM: (i64, i64) = (1000, 100);
+
+/// The priority of a group that this server serves itself.
+pub fn group_priority(group: &str) -> i64 {
+    GROUPS.iter().find(|(it, _)| *it == group).map_or(CUSTOM.0, |(_, priority)| *priority)
+}
+
+fn version_priority(group: &str, version: &str) -> i64 {
+    match (group, version) {
+        ("", _) => 1,
+        ("autoscaling", "v2") => 30,
+        ("flowcontrol.apiserver.k8s.io" | "resource.k8s.io", "v1") => 21,
+        (_, version) if version.contains("alpha") => 1,
+        (_, version) if version.contains("beta") => 9,
+        ("apiregistration.k8s.io", _) => 18,
+        _ => 15,
+    }
+}
+
+/// Follows APIServices and the served kinds until the server stops.
+pub async fn follow(server: Arc<Server>) {
+    let mut generation = None;
+    loop {
+        let snapshot = server.store.snapshot();
+        server.aggregator.load(&snapshot);
+        let Ok(mut cursor) = server.store.watch(Scope::resource(API_SERVICES), snapshot.revision()) else { continue };
+        loop {
+            let registry = server.registry.load_full();
+            if generation != Some(registry.generation) {
+                generation = Some(registry.generation);
+                settle(&server, &registry).await;
+            }
+            match tokio::time::timeout(LOOK_EVERY, cursor.next()).await {
+                Ok(Ok(_)) => server.aggregator.load(&server.store.snapshot()),
+                Ok(Err(_)) => break,
+                Err(_) => (),
+            }
+        }
+    }
+}
+
+/// Makes the APIServices of what is served here that are missing, and removes those of what is no longer.
+async fn settle(server: &Arc<Server>, registry: &Registry) {
+    let snapshot = server.store.snapshot();
+    let versions = |it: &Arc<crate::kinds::Kind>| {
+        let (group, is_custom) = (it.group.to_string(), it.custom.is_some());
+        it.versions.iter().filter(|it| it.is_served).map(|it| (group.clone(), it.name.to_string(), is_custom)).collect::<Vec<_>>()
+    };
+    let wanted: BTreeSet<(String, String, bool)> = registry.iter().flat_map(versions).collect();
+    for (group, version, is_custom) in &wanted {
+        if find(&snapshot, &format!("{version}.{group}")).is_none() {
+            insert(server, API_SERVICES, &local(group, version, *is_custom)).await;
+        }
+    }
+    let names: BTreeSet<String> = wanted.iter().map(|(group, version, _)| format!("{version}.{group}")).collect();
+    let obsolete = snapshot.list(API_SERVICES, None, None).filter(|it| it.header.label(MANAGED) == Some("true") && !names.contains(&*it.key.name));
+    for stored in obsolete {
+        let change = Change::Delete(Draft::new(&parse(&stored.json), stored.header.clone()));
+        let write = Write { key: stored.key.clone(), expect: Expect::At(stored.revision), change };
+        let _ = server.store.submit(Transaction { writes: vec![write] }).await;
+    }
+}
+
+fn local(group: &str, version: &str, is_custom: bool) -> Value {
+    let managed = if is_custom { "true" } else { "onstart" };
+    let (group_priority, version_priority) = if is_custom { CUSTOM } else { (group_priority(group), version_priority(group, version)) };
+    let now = clock::now_rfc3339();
+    json!({
+        "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
+        "metadata": {"name": format!("{version}.{group}"), "labels": {MANAGED: managed}, "uid": uuid::Uuid::new_v4().to_string(), "creationTimestamp": now},
+        "spec": {"group": group, "version": version, "groupPriorityMinimum": group_priority, "versionPriority": version_priority},
+        "status": {"conditions": [{"type": "Available", "status": "True", "reason": "Local", "message": "Local APIServices are always available", "lastTransitionTime": now}]},
+    })
+}

@@ -1,0 +1,62 @@
+//! `/healthz`, `/livez` and `/readyz`: checks by name, all together or one alone.
+//! Source: apiserver `pkg/server/healthz/healthz.go`.
+
+use std::time::Duration;
+
+use super::{Response, Server, body};
+use crate::meta::options::Query;
+
+/// A database that does not answer within this time is not there.
+const STORE_WITHIN: Duration = Duration::from_secs(2);
+
+/// What is asked, in order: a server that answers at all has passed the first two.
+const CHECKS: [&str; 4] = ["ping", "log", "store", "shutdown"];
+const ROOTS: [&str; 3] = ["healthz", "livez", "readyz"];
+
+/// The answer to a path of health; `None` for other paths.
+pub async fn serve(server: &Server, path: &str, query: &Query) -> Option<Response> {
+    let (root, name) = path.trim_matches('/').split_once('/').unwrap_or((path.trim_matches('/'), ""));
+    if !ROOTS.contains(&root) {
+        return None;
+    }
+    let checks = CHECKS.into_iter().filter(|it| *it != "shutdown" || root == "readyz");
+    if !name.is_empty() {
+        let name = checks.into_iter().find(|it| *it == name)?;
+        return Some(match run(server, name).await {
+            true => body::text(200, "ok"),
+            false => body::text(500, "internal server error: reason withheld\n"),
+        });
+    }
+    let mut excluded: Vec<String> = query.all("exclude").map(str::to_owned).collect();
+    let (mut lines, mut has_failed) = (String::new(), false);
+    for check in checks {
+        let known = excluded.len();
+        excluded.retain(|it| it != check);
+        lines += &match excluded.len() < known {
+            true => format!("[+]{check} excluded: ok\n"),
+            false if run(server, check).await => format!("[+]{check} ok\n"),
+            false => {
+                has_failed = true;
+                format!("[-]{check} failed: reason withheld\n")
+            }
+        };
+    }
+    if !excluded.is_empty() {
+        let names: Vec<String> = excluded.iter().map(|it| format!("{it:?}")).collect();
+        lines += &format!("warn: some health checks cannot be excluded: no matches for {}\n", names.join(", "));
+    }
+    Some(match (has_failed, query.get("verbose")) {
+        (true, _) => body::text(500, format!("{lines}{root} check failed\n")),
+        (false, None) => body::text(200, "ok"),
+        (false, Some(_)) => body::text(200, format!("{lines}{root} check passed\n")),
+    })
+}
+
+async fn run(server: &Server, check: &str) -> bool {
+    match check {
+        "store" => tokio::time::timeout(STORE_WITHIN, server.store.consistent()).await.is_ok_and(|it| it.is_ok()),
+        // A server that is about to stop takes no new clients.
+        "shutdown" => !server.tasks.is_stopping(),
+        _ => true,
+    }
+}

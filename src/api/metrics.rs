@@ -1,0 +1,216 @@
+//! `/metrics`: what the server counts of its requests, its store and its process, under upstream's names.
+//! Source: apiserver `pkg/endpoints/metrics/metrics.go`, `pkg/storage/etcd3/metrics`, `pkg/util/flowcontrol/metrics`; prometheus `process_collector.go`.
+
+use std::{
+    sync::atomic::AtomicU64,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+use super::{Response, Server, body, http::GIT_VERSION, request::RequestInfo};
+
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// In what Linux tells programs of time.
+const USER_HZ: f64 = 100.0;
+const DURATIONS: [f64; 23] =
+    [0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0];
+
+/// What a request was, as all of its metrics label it.
+#[derive(Clone, Debug, Default, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct Labels {
+    verb: String,
+    dry_run: String,
+    group: String,
+    version: String,
+    resource: String,
+    subresource: String,
+    scope: String,
+    component: String,
+}
+
+type One = [(&'static str, String); 1];
+type Two = [(&'static str, String); 2];
+
+/// All that is counted.
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<(Labels, One), Counter>,
+    durations: Family<Labels, Histogram>,
+    /// `mutating` and `readOnly`.
+    inflight: Family<One, Gauge>,
+    objects: Family<One, Gauge>,
+    executing: Family<One, Gauge>,
+    queued: Family<One, Gauge>,
+    refused: Family<Two, Counter>,
+    process: Process,
+    started: f64,
+}
+
+#[derive(Default)]
+struct Process {
+    cpu_seconds: Counter<f64, AtomicU64>,
+    resident: Gauge,
+    virtual_memory: Gauge,
+    open_files: Gauge,
+    started: Gauge<f64, AtomicU64>,
+}
+
+fn durations() -> Histogram {
+    Histogram::new(DURATIONS)
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut metrics = Self {
+            registry: Registry::default(),
+            requests: Family::default(),
+            durations: Family::new_with_constructor(durations),
+            inflight: Family::default(),
+            objects: Family::default(),
+            executing: Family::default(),
+            queued: Family::default(),
+            refused: Family::default(),
+            process: Process::default(),
+            started: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
+        };
+        metrics.register();
+        metrics
+    }
+}
+
+impl Metrics {
+    fn register(&mut self) {
+        let it = &mut self.registry;
+        it.register("apiserver_request", "Requests by verb, resource, scope and the code of their answer", self.requests.clone());
+        it.register("apiserver_request_duration_seconds", "How long requests took until their answer began", self.durations.clone());
+        it.register("apiserver_current_inflight_requests", "Requests that are being answered, by kind", self.inflight.clone());
+        it.register("apiserver_storage_objects", "Stored objects by resource", self.objects.clone());
+        it.register("apiserver_flowcontrol_current_executing_requests", "Requests that run in a priority level", self.executing.clone());
+        it.register("apiserver_flowcontrol_current_inqueue_requests", "Requests that wait in a priority level", self.queued.clone());
+        it.register("apiserver_flowcontrol_rejected_requests", "Requests that a priority level refused", self.refused.clone());
+        it.register("process_cpu_seconds", "User and system time of the process", self.process.cpu_seconds.clone());
+        it.register("process_resident_memory_bytes", "Resident memory of the process", self.process.resident.clone());
+        it.register("process_virtual_memory_bytes", "Virtual memory of the process", self.process.virtual_memory.clone());
+        it.register("process_open_fds", "Open file descriptors of the process", self.process.open_files.clone());
+        it.register("process_start_time_seconds", "When the process began, since the epoch", self.process.started.clone());
+        let build = Family::<[(&'static str, String); 3], Gauge>::default();
+        let platform = format!("{}/{}", std::env::consts::OS, super::http::arch());
+        build.get_or_create(&[("git_version", GIT_VERSION.to_owned()), ("platform", platform), ("compiler", "rustc".to_owned())]).set(1);
+        it.register("kubernetes_build_info", "What this program is", build);
+    }
+
+    /// Begins to count a request; it ends with the answer.
+    pub fn begin(&self, labels: Labels) -> Running<'_> {
+        let is_mutating = matches!(labels.verb.as_str(), "POST" | "PUT" | "PATCH" | "APPLY" | "DELETE" | "DELETECOLLECTION");
+        let inflight = self.inflight.get_or_create_owned(&[("request_kind", if is_mutating { "mutating" } else { "readOnly" }.to_owned())]);
+        inflight.inc();
+        Running { metrics: self, labels, inflight, began: Instant::now() }
+    }
+
+    /// The document, with what is only looked up when it is asked for.
+    pub fn serve(&self, server: &Server) -> Response {
+        let snapshot = server.store.snapshot();
+        self.objects.clear();
+        for kind in server.registry.load().iter().filter(|it| it.storage.is_none()) {
+            let count = i64::try_from(snapshot.count(&kind.resource())).unwrap_or(i64::MAX);
+            self.objects.get_or_create(&[("resource", kind.group_resource().to_string())]).set(count);
+        }
+        for (level, running, waiting, refused) in server.fairness.state() {
+            let label = [("priority_level", level.clone())];
+            self.executing.get_or_create(&label).set(i64::try_from(running).unwrap_or(i64::MAX));
+            self.queued.get_or_create(&label).set(i64::try_from(waiting).unwrap_or(i64::MAX));
+            let counter = self.refused.get_or_create_owned(&[("priority_level", level), ("reason", "queue-full".to_owned())]);
+            counter.inc_by(refused.saturating_sub(counter.get()));
+        }
+        self.process.look(self.started);
+        let mut text = String::new();
+        match text::encode(&mut text, &self.registry) {
+            Ok(()) => body::respond(200, CONTENT_TYPE, body::full(text)),
+            Err(why) => body::text(500, why.to_string()),
+        }
+    }
+}
+
+/// A request that is being answered.
+pub struct Running<'a> {
+    metrics: &'a Metrics,
+    labels: Labels,
+    inflight: Gauge,
+    began: Instant,
+}
+
+impl Running<'_> {
+    /// Counts the answer. What nobody serves is not labelled: clients could make up names without end.
+    pub fn end(self, code: u16) {
+        let is_known = code != 404 || !self.labels.scope.is_empty();
+        let request = if is_known { self.labels.clone() } else { Labels { verb: self.labels.verb.clone(), component: "apiserver".to_owned(), ..Labels::default() } };
+        self.metrics.requests.get_or_create(&(request.clone(), [("code", code.to_string())])).inc();
+        if request.verb != "WATCH" && request.verb != "CONNECT" {
+            self.metrics.durations.get_or_create(&request).observe(self.began.elapsed().as_secs_f64());
+        }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.inflight.dec();
+    }
+}
+
+impl Labels {
+    /// `is_served` says whether there is such a resource.
+    pub fn of(info: &RequestInfo, method: &http::Method, is_apply: bool, is_dry_run: bool, is_served: bool) -> Self {
+        let verb = match info.verb.as_str() {
+            _ if matches!(info.subresource.as_str(), "attach" | "exec" | "portforward" | "proxy") => "CONNECT",
+            "create" => "POST",
+            "update" => "PUT",
+            "patch" if is_apply => "APPLY",
+            "list" | "watch" | "deletecollection" | "patch" | "delete" | "get" => &info.verb.to_ascii_uppercase(),
+            _ => method.as_str(),
+        };
+        let base = Self { verb: verb.to_owned(), component: "apiserver".to_owned(), ..Self::default() };
+        if !info.is_resource || !is_served {
+            let path = if info.is_resource { String::new() } else { info.path.clone() };
+            return Self { subresource: path, ..base };
+        }
+        let scope = match (info.name.as_str(), info.namespace.as_str()) {
+            (name, _) if !name.is_empty() || verb == "POST" => "resource",
+            (_, "") => "cluster",
+            _ => "namespace",
+        };
+        Self {
+            dry_run: if is_dry_run { "All" } else { "" }.to_owned(),
+            group: info.group.clone(),
+            version: info.version.clone(),
+            resource: info.resource.clone(),
+            subresource: info.subresource.clone(),
+            scope: scope.to_owned(),
+            ..base
+        }
+    }
+}
+
+impl Process {
+    /// Reads the process' own numbers.
+    fn look(&self, started: f64) {
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+        // After the name, which may hold anything, stand numbers: the times of user and system are the eleventh and the twelfth after the state.
+        let fields: Vec<u32> = stat.rsplit_once(") ").map_or("", |it| it.1).split(' ').skip(1).map(|it| it.parse().unwrap_or_default()).collect();
+        let ticks = fields.get(10..12).map_or(0, |it| it.iter().sum::<u32>());
+        self.cpu_seconds.inc_by((f64::from(ticks) / USER_HZ - self.cpu_seconds.get()).max(0.0));
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let bytes = |name: &str| {
+            let line = status.lines().find_map(|it| it.strip_prefix(name)?.strip_suffix("kB"));
+            line.and_then(|it| it.trim().parse::<i64>().ok()).unwrap_or_default() << 10
+        };
+        self.resident.set(bytes("VmRSS:"));
+        self.virtual_memory.set(bytes("VmSize:"));
+        self.open_files.set(std::fs::read_dir("/proc/self/fd").map_or(0, |it| it.count()) as i64);
+        self.started.set(started);
+    }
+}
