@@ -17,6 +17,7 @@ mod pulls;
 mod register;
 mod registry;
 pub mod routes;
+pub mod requirements;
 pub mod runtime;
 mod sandbox;
 pub mod server;

@@ -25,7 +25,7 @@ use crate::{
     node::{
         agent::{self, Agent},
         certificates::{self, Certificate, Purpose},
-        routes, server as node_server,
+        requirements, routes, server as node_server,
     },
     proxy,
 };
@@ -58,6 +58,8 @@ pub struct Node {
     agent: Arc<Agent>,
     table: String,
     tasks: Tasks,
+    /// What does not work on this machine, and why.
+    pub limits: Vec<String>,
 }
 
 impl Node {
@@ -74,6 +76,8 @@ impl Node {
         let network = read_network(&client).await?;
         let (listener, port) = listen(address.into()).await?;
         let data_dir = std::fs::canonicalize(&options.data_dir).map_err(|why| Error::new(&options.data_dir.display().to_string(), why))?;
+        let mut limits = requirements::missing(&data_dir);
+        limits.extend(proxy::feed::missing());
         let agent = Agent::start(
             client.clone(),
             &tasks,
@@ -94,7 +98,7 @@ impl Node {
         let dns = dns::feed::start(&client, &tasks, address.into()).await.map_err(|why| Error::new("the cluster's DNS", why))?;
         routes::start(&client, &tasks, routes::Options { node: name.clone(), address, pods: network.pods, cluster: slot.name() });
         proxy::feed::start(&client, &tasks, proxy::feed::Options { node: name, table: slot.name(), pods: network.pods, dns });
-        Ok(Self { agent, table: slot.name(), tasks })
+        Ok(Self { agent, table: slot.name(), tasks, limits })
     }
 
     /// Completes when a part without which the node does not work has ended.

@@ -71,9 +71,10 @@ impl Cluster {
             match Node::start(&api.clients, api.authority.certificate(), &options.node_options, &slot, &parts).await {
                 Ok(started) => {
                     parts.spawn("node-role", mark(api.own_client(), options.node_options.node_name()?));
+                    limits.clone_from(&started.limits);
                     node = Some(started);
                 }
-                Err(why) => limits.push(format!("no pods run on this machine: {why}")),
+                Err(why) => limits.push(format!("no pods run on this machine: {why}. API, controllers and scheduler work; pods wait for a node that joins, or for --simulated-nodes")),
             }
         }
         Ok(Self { api, parts, _slot: slot, node, limits })

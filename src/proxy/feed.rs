@@ -87,6 +87,13 @@ pub fn start(client: &kube::Client, tasks: &Tasks, options: Options) {
     });
 }
 
+/// Why Services do not work on this machine, where they do not: the kernel is given rules for a moment.
+pub fn missing() -> Option<String> {
+    let name = format!("howdah-probe-{}", std::process::id());
+    let tried = Table::open(&name, Family::V4).and_then(|mut it| it.create(None).and_then(|()| it.delete()));
+    tried.err().map(|why| format!("pods do not reach Services, for want of nftables with NAT and maps ({why})"))
+}
+
 /// Takes the rules of a cluster out of the kernel.
 pub fn remove(table: &str) {
     if let Ok(mut table) = Table::open(table, Family::V4) {

@@ -8,6 +8,7 @@ use super::devices;
 
 const ROOT: &str = "/sys/fs/cgroup";
 const V1: [&str; 5] = ["memory", "cpu", "pids", "devices", "freezer"];
+const V2: [&str; 3] = ["memory", "cpu", "pids"];
 /// Microseconds of a scheduling period.
 const PERIOD: i64 = 100_000;
 /// Processes in one container, so that a fork bomb stays in it.
@@ -27,8 +28,17 @@ pub struct Limits {
     pub has_all_devices: bool,
 }
 
-fn is_v2() -> bool {
+pub fn is_v2() -> bool {
     Path::new(ROOT).join("cgroup.controllers").exists()
+}
+
+/// The controllers that the kernel does not offer here.
+pub fn missing_controllers() -> Vec<&'static str> {
+    let offered = fs::read_to_string(format!("{ROOT}/cgroup.controllers")).unwrap_or_default();
+    match is_v2() {
+        true => V2.into_iter().filter(|it| !offered.split_whitespace().any(|has| has == *it)).collect(),
+        false => V1.into_iter().filter(|it| !Path::new(ROOT).join(it).exists()).collect(),
+    }
 }
 
 /// The directories of a group.
@@ -82,8 +92,8 @@ fn create_v2(group: &str) -> io::Result<()> {
     let mut path = Path::new(ROOT).to_owned();
     for part in Path::new(group).components() {
         // Controllers must be handed down level by level; those that the kernel lacks are left out.
-        for controller in ["+memory", "+cpu", "+pids"] {
-            let _ = fs::write(path.join("cgroup.subtree_control"), controller);
+        for controller in V2 {
+            let _ = fs::write(path.join("cgroup.subtree_control"), format!("+{controller}"));
         }
         path.push(part);
         match fs::create_dir(&path) {
@@ -96,6 +106,11 @@ fn create_v2(group: &str) -> io::Result<()> {
 
 fn set_limits_v2(group: &str, limits: &Limits) -> io::Result<()> {
     let path = Path::new(ROOT).join(group);
+    let is_missing = |it: &str| !path.join(it).exists();
+    if ["memory.max", "cpu.max", "cpu.weight"].into_iter().any(is_missing) {
+        // `up` has said that limits do not hold here.
+        return Ok(());
+    }
     let most = |it: Option<i64>| it.map_or_else(|| "max".to_owned(), |it| it.to_string());
     fs::write(path.join("memory.max"), most(limits.memory))?;
     // As the kubelet: no swap, and a container that runs out of memory ends as a whole. Kernels may lack either.
