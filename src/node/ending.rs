@@ -20,7 +20,7 @@ use super::{
     volumes,
 };
 use crate::{
-    base::{clock, tasks},
+    base::tasks,
     client::{EventType, Result, writes},
 };
 
@@ -128,10 +128,9 @@ impl Agent {
 
     /// Ends a pod that was deleted: its containers, the sidecars last, then all that is left, then the object.
     pub(super) async fn end(self: &Arc<Self>, pod: &Arc<Pod>, containers: &[Container]) -> Result<Option<Duration>> {
-        let until = pod.metadata.deletion_timestamp.as_ref().map_or_else(clock::now, |it| it.0);
-        let within = seconds(until.duration_since(clock::now()).as_secs());
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let since = *self.leaving.lock().unwrap_or_else(PoisonError::into_inner).entry(uid.clone()).or_insert_with(Instant::now);
+        let within = seconds(pod.metadata.deletion_grace_period_seconds.unwrap_or(GRACE_SECONDS)).saturating_sub(since.elapsed());
         if self.end_containers(pod, containers, within) {
             return Ok(Some(Duration::from_secs(1)));
         }
