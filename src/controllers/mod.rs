@@ -26,10 +26,12 @@ pub mod resourcequota;
 pub mod serviceaccount;
 pub mod statefulset;
 pub mod ttlafterfinished;
+pub mod validatingadmissionpolicystatus;
 
 use std::{marker::PhantomData, sync::Arc};
 
 use k8s_openapi::api::{
+    admissionregistration::v1::ValidatingAdmissionPolicy,
     apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
     batch::v1::{CronJob, Job},
     coordination::v1::Lease,
@@ -100,6 +102,7 @@ pub struct Informers {
     /// Only the nodes' heartbeats.
     pub node_leases: Informer<Lease>,
     pub cluster_roles: Informer<ClusterRole>,
+    pub validating_policies: Informer<ValidatingAdmissionPolicy>,
 }
 
 /// The index of pods by the name of their node.
@@ -129,6 +132,7 @@ fn start_all(clients: &Clients, tasks: &Tasks, options: Options) {
 fn all() -> Vec<Box<dyn Controller>> {
     vec![
         Box::new(clusterroleaggregation::ClusterRoleAggregationController),
+        Box::new(validatingadmissionpolicystatus::ValidatingAdmissionPolicyStatusController),
         Box::new(cronjob::CronJobController),
         Box::new(deployment::DeploymentController),
         Box::new(disruption::DisruptionController),
@@ -208,6 +212,7 @@ impl Informers {
             nodes: Informer::start("nodes", Api::all(all(client)), Watch::default(), tasks),
             node_leases: Informer::start("leases", Api::namespaced(all(client), "kube-node-lease"), Watch::default(), tasks),
             cluster_roles: Informer::start("clusterroles", Api::all(all(client)), Watch::default(), tasks),
+            validating_policies: Informer::start("validatingadmissionpolicies", Api::all(all(client)), Watch::default(), tasks),
         }
     }
 
@@ -215,7 +220,7 @@ impl Informers {
         tokio::join!(self.pods.synced(), self.replica_sets.synced(), self.replication_controllers.synced(), self.deployments.synced(), self.jobs.synced(), self.namespaces.synced());
         tokio::join!(self.stateful_sets.synced(), self.daemon_sets.synced(), self.controller_revisions.synced(), self.cron_jobs.synced());
         tokio::join!(self.service_accounts.synced(), self.root_ca_config_maps.synced(), self.services.synced(), self.endpoints.synced());
-        tokio::join!(self.endpoint_slices.synced(), self.nodes.synced(), self.node_leases.synced(), self.cluster_roles.synced());
+        tokio::join!(self.endpoint_slices.synced(), self.nodes.synced(), self.node_leases.synced(), self.cluster_roles.synced(), self.validating_policies.synced());
     }
 }
 

@@ -1,104 +1,139 @@
-//! CEL expressions over admission requests: the variables that they see, and match conditions of webhooks and policies.
-//! Source: apiserver `pkg/admission/plugin/cel/compile.go`, kubernetes `pkg/apis/admissionregistration/validation/validation.go`.
+//! Expressions of admission, by policies and by the match conditions of webhooks: which variables they see, and how they are compiled.
+//! Source: apiserver `pkg/admission/plugin/cel/{compile,composition}.go`, `pkg/admission/plugin/webhook/matchconditions`.
+
+use std::sync::{Arc, LazyLock};
 
 use crate::{
     meta::{FieldError, FieldErrors, Meta, Path, Value, names},
-    schema::cel::{Decl, Environment, Program, Type},
+    schema::cel::{Decl, Environment, Object, Program, Type, decl::Shape},
 };
 
+/// The most match conditions of one webhook or policy.
 const CONDITIONS_MAX: usize = 64;
 
-/// `object`, `oldObject`, `request`, `namespaceObject` and the authorizer.
-pub fn environment() -> Environment {
-    let check = Decl::scalar(Type::Opaque("kubernetes.authorization.ResourceCheck"));
-    let variables = Environment::default().with_dyn("object").with_dyn("oldObject");
-    variables.with("namespaceObject", namespace()).with("request", request()).with_authorizer().with("authorizer.requestResource", check)
+/// What an expression may use beyond the request itself.
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    pub has_params: bool,
+    pub has_authorizer: bool,
+    /// It may make objects and patches.
+    pub makes_objects: bool,
+    /// The policy's variables before it, with their types.
+    pub variables: Vec<(String, Type)>,
+    /// The types of `object` and `oldObject`, and of `params`, where they are known; the type check of a policy knows them.
+    pub object: Option<Decl>,
+    pub params: Option<Decl>,
 }
 
-fn texts<const N: usize>(name: &str, fields: [&'static str; N]) -> Decl {
-    Decl::object(name, fields.map(|it| (it, Decl::string())))
-}
+impl Scope {
+    pub fn environment(&self) -> Environment {
+        let anything = || Decl::scalar(Type::Dyn);
+        let object = || self.object.clone().unwrap_or_else(anything);
+        let mut environment = Environment::default()
+            .with("object", object())
+            .with("oldObject", object())
+            .with("request", REQUEST.clone())
+            .with("namespaceObject", NAMESPACE.clone());
+        if self.has_params {
+            environment = environment.with("params", self.params.clone().unwrap_or_else(anything));
+        }
+        if self.has_authorizer {
+            let resource = Type::Opaque("kubernetes.authorization.ResourceCheck");
+            environment = environment.with_authorizer().with("authorizer.requestResource", Decl::scalar(resource));
+        }
+        if !self.variables.is_empty() {
+            let fields = self.variables.iter().map(|(name, ty)| (name.clone(), Decl::scalar(ty.clone()))).collect();
+            environment = environment.with("variables", object_of("kubernetes.variables", fields));
+        }
+        if self.makes_objects { environment.with_objects() } else { environment }
+    }
 
-/// `BuildRequestType`.
-fn request() -> Decl {
-    let kind = || texts("kubernetes.GroupVersionKind", ["group", "version", "kind"]);
-    let resource = || texts("kubernetes.GroupVersionResource", ["group", "version", "resource"]);
-    let user = Decl::object(
-        "kubernetes.UserInfo",
-        [("username", Decl::string()), ("uid", Decl::string()), ("groups", Decl::list(Decl::string())), ("extra", Decl::map(Decl::list(Decl::string())))],
-    );
-    Decl::object(
-        "kubernetes.AdmissionRequest",
-        [
-            ("kind", kind()),
-            ("resource", resource()),
-            ("subResource", Decl::string()),
-            ("requestKind", kind()),
-            ("requestResource", resource()),
-            ("requestSubResource", Decl::string()),
-            ("name", Decl::string()),
-            ("namespace", Decl::string()),
-            ("operation", Decl::string()),
-            ("userInfo", user),
-            ("dryRun", Decl::scalar(Type::Bool)),
-            ("options", Decl::scalar(Type::Dyn)),
-        ],
-    )
-}
-
-/// `BuildNamespaceType`.
-fn namespace() -> Decl {
-    let (time, number) = (|| Decl::scalar(Type::Timestamp), || Decl::scalar(Type::Int));
-    let condition = Decl::object(
-        "kubernetes.NamespaceCondition",
-        [("status", Decl::string()), ("type", Decl::string()), ("lastTransitionTime", time()), ("message", Decl::string()), ("reason", Decl::string())],
-    );
-    let metadata = Decl::object(
-        "kubernetes.NamespaceMetadata",
-        [
-            ("name", Decl::string()),
-            ("generateName", Decl::string()),
-            ("namespace", Decl::string()),
-            ("labels", Decl::map(Decl::string())),
-            ("annotations", Decl::map(Decl::string())),
-            ("UID", Decl::string()),
-            ("creationTimestamp", time()),
-            ("deletionGracePeriodSeconds", number()),
-            ("deletionTimestamp", time()),
-            ("generation", number()),
-            ("resourceVersion", Decl::string()),
-            ("finalizers", Decl::list(Decl::string())),
-        ],
-    );
-    let spec = Decl::object("kubernetes.NamespaceSpec", [("finalizers", Decl::list(Decl::string()))]);
-    let status = Decl::object("kubernetes.NamespaceStatus", [("conditions", Decl::list(condition)), ("phase", Decl::string())]);
-    Decl::object("kubernetes.Namespace", [("metadata", metadata), ("spec", spec), ("status", status)])
-}
-
-/// A condition as a program; the error is upstream's.
-pub fn condition(environment: &Environment, expression: &str) -> Result<Program, String> {
-    let program = Program::compile(environment, expression).map_err(|why| why.to_string())?;
-    match program.output() {
-        Type::Bool => Ok(program),
-        other => Err(format!("must evaluate to bool but got {other}")),
+    /// The program of a text whose result is of one of the types wanted; any will do when none is named.
+    pub fn compile(&self, text: &str, wanted: &[Type]) -> Result<Program, String> {
+        let program = Program::compile(&self.environment(), text).map_err(|it| it.to_string())?;
+        let found = program.output();
+        match wanted {
+            [] => Ok(program),
+            _ if wanted.contains(found) => Ok(program),
+            [one] => Err(format!("must evaluate to {} but got {}", shown(one), shown(found))),
+            many => Err(format!("must evaluate to one of [{}] but got {}", many.iter().map(shown).collect::<Vec<_>>().join(" "), shown(found))),
+        }
     }
 }
 
-/// `validateMatchConditions`.
-pub fn match_conditions(conditions: &[Value], path: &Path, errors: &mut FieldErrors) {
+/// A type as Go prints it.
+fn shown(ty: &Type) -> String {
+    match ty {
+        Type::Null | Type::Duration | Type::Timestamp => ty.runtime_name().to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn object_of(name: &str, fields: std::collections::BTreeMap<String, Decl>) -> Decl {
+    Decl { shape: Shape::Object(Arc::new(Object { name: name.to_owned(), fields, is_open: false })), max_elements: 0, min_size: 2 }
+}
+
+/// `BuildRequestType`
+static REQUEST: LazyLock<Decl> = LazyLock::new(|| {
+    let (text, any) = (Decl::string, || Decl::scalar(Type::Dyn));
+    let three = |name: &'static str, last: &'static str| Decl::object(name, [("group", text()), ("version", text()), (last, text())]);
+    let (kind, resource) = (|| three("kubernetes.GroupVersionKind", "kind"), || three("kubernetes.GroupVersionResource", "resource"));
+    let user = [("username", text()), ("uid", text()), ("groups", Decl::list(text())), ("extra", Decl::map(Decl::list(text())))];
+    Decl::object("kubernetes.AdmissionRequest", [
+        ("kind", kind()), ("resource", resource()), ("subResource", text()), ("requestKind", kind()), ("requestResource", resource()), ("requestSubResource", text()),
+        ("name", text()), ("namespace", text()), ("operation", text()), ("userInfo", Decl::object("kubernetes.UserInfo", user)), ("dryRun", Decl::scalar(Type::Bool)), ("options", any()),
+    ])
+});
+
+/// `BuildNamespaceType`
+static NAMESPACE: LazyLock<Decl> = LazyLock::new(|| {
+    let (text, time, int) = (Decl::string, || Decl::scalar(Type::Timestamp), || Decl::scalar(Type::Int));
+    let condition = [("status", text()), ("type", text()), ("lastTransitionTime", time()), ("message", text()), ("reason", text())];
+    let metadata = [
+        ("name", text()), ("generateName", text()), ("namespace", text()), ("labels", Decl::map(text())), ("annotations", Decl::map(text())), ("UID", text()),
+        ("creationTimestamp", time()), ("deletionGracePeriodSeconds", int()), ("deletionTimestamp", time()), ("generation", int()), ("resourceVersion", text()), ("finalizers", Decl::list(text())),
+    ];
+    let status = [("conditions", Decl::list(Decl::object("kubernetes.NamespaceCondition", condition))), ("phase", text())];
+    Decl::object("kubernetes.Namespace", [
+        ("metadata", Decl::object("kubernetes.NamespaceMetadata", metadata)),
+        ("spec", Decl::object("kubernetes.NamespaceSpec", [("finalizers", Decl::list(text()))])),
+        ("status", Decl::object("kubernetes.NamespaceStatus", status)),
+    ])
+});
+
+/// A condition under which a webhook or a policy is for a request.
+#[derive(Clone, Debug)]
+pub struct Condition {
+    pub name: String,
+    pub expression: String,
+    pub program: Result<Program, String>,
+}
+
+/// The `matchConditions` of a webhook or a policy's specification.
+pub fn conditions(owner: &Value, scope: &Scope) -> Vec<Condition> {
+    let condition = |it: &Value| Condition {
+        name: it.text("name").to_owned(),
+        expression: it.text("expression").to_owned(),
+        program: scope.compile(it.text("expression"), &[Type::Bool]),
+    };
+    owner.items_at(&["matchConditions"]).iter().map(condition).collect()
+}
+
+/// `validateMatchConditions`
+pub fn validate_conditions(conditions: &[Value], has_params: bool, path: &Path, errors: &mut FieldErrors) {
     if conditions.len() > CONDITIONS_MAX {
         errors.push(FieldError::too_many(path, conditions.len(), CONDITIONS_MAX));
     }
-    let environment = environment();
-    for (at, it) in conditions.iter().enumerate() {
-        let (path, name, expression) = (path.index(at), it.text("name"), it.text("expression").trim());
-        match expression {
+    let scope = Scope { has_params, has_authorizer: true, ..Scope::default() };
+    for (at, condition) in conditions.iter().enumerate() {
+        let (path, name) = (path.index(at), condition.text("name"));
+        match condition.text("expression").trim() {
             "" => errors.push(FieldError::required(&path.child("expression"), "")),
-            text => errors.extend(condition(&environment, text).err().map(|why| FieldError::invalid(&path.child("expression"), text, why))),
+            text => errors.extend(scope.compile(text, &[Type::Bool]).err().map(|why| FieldError::invalid(&path.child("expression"), text, why))),
         }
         match name {
             "" => errors.push(FieldError::required(&path.child("name"), "")),
-            name => errors.extend(names::qualified_name(name).into_iter().map(|it| FieldError::invalid(&path.child("name"), name, it))),
+            name => errors.extend(names::qualified_name(name).into_iter().map(|why| FieldError::invalid(&path.child("name"), name, why))),
         }
         if !name.is_empty() && conditions[..at].iter().any(|it| it.text("name") == name) {
             errors.push(FieldError::duplicate(&path.child("name"), name));
@@ -116,7 +151,7 @@ mod tests {
     fn conditions_are_checked_against_what_they_see() {
         let check = |name: &str, expression: &str, expected: &[&str]| {
             let mut errors = FieldErrors::new();
-            match_conditions(&[json!({"name": name, "expression": expression})], &Path::new("m"), &mut errors);
+            validate_conditions(&[json!({"name": name, "expression": expression})], false, &Path::new("m"), &mut errors);
             let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
             assert_eq!(errors.len(), expected.len(), "{expression}: {errors:?}");
             errors.iter().zip(expected).for_each(|(error, start)| assert!(error.starts_with(start), "{error}"));

@@ -3,6 +3,7 @@
 //!
 //! Read `table.rs` first. A kind with behaviour of its own has a file for it, reached through its [`Strategy`].
 
+pub mod admission;
 pub mod cells;
 pub mod check;
 pub mod columns;

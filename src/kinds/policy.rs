@@ -12,8 +12,6 @@ use crate::meta::{FieldError, FieldErrors, Meta, Path, Value};
 pub const DISRUPTION_BUDGET: Strategy = Strategy { validate: validate_budget, has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const QUOTA: Strategy = Strategy { validate: validate_quota, resets_status: true, ..Strategy::PLAIN };
 pub const AUTOSCALER: Strategy = Strategy { default: default_autoscaler, validate: validate_autoscaler, resets_status: true, ..Strategy::PLAIN };
-pub const ADMISSION_POLICY: Strategy = Strategy { default: default_policy, has_generation: true, resets_status: true, ..Strategy::PLAIN };
-pub const POLICY_BINDING: Strategy = Strategy { default: default_policy_binding, has_generation: true, ..Strategy::PLAIN };
 pub const FLOW_SCHEMA: Strategy = Strategy { default: |object| fill_at(object, &["spec", "matchingPrecedence"], 1000), has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const PRIORITY_LEVEL: Strategy = Strategy { default: default_priority_level, has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const SIGNING_REQUEST: Strategy =
@@ -152,29 +150,6 @@ pub const AUTOSCALER_FROM_V1: fn(&mut Value) = |object| {
 const METRICS: &str = "autoscaling.alpha.kubernetes.io/metrics";
 const BEHAVIOR: &str = "autoscaling.alpha.kubernetes.io/behavior";
 const CONDITIONS: &str = "autoscaling.alpha.kubernetes.io/conditions";
-
-fn default_match(constraints: &mut Value) {
-    fill(constraints, "matchPolicy", "Equivalent");
-    for selector in ["namespaceSelector", "objectSelector"] {
-        fill(constraints, selector, json!({}));
-    }
-    for list in ["resourceRules", "excludeResourceRules"] {
-        each(constraints, &[list]).for_each(|rule| fill(rule, "scope", "*"));
-    }
-}
-
-fn default_policy(object: &mut Value) {
-    fill(&mut object["spec"], "failurePolicy", "Fail");
-    if let Some(constraints) = object["spec"].get_mut("matchConstraints") {
-        default_match(constraints);
-    }
-}
-
-fn default_policy_binding(object: &mut Value) {
-    if let Some(resources) = object["spec"].get_mut("matchResources") {
-        default_match(resources);
-    }
-}
 
 fn default_priority_level(object: &mut Value) {
     let spec = &mut object["spec"];

@@ -2,7 +2,7 @@
 
 use super::{
     ALL_VERBS, Action, Body, CREATE_ONLY, Cell, Column, Convert, FieldValue, Kind, Registry, Scope, Selectable, Strategy, Subresource, Verb, Version,
-    cells::*, columns::*, crd, event, namespace, networking, node, pod, policy, rbac, secret, service, storage, webhooks, workloads,
+    admission, cells::*, columns::*, crd, event, namespace, networking, node, pod, policy, rbac, secret, service, storage, webhooks, workloads,
 };
 use crate::{meta::names, schema};
 
@@ -138,13 +138,13 @@ fn machinery() -> Vec<Row> {
             AGE, or("SignerName", &["spec", "signerName"], "<none>"), path("Requestor", &["spec", "username"]), fun("RequestedDuration", "string", request_duration), fun("Condition", "string", request_condition)]),
     cl("admissionregistration.k8s.io", "v1", "validatingwebhookconfigurations", "ValidatingWebhookConfiguration").category("api-extensions").does(&webhooks::CONFIGURATION).cols(&[count("Webhooks", &["webhooks"]), AGE]),
     cl("admissionregistration.k8s.io", "v1", "mutatingwebhookconfigurations", "MutatingWebhookConfiguration").category("api-extensions").does(&webhooks::CONFIGURATION).cols(&[count("Webhooks", &["webhooks"]), AGE]),
-    cl("admissionregistration.k8s.io", "v1", "validatingadmissionpolicies", "ValidatingAdmissionPolicy").category("api-extensions").does(&policy::ADMISSION_POLICY).status()
+    cl("admissionregistration.k8s.io", "v1", "validatingadmissionpolicies", "ValidatingAdmissionPolicy").category("api-extensions").does(&admission::VALIDATING_POLICY).status()
         .cols(&[count("Validations", &["spec", "validations"]), fun("ParamKind", "string", param_kind), AGE]),
-    cl("admissionregistration.k8s.io", "v1", "validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding").category("api-extensions").does(&policy::POLICY_BINDING)
+    cl("admissionregistration.k8s.io", "v1", "validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding").category("api-extensions").does(&admission::VALIDATING_BINDING)
         .cols(&[path("PolicyName", &["spec", "policyName"]), fun("ParamRef", "string", param_ref), AGE]),
-    cl("admissionregistration.k8s.io", "v1", "mutatingadmissionpolicies", "MutatingAdmissionPolicy").category("api-extensions").does(&policy::ADMISSION_POLICY)
+    cl("admissionregistration.k8s.io", "v1", "mutatingadmissionpolicies", "MutatingAdmissionPolicy").category("api-extensions").does(&admission::MUTATING_POLICY)
         .cols(&[count("Mutations", &["spec", "mutations"]), fun("ParamKind", "string", param_kind), AGE]),
-    cl("admissionregistration.k8s.io", "v1", "mutatingadmissionpolicybindings", "MutatingAdmissionPolicyBinding").category("api-extensions").does(&policy::POLICY_BINDING)
+    cl("admissionregistration.k8s.io", "v1", "mutatingadmissionpolicybindings", "MutatingAdmissionPolicyBinding").category("api-extensions").does(&admission::MUTATING_BINDING)
         .cols(&[path("PolicyName", &["spec", "policyName"]), fun("ParamRef", "string", param_ref), AGE]),
     cl("flowcontrol.apiserver.k8s.io", "v1", "flowschemas", "FlowSchema").does(&policy::FLOW_SCHEMA).status().cols(&[path("PriorityLevel", &["spec", "priorityLevelConfiguration", "name"]),
             int("MatchingPrecedence", &["spec", "matchingPrecedence"]), or("DistinguisherMethod", &["spec", "distinguisherMethod", "type"], "<none>"), AGE, fun("MissingPL", "string", missing_level)]),

@@ -52,7 +52,7 @@ fn validate(object: &Value, change: Change<'_>) -> FieldErrors {
         let (path, name) = (Path::new("webhooks").index(at), webhook.text("name"));
         validate_webhook(webhook, needs_harmless, &path, &mut errors);
         if !is_same(webhook) {
-            expressions::match_conditions(webhook.items_at(&["matchConditions"]), &path.child("matchConditions"), &mut errors);
+            expressions::validate_conditions(webhook.items_at(&["matchConditions"]), false, &path.child("matchConditions"), &mut errors);
         }
         let versions = webhook.items_at(&["admissionReviewVersions"]);
         review_versions(versions, needs_known, "must specify one of v1, v1beta1", &path.child("admissionReviewVersions"), &mut errors);
@@ -118,7 +118,8 @@ pub fn review_versions(versions: &[Value], needs_known: bool, hint: &'static str
     }
 }
 
-fn validate_rule(rule: &Value, path: &Path, errors: &mut FieldErrors) {
+/// One rule of a webhook or a policy.
+pub fn validate_rule(rule: &Value, path: &Path, errors: &mut FieldErrors) {
     const OPERATIONS: &[&str] = &["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
     words(rule, "operations", "operations", path, errors);
     for (at, operation) in rule.items_at(&["operations"]).iter().enumerate() {
@@ -176,7 +177,7 @@ fn validate_resources(resources: &[Value], path: &Path, errors: &mut FieldErrors
 }
 
 /// `ValidateLabelSelector`.
-fn label_selector(selector: &Value, path: &Path, errors: &mut FieldErrors) {
+pub fn label_selector(selector: &Value, path: &Path, errors: &mut FieldErrors) {
     metadata::labels(selector.map_at(&["matchLabels"]), &path.child("matchLabels"), errors);
     for (at, expression) in selector.items_at(&["matchExpressions"]).iter().enumerate() {
         let path = path.child("matchExpressions").index(at);

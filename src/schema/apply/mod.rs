@@ -351,6 +351,24 @@ fn merge(live: &Value, applied: &Value, node: &Node<'_>) -> Value {
     }
 }
 
+/// `patch` over `live`, as an apply without managers: what mutating admission policies do. Nothing atomic may be in the patch
+/// (`ApplyStructuredMergeDiff`).
+pub fn overlay(live: &Value, patch: &Value, schema: &Schema) -> std::result::Result<Value, String> {
+    let (node, mut atomics) = (Node::root(schema), Vec::new());
+    find_atomics(patch, &node, "", &mut atomics);
+    if atomics.is_empty() { Ok(merge(live, patch, &node)) } else { Err(format!("may not mutate atomic arrays, maps or structs: {}", atomics.join(", "))) }
+}
+
+fn find_atomics(value: &Value, node: &Node<'_>, path: &str, found: &mut Vec<String>) {
+    if node.is_atomic && (value.is_object() || value.is_array()) {
+        found.push(path.to_owned());
+    }
+    for (at, (name, part)) in parts(value, node).into_iter().enumerate() {
+        let step = if value.is_array() { format!("[{at}]") } else { format!(".{}", &name[2..]) };
+        find_atomics(part.value, &part.node, &format!("{path}{step}"), found);
+    }
+}
+
 fn is_granular_map(node: &Node<'_>) -> bool {
     matches!(node.schema.shape, Shape::Object(_) | Shape::Map { .. } | Shape::Any)
 }

@@ -108,3 +108,111 @@ fn expressions_answer_as_cel_go_does() {
     }
     assert!(wrong.is_empty(), "{} of {all} are wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
+
+/// Expressions nobody would write: tokens in any order, trees of random shape, cases with random edits, and deep nests.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, most: usize) -> usize {
+        // xorshift64*
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % most
+    }
+
+    fn one<'a>(&mut self, of: &[&'a str]) -> &'a str {
+        of[self.below(of.len())]
+    }
+
+    fn tokens(&mut self) -> String {
+        const TOKENS: [&str; 44] = [
+            "self", "object", ".", "?", ":", "(", ")", "[", "]", "{", "}", ",", "+", "-", "*", "/", "%", "!", "==", "!=", "<", "&&", "||", " in ", "1", "0", "9223372036854775807", "1u", "1.5", "'a'",
+            "b'x'", "true", "null", "list", "all(x,", "map(x,", "x", "has(", "\"", "\\", "@", "format(", "authorizer", "\u{1f600}",
+        ];
+        (0..1 + self.below(30)).map(|_| self.one(&TOKENS)).collect()
+    }
+
+    fn tree(&mut self, depth: usize) -> String {
+        const LEAVES: [&str; 20] = [
+            "self.i", "self.s", "self.list", "self.m", "self.strs", "self.lm", "object", "object.list", "x", "1", "'a'", "[]", "{}", "null", "true", "2.5", "self.ts", "self.dur", "quantity('1')", "optional.none()",
+        ];
+        const CALLS: [&str; 24] = [
+            "size", "sum", "max", "sort", "distinct", "reverse", "first", "isSorted", "flatten", "trim", "lowerAscii", "join", "hasValue", "value", "getHours", "asInteger", "unwrapOpt", "last", "min", "string", "int", "type", "dyn", "double",
+        ];
+        if depth == 0 {
+            return self.one(&LEAVES).to_owned();
+        }
+        let part = |it: &mut Self| it.tree(depth - 1);
+        match self.below(9) {
+            0 => format!("({} {} {})", part(self), self.one(&["+", "-", "*", "/", "%", "==", "!=", "<", ">=", "&&", "||", "in"]), part(self)),
+            1 => format!("{}.{}()", part(self), self.one(&CALLS)),
+            2 => format!("{}({})", self.one(&CALLS), part(self)),
+            3 => format!("{}.{}(x, {})", part(self), self.one(&["all", "exists", "exists_one", "map", "filter", "sortBy", "optMap"]), part(self)),
+            4 => format!("({} ? {} : {})", part(self), part(self), part(self)),
+            5 => format!("[{}, {}]", part(self), part(self)),
+            6 => format!("{{{}: {}}}", part(self), part(self)),
+            7 => format!("{}[{}]", part(self), part(self)),
+            _ => format!("{}.{}(i, x, {})", part(self), self.one(&["transformList", "transformMap", "all"]), part(self)),
+        }
+    }
+
+    fn edited(&mut self, text: &str) -> String {
+        let mut letters: Vec<char> = text.chars().collect();
+        for _ in 0..1 + self.below(4) {
+            let at = self.below(letters.len() + 1);
+            match self.below(3) {
+                0 if at < letters.len() => _ = letters.remove(at),
+                1 if at < letters.len() => letters[at] = char::from(32 + self.below(95) as u8),
+                _ => letters.insert(at, char::from(32 + self.below(95) as u8)),
+            }
+        }
+        letters.into_iter().collect()
+    }
+
+    fn nest(&mut self) -> String {
+        let (open, close) = [("(", ")"), ("[", "]"), ("!", ""), ("-", ""), ("{1:", "}"), ("size(", ")"), ("1+", ""), ("true?1:", ""), ("self.?", ""), ("[1].map(x,", ")"), ("(1+1+1+1+1+", ")"), ("true&&", "")][self.below(12)];
+        let count = 1 + self.below(600);
+        format!("{}1{}{}", open.repeat(count), close.repeat(count), self.one(&["", ".a", "[0]", ".optMap(x, x).optMap(x, x).optMap(x, x).optMap(x, x).optMap(x, x)"]))
+    }
+}
+
+/// Every input ends, with a value or an error. `HOWDAH_FUZZ` is the number of inputs; the seed is fixed, so that a failure can be seen again.
+#[test]
+fn no_expression_panics_or_runs_on() {
+    const INPUTS: usize = 4_000;
+    let count = std::env::var("HOWDAH_FUZZ").ok().and_then(|it| it.parse().ok()).unwrap_or(INPUTS);
+    let (schema, object) = (schema(), object());
+    let environment = environment(&schema).with_objects();
+    let cases: Vec<&str> = include_str!("cases.txt").split("\n\n").filter_map(|it| it.split_once('\n')).map(|it| it.0).collect();
+    let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ count as u64);
+    let mut ran = 0;
+    for _ in 0..count {
+        let text = match random.below(4) {
+            0 => random.tokens(),
+            1 => {
+                let depth = 1 + random.below(5);
+                random.tree(depth)
+            }
+            2 => {
+                let case = cases[random.below(cases.len())];
+                random.edited(case)
+            }
+            _ => random.nest(),
+        };
+        let program = match Program::compile(&environment, &text) {
+            Ok(program) => program,
+            Err(why) => {
+                assert!(!why.to_string().is_empty());
+                continue;
+            }
+        };
+        let check = authorizer::Check::new(&Answers);
+        let bindings = Bindings::default().with("self", Val::typed(&object, &schema).expect("typed")).with("object", Val::json(&object)).with("authorizer", Val::Check(check.into()));
+        if let Ok(value) = program.evaluate(&bindings, &mut Budget::new(BUDGET)) {
+            ran += 1;
+            _ = (value.to_json(), value.equals(&value));
+        }
+    }
+    assert!(ran > count / 20, "only {ran} of {count} had a value");
+}
