@@ -13,7 +13,9 @@ use super::{
     identity::User,
     limits, node, podsecurity, rbac,
     target::Target,
-    webhooks::{self, Round},
+    matching::Round,
+    policies,
+    webhooks,
 };
 use crate::{
     meta::{Meta, Result, Status, Value, object::GroupResource},
@@ -89,14 +91,17 @@ type Validate = fn(&Context<'_>, &Value) -> Result<()>;
 const MUTATING: &[Mutate] = &[namespace_lifecycle, certificates::requester, limits::default, service_account, node_taint, priority, toleration_seconds, runtime_class, storage_class];
 const VALIDATING: &[Validate] = &[limits::check, node::restrict, certificates::check, podsecurity::check, rbac_escalation];
 
-/// Changes a new object, or refuses it: the plugins first, then webhooks. What a webhook has changed the plugins see once more, and so do
-/// webhooks that want to (`reinvocationPolicy`).
+/// Changes a new object, or refuses it: the plugins first, then policies, then webhooks. What policies and webhooks have changed the plugins
+/// see once more, and so do policies and webhooks that want to (`reinvocationPolicy`).
 pub async fn mutate(context: &Context<'_>, object: &mut Value) -> Result<()> {
-    let mut round = Round::default();
-    plugins(context, object)?;
-    if webhooks::mutate(context, object, &mut round).await? {
+    let (mut policies_round, mut webhooks_round) = (Round::default(), Round::default());
+    for _ in 0..2 {
         plugins(context, object)?;
-        webhooks::mutate(context, object, &mut round).await?;
+        let by_policies = policies::mutate(context, object, &mut policies_round).await?;
+        let by_webhooks = webhooks::mutate(context, object, &mut webhooks_round).await?;
+        if !by_policies && !by_webhooks {
+            break;
+        }
     }
     Ok(())
 }
@@ -111,6 +116,7 @@ fn plugins(context: &Context<'_>, object: &mut Value) -> Result<()> {
 pub async fn validate(context: &Context<'_>, object: &Value) -> Result<()> {
     let is_write = matches!(context.operation, Operation::Create | Operation::Update);
     VALIDATING.iter().filter(|_| is_write).try_for_each(|plugin| plugin(context, object))?;
+    policies::validate(context, object).await?;
     webhooks::validate(context, object).await
 }
 
@@ -120,10 +126,11 @@ pub async fn admit(context: &Context<'_>, object: &mut Value) -> Result<()> {
     validate(context, object).await
 }
 
-/// Refuses a deletion: a node's of what is not its own, and webhooks'.
+/// Refuses a deletion: a node's of what is not its own, policies' and webhooks'.
 pub async fn remove(context: &Context<'_>) -> Result<()> {
     node::restrict(context, &Value::Null)?;
     webhooks::mutate(context, &mut Value::Null, &mut Round::default()).await?;
+    policies::validate(context, &Value::Null).await?;
     webhooks::validate(context, &Value::Null).await
 }
 

@@ -24,12 +24,14 @@ pub mod identity;
 mod limits;
 pub mod list;
 mod metrics;
+mod matching;
 pub mod negotiation;
 pub mod node;
 pub mod openapi;
 mod outgoing;
 pub mod patch;
 mod podsecurity;
+pub mod policies;
 mod quota;
 pub mod rbac;
 pub mod registration;
@@ -90,6 +92,7 @@ pub struct Server {
     /// Calls to webhooks.
     outgoing: outgoing::Outgoing,
     webhooks: webhooks::Webhooks,
+    policies: policies::Policies,
     /// Where requests are recorded, if they are.
     trace: Option<Arc<trace::Trace>>,
     pub tasks: Tasks,
@@ -101,6 +104,7 @@ impl Server {
         Arc::new(Self {
             outgoing: outgoing::Outgoing::new(store.clone(), tasks.clone()),
             webhooks: webhooks::Webhooks::default(),
+            policies: policies::Policies::default(),
             store,
             registry: ArcSwap::from_pointee(kinds::table::registry()),
             authenticator: authn::Authenticator::new(tokens.clone()),

@@ -6,10 +6,10 @@ use super::{
     lex::{Placed, Token, tokens},
 };
 
-/// How deep an expression may be nested (`maxRecursionDepth`).
-const DEPTH_MAX: usize = 250;
+/// How deep an expression may be nested. Upstream's `maxRecursionDepth` is 250; here the walks go by recursion on stacks of 2 MB.
+const DEPTH_MAX: usize = 100;
 /// How high the tree may be: macros put more nodes into it than are written.
-const HEIGHT_MAX: usize = 300;
+const HEIGHT_MAX: usize = 150;
 /// The most nodes that `optMap` copies: it evaluates its target twice, and what is nested doubles each time.
 const COPIED_MAX: usize = 2000;
 /// The longest expression (`expressionSizeCodePointLimit`).
@@ -153,16 +153,19 @@ impl Parser {
         })
     }
 
-    fn binary(&mut self, level: usize) -> Read<Expr> {
-        let Some(operators) = LEVELS.get(level) else { return self.unary() };
-        let mut left = self.binary(level + 1)?;
-        let mut terms = Vec::new();
+    /// The level and the function of the operator that stands here, if one does.
+    fn operator(&self) -> Option<(usize, &'static str)> {
+        LEVELS.iter().enumerate().find_map(|(level, signs)| Some((level, signs.iter().find(|(sign, _)| self.is(sign))?.1)))
+    }
+
+    /// Operators that bind at least as tightly as `least`.
+    fn binary(&mut self, least: usize) -> Read<Expr> {
+        let mut left = self.unary()?;
         let mut count = 0;
-        while let Some((_, function)) = operators.iter().find(|(sign, _)| self.is(sign)) {
+        while let Some((level, function)) = self.operator().filter(|it| it.0 >= least) {
             let offset = self.next().offset;
             if level < 2 {
-                let right = self.binary(level + 1)?;
-                terms.push((self.new_id(offset), right));
+                left = self.chain(left, level, function, offset)?;
                 continue;
             }
             count += 1;
@@ -174,7 +177,20 @@ impl Parser {
             let right = self.binary(level + 1)?;
             left = self.call_at(id, function, vec![left, right]);
         }
-        Ok(if terms.is_empty() { left } else { self.balance(operators[0].1, left, terms) })
+        Ok(left)
+    }
+
+    /// All terms of a chain of `&&` or `||`, whose first operator was read.
+    fn chain(&mut self, first: Expr, level: usize, function: &str, mut offset: usize) -> Read<Expr> {
+        let mut terms = Vec::new();
+        loop {
+            let right = self.binary(level + 1)?;
+            terms.push((self.new_id(offset), right));
+            match self.take(LEVELS[level][0].0) {
+                Some(next) => offset = next,
+                None => return Ok(self.balance(function, first, terms)),
+            }
+        }
     }
 
     /// A chain of `&&` or `||` as a tree of little depth (`balancingLogicManager`).

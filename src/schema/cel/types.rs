@@ -211,16 +211,21 @@ pub fn split(text: &'static str) -> Vec<&'static str> {
 
 /// What type variables stand for, as far as the checker has found out.
 #[derive(Clone, Debug, Default)]
-pub struct Mapping(BTreeMap<String, Type>);
+pub struct Mapping {
+    known: BTreeMap<String, Type>,
+    /// What an attempt has changed, to be undone when it fails.
+    undo: Vec<(String, Option<Type>)>,
+}
 
 impl Mapping {
     pub fn add(&mut self, param: &str, to: Type) {
-        self.0.insert(param.to_owned(), to);
+        let before = self.known.insert(param.to_owned(), to);
+        self.undo.push((param.to_owned(), before));
     }
 
     fn find(&self, param: &Type) -> Option<&Type> {
         match param {
-            Type::Param(name) => self.0.get(name),
+            Type::Param(name) => self.known.get(name),
             _ => None,
         }
     }
@@ -246,10 +251,13 @@ impl Mapping {
     }
 
     pub fn assign_all(&mut self, to: &[Type], from: &[Type]) -> bool {
-        let mut tried = self.clone();
-        let fits = to.len() == from.len() && to.iter().zip(from).all(|(to, from)| tried.fits(to, from));
-        if fits {
-            *self = tried;
+        self.undo.clear();
+        let fits = to.len() == from.len() && to.iter().zip(from).all(|(to, from)| self.fits(to, from));
+        while let Some((param, before)) = self.undo.pop().filter(|_| !fits) {
+            match before {
+                Some(before) => _ = self.known.insert(param, before),
+                None => _ = self.known.remove(&param),
+            }
         }
         fits
     }

@@ -1,0 +1,486 @@
+//! Which requests a webhook or a policy is for, and in which version of the object it sees them.
+//! Source: apiserver `pkg/admission/plugin/webhook/{generic/webhook.go,predicates}`, `pkg/admission/plugin/policy/matching`.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use serde_json::json;
+
+use super::{
+    admission::{Context, Operation},
+    authz::Decision,
+    forms::View,
+    identity::{Attributes, User},
+    reviews::user_info,
+};
+use crate::{
+    kinds::Kind,
+    meta::{
+        LabelSelector, Meta, Result, Status, Value,
+        object::{GroupResource, split_api_version},
+    },
+    schema::{
+        SchemaRef,
+        cel::{Bindings, Val, authorizer::{self, Check}},
+        codec, default, prune,
+    },
+    store::Key,
+};
+
+const NAMESPACES: &str = "namespaces";
+const GROUP: &str = "admissionregistration.k8s.io";
+/// Kinds whose objects nobody is asked about, so that a bad one can be removed (`IsExemptAdmissionConfigurationResource`).
+const EXEMPT: [&str; 6] = [
+    "ValidatingWebhookConfiguration",
+    "MutatingWebhookConfiguration",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+    "MutatingAdmissionPolicy",
+    "MutatingAdmissionPolicyBinding",
+];
+
+pub fn is_exempt(context: &Context<'_>) -> bool {
+    let kind = &context.target.kind;
+    kind.group == GROUP && EXEMPT.contains(&kind.kind.as_ref())
+}
+
+/// What a webhook, a policy or a binding says of the requests that it is for.
+#[derive(Debug)]
+pub struct Criteria {
+    /// `None`: all requests.
+    rules: Option<Vec<Rule>>,
+    excluded: Vec<Rule>,
+    /// Requests in other versions of the same objects are meant too (`matchPolicy: Equivalent`).
+    is_equivalent: bool,
+    namespaces: std::result::Result<LabelSelector, String>,
+    objects: std::result::Result<LabelSelector, String>,
+}
+
+#[derive(Debug)]
+struct Rule {
+    operations: Vec<String>,
+    groups: Vec<String>,
+    versions: Vec<String>,
+    resources: Vec<String>,
+    scope: String,
+    /// Names of objects; none means all.
+    names: Vec<String>,
+}
+
+/// What a rule is held against.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub group: String,
+    pub version: String,
+    pub resource: String,
+    pub subresource: String,
+    pub is_namespaced: bool,
+}
+
+impl Criteria {
+    /// Of a webhook: an object with `rules`.
+    pub fn of_webhook(webhook: &Value) -> Self {
+        Self { rules: Some(rules(webhook, "rules")), ..Self::new(webhook) }
+    }
+
+    /// Of a policy or its binding: `MatchResources`. Without rules it is for all requests.
+    pub fn of_policy(resources: &Value) -> Self {
+        let wanted = rules(resources, "resourceRules");
+        Self { rules: (!wanted.is_empty()).then_some(wanted), excluded: rules(resources, "excludeResourceRules"), ..Self::new(resources) }
+    }
+
+    fn new(owner: &Value) -> Self {
+        Self {
+            rules: None,
+            excluded: Vec::new(),
+            is_equivalent: owner.text("matchPolicy") != "Exact",
+            namespaces: selector(owner, "namespaceSelector"),
+            objects: selector(owner, "objectSelector"),
+        }
+    }
+
+    /// The place under which the request is known: its own, or an equivalent one by the first rule that has any.
+    fn matched<'a>(&self, operation: Operation, name: &str, own: &'a Place, equivalents: &'a [Place]) -> Option<&'a Place> {
+        let find = |rules: &[Rule]| self.find(rules, operation, name, own, equivalents);
+        match &self.rules {
+            _ if find(&self.excluded).is_some() => None,
+            None => Some(own),
+            Some(rules) => find(rules),
+        }
+    }
+
+    fn find<'a>(&self, rules: &[Rule], operation: Operation, name: &str, own: &'a Place, equivalents: &'a [Place]) -> Option<&'a Place> {
+        if rules.iter().any(|it| it.matches(operation, name, own)) {
+            return Some(own);
+        }
+        let others = || equivalents.iter().filter(|it| self.is_equivalent && *it != own);
+        rules.iter().find_map(|rule| others().find(|it| rule.matches(operation, name, it)))
+    }
+}
+
+/// An absent selector selects everything, as its default does.
+fn selector(owner: &Value, field: &str) -> std::result::Result<LabelSelector, String> {
+    match owner.get(field).filter(|it| !it.is_null()) {
+        None => Ok(LabelSelector::everything()),
+        found => LabelSelector::from_value(found),
+    }
+}
+
+fn texts(object: &Value, field: &str) -> Vec<String> {
+    object.items_at(&[field]).iter().filter_map(|it| Some(it.as_str()?.to_owned())).collect()
+}
+
+fn rules(owner: &Value, field: &str) -> Vec<Rule> {
+    owner.items_at(&[field]).iter().map(Rule::new).collect()
+}
+
+impl Rule {
+    fn new(rule: &Value) -> Self {
+        Self {
+            operations: texts(rule, "operations"),
+            groups: texts(rule, "apiGroups"),
+            versions: texts(rule, "apiVersions"),
+            resources: texts(rule, "resources"),
+            scope: rule.text("scope").to_owned(),
+            names: texts(rule, "resourceNames"),
+        }
+    }
+
+    fn matches(&self, operation: Operation, name: &str, place: &Place) -> bool {
+        let has = |list: &[String], wanted: &str| list.iter().any(|it| it == "*" || it == wanted);
+        self.is_in_scope(place)
+            && has(&self.operations, operation.as_str())
+            && has(&self.groups, &place.group)
+            && has(&self.versions, &place.version)
+            && (self.names.is_empty() || self.names.iter().any(|it| it == name))
+            && self.resources.iter().any(|it| {
+                let (resource, subresource) = it.split_once('/').unwrap_or((it, ""));
+                (resource == "*" || resource == place.resource) && (subresource == "*" || subresource == place.subresource)
+            })
+    }
+
+    fn is_in_scope(&self, place: &Place) -> bool {
+        match self.scope.as_str() {
+            "" | "*" => true,
+            "Namespaced" => place.is_namespaced,
+            "Cluster" => !place.is_namespaced,
+            _ => false,
+        }
+    }
+}
+
+/// What is remembered between the first and the second round of mutating webhooks, or policies (`webhookReinvokeContext`, `policyReinvokeContext`).
+#[derive(Default)]
+pub struct Round {
+    is_second: bool,
+    last: Value,
+    /// Those that want to be asked again when something changes after them.
+    invoked: BTreeSet<String>,
+    due: BTreeSet<String>,
+}
+
+impl Round {
+    /// What others have changed since the first round makes those due that want it.
+    pub fn begin(&mut self, object: &Value) {
+        if self.is_second && self.last != *object {
+            self.something_changed();
+        }
+    }
+
+    pub fn is_due(&self, id: &str) -> bool {
+        !self.is_second || self.due.contains(id)
+    }
+
+    pub fn something_changed(&mut self) {
+        self.due.append(&mut self.invoked);
+    }
+
+    /// It wants to be asked again.
+    pub fn remember(&mut self, id: &str) {
+        self.invoked.insert(id.to_owned());
+    }
+
+    pub fn end(&mut self, object: &Value) {
+        self.is_second = true;
+        self.last = object.clone();
+    }
+}
+
+/// An object, null for none, in one of the forms of a question.
+pub struct Versioned {
+    pub form: usize,
+    pub value: Value,
+}
+
+/// How a request can be put: in its own version, or in another one of the same objects.
+pub struct Form {
+    place: Place,
+    kind: Arc<Kind>,
+    version: usize,
+}
+
+impl Form {
+    pub fn view(&self) -> View<'_> {
+        View { kind: &self.kind, version: &self.kind.versions[self.version] }
+    }
+}
+
+/// The request's own form stands first.
+pub const OWN: usize = 0;
+
+/// A request as it is put to webhooks and policies.
+pub struct Question<'a> {
+    pub context: &'a Context<'a>,
+    forms: Vec<Form>,
+    places: Vec<Place>,
+    /// Whether what is sent is the object itself; what a subresource takes beside it has one form only.
+    is_object: bool,
+    /// That of the request; a namespace is its own.
+    pub namespace: String,
+    pub name: String,
+}
+
+impl<'a> Question<'a> {
+    pub fn new(context: &'a Context<'a>, object: &Value) -> Self {
+        let target = context.target;
+        let registry = context.server.registry.load();
+        let resource = target.kind.resource();
+        let rows = registry.iter().filter(|it| it.resource() == resource);
+        let served = rows.flat_map(|kind| (0..kind.versions.len()).filter(|at| kind.versions[*at].is_served).map(move |at| (kind.clone(), at)));
+        let form = |kind: Arc<Kind>, version: usize| Form { place: place(&kind, version, target.subresource_name()), kind, version };
+        let own = form(target.kind.clone(), target.version_at());
+        let has_part = |kind: &Kind| target.subresource.is_none() || kind.subresource(target.subresource_name()).is_some();
+        let others = served.filter(|(kind, _)| has_part(kind)).map(|(kind, at)| form(kind, at)).filter(|it| it.place != own.place);
+        let forms: Vec<Form> = others.collect();
+        let forms: Vec<Form> = std::iter::once(own).chain(forms).collect();
+        let name = if target.name.is_empty() { object.name() } else { &target.name };
+        let is_namespace = resource == NAMESPACES;
+        Self {
+            context,
+            places: forms.iter().map(|it| it.place.clone()).collect(),
+            forms,
+            is_object: target.body_type().1 == target.kind.kind,
+            namespace: if is_namespace { name } else { &target.namespace }.to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    /// The form in which the request is put to who has these criteria, if it is (`ShouldCallHook`).
+    pub fn form_for(&self, criteria: &Criteria, object: &Value) -> Result<Option<usize>> {
+        let namespace = self.matches_namespace(criteria, object);
+        if namespace == Ok(false) || !self.matches_object(criteria, object).unwrap_or(true) {
+            return Ok(None);
+        }
+        let Some(place) = criteria.matched(self.context.operation, &self.name, &self.places[OWN], &self.places) else { return Ok(None) };
+        namespace?;
+        self.matches_object(criteria, object)?;
+        Ok(self.places.iter().position(|it| it == place))
+    }
+
+    fn matches_namespace(&self, criteria: &Criteria, object: &Value) -> Result<bool> {
+        if self.namespace.is_empty() && self.places[OWN].resource != NAMESPACES {
+            return Ok(true);
+        }
+        let selector = criteria.namespaces.as_ref().map_err(Status::internal)?;
+        if selector.is_everything() {
+            return Ok(true);
+        }
+        let is_whole = self.context.target.kind.resource() == NAMESPACES && self.context.target.subresource.is_none();
+        if is_whole && matches!(self.context.operation, Operation::Create | Operation::Update) {
+            return Ok(selector.matches_object(object));
+        }
+        let found = self.context.snapshot.get(&Key::new(NAMESPACES, "", &self.namespace));
+        let found = found.ok_or_else(|| Status::not_found(&GroupResource::new("", NAMESPACES), &self.namespace))?;
+        Ok(selector.matches_with(|key| found.header.label(key)))
+    }
+
+    fn matches_object(&self, criteria: &Criteria, object: &Value) -> Result<bool> {
+        let selector = criteria.objects.as_ref().map_err(Status::internal)?;
+        let is_selected = |object: &Value| object.is_object() && selector.matches_object(object);
+        Ok(selector.is_everything() || is_selected(object) || self.context.old.is_some_and(is_selected))
+    }
+
+    /// The object in another form.
+    pub async fn brought(&self, object: Versioned, form: usize) -> Result<Versioned> {
+        if object.form == form || object.value.is_null() || !self.is_object {
+            return Ok(Versioned { form, ..object });
+        }
+        let (from, to) = (self.forms[object.form].view(), self.forms[form].view());
+        Ok(Versioned { form, value: self.context.server.convert(from, to, object.value).await.map_err(|it| Status::internal(it.message))? })
+    }
+
+    /// The object as it was, null for none, in a form.
+    pub async fn old(&self, form: usize) -> Result<Value> {
+        let old = Versioned { form: OWN, value: self.context.old.cloned().unwrap_or_default() };
+        Ok(self.brought(old, form).await?.value)
+    }
+
+    /// `AdmissionRequest`, without its uid.
+    pub fn request(&self, object: &Versioned, old: Value) -> Value {
+        let mut request = self.attributes(object.form);
+        request["object"] = object.value.clone();
+        request["oldObject"] = old;
+        request
+    }
+
+    /// An `AdmissionRequest` without its objects: the `request` of expressions.
+    pub fn attributes(&self, form: usize) -> Value {
+        let (context, form) = (self.context, &self.forms[form]);
+        let mut request = json!({
+            "kind": self.kind(form), "resource": resource(&form.place),
+            "requestKind": self.kind(&self.forms[OWN]), "requestResource": resource(&self.places[OWN]),
+            "operation": context.operation.as_str(), "userInfo": user_info(&context.requester.user),
+            "dryRun": context.is_dry_run, "options": context.options,
+        });
+        let subresource = context.target.subresource_name();
+        for (field, text) in [("subResource", subresource), ("requestSubResource", subresource), ("name", &self.name), ("namespace", &self.namespace)] {
+            if !text.is_empty() {
+                request[field] = text.into();
+            }
+        }
+        request
+    }
+
+    /// The type of the object in a form, if it is known.
+    pub fn schema(&self, form: usize) -> Option<SchemaRef> {
+        if self.is_object { Some(self.forms[form].view().version.schema.clone()) } else { self.context.target.body_schema() }
+    }
+
+    fn kind(&self, form: &Form) -> Value {
+        let (own_version, kind) = self.context.target.body_type();
+        let api_version = if self.is_object { form.view().api_version() } else { own_version };
+        let kind = if self.is_object { form.kind.kind.as_ref() } else { kind };
+        let (group, version) = split_api_version(&api_version);
+        json!({"group": group, "version": version, "kind": kind})
+    }
+
+    /// A patched object, read as a client's would be, and the same with its defaults.
+    pub fn decoded(&self, form: usize, value: Value) -> Result<(Value, Value)> {
+        let view = self.forms[form].view();
+        let schema = self.schema(form).ok_or_else(|| Status::internal("the type of the object is not known"))?;
+        let mut decoded = codec::decode_value(value, &schema)?.0;
+        if self.is_object && view.kind.custom.is_some() {
+            prune::prune(&mut decoded, &schema);
+        }
+        let mut filled = decoded.clone();
+        default::default(&mut filled, &schema);
+        if self.is_object {
+            (view.kind.strategy.default)(&mut filled);
+        }
+        Ok((decoded, filled))
+    }
+}
+
+/// Answers what expressions ask of the authorizer, for the user of the request.
+pub struct Asks<'a> {
+    pub question: &'a Question<'a>,
+}
+
+impl Asks<'_> {
+    /// With `authorizer` and `authorizer.requestResource`, which is what the request itself is about.
+    pub fn bind<'v>(&'v self, bindings: Bindings<'v>) -> Bindings<'v> {
+        let place = &self.question.places[OWN];
+        let own = authorizer::Question {
+            group: place.group.clone(),
+            resource: place.resource.clone(),
+            subresource: place.subresource.clone(),
+            namespace: self.question.namespace.clone(),
+            name: self.question.name.clone(),
+            ..Default::default()
+        };
+        let check = |it: Check<'v>| Val::Check(it.into());
+        bindings.with("authorizer", check(Check::new(self))).with("authorizer.requestResource", check(Check::of_resource(self, own)))
+    }
+}
+
+impl authorizer::Authorizer for Asks<'_> {
+    fn authorize(&self, asked: &authorizer::Question) -> authorizer::Decision {
+        let context = self.question.context;
+        let account = asked.service_account.as_ref().map(|(namespace, name)| User::service_account(namespace, name));
+        let attributes = Attributes {
+            verb: asked.verb.clone(),
+            path: asked.path.clone(),
+            group: asked.group.clone(),
+            version: "*".to_owned(),
+            resource: asked.resource.clone(),
+            subresource: asked.subresource.clone(),
+            namespace: asked.namespace.clone(),
+            name: asked.name.clone(),
+        };
+        let user = account.as_ref().unwrap_or(&context.requester.user);
+        let (is_allowed, reason) = match context.server.authorizer.authorize(user, &attributes, context.snapshot) {
+            Decision::Allow(reason) => (true, reason),
+            Decision::NoOpinion(reason) => (false, reason),
+        };
+        authorizer::Decision { is_allowed, reason, error: String::new() }
+    }
+}
+
+fn place(kind: &Kind, version: usize, subresource: &str) -> Place {
+    Place {
+        group: kind.group.to_string(),
+        version: kind.versions[version].name.to_string(),
+        resource: kind.plural.to_string(),
+        subresource: subresource.to_owned(),
+        is_namespaced: kind.is_namespaced(),
+    }
+}
+
+fn resource(place: &Place) -> Value {
+    json!({"group": place.group, "version": place.version, "resource": place.resource})
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn place(text: &str, is_namespaced: bool) -> Place {
+        let mut parts = text.split('|').map(str::to_owned);
+        let [group, version, resource, subresource] = [(); 4].map(|()| parts.next().unwrap_or_default());
+        Place { group, version, resource, subresource, is_namespaced }
+    }
+
+    fn hook(rule: Value, policy: &str) -> Criteria {
+        Criteria::of_webhook(&json!({"matchPolicy": policy, "rules": [rule]}))
+    }
+
+    #[test]
+    fn rules_match_as_upstreams() {
+        let rule = |operations: &[&str], group: &str, version: &str, resource: &str, scope: &str| {
+            json!({"operations": operations, "apiGroups": [group], "apiVersions": [version], "resources": [resource], "scope": scope})
+        };
+        let cases = [
+            (rule(&["CREATE"], "", "v1", "pods", "*"), "|v1|pods", true, true),
+            (rule(&["UPDATE"], "", "v1", "pods", "*"), "|v1|pods", true, false),
+            (rule(&["*"], "*", "*", "*", "*"), "apps|v1|deployments", true, true),
+            (rule(&["*"], "*", "*", "*", "*"), "apps|v1|deployments|scale", true, false),
+            (rule(&["*"], "*", "*", "*/*", "*"), "apps|v1|deployments|scale", true, true),
+            (rule(&["*"], "*", "*", "*/*", "*"), "apps|v1|deployments", true, true),
+            (rule(&["*"], "*", "*", "*/scale", "*"), "apps|v1|deployments|status", true, false),
+            (rule(&["*"], "", "*", "pods/*", "*"), "|v1|pods", true, true),
+            (rule(&["*"], "", "*", "pods/exec", "*"), "|v1|pods", true, false),
+            (rule(&["*"], "apps", "v1beta1", "deployments", "*"), "apps|v1|deployments", true, false),
+            (rule(&["*"], "*", "*", "*", "Cluster"), "|v1|nodes", false, true),
+            (rule(&["*"], "*", "*", "*", "Cluster"), "|v1|pods", true, false),
+            (rule(&["*"], "*", "*", "*", "Namespaced"), "|v1|namespaces", false, false),
+        ];
+        for (rule, asked, is_namespaced, expected) in cases {
+            let (hook, own) = (hook(rule.clone(), "Exact"), place(asked, is_namespaced));
+            assert_eq!(hook.matched(Operation::Create, "", &own, &[]).is_some(), expected, "{rule} {asked}");
+        }
+    }
+
+    #[test]
+    fn equivalent_places_match_in_the_order_of_the_rules() {
+        let rule = |versions: &[&str]| json!({"operations": ["*"], "apiGroups": ["g"], "apiVersions": versions, "resources": ["xs"]});
+        let (v1, v2, v3) = (place("g|v1|xs", true), place("g|v2|xs", true), place("g|v3|xs", true));
+        let all = [v1.clone(), v2.clone(), v3.clone()];
+        let matched = |policy: &str, versions: &[&str], own: &Place| hook(rule(versions), policy).matched(Operation::Update, "", own, &all).cloned();
+        assert_eq!(matched("Equivalent", &["v2"], &v1), Some(v2.clone()));
+        assert_eq!(matched("Equivalent", &["v2", "v1"], &v1), Some(v1.clone()));
+        assert_eq!(matched("Exact", &["v2"], &v1), None);
+        let ordered = Criteria::of_webhook(&json!({"rules": [rule(&["v3"]), rule(&["v2"])]}));
+        assert_eq!(ordered.matched(Operation::Update, "", &v1, &all), Some(&v3));
+    }
+}
