@@ -125,6 +125,9 @@ enum Token {
         /// The administrator's kubeconfig.
         #[arg(long, value_name = "PATH", default_value = "kubeconfig/admin.conf")]
         kubeconfig: PathBuf,
+        /// An API server to ask instead of the kubeconfig's, as https://HOST:PORT. May be repeated: the next is asked when one fails.
+        #[arg(long, value_name = "URL")]
+        server: Vec<String>,
         /// How many hours the token is good for.
         #[arg(long, value_name = "N", default_value_t = 24)]
         hours: u32,
@@ -472,13 +475,13 @@ async fn start_node(joining: Joining, tasks: &Tasks) -> Result<(Slot, Node), pro
 }
 
 async fn token(command: Token) -> ExitCode {
-    let Token::Create { kubeconfig, hours, description, quiet } = command;
+    let Token::Create { kubeconfig, server, hours, description, quiet } = command;
     let made = async {
-        let config = Kubeconfig::read(&kubeconfig)?;
-        let clients = config.connect(&kubeconfig, &[], &Tasks::new())?;
+        let config = Kubeconfig::await_at(&kubeconfig).await?;
+        let clients = config.connect(&kubeconfig, &server, &Tasks::new())?;
         let token = join::create_token(&clients.of(&User::default()), Duration::from_secs(u64::from(hours) * 3600), &description).await?;
         let hash = pki::public_key_hash(&config.authority).map_err(|why| process::Error::new("the cluster's authority", why))?;
-        Ok::<_, process::Error>((config.server, token, hash))
+        Ok::<_, process::Error>((server.into_iter().next().unwrap_or(config.server), token, hash))
     };
     match made.await {
         Ok((_, token, _)) if quiet => say(&token),

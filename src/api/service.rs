@@ -131,7 +131,7 @@ fn set_ip(service: &mut Value, ip: &str) {
 }
 
 fn ranges(snapshot: &Snapshot) -> Vec<(String, Range)> {
-    let objects = snapshot.list("networking.k8s.io/servicecidrs", None, None).map(|it| value(it));
+    let objects = snapshot.list("networking.k8s.io/servicecidrs", None, None).map(|it| value(it)).filter(|it| it.deletion_timestamp().is_none());
     let cidrs = objects.flat_map(|it| it.items_at(&["spec", "cidrs"]).iter().filter_map(|it| it.as_str().map(str::to_owned)).collect::<Vec<_>>());
     cidrs.filter_map(|it| Some((it.clone(), Range::parse(&it)?))).collect()
 }

@@ -24,6 +24,7 @@ pub mod replicaset;
 pub mod replication;
 pub mod resourcequota;
 pub mod serviceaccount;
+pub mod servicecidrs;
 pub mod statefulset;
 pub mod ttlafterfinished;
 pub mod validatingadmissionpolicystatus;
@@ -154,6 +155,7 @@ fn all() -> Vec<Box<dyn Controller>> {
         Box::new(statefulset::StatefulSetController),
         Box::new(daemonset::DaemonSetController),
         Box::new(ttlafterfinished::TtlAfterFinishedController),
+        Box::new(servicecidrs::ServiceCidrsController),
         Box::new(serviceaccount::ServiceAccountController),
         Box::new(serviceaccount::RootCaPublisher),
     ]

@@ -65,6 +65,9 @@ async fn monitor(context: &Context, client: &kube::Client) -> Result<()> {
             nodes.patch_status(&node.name_any(), &PatchParams::default(), &Patch::Strategic(status)).await?;
             continue;
         }
+        if ready(&node) != "True" {
+            mark_pods_not_ready(context, client, &node, now).await?;
+        }
         if let Some(taints) = taints(&node, now) {
             let version = node.metadata.resource_version.clone();
             let patch = json!({"metadata": {"resourceVersion": version}, "spec": {"taints": taints}});
@@ -115,6 +118,21 @@ fn taints(node: &Node, now: Timestamp) -> Option<Vec<Value>> {
         _ => json!({"key": key, "effect": effect}),
     });
     Some(others.chain(ours).collect())
+}
+
+/// Takes the pods of a node that is not ready out of the Services' endpoints (`MarkPodsNotReady`).
+async fn mark_pods_not_ready(context: &Context, client: &kube::Client, node: &Node, now: Timestamp) -> Result<()> {
+    for pod in context.informers.pods.by(BY_NODE, &node.name_any()).iter().filter(|it| is_pod_ready(it)) {
+        let condition = json!({"type": "Ready", "status": "False", "lastTransitionTime": clock::rfc3339(now)});
+        let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}});
+        let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
+        writes::unless_not_found(pods.patch_status(&pod.name_any(), &writes::patching(writes::CONTROLLER_MANAGER), &Patch::Strategic(patch)).await)?;
+    }
+    Ok(())
+}
+
+fn is_pod_ready(pod: &Pod) -> bool {
+    pod.status.iter().flat_map(|it| it.conditions.iter().flatten()).any(|it| it.type_ == "Ready" && it.status == "True")
 }
 
 /// Deletes the pods that have been on a tainted node for longer than they tolerate.

@@ -1,10 +1,16 @@
 //! Tests at the boundary of the whole program.
 
 mod cluster;
+mod compose;
 mod everyday;
 mod fixtures;
 mod kube_rs;
 mod kubectl;
+mod nodes;
 mod pods;
 mod requests;
 mod tidy;
+
+#[path = "../support/postgres.rs"]
+#[expect(dead_code, reason = "the store's own tests use more of it")]
+mod postgres;
