@@ -171,7 +171,7 @@ impl Chaos {
     async fn rage(mut self, faults: usize) -> (BTreeMap<&'static str, usize>, Vec<Server>) {
         let mut counts = BTreeMap::new();
         for _ in 0..faults {
-            tokio::time::sleep(Duration::from_millis(30 + self.random.below(200))).await;
+            tokio::time::sleep(Duration::from_millis(10 + self.random.below(80))).await;
             let fault = self.fault().await;
             *counts.entry(fault).or_default() += 1;
         }
@@ -205,7 +205,7 @@ impl Chaos {
             72..82 => {
                 let at = self.random.below(SERVERS as u64) as usize;
                 self.servers[at].signal(Signal::SIGSTOP);
-                tokio::time::sleep(Duration::from_millis(300 + self.random.below(2500))).await;
+                tokio::time::sleep(Duration::from_millis(300 + self.random.below(1500))).await;
                 self.servers[at].signal(Signal::SIGCONT);
                 "stopped API servers"
             }
@@ -378,7 +378,7 @@ impl World {
         let acknowledged = self.acknowledged.lock().expect("the acknowledged").len();
         println!("chaos: {} faults in {} s: {counts:?}", counts.values().sum::<usize>(), took.as_secs());
         println!(
-            "  {acknowledged} acknowledged writes, {} ambiguous; {} events to {WATCHERS} watchers over {} connections, {} relists",
+            "  {acknowledged} acknowledged writes, {} unanswered; {} events to {WATCHERS} watchers over {} connections, {} relists",
             number(&self.ambiguous),
             number(&self.events),
             number(&self.reconnects),

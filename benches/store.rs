@@ -18,7 +18,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures::future::BoxFuture;
 use howdah::{
     base::Tasks,
-    store::{Change, Draft, Engine, Expect, Header, Key, Store, Transaction, Write, postgres::Postgres, sqlite::Sqlite},
+    store::{Change, Draft, Engine, Expect, Header, Key, Scope, Store, Transaction, Write, postgres::Postgres, sqlite::Sqlite},
 };
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2::SendRequest;
@@ -29,6 +29,8 @@ use sqlx::{PgPool, postgres::PgPoolOptions};
 /// Keys of each client.
 const KEYS: u64 = 16;
 const OBJECT: usize = 2000;
+const WRITES_ACROSS: usize = 1000;
+const WRITE_EVERY: Duration = Duration::from_millis(5);
 
 /// A compare-and-swap of key `key` at revision `at` (0: absent); the new revision.
 type Swap = Arc<dyn Fn(u64, u64) -> BoxFuture<'static, u64> + Send + Sync>;
@@ -71,7 +73,34 @@ async fn run(time: Duration, clients: &[usize]) {
     row("howdah on Postgres, one reader open", swap, time, clients).await;
     let _ = reader.kill();
     let _ = reader.wait();
+    across(&server, &tasks).await;
     tasks.cancel();
+}
+
+/// How long after its acknowledgement a write on one server reaches a watcher of another.
+async fn across(server: &database::Server, tasks: &Tasks) {
+    let open = || async {
+        let engine = Postgres::open(server.url("across").parse().expect("an address"), tasks).await.expect("Postgres");
+        Store::open(engine, Arc::new(|_, _| Header::default()), tasks).await.expect("a store")
+    };
+    let (writer, reader) = (open().await, open().await);
+    let mut watcher = reader.watch(Scope::resource("configmaps"), reader.revision()).expect("a watch");
+    let mut latencies = Vec::new();
+    let mut ticks = tokio::time::interval(WRITE_EVERY);
+    for at in 0..WRITES_ACROSS {
+        ticks.tick().await;
+        let name = format!("o{at}");
+        let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "default"}, "data": {"fill": "x".repeat(OBJECT)}});
+        let change = Change::Put(Draft::new(&object, Header::default()));
+        let writes = vec![Write { key: Key::new("configmaps", "default", &name), expect: Expect::Absent, change }];
+        let revision = writer.submit(Transaction { writes }).await.expect("written").revision;
+        let acknowledged = Instant::now();
+        while watcher.next().await.expect("events").last().is_some_and(|it| it.revision < revision) {}
+        latencies.push(acknowledged.elapsed());
+    }
+    latencies.sort_unstable();
+    let at = |part: usize| latencies[latencies.len() * part / 100].as_secs_f64() * 1000.0;
+    println!("From an acknowledgement to a watcher of another server, at {} writes/s: p50 {:.2} ms, p99 {:.2} ms", 1000 / WRITE_EVERY.as_millis(), at(50), at(99));
 }
 
 async fn row(name: &str, swap: Swap, time: Duration, clients: &[usize]) {

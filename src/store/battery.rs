@@ -445,6 +445,25 @@ async fn a_rollback_of_the_database_leaves_revisions_out() {
     tasks.cancel();
 }
 
+/// Folds are not waited for: a crash of the database may take one back that servers have seen.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fold_that_a_crash_took_back_is_made_again() {
+    let Some(server) = database::Server::shared() else { return };
+    let tasks = Tasks::new();
+    let (store, stored) = open(postgres(&server, "folded", &tasks).await).await;
+    for name in ["a", "b"] {
+        store.submit(put(name, Expect::Absent, "")).await.expect("created");
+        tokio::time::sleep(FOLD_EVERY * 2).await;
+    }
+    assert_eq!(server.psql("SELECT rev FROM folded.fold").as_deref(), Some("2"));
+    server.psql("DELETE FROM folded.object WHERE rev > 1; UPDATE folded.fold SET rev = 1").expect("taken back");
+    store.submit(put("c", Expect::Absent, "")).await.expect("created");
+    tokio::time::sleep(FOLD_EVERY * 4).await;
+    assert_eq!(server.psql("SELECT string_agg(name || '@' || rev, ' ' ORDER BY name) FROM folded.object").as_deref(), Some("a@1 b@2 c@3"));
+    assert!(stored.stop(Duration::from_secs(5)).await);
+    tasks.cancel();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_cannot_keep_a_promise_is_refused() {
     let Some(server) = database::Server::start(&["fsync=off"]) else { return };

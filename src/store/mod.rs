@@ -430,9 +430,28 @@ impl Inner {
     async fn fold(&self) -> Result<(), engine::Error> {
         let changed: Vec<Entry> = lock(&self.dirty).values().cloned().collect();
         let Some(to) = changed.iter().map(|it| it.revision).max() else { return Ok(()) };
-        let folded = self.engine.fold(self.folded.load(Ordering::Relaxed), to, &changed).await?;
+        let from = self.folded.load(Ordering::Relaxed);
+        let folded = self.engine.fold(from, to, &changed).await?;
+        if folded < from {
+            self.refill(folded).await?;
+        }
         self.folded.store(folded, Ordering::Relaxed);
         lock(&self.dirty).retain(|_, it| it.revision > folded);
+        Ok(())
+    }
+
+    /// A fold that was not durable yet is gone with a crash of the database: what changed since is read from the journal again.
+    async fn refill(&self, folded: Revision) -> Result<(), engine::Error> {
+        let known = *self.revisions.borrow();
+        let batches = self.engine.tail(folded).await?;
+        let mut dirty = lock(&self.dirty);
+        // What the writer has not published yet, it will note by itself.
+        for entry in batches.into_iter().filter(|it| it.last <= known).flat_map(|it| it.entries) {
+            let is_newer = dirty.get(&entry.key).is_none_or(|it| it.revision < entry.revision);
+            if is_newer {
+                dirty.insert(entry.key.clone(), entry);
+            }
+        }
         Ok(())
     }
 }

@@ -134,12 +134,12 @@ impl Writer {
         }
         let _ = self.inner.engine.release().await;
         match self.inner.engine.head().await {
-            Ok(head) if head == group.revision => Fate::Committed,
-            _ => {
-                self.catch_up().await;
-                Fate::Overtaken
-            }
+            Ok(head) if head == group.revision => return Fate::Committed,
+            Ok(_) => (),
+            Err(_) => tokio::time::sleep(RETRY_AFTER).await,
         }
+        self.catch_up().await;
+        Fate::Overtaken
     }
 
     /// Applies what others have appended.

@@ -3,7 +3,7 @@
 
 use std::{fmt, str::FromStr};
 
-use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, postgres::PgConnectOptions};
 
 use crate::store::engine::Error;
 
@@ -37,7 +37,8 @@ impl FromStr for Address {
             let at = if user.is_empty() { "" } else { "@" };
             let url = format!("postgres://{user}{at}{host}/{database}?{}", parameters.join("&"));
             let options = PgConnectOptions::from_str(&url).map_err(|why| refused(&why.to_string()))?;
-            Ok(options.application_name(&format!("howdah/{schema}")))
+            // A statement is no news, not even a slow one: the writer says what it waits for.
+            Ok(options.application_name(&format!("howdah/{schema}")).disable_statement_logging())
         };
         Ok(Self { hosts: hosts.split(',').map(options).collect::<Result<_, Error>>()?, schema: schema.to_owned() })
     }
