@@ -357,7 +357,8 @@ impl Store {
 
     /// Follows the changes after revision `from` in `scope`.
     pub fn watch(&self, scope: Scope, from: Revision) -> Result<Cursor, ReadError> {
-        let current = self.revision();
+        // A state can be read a moment before the topics tell of it; the cursor passes over what its reader has seen.
+        let current = self.snapshot().revision();
         if from > current {
             return Err(ReadError::Future(current));
         }
