@@ -186,18 +186,25 @@ fn read(status: StatusCode, bytes: &[u8]) -> Result<Value, String> {
 
 /// What lies at the bottom of an error, in Go's words.
 fn reason(error: &(dyn std::error::Error + 'static)) -> String {
-    let tls = error.downcast_ref::<io::Error>().and_then(|it| it.get_ref()?.downcast_ref::<rustls::Error>());
-    match (tls, error.source()) {
-        (Some(rustls::Error::InvalidCertificate(why)), _) => format!("tls: failed to verify certificate: x509: {}", certificate_error(why)),
+    match (certificate(error), error.source()) {
+        (Some(why), _) => format!("tls: failed to verify certificate: x509: {}", certificate_error(why)),
         (None, Some(source)) => reason(source),
-        _ => error.to_string(),
+        (None, None) => error.to_string(),
+    }
+}
+
+/// What is wrong with a certificate, if that is the error; errors of IO may hold it one in the other.
+fn certificate<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a CertificateError> {
+    match error.downcast_ref::<rustls::Error>() {
+        Some(rustls::Error::InvalidCertificate(why)) => Some(why),
+        _ => certificate(error.downcast_ref::<io::Error>()?.get_ref()?),
     }
 }
 
 /// Go's words for the errors of certificates that people meet.
 fn certificate_error(error: &CertificateError) -> String {
     match error {
-        CertificateError::UnknownIssuer => "certificate signed by unknown authority".to_owned(),
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => "certificate signed by unknown authority".to_owned(),
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => "certificate has expired or is not yet valid".to_owned(),
         CertificateError::NotValidForNameContext { expected, presented } => {
             format!("certificate is valid for {}, not {}", presented.join(", "), expected.to_str())
@@ -327,5 +334,37 @@ impl ServerCertVerifier for Trust {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.inner.supported_verify_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_certificates_read_as_gos() {
+        let nested = |why: CertificateError| io::Error::other(io::Error::other(rustls::Error::InvalidCertificate(why)));
+        let unknown = "tls: failed to verify certificate: x509: certificate signed by unknown authority";
+        assert_eq!(reason(&nested(CertificateError::UnknownIssuer)), unknown);
+        assert_eq!(reason(&nested(CertificateError::BadSignature)), unknown);
+        assert_eq!(reason(&io::Error::other("else")), "else");
+        assert_eq!(errno(&io::Error::from_raw_os_error(111)), "connection refused");
+    }
+
+    #[test]
+    fn destinations_are_urls_with_the_time_that_is_left() {
+        use serde_json::json;
+        let url = |config: Value| Destination::new(&config).map(|it| it.url(None));
+        let cases = [
+            (json!({"service": {"namespace": "n", "name": "s", "path": "/p/"}}), "https://s.n.svc:443/p"),
+            (json!({"service": {"namespace": "n", "name": "s", "port": 8443}}), "https://s.n.svc:8443/"),
+            (json!({"url": "https://h:1/p"}), "https://h:1/p"),
+        ];
+        for (config, expected) in cases {
+            assert_eq!(url(config), Ok(expected.to_owned()));
+        }
+        assert!(url(json!({})).is_err());
+        let service = Destination::new(&json!({"url": "https://h"})).expect("a URL");
+        assert_eq!(service.url(Some(Instant::now() + Duration::from_millis(1500))), "https://h/?timeout=2s");
     }
 }

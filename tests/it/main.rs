@@ -11,6 +11,7 @@ mod pods;
 mod requests;
 mod tidy;
 
-#[path = "../support/postgres.rs"]
 #[expect(dead_code, reason = "the store's own tests use more of it")]
+#[path = "../support/postgres.rs"]
 mod postgres;
+mod webhooks;
