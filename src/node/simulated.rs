@@ -17,7 +17,7 @@ use kube::{
 use serde_json::{Value, json};
 
 use crate::{
-    api::identity::User,
+    api::identity::{MASTERS, User},
     base::{Tasks, clock},
     client::{Clients, Informer, ObjectKey, WorkQueue, informer},
 };
@@ -32,7 +32,8 @@ const LEASES: &str = "kube-node-lease";
 
 /// Starts `count` nodes, named `sim-0` and so on.
 pub fn start(clients: &Clients, tasks: &Tasks, count: usize) {
-    let client = clients.of(&User::system("system:node:sim", &["system:nodes"]));
+    // One identity for all of them, so that it is no node's: a node may only speak of itself (NodeRestriction).
+    let client = clients.of(&User::system("system:simulated-nodes", &[MASTERS]));
     let group = tasks.clone();
     tasks.spawn("simulated-nodes", async move {
         let nodes: Api<Node> = Api::all(client.clone());
