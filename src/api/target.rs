@@ -9,7 +9,7 @@ use crate::{
         Result, Status, Value,
         object::{GroupResource, api_version, split_api_version},
     },
-    schema::{self, SchemaRef, default},
+    schema::{self, SchemaRef},
     store::{Key, Stored},
 };
 
@@ -74,8 +74,7 @@ impl Target {
 
     /// Fills in the defaults of an object in the target's version.
     pub fn fill(&self, object: &mut Value) {
-        default::default(object, &self.version().schema);
-        (self.kind.strategy.default)(object);
+        self.kind.fill(self.version(), object);
     }
 
     /// apiVersion and kind of what is sent: the object, or what its subresource takes.

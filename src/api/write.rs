@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     base::clock,
-    kinds::{self, Action, Change as Step},
-    meta::{FieldErrors, Meta, Path, Result, Status, Value, options::WriteOptions},
+    kinds::{Action, Change as Step, pipeline::SERVER_OWNED},
+    meta::{Meta, Path, Result, Status, Value, options::WriteOptions},
     schema::{self, apply},
     store::{Change, Expect, Key, Rejected, Snapshot, Stored, Transaction, Write},
 };
@@ -62,9 +62,6 @@ pub struct Written {
     pub is_created: bool,
     pub warnings: Vec<String>,
 }
-
-/// Metadata that only the server writes.
-const SERVER_OWNED: [&str; 6] = ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink"];
 
 impl Writer<'_> {
     fn manager(&self) -> &str {
@@ -147,15 +144,10 @@ impl Writer<'_> {
     async fn try_create(&self, mut new: Value) -> Result<Written> {
         let kind = &self.target.kind;
         let snapshot = self.server.store.snapshot();
+        kind.start(self.target.version(), &mut new);
         new.set_metadata("uid", uuid::Uuid::new_v4().to_string());
         new.set_metadata("creationTimestamp", clock::now_rfc3339());
-        if kind.strategy.has_generation {
-            new.set_metadata("generation", 1);
-        }
         self.target.fill(&mut new);
-        if kind.strategy.resets_status && kind.custom.is_some() {
-            new.remove_at(&["status"]);
-        }
         (kind.strategy.prepare)(&mut new, Step::Create);
         let options = self.options.to_value("CreateOptions");
         let context = self.context(&snapshot, Operation::Create, None, &options);
@@ -253,7 +245,7 @@ impl Writer<'_> {
         let wanted = change(&old)?;
         self.preconditions(&old, &wanted)?;
         let manager = apply::Manager { name: self.manager(), api_version: &self.target.view().api_version(), subresource: self.target.subresource_name(), now: &now };
-        let mut new = merge(&old, self.confine(&old, wanted), &manager, &version.schema, self.reset())?;
+        let mut new = merge(&old, kind.confine(self.target.subresource.as_ref(), &old, wanted), &manager, &version.schema, self.reset())?;
         for field in SERVER_OWNED.into_iter().chain(["name", "namespace", "resourceVersion"]) {
             match old.at(&["metadata", field]) {
                 Some(value) => new.set_metadata(field, value.clone()),
@@ -267,10 +259,7 @@ impl Writer<'_> {
         let step = self.target.subresource.as_ref().map_or(Step::Update(&old), |it| Step::Part(it.name, &old));
         (kind.strategy.prepare)(&mut new, step);
         let companions = service::allocate(&context, &mut new)?;
-        let is_bound = self.target.subresource.as_ref().is_some_and(|it| it.action == Action::Binding);
-        if kind.strategy.has_generation && !is_bound && differs_beyond_status(&old, &new) {
-            new.set_metadata("generation", old.generation() + 1);
-        }
+        kind.count(self.target.subresource.as_ref(), &old, &mut new);
         self.check(&new, step)?;
         self.validate(&context, &new).await?;
         let warnings = (kind.strategy.warnings)(&new, step);
@@ -337,31 +326,6 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Only what the target may write: everything but the status, or the status alone.
-    fn confine(&self, old: &Value, new: Value) -> Value {
-        let take = |mut base: Value, from: &Value, field: &str| {
-            match from.get(field) {
-                Some(value) => base[field] = value.clone(),
-                None => _ = base.remove_at(&[field]),
-            }
-            base
-        };
-        match self.target.subresource.as_ref().map(|it| &it.action) {
-            Some(Action::Status) if self.target.kind.custom.is_some() => {
-                let managed = new.at(&["metadata", "managedFields"]).cloned();
-                let mut confined = take(old.clone(), &new, "status");
-                managed.into_iter().for_each(|it| confined.set_metadata("managedFields", it));
-                confined
-            }
-            Some(Action::Status) => {
-                let with_status = take(old.clone(), &new, "status");
-                take(with_status, &new, "metadata")
-            }
-            None if self.target.kind.strategy.resets_status => take(new, old, "status"),
-            _ => new,
-        }
-    }
-
     fn reset(&self) -> Reset<'static> {
         match (self.target.subresource.is_some(), self.target.kind.strategy.resets_status) {
             (false, true) => &[&["status"]],
@@ -370,19 +334,11 @@ impl Writer<'_> {
         }
     }
 
-    /// All validations, in upstream's order: metadata, the schema of custom resources, the kind's own.
+    /// Fails with what is wrong, and warns of what is not good.
     fn check(&self, new: &Value, step: Step<'_>) -> Result<()> {
         let kind = &self.target.kind;
-        let mut errors: FieldErrors = match step.old() {
-            None => kinds::metadata::validate(new, kind),
-            Some(old) => kinds::metadata::validate(new, kind).into_iter().chain(kinds::metadata::validate_update(new, old)).collect(),
-        };
-        if kind.custom.is_some() {
-            let (wrong, warnings) = schema::validate::custom(new, step.old(), &self.target.version().schema);
-            errors.extend(wrong);
-            warnings.iter().for_each(|it| self.requester.warn(it));
-        }
-        errors.extend((kind.strategy.validate)(new, step));
+        let (errors, warnings) = kind.check(self.target.version(), new, step);
+        warnings.iter().for_each(|it| self.requester.warn(it));
         if errors.is_empty() { Ok(()) } else { Err(Status::invalid(&kind.group_kind(), new.name(), errors)) }
     }
 
@@ -444,15 +400,6 @@ pub fn rejection(rejected: Rejected, target: &Target, own: &Key) -> Status {
 /// Namespaces wait for their content even without finalizers of metadata.
 fn is_removable(object: &Value) -> bool {
     object.text("kind") != "Namespace" || object.items_at(&["spec", "finalizers"]).is_empty()
-}
-
-/// Whether anything but metadata and status changed: what `metadata.generation` counts.
-fn differs_beyond_status(old: &Value, new: &Value) -> bool {
-    let rest = |object: &Value| -> Vec<(String, Value)> {
-        let fields = object.as_object().into_iter().flatten();
-        fields.filter(|(name, _)| !matches!(name.as_str(), "metadata" | "status" | "apiVersion" | "kind")).map(|(name, value)| (name.clone(), value.clone())).collect()
-    };
-    rest(old) != rest(new)
 }
 
 /// `prefix` and five random letters.

@@ -19,11 +19,9 @@ pub fn one_of(object: &Value, field: &str, words: &[&str], path: &Path, errors: 
     }
 }
 
-/// `ValidateNonnegativeField`.
-pub fn non_negative(object: &Value, field: &str, path: &Path, errors: &mut FieldErrors) {
-    if let Some(number) = object.int_at(&[field]).filter(|it| *it < 0) {
-        errors.push(FieldError::invalid(&path.child(field), number, "must be greater than or equal to 0"));
-    }
+/// The same for a value that is no text.
+pub fn all_of(problems: Problems, value: Value, path: &Path, errors: &mut FieldErrors) {
+    errors.extend(problems.into_iter().map(|it| FieldError::invalid(path, value.clone(), it)));
 }
 
 pub fn all(problems: Problems, value: &str, path: &Path, errors: &mut FieldErrors) {
@@ -31,17 +29,15 @@ pub fn all(problems: Problems, value: &str, path: &Path, errors: &mut FieldError
 }
 
 /// A number of pods or a share of them, from 0 up to 100% (`ValidatePositiveIntOrPercent`, `IsNotMoreThan100Percent`).
-pub fn int_or_percent(object: &Value, field: &str, path: &Path, errors: &mut FieldErrors) {
-    let path = path.child(field);
-    match object.get(field) {
-        Some(Value::String(text)) => match text.strip_suffix('%').filter(|it| !it.is_empty() && it.bytes().all(|it| it.is_ascii_digit())) {
-            None => errors.push(FieldError::invalid(&path, text.as_str(), "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')")),
-            Some(number) if number.parse::<u32>().is_ok_and(|it| it > 100) => errors.push(FieldError::invalid(&path, text.as_str(), "must not be greater than 100%")),
+pub fn percent(value: &Value, path: &Path, errors: &mut FieldErrors) {
+    let wrong = |detail: &'static str| FieldError::invalid(path, value.clone(), detail);
+    match value {
+        Value::String(text) => match text.strip_suffix('%').filter(|it| !it.is_empty() && it.bytes().all(|it| it.is_ascii_digit())) {
+            None => errors.push(wrong("a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')")),
+            Some(number) if number.parse::<u32>().is_ok_and(|it| it > 100) => errors.push(wrong("must not be greater than 100%")),
             Some(_) => (),
         },
-        Some(Value::Number(number)) if number.as_i64().is_some_and(|it| it < 0) => {
-            errors.push(FieldError::invalid(&path, number.as_i64(), "must be greater than or equal to 0"));
-        }
+        Value::Number(number) if number.as_i64().is_some_and(|it| it < 0) => errors.push(wrong("must be greater than or equal to 0")),
         _ => (),
     }
 }
@@ -54,24 +50,31 @@ pub fn immutable(new: &Value, old: &Value, at: &[&str], errors: &mut FieldErrors
     }
 }
 
-/// `spec.selector` of a workload: present, not empty, and matching the labels of the template.
-pub fn selector_of_template(object: &Value, kind: &str, errors: &mut FieldErrors) {
+/// The selector in the spec of a workload: present, not empty, and matching the labels of the template.
+pub fn selector_of_template(spec: &Value, kind: &str, errors: &mut FieldErrors) {
     let path = Path::new("spec").child("selector");
-    let selector = object.at(&["spec", "selector"]);
-    match LabelSelector::from_value(selector) {
-        _ if selector.is_none_or(Value::is_null) => errors.push(FieldError::required(&path, "")),
-        Err(why) => errors.push(FieldError::invalid(&path, selector.cloned().unwrap_or_default(), why)),
-        Ok(parsed) if parsed.is_everything() => {
-            errors.push(FieldError::invalid(&path, selector.cloned().unwrap_or_default(), format!("empty selector is invalid for {kind}")));
+    match spec.get("selector").filter(|it| !it.is_null()) {
+        None => errors.push(FieldError::required(&path, "")),
+        Some(selector) if LabelSelector::from_value(Some(selector)).is_ok_and(|it| it.is_everything()) => {
+            errors.push(FieldError::invalid(&path, selector.clone(), format!("empty selector is invalid for {kind}")));
         }
-        Ok(parsed) => {
-            let labels = object.at(&["spec", "template", "metadata", "labels"]);
-            let get = |key: &str| labels?.get(key)?.as_str();
-            if !parsed.matches_with(get) {
-                let path = Path::new("spec").child("template").child("metadata").child("labels");
-                errors.push(FieldError::invalid(&path, labels.cloned().unwrap_or_default(), "`selector` does not match template `labels`"));
+        Some(selector) if LabelSelector::from_value(Some(selector)).is_err() => {
+            let detail = if kind == "statefulset" { "" } else { "invalid label selector" };
+            if kind != "daemonset" {
+                errors.push(FieldError::invalid(&path, selector.clone(), detail));
             }
         }
+        Some(_) => labels_of_template(spec, &Path::new("spec"), errors),
+    }
+}
+
+/// The labels of a template match the selector beside it.
+pub fn labels_of_template(spec: &Value, path: &Path, errors: &mut FieldErrors) {
+    let labels = spec.at(&["template", "metadata", "labels"]);
+    let get = |key: &str| labels?.get(key)?.as_str();
+    if LabelSelector::from_value(spec.get("selector")).is_ok_and(|it| !it.matches_with(get)) {
+        let path = path.child("template").child("metadata").child("labels");
+        errors.push(FieldError::invalid(&path, labels.cloned().unwrap_or_default(), "`selector` does not match template `labels`"));
     }
 }
 

@@ -32,16 +32,22 @@ fn default(crd: &mut Value) {
         crd["spec"]["conversion"] = json!({"strategy": "None"});
     }
     webhooks::default_client(crd, &["spec", "conversion", "webhook", "clientConfig"]);
+    if crd.items_at(&["status", "storedVersions"]).is_empty() {
+        crd.set_at(&["status", "storedVersions"], storage_version(crd));
+    }
+}
+
+fn storage_version(crd: &Value) -> Vec<Value> {
+    crd.items_at(&["spec", "versions"]).iter().filter(|it| it["storage"] == true).map(|it| it["name"].clone()).collect()
 }
 
 fn prepare(crd: &mut Value, change: Change<'_>) {
-    let storage = crd.items_at(&["spec", "versions"]).iter().find(|it| it["storage"] == true).map(|it| it["name"].clone());
     match change {
-        Change::Create => crd["status"] = json!({"conditions": [], "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": storage.as_slice()}),
+        Change::Create => crd["status"] = json!({"conditions": null, "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": storage_version(crd)}),
         // What has been stored in a version once may be there still.
         Change::Update(_) => {
             let mut stored = crd.items_at(&["status", "storedVersions"]).to_vec();
-            stored.extend(storage.filter(|it| !stored.contains(it)));
+            stored.extend(storage_version(crd).into_iter().filter(|it| !stored.contains(it)).collect::<Vec<_>>());
             crd.set_at(&["status", "storedVersions"], stored);
         }
         Change::Part(..) => (),

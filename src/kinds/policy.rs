@@ -5,53 +5,28 @@ use serde_json::json;
 
 use super::{
     Change, Strategy,
-    check::{each, fill, fill_at, immutable, int_or_percent, non_negative, one_of, required},
+    check::{each, fill, fill_at},
 };
 use crate::meta::{FieldError, FieldErrors, Meta, Path, Value};
 
-pub const DISRUPTION_BUDGET: Strategy = Strategy { validate: validate_budget, has_generation: true, resets_status: true, ..Strategy::PLAIN };
-pub const QUOTA: Strategy = Strategy { validate: validate_quota, resets_status: true, ..Strategy::PLAIN };
-pub const AUTOSCALER: Strategy = Strategy { default: default_autoscaler, validate: validate_autoscaler, resets_status: true, ..Strategy::PLAIN };
+pub const DISRUPTION_BUDGET: Strategy = Strategy { has_generation: true, resets_status: true, ..Strategy::PLAIN };
+pub const QUOTA: Strategy = Strategy { resets_status: true, ..Strategy::PLAIN };
+pub const AUTOSCALER: Strategy = Strategy { default: default_autoscaler, resets_status: true, ..Strategy::PLAIN };
 pub const FLOW_SCHEMA: Strategy = Strategy { default: |object| fill_at(object, &["spec", "matchingPrecedence"], 1000), has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const PRIORITY_LEVEL: Strategy = Strategy { default: default_priority_level, has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const SIGNING_REQUEST: Strategy =
-    Strategy { prepare: prepare_signing_request, validate: validate_signing_request, resets_status: true, ..Strategy::PLAIN };
+    Strategy { prepare: prepare_signing_request, resets_status: true, ..Strategy::PLAIN };
 pub const API_SERVICE: Strategy = Strategy { default: default_api_service, validate: validate_api_service, resets_status: true, ..Strategy::PLAIN };
 pub const RESOURCE_CLAIM: Strategy = Strategy { default: |object| default_claim(&mut object["spec"]), resets_status: true, ..Strategy::PLAIN };
 pub const RESOURCE_CLAIM_TEMPLATE: Strategy = Strategy { default: |object| default_claim(&mut object["spec"]["spec"]), ..Strategy::PLAIN };
 
-fn validate_budget(object: &Value, change: Change<'_>) -> FieldErrors {
-    let (mut errors, path) = (FieldErrors::new(), Path::new("spec"));
-    if let Change::Part(..) = change {
-        return errors;
-    }
-    let spec = &object["spec"];
-    if spec.get("minAvailable").is_some() && spec.get("maxUnavailable").is_some() {
-        errors.push(FieldError::invalid(&path, spec.clone(), "minAvailable and maxUnavailable cannot be both set"));
-    }
-    int_or_percent(spec, "minAvailable", &path, &mut errors);
-    int_or_percent(spec, "maxUnavailable", &path, &mut errors);
-    one_of(spec, "unhealthyPodEvictionPolicy", &["AlwaysAllow", "IfHealthyBudget"], &path, &mut errors);
-    errors
-}
-
-fn validate_quota(object: &Value, change: Change<'_>) -> FieldErrors {
-    let (mut errors, path) = (FieldErrors::new(), Path::new("spec"));
-    for (name, value) in object.map_at(&["spec", "hard"]).into_iter().flatten() {
-        let quantity = value.as_str().and_then(|it| it.parse::<crate::meta::Quantity>().ok());
-        if quantity.is_some_and(crate::meta::Quantity::is_negative) {
-            errors.push(FieldError::invalid(&path.child("hard").key(name), value.clone(), "must be greater than or equal to 0"));
-        }
-    }
-    if let Change::Update(old) = change {
-        immutable(object, old, &["spec", "scopes"], &mut errors);
-    }
-    errors
-}
-
 fn default_autoscaler(object: &mut Value) {
+    let is_first = object.text("apiVersion") == "autoscaling/v1";
     let spec = &mut object["spec"];
     fill(spec, "minReplicas", 1);
+    if is_first {
+        return;
+    }
     if spec.items_at(&["metrics"]).is_empty() {
         spec["metrics"] = json!([{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}}]);
     }
@@ -74,28 +49,6 @@ fn default_autoscaler(object: &mut Value) {
             }
         }
     }
-}
-
-fn validate_autoscaler(object: &Value, change: Change<'_>) -> FieldErrors {
-    let (mut errors, path) = (FieldErrors::new(), Path::new("spec"));
-    if let Change::Part(..) = change {
-        return errors;
-    }
-    let spec = &object["spec"];
-    let (least, most) = (spec.int_at(&["minReplicas"]).unwrap_or(1), spec.int_at(&["maxReplicas"]).unwrap_or(0));
-    if least < 1 {
-        errors.push(FieldError::invalid(&path.child("minReplicas"), least, "must be greater than or equal to 1"));
-    }
-    if most < 1 {
-        errors.push(FieldError::invalid(&path.child("maxReplicas"), most, "must be greater than 0"));
-    }
-    if most < least {
-        errors.push(FieldError::invalid(&path.child("maxReplicas"), most, "must be greater than or equal to `minReplicas`"));
-    }
-    let target = path.child("scaleTargetRef");
-    required(&spec["scaleTargetRef"], "kind", &target, &mut errors);
-    required(&spec["scaleTargetRef"], "name", &target, &mut errors);
-    errors
 }
 
 /// Utilization of cpu in v1, one metric among others in v2 (`pkg/apis/autoscaling/v1/conversion.go`).
@@ -185,23 +138,6 @@ fn prepare_signing_request(object: &mut Value, change: Change<'_>) {
     }
 }
 
-fn validate_signing_request(object: &Value, change: Change<'_>) -> FieldErrors {
-    let (mut errors, path) = (FieldErrors::new(), Path::new("spec"));
-    if let Change::Part(..) = change {
-        return errors;
-    }
-    let spec = &object["spec"];
-    required(spec, "request", &path, &mut errors);
-    required(spec, "signerName", &path, &mut errors);
-    if spec.items_at(&["usages"]).is_empty() {
-        errors.push(FieldError::required(&path.child("usages"), ""));
-    }
-    if let Some(seconds) = spec.int_at(&["expirationSeconds"]).filter(|it| *it < 600) {
-        errors.push(FieldError::invalid(&path.child("expirationSeconds"), seconds, "may not specify a duration less than 600 seconds (10 minutes)"));
-    }
-    errors
-}
-
 fn default_api_service(object: &mut Value) {
     if object.at(&["spec", "service"]).is_some() {
         fill_at(object, &["spec", "service", "port"], 443);
@@ -245,7 +181,7 @@ fn default_device_request(request: &mut Value) {
 }
 
 /// `spec.limits` of a LimitRange: what has a most has it for a default (`SetDefaults_LimitRangeItem`).
-pub const LIMIT_RANGE: Strategy = Strategy { default: default_limit_range, validate: validate_limit_range, ..Strategy::PLAIN };
+pub const LIMIT_RANGE: Strategy = Strategy { default: default_limit_range, ..Strategy::PLAIN };
 
 fn default_limit_range(object: &mut Value) {
     for limit in each(object, &["spec", "limits"]).filter(|it| it.text("type") == "Container") {
@@ -257,24 +193,6 @@ fn default_limit_range(object: &mut Value) {
             }
         }
     }
-}
-
-fn validate_limit_range(object: &Value, _: Change<'_>) -> FieldErrors {
-    let mut errors = FieldErrors::new();
-    for (at, limit) in object.items_at(&["spec", "limits"]).iter().enumerate() {
-        let path = Path::new("spec").child("limits").index(at);
-        required(limit, "type", &path, &mut errors);
-        non_negative(limit, "max", &path, &mut errors);
-        let amount = |kind: &str, name: &str| limit.text_at(&[kind, name]).parse::<crate::meta::Quantity>().ok();
-        for (name, _) in limit.map_at(&["min"]).into_iter().flatten() {
-            if let (Some(least), Some(most)) = (amount("min", name), amount("max", name))
-                && least > most
-            {
-                errors.push(FieldError::invalid(&path.child("min").key(name), limit["min"][name].clone(), format!("min value {least} is greater than max value {most}")));
-            }
-        }
-    }
-    errors
 }
 
 #[cfg(test)]

@@ -3,18 +3,16 @@
 
 use super::{
     Change, Strategy,
-    check::{fill, fill_at, immutable, one_of, required},
+    check::{fill, fill_at},
 };
 use crate::meta::{FieldError, FieldErrors, Meta, Path, Value};
 
 pub const VOLUME: Strategy =
     Strategy { default: default_volume, prepare: prepare_volume, validate: validate_volume, resets_status: true, ..Strategy::PLAIN };
 pub const CLAIM: Strategy = Strategy { default: default_claim, prepare: prepare_claim, validate: validate_claim, resets_status: true, ..Strategy::PLAIN };
-pub const CLASS: Strategy = Strategy { default: default_class, validate: validate_class, ..Strategy::PLAIN };
+pub const CLASS: Strategy = Strategy { default: default_class, ..Strategy::PLAIN };
 pub const CSI_DRIVER: Strategy = Strategy { default: default_driver, has_generation: true, ..Strategy::PLAIN };
 pub const ATTACHMENT: Strategy = Strategy { resets_status: true, ..Strategy::PLAIN };
-
-const ACCESS_MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
 
 fn default_volume(object: &mut Value) {
     let spec = &mut object["spec"];
@@ -30,51 +28,27 @@ fn default_volume(object: &mut Value) {
 
 fn prepare_volume(object: &mut Value, change: Change<'_>) {
     if let Change::Create = change {
-        object["status"] = serde_json::json!({"phase": "Pending"});
+        // The time of the phase is that of the object.
+        let now = object.metadata("creationTimestamp").to_owned();
+        object["status"] = serde_json::json!({"phase": "Pending", "lastPhaseTransitionTime": now});
     }
 }
 
-fn access_modes(spec: &Value, path: &Path, errors: &mut FieldErrors) {
-    let (modes, path) = (spec.items_at(&["accessModes"]), path.child("accessModes"));
-    if modes.is_empty() {
-        errors.push(FieldError::required(&path, "at least 1 access mode is required"));
-    }
-    for mode in modes.iter().filter_map(Value::as_str).filter(|it| !ACCESS_MODES.contains(it)) {
-        errors.push(FieldError::not_supported(&path, mode, &ACCESS_MODES));
-    }
-    let is_single = modes.iter().any(|it| it == "ReadWriteOncePod");
-    if is_single && modes.len() > 1 {
-        errors.push(FieldError::forbidden(&path, "may not use ReadWriteOncePod with other access modes"));
-    }
-}
+/// Fields of a volume beside its source.
+const NOT_SOURCES: [&str; 9] =
+    ["accessModes", "capacity", "claimRef", "persistentVolumeReclaimPolicy", "storageClassName", "mountOptions", "volumeMode", "nodeAffinity", "volumeAttributesClassName"];
 
+/// What of a volume may change: not its source.
 fn validate_volume(object: &Value, change: Change<'_>) -> FieldErrors {
     let (mut errors, path) = (FieldErrors::new(), Path::new("spec"));
-    if let Change::Part(..) = change {
-        return errors;
-    }
-    let spec = &object["spec"];
-    access_modes(spec, &path, &mut errors);
-    if spec.at(&["capacity", "storage"]).is_none() {
-        errors.push(FieldError::not_supported(&path.child("capacity"), "", &["storage"]));
-    }
-    one_of(spec, "persistentVolumeReclaimPolicy", &["Delete", "Recycle", "Retain"], &path, &mut errors);
-    one_of(spec, "volumeMode", &["Block", "Filesystem"], &path, &mut errors);
-    const OTHERS: [&str; 10] = [
-        "accessModes", "capacity", "claimRef", "persistentVolumeReclaimPolicy", "storageClassName", "mountOptions", "volumeMode", "nodeAffinity", "volumeAttributesClassName", "",
-    ];
-    let sources = spec.as_object().map_or(0, |it| it.keys().filter(|key| !OTHERS.contains(&key.as_str())).count());
-    match sources {
-        0 => errors.push(FieldError::required(&path, "must specify a volume type")),
-        1 => (),
-        _ => errors.push(FieldError::forbidden(&path, "may not specify more than 1 volume type")),
-    }
-    if let Some(old) = change.old() {
-        let source = |object: &Value| object["spec"].as_object().map(|it| it.iter().filter(|(key, _)| !OTHERS.contains(&key.as_str())).map(|(key, value)| (key.clone(), value.clone())).collect::<Vec<_>>());
+    if let Change::Update(old) = change {
+        let source = |object: &Value| object["spec"].as_object().map(|it| it.iter().filter(|(key, _)| !NOT_SOURCES.contains(&key.as_str())).map(|(key, value)| (key.clone(), value.clone())).collect::<Vec<_>>());
         if source(object) != source(old) {
             errors.push(FieldError::forbidden(&path.child("persistentvolumesource"), "spec.persistentvolumesource is immutable after creation"));
         }
-        immutable(object, old, &["spec", "volumeMode"], &mut errors);
+        if object.at(&["spec", "volumeMode"]) != old.at(&["spec", "volumeMode"]) {
+            errors.push(FieldError::invalid(&Path::new("volumeMode"), object["spec"]["volumeMode"].clone(), super::metadata::IMMUTABLE));
+        }
     }
     errors
 }
@@ -89,20 +63,31 @@ fn prepare_claim(object: &mut Value, change: Change<'_>) {
     if let Change::Create = change {
         object["status"] = serde_json::json!({"phase": "Pending"});
     }
+    if !matches!(change, Change::Part(..)) {
+        same_sources(&mut object["spec"]);
+    }
 }
 
+/// `NormalizeDataSources`: a source is written in both fields, unless it is of another namespace.
+fn same_sources(spec: &mut Value) {
+    let of = |source: &Value| serde_json::json!({"apiGroup": source.get("apiGroup"), "kind": source.text("kind"), "name": source.text("name")});
+    let (source, reference) = (spec.get("dataSource").map(of), spec.get("dataSourceRef").map(of));
+    match (source, reference) {
+        (Some(mut source), None) => {
+            if source["apiGroup"].is_null() {
+                source.remove_at(&["apiGroup"]);
+            }
+            spec["dataSourceRef"] = source;
+        }
+        (None, Some(reference)) if spec.text_at(&["dataSourceRef", "namespace"]).is_empty() => spec["dataSource"] = reference,
+        _ => (),
+    }
+}
+
+/// What of a claim may change.
 fn validate_claim(object: &Value, change: Change<'_>) -> FieldErrors {
     let (mut errors, path) = (FieldErrors::new(), Path::new("spec"));
-    if let Change::Part(..) = change {
-        return errors;
-    }
-    let spec = &object["spec"];
-    access_modes(spec, &path, &mut errors);
-    if spec.at(&["resources", "requests", "storage"]).is_none() {
-        errors.push(FieldError::required(&path.child("resources").key("storage"), ""));
-    }
-    one_of(spec, "volumeMode", &["Block", "Filesystem"], &path, &mut errors);
-    if let Some(old) = change.old() {
+    if let Change::Update(old) = change {
         let mut rest = object.clone();
         for field in ["resources", "volumeAttributesClassName"] {
             rest["spec"][field] = old["spec"][field].clone();
@@ -126,21 +111,6 @@ fn default_class(object: &mut Value) {
     fill_at(object, &["volumeBindingMode"], "Immediate");
 }
 
-fn validate_class(object: &Value, change: Change<'_>) -> FieldErrors {
-    let (mut errors, root) = (FieldErrors::new(), Path::root());
-    required(object, "provisioner", &root, &mut errors);
-    one_of(object, "reclaimPolicy", &["Delete", "Retain"], &root, &mut errors);
-    one_of(object, "volumeBindingMode", &["Immediate", "WaitForFirstConsumer"], &root, &mut errors);
-    if let Some(old) = change.old() {
-        let fixed = [("parameters", "updates to parameters are forbidden."), ("provisioner", "updates to provisioner are forbidden."), ("reclaimPolicy", "updates to reclaimPolicy are forbidden.")];
-        for (field, detail) in fixed.into_iter().filter(|(field, _)| object.get(*field) != old.get(*field)) {
-            errors.push(FieldError::forbidden(&root.child(field), detail));
-        }
-        immutable(object, old, &["volumeBindingMode"], &mut errors);
-    }
-    errors
-}
-
 fn default_driver(object: &mut Value) {
     let spec = &mut object["spec"];
     fill(spec, "attachRequired", true);
@@ -152,23 +122,4 @@ fn default_driver(object: &mut Value) {
     }
     fill(spec, "requiresRepublish", false);
     fill(spec, "seLinuxMount", false);
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn claims_are_checked() {
-        let mut claim = json!({"spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
-        default_claim(&mut claim);
-        assert_eq!(validate_claim(&claim, Change::Create), []);
-        let mut other = claim.clone();
-        other["spec"]["accessModes"] = json!(["Often"]);
-        let errors: Vec<String> = validate_claim(&other, Change::Update(&claim)).iter().map(ToString::to_string).collect();
-        assert_eq!(errors.len(), 2, "{errors:?}");
-        assert!(errors[0].starts_with("spec.accessModes: Unsupported value: \"Often\""));
-    }
 }

@@ -14,6 +14,7 @@ pub fn registry() -> Registry {
 
 const NO_UPDATE: &[Verb] = &[Verb::Create, Verb::Delete, Verb::Get, Verb::List, Verb::Patch, Verb::Update, Verb::Watch];
 const PATHY: Strategy = Strategy { name: names::path_segment, ..Strategy::PLAIN };
+const COUNTED: Strategy = Strategy { has_generation: true, ..Strategy::PLAIN };
 const ANY_UPDATE: Strategy = Strategy { creates_on_update: true, ..Strategy::PLAIN };
 
 /// The legacy group.
@@ -107,7 +108,7 @@ fn infrastructure() -> Vec<Row> {
     ns("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy").short("netpol").does(&networking::NETWORK_POLICY).cols(&[fun("Pod-Selector", "string", pod_selector), AGE]),
     cl("networking.k8s.io", "v1", "ipaddresses", "IPAddress").short("ip").does(&networking::IP_ADDRESS).cols(&[fun("ParentRef", "string", parent_ref)]).field_fn("spec.parentRef", |_| String::new()),
     cl("networking.k8s.io", "v1", "servicecidrs", "ServiceCIDR").status().cols(&[fun("CIDRs", "string", cidrs)]).age(),
-    ns("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice").cols(&[path("AddressType", &["addressType"]), fun("Ports", "string", slice_ports), fun("Endpoints", "string", slice_endpoints)]).age(),
+    ns("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice").does(&COUNTED).cols(&[path("AddressType", &["addressType"]), fun("Ports", "string", slice_ports), fun("Endpoints", "string", slice_endpoints)]).age(),
     cl("storage.k8s.io", "v1", "storageclasses", "StorageClass").short("sc").does(&storage::CLASS).unnamed().cols(&[
             fun("Name", "string", class_name), path("Provisioner", &["provisioner"]), or("ReclaimPolicy", &["reclaimPolicy"], "Delete"), or("VolumeBindingMode", &["volumeBindingMode"], "Immediate"),
             bool("AllowVolumeExpansion", &["allowVolumeExpansion"]), AGE]),
@@ -119,12 +120,12 @@ fn infrastructure() -> Vec<Row> {
             path("PV", &["spec", "source", "persistentVolumeName"]), path("Node", &["spec", "nodeName"]), bool("Attached", &["status", "attached"]), AGE]),
     cl("storage.k8s.io", "v1", "volumeattributesclasses", "VolumeAttributesClass").short("vac").cols(&[path("DriverName", &["driverName"]), AGE]),
     cl("node.k8s.io", "v1", "runtimeclasses", "RuntimeClass").cols(&[path("Handler", &["handler"])]).age(),
-    cl("scheduling.k8s.io", "v1", "priorityclasses", "PriorityClass").short("pc").cols(&[int("Value", &["value"]), fun("Global-Default", "boolean", global_default)]).age().cols(&[path("PreemptionPolicy", &["preemptionPolicy"])]),
+    cl("scheduling.k8s.io", "v1", "priorityclasses", "PriorityClass").does(&COUNTED).short("pc").cols(&[int("Value", &["value"]), fun("Global-Default", "boolean", global_default)]).age().cols(&[path("PreemptionPolicy", &["preemptionPolicy"])]),
     ns("coordination.k8s.io", "v1", "leases", "Lease").does(&ANY_UPDATE).cols(&[path("Holder", &["spec", "holderIdentity"])]).age(),
-    cl("resource.k8s.io", "v1", "deviceclasses", "DeviceClass").cols(&[AGE]),
+    cl("resource.k8s.io", "v1", "deviceclasses", "DeviceClass").does(&COUNTED).cols(&[AGE]),
     ns("resource.k8s.io", "v1", "resourceclaims", "ResourceClaim").does(&policy::RESOURCE_CLAIM).status().cols(&[fun("State", "string", claim_state), AGE]),
     ns("resource.k8s.io", "v1", "resourceclaimtemplates", "ResourceClaimTemplate").does(&policy::RESOURCE_CLAIM_TEMPLATE).cols(&[AGE]),
-    cl("resource.k8s.io", "v1", "resourceslices", "ResourceSlice").cols(&[path("Node", &["spec", "nodeName"]), path("Driver", &["spec", "driver"]), path("Pool", &["spec", "pool", "name"]), AGE])
+    cl("resource.k8s.io", "v1", "resourceslices", "ResourceSlice").does(&COUNTED).cols(&[path("Node", &["spec", "nodeName"]), path("Driver", &["spec", "driver"]), path("Pool", &["spec", "pool", "name"]), AGE])
         .field("spec.nodeName", &["spec", "nodeName"]).field("spec.driver", &["spec", "driver"]),
     ]
 }

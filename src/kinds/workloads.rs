@@ -5,20 +5,19 @@ use serde_json::json;
 
 use super::{
     Change, Strategy,
-    check::{each, fill, fill_at, immutable, int_or_percent, non_negative, one_of, selector_of_template},
+    check::{each, fill, fill_at},
     pod,
 };
-use crate::meta::{FieldError, FieldErrors, Meta, Path, Value, cron::Schedule};
+use crate::meta::{FieldError, FieldErrors, Meta, Path, Value};
 
 pub const DEPLOYMENT: Strategy =
-    Strategy { default: default_deployment, validate: validate_deployment, has_generation: true, resets_status: true, ..Strategy::PLAIN };
+    Strategy { default: default_deployment, has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const DAEMON_SET: Strategy =
-    Strategy { default: default_daemon_set, validate: validate_daemon_set, has_generation: true, resets_status: true, ..Strategy::PLAIN };
+    Strategy { default: default_daemon_set, prepare: prepare_daemon_set, has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const STATEFUL_SET: Strategy =
     Strategy { default: default_stateful_set, validate: validate_stateful_set, has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const CRON_JOB: Strategy = Strategy {
     default: default_cron_job,
-    validate: validate_cron_job,
     name: cron_job_name,
     has_generation: true,
     resets_status: true,
@@ -26,10 +25,9 @@ pub const CRON_JOB: Strategy = Strategy {
     ..Strategy::PLAIN
 };
 pub const REPLICA_SET: Strategy =
-    Strategy { default: default_replica_set, validate: validate_replica_set, has_generation: true, resets_status: true, ..Strategy::PLAIN };
+    Strategy { default: default_replica_set, has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const REPLICATION_CONTROLLER: Strategy = Strategy {
     default: default_replication_controller,
-    validate: validate_replication_controller,
     has_generation: true,
     resets_status: true,
     orphans_by_default: true,
@@ -40,7 +38,6 @@ pub const POD_TEMPLATE: Strategy =
 pub const JOB: Strategy = Strategy {
     default: default_job,
     prepare: prepare_job,
-    validate: validate_job,
     has_generation: true,
     resets_status: true,
     orphans_by_default: true,
@@ -71,72 +68,9 @@ fn default_deployment(object: &mut Value) {
     }
 }
 
-fn validate_template(object: &Value, errors: &mut FieldErrors) {
-    let path = Path::new("spec").child("template");
-    super::metadata::labels(object.map_at(&["spec", "template", "metadata", "labels"]), &path.child("labels"), errors);
-    pod::validate_spec(&object["spec"]["template"]["spec"], &path.child("spec"), errors);
-}
-
-/// Templates of what always runs restart their pods.
-fn validate_restarts(object: &Value, errors: &mut FieldErrors) {
-    let policy = object.text_at(&["spec", "template", "spec", "restartPolicy"]);
-    if policy != "Always" {
-        let path = Path::new("spec").child("template").child("spec").child("restartPolicy");
-        errors.push(FieldError::not_supported(&path, policy, &["Always"]));
-    }
-}
-
-fn validate_deployment(object: &Value, change: Change<'_>) -> FieldErrors {
-    let (mut errors, path) = (FieldErrors::new(), Path::new("spec"));
-    if let Change::Part(..) = change {
-        return errors;
-    }
-    let spec = &object["spec"];
-    for field in ["replicas", "minReadySeconds", "revisionHistoryLimit"] {
-        non_negative(spec, field, &path, &mut errors);
-    }
-    selector_of_template(object, "deployment", &mut errors);
-    validate_template(object, &mut errors);
-    validate_restarts(object, &mut errors);
-    let strategy = &spec["strategy"];
-    one_of(strategy, "type", &["Recreate", "RollingUpdate"], &path.child("strategy"), &mut errors);
-    if strategy.text("type") == "Recreate" && strategy.get("rollingUpdate").is_some_and(|it| !it.is_null()) {
-        errors.push(FieldError::forbidden(&path.child("strategy").child("rollingUpdate"), "may not be specified when strategy `type` is 'Recreate'"));
-    }
-    let is_zero = |field: &str| strategy.at(&["rollingUpdate", field]).is_some_and(|it| *it == 0 || *it == "0%");
-    if is_zero("maxSurge") && is_zero("maxUnavailable") {
-        let path = path.child("strategy").child("rollingUpdate").child("maxUnavailable");
-        errors.push(FieldError::invalid(&path, strategy["rollingUpdate"]["maxUnavailable"].clone(), "may not be 0 when `maxSurge` is 0"));
-    }
-    let deadline = spec.int_at(&["progressDeadlineSeconds"]);
-    if deadline.is_some_and(|it| it <= spec.int_at(&["minReadySeconds"]).unwrap_or(0)) {
-        errors.push(FieldError::invalid(&path.child("progressDeadlineSeconds"), deadline, "must be greater than minReadySeconds"));
-    }
-    if let Some(old) = change.old() {
-        immutable(object, old, &["spec", "selector"], &mut errors);
-    }
-    errors
-}
-
 fn default_replica_set(object: &mut Value) {
     default_template(object);
     fill(&mut object["spec"], "replicas", 1);
-}
-
-fn validate_replica_set(object: &Value, change: Change<'_>) -> FieldErrors {
-    let (mut errors, path) = (FieldErrors::new(), Path::new("spec"));
-    if let Change::Part(..) = change {
-        return errors;
-    }
-    non_negative(&object["spec"], "replicas", &path, &mut errors);
-    non_negative(&object["spec"], "minReadySeconds", &path, &mut errors);
-    selector_of_template(object, "ReplicaSet", &mut errors);
-    validate_template(object, &mut errors);
-    validate_restarts(object, &mut errors);
-    if let Some(old) = change.old() {
-        immutable(object, old, &["spec", "selector"], &mut errors);
-    }
-    errors
 }
 
 fn default_replication_controller(object: &mut Value) {
@@ -153,20 +87,6 @@ fn default_replication_controller(object: &mut Value) {
     }
 }
 
-fn validate_replication_controller(object: &Value, change: Change<'_>) -> FieldErrors {
-    let mut errors = FieldErrors::new();
-    if let Change::Part(..) = change {
-        return errors;
-    }
-    non_negative(&object["spec"], "replicas", &Path::new("spec"), &mut errors);
-    if object.map_at(&["spec", "selector"]).is_none_or(serde_json::Map::is_empty) {
-        errors.push(FieldError::required(&Path::new("spec").child("selector"), ""));
-    }
-    validate_template(object, &mut errors);
-    validate_restarts(object, &mut errors);
-    errors
-}
-
 fn default_daemon_set(object: &mut Value) {
     default_template(object);
     fill_at(object, &["spec", "updateStrategy", "type"], "RollingUpdate");
@@ -175,37 +95,21 @@ fn default_daemon_set(object: &mut Value) {
         fill_at(object, &["spec", "updateStrategy", "rollingUpdate", "maxSurge"], 0);
     }
     fill(&mut object["spec"], "revisionHistoryLimit", 10);
+    fill_at(object, &TEMPLATE_GENERATION, "0");
 }
 
-fn validate_daemon_set(object: &Value, change: Change<'_>) -> FieldErrors {
-    let (mut errors, path) = (FieldErrors::new(), Path::new("spec"));
-    if let Change::Part(..) = change {
-        return errors;
-    }
-    let spec = &object["spec"];
-    selector_of_template(object, "daemonset", &mut errors);
-    validate_template(object, &mut errors);
-    validate_restarts(object, &mut errors);
-    for field in ["minReadySeconds", "revisionHistoryLimit"] {
-        non_negative(spec, field, &path, &mut errors);
-    }
-    let strategy = path.child("updateStrategy");
-    one_of(&spec["updateStrategy"], "type", &["OnDelete", "RollingUpdate"], &strategy, &mut errors);
-    let rolling = strategy.child("rollingUpdate");
-    let update = spec.at(&["updateStrategy", "rollingUpdate"]).cloned().unwrap_or_default();
-    int_or_percent(&update, "maxUnavailable", &rolling, &mut errors);
-    int_or_percent(&update, "maxSurge", &rolling, &mut errors);
-    let is_zero = |field: &str| update.get(field).is_none_or(|it| *it == 0 || *it == "0%");
-    match (is_zero("maxUnavailable"), is_zero("maxSurge")) {
-        _ if spec.text_at(&["updateStrategy", "type"]) != "RollingUpdate" => (),
-        (true, true) => errors.push(FieldError::required(&rolling.child("maxUnavailable"), "cannot be 0 when maxSurge is 0")),
-        (false, false) => errors.push(FieldError::invalid(&rolling.child("maxSurge"), update["maxSurge"].clone(), "may not be set when maxUnavailable is non-zero")),
-        _ => (),
-    }
-    if let Some(old) = change.old() {
-        immutable(object, old, &["spec", "selector"], &mut errors);
-    }
-    errors
+/// The count of templates, which lives in an annotation since `apps/v1`.
+const TEMPLATE_GENERATION: [&str; 3] = ["metadata", "annotations", "deprecated.daemonset.template.generation"];
+
+/// `daemonSetStrategy`: the count grows with each change of the template, whatever a client says.
+fn prepare_daemon_set(object: &mut Value, change: Change<'_>) {
+    let count = |object: &Value| object.text_at(&TEMPLATE_GENERATION).parse::<i64>().unwrap_or(0);
+    let next = match change {
+        Change::Create => 1,
+        Change::Update(old) => count(old) + i64::from(old["spec"]["template"] != object["spec"]["template"]),
+        Change::Part(_, old) => count(old),
+    };
+    object.set_at(&TEMPLATE_GENERATION, next.to_string());
 }
 
 fn default_stateful_set(object: &mut Value) {
@@ -228,28 +132,10 @@ fn default_stateful_set(object: &mut Value) {
     }
 }
 
+/// What of a StatefulSet may change.
 fn validate_stateful_set(object: &Value, change: Change<'_>) -> FieldErrors {
-    let (mut errors, path) = (FieldErrors::new(), Path::new("spec"));
-    if let Change::Part(..) = change {
-        return errors;
-    }
-    let spec = &object["spec"];
-    one_of(spec, "podManagementPolicy", &["OrderedReady", "Parallel"], &path, &mut errors);
-    one_of(&spec["updateStrategy"], "type", &["OnDelete", "RollingUpdate"], &path.child("updateStrategy"), &mut errors);
-    let update = spec.at(&["updateStrategy", "rollingUpdate"]).cloned().unwrap_or_default();
-    let rolling = path.child("updateStrategy").child("rollingUpdate");
-    non_negative(&update, "partition", &rolling, &mut errors);
-    int_or_percent(&update, "maxUnavailable", &rolling, &mut errors);
-    for field in ["replicas", "minReadySeconds", "revisionHistoryLimit"] {
-        non_negative(spec, field, &path, &mut errors);
-    }
-    if let Some(ordinals) = spec.get("ordinals") {
-        non_negative(ordinals, "start", &path.child("ordinals"), &mut errors);
-    }
-    selector_of_template(object, "statefulset", &mut errors);
-    validate_template(object, &mut errors);
-    validate_restarts(object, &mut errors);
-    if let Some(old) = change.old() {
+    let mut errors = FieldErrors::new();
+    if let Change::Update(old) = change {
         let mut rest = object.clone();
         for field in ["replicas", "template", "updateStrategy", "persistentVolumeClaimRetentionPolicy", "minReadySeconds", "ordinals", "revisionHistoryLimit"] {
             rest["spec"][field] = old["spec"][field].clone();
@@ -258,7 +144,7 @@ fn validate_stateful_set(object: &Value, change: Change<'_>) -> FieldErrors {
         [&mut rest, &mut before].into_iter().for_each(forget_nulls);
         if rest["spec"] != before["spec"] {
             let detail = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden";
-            errors.push(FieldError::forbidden(&path, detail));
+            errors.push(FieldError::forbidden(&Path::new("spec"), detail));
         }
     }
     errors
@@ -286,37 +172,6 @@ fn default_cron_job(object: &mut Value) {
     fill(spec, "successfulJobsHistoryLimit", 3);
     fill(spec, "failedJobsHistoryLimit", 1);
     pod::default_spec(&mut spec["jobTemplate"]["spec"]["template"]["spec"]);
-}
-
-fn validate_cron_job(object: &Value, change: Change<'_>) -> FieldErrors {
-    let (mut errors, path) = (FieldErrors::new(), Path::new("spec"));
-    if let Change::Part(..) = change {
-        return errors;
-    }
-    let spec = &object["spec"];
-    let schedule = spec.text("schedule");
-    match schedule {
-        "" => errors.push(FieldError::required(&path.child("schedule"), "")),
-        it if it.contains("TZ") => {
-            errors.push(FieldError::invalid(&path.child("schedule"), it, "cannot use TZ or CRON_TZ in schedule, use timeZone field instead"));
-        }
-        it => errors.extend(Schedule::parse(it, None).err().map(|error| FieldError::invalid(&path.child("schedule"), it, error))),
-    }
-    one_of(spec, "concurrencyPolicy", &["Allow", "Forbid", "Replace"], &path, &mut errors);
-    for field in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
-        non_negative(spec, field, &path, &mut errors);
-    }
-    let zone = spec.text("timeZone");
-    if !zone.is_empty() && jiff::tz::db().get(zone).is_err() {
-        errors.push(FieldError::invalid(&path.child("timeZone"), zone, format!("unknown time zone {zone}")));
-    }
-    let template = path.child("jobTemplate").child("spec").child("template").child("spec");
-    pod::validate_spec(&spec["jobTemplate"]["spec"]["template"]["spec"], &template, &mut errors);
-    let policy = spec.text_at(&["jobTemplate", "spec", "template", "spec", "restartPolicy"]);
-    if !matches!(policy, "OnFailure" | "Never") {
-        errors.push(FieldError::required(&template.child("restartPolicy"), "valid values: \"OnFailure\", \"Never\""));
-    }
-    errors
 }
 
 /// The labels by which a Job knows its pods, in the new form and the old.
@@ -352,41 +207,6 @@ fn prepare_job(object: &mut Value, change: Change<'_>) {
     object.set_at(&["spec", "selector", "matchLabels", JOB_LABELS[0].0], uid);
 }
 
-fn validate_job(object: &Value, change: Change<'_>) -> FieldErrors {
-    let (mut errors, path) = (FieldErrors::new(), Path::new("spec"));
-    if let Change::Part(..) = change {
-        return errors;
-    }
-    let spec = &object["spec"];
-    for field in ["parallelism", "completions", "activeDeadlineSeconds", "backoffLimit", "ttlSecondsAfterFinished", "maxFailedIndexes"] {
-        non_negative(spec, field, &path, &mut errors);
-    }
-    one_of(spec, "completionMode", &["Indexed", "NonIndexed"], &path, &mut errors);
-    if spec.text("completionMode") == "Indexed" && spec.get("completions").is_none() {
-        errors.push(FieldError::required(&path.child("completions"), "when completion mode is Indexed"));
-    }
-    selector_of_template(object, "Job", &mut errors);
-    validate_template(object, &mut errors);
-    let policy = spec.text_at(&["template", "spec", "restartPolicy"]);
-    if !matches!(policy, "OnFailure" | "Never") {
-        let path = path.child("template").child("spec").child("restartPolicy");
-        errors.push(FieldError::required(&path, "valid values: \"OnFailure\", \"Never\""));
-    }
-    if let Some(old) = change.old() {
-        for field in ["selector", "completionMode", "podFailurePolicy", "backoffLimitPerIndex", "successPolicy", "managedBy"] {
-            immutable(object, old, &["spec", field], &mut errors);
-        }
-        if spec.text("completionMode") != "Indexed" {
-            immutable(object, old, &["spec", "completions"], &mut errors);
-        }
-        let is_suspended = old.at(&["spec", "suspend"]) == Some(&Value::Bool(true)) && old.at(&["status", "startTime"]).is_none();
-        if !is_suspended {
-            immutable(object, old, &["spec", "template"], &mut errors);
-        }
-    }
-    errors
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -396,21 +216,12 @@ mod tests {
     }
 
     #[test]
-    fn deployments_get_defaults_and_errors() {
+    fn deployments_get_defaults() {
         let mut object =
             json!({"metadata": {"name": "web"}, "spec": {"selector": {"matchLabels": {"app": "web"}}, "template": template(), "strategy": {}}});
         default_deployment(&mut object);
         assert_eq!(object["spec"]["replicas"], 1);
         assert_eq!(object["spec"]["strategy"], json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}}));
-        assert_eq!(validate_deployment(&object, Change::Create), []);
-        let mut other = object.clone();
-        other["spec"]["selector"] = json!({"matchLabels": {"app": "db"}});
-        let errors: Vec<String> = validate_deployment(&other, Change::Update(&object)).iter().map(ToString::to_string).collect();
-        let expected = [
-            "spec.template.metadata.labels: Invalid value: {\"app\":\"web\"}: `selector` does not match template `labels`",
-            "spec.selector: Invalid value: {\"matchLabels\":{\"app\":\"db\"}}: field is immutable",
-        ];
-        assert_eq!(errors, expected);
     }
 
     #[test]
@@ -420,7 +231,5 @@ mod tests {
         prepare_job(&mut job, Change::Create);
         assert_eq!(job["spec"]["selector"], json!({"matchLabels": {"batch.kubernetes.io/controller-uid": "u"}}));
         assert_eq!(job["spec"]["template"]["metadata"]["labels"]["job-name"], "j");
-        let errors: Vec<String> = validate_job(&job, Change::Create).iter().map(ToString::to_string).collect();
-        assert_eq!(errors, ["spec.template.spec.restartPolicy: Required value: valid values: \"OnFailure\", \"Never\""]);
     }
 }

@@ -34,10 +34,17 @@ impl Path {
 
     /// This path, and from there on the other one.
     pub fn join(&self, rest: &Path) -> Self {
-        match rest.0.starts_with('[') {
-            true => Self(format!("{}{}", self.0, rest.0)),
-            false => self.child(&rest.0),
-        }
+        self.with(&rest.0)
+    }
+
+    /// The path without its last field.
+    pub fn parent(&self) -> Self {
+        Self(self.0.rsplit_once('.').map_or_else(String::new, |it| it.0.to_owned()))
+    }
+
+    /// This path and the text of a path below it.
+    pub fn with(&self, below: &str) -> Self {
+        if below.is_empty() || below.starts_with('[') { Self(format!("{}{below}", self.0)) } else { self.child(below) }
     }
 
     pub fn as_str(&self) -> &str {

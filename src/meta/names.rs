@@ -13,6 +13,7 @@ pub const SUBDOMAIN_MAX: usize = 253;
 pub const ANNOTATIONS_MAX: usize = 256 << 10;
 
 const LABEL: &str = "[a-z0-9]([-a-z0-9]*[a-z0-9])?";
+const UNDERSCORED: &str = "_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
 const QUALIFIED: &str = "([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]";
 
 fn anchored(pattern: &str) -> Regex {
@@ -27,6 +28,7 @@ macro_rules! pattern {
 
 pattern!(DNS1123_LABEL, LABEL);
 pattern!(DNS1123_SUBDOMAIN, &format!(r"{LABEL}(\.{LABEL})*"));
+pattern!(UNDERSCORED_SUBDOMAIN, &format!(r"{UNDERSCORED}(\.{UNDERSCORED})*"));
 pattern!(DNS1035_LABEL, "[a-z]([-a-z0-9]*[a-z0-9])?");
 pattern!(QUALIFIED_NAME, QUALIFIED);
 pattern!(LABEL_VALUE, &format!("({QUALIFIED})?"));
@@ -37,6 +39,8 @@ pattern!(HTTP_HEADER, "[-A-Za-z0-9]+");
 
 const LABEL_MSG: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character";
 const SUBDOMAIN_MSG: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character";
+const UNDERSCORED_MSG: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start and end with an alphanumeric character";
+const WILDCARD_MSG: &str = "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character";
 const DNS1035_MSG: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character";
 const QUALIFIED_MSG: &str = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character";
 const LABEL_VALUE_MSG: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character";
@@ -82,6 +86,38 @@ pub fn dns1123_subdomain(text: &str) -> Problems {
         problems.push(regex_error(SUBDOMAIN_MSG, &format!(r"{LABEL}(\.{LABEL})*"), &["example.com"]));
     }
     problems
+}
+
+/// `IsDNS1123SubdomainWithUnderscore`.
+pub fn underscored_subdomain(text: &str) -> Problems {
+    let mut problems = Problems::new();
+    if text.len() > SUBDOMAIN_MAX {
+        problems.push(max_len(SUBDOMAIN_MAX));
+    }
+    if !UNDERSCORED_SUBDOMAIN.is_match(text) {
+        problems.push(regex_error(UNDERSCORED_MSG, &format!(r"{UNDERSCORED}(\.{UNDERSCORED})*"), &["example.com"]));
+    }
+    problems
+}
+
+/// `IsWildcardDNS1123Subdomain`: `*.` and a subdomain.
+pub fn wildcard_subdomain(text: &str) -> Problems {
+    let mut problems = Problems::new();
+    if text.len() > SUBDOMAIN_MAX {
+        problems.push(max_len(SUBDOMAIN_MAX));
+    }
+    if !text.strip_prefix("*.").is_some_and(|it| DNS1123_SUBDOMAIN.is_match(it)) {
+        problems.push(regex_error(WILDCARD_MSG, &format!(r"\*\.{LABEL}(\.{LABEL})*"), &["*.example.com"]));
+    }
+    problems
+}
+
+/// A network in CIDR form: address and length of the prefix. Go's `net.ParseCIDR` is as strict, but for leading zeros.
+pub fn cidr(text: &str) -> Option<(core::net::IpAddr, u8)> {
+    let (address, length) = text.split_once('/')?;
+    let (address, length): (core::net::IpAddr, u8) = (address.parse().ok()?, length.parse().ok()?);
+    let is_fine = length <= if address.is_ipv4() { 32 } else { 128 };
+    is_fine.then_some((address, length))
 }
 
 pub fn dns1035_label(text: &str) -> Problems {

@@ -382,8 +382,24 @@ fn write_fields(out: &mut Vec<u8>, map: &Map<String, Value>, fields: &[Field], d
     Ok(())
 }
 
+/// What Go's encoder writes of a field that is no pointer and was never set.
+fn write_zero(out: &mut Vec<u8>, field: &Field) -> Result<()> {
+    if field.is_pointer {
+        return Ok(());
+    }
+    match &field.schema.shape {
+        Shape::Bool | Shape::Int32 | Shape::Int64 => put_int(out, field.number, 0),
+        Shape::String | Shape::Time | Shape::MicroTime => put_bytes(out, field.number, &[]),
+        Shape::Quantity => put_triple(out, field.number, None, Some((1, b"0"))),
+        Shape::IntOrString => put_bytes(out, field.number, &[0x08, 0, 0x10, 0, 0x1a, 0]),
+        Shape::Object(shape) => put_message(out, field.number, |out| write_fields(out, &Map::new(), &shape.fields, 0))?,
+        _ => (),
+    }
+    Ok(())
+}
+
 fn write_field(out: &mut Vec<u8>, map: &Map<String, Value>, field: &Field) -> Result<()> {
-    let Some(value) = map.get(&field.name).filter(|it| !it.is_null()) else { return Ok(()) };
+    let Some(value) = map.get(&field.name).filter(|it| !it.is_null()) else { return write_zero(out, field) };
     match (&field.schema.shape, value) {
         (Shape::List { items, .. }, Value::Array(list)) => list.iter().try_for_each(|item| write_value(out, field.number, item, items)),
         (Shape::Map { values, .. }, Value::Object(entries)) => entries.iter().try_for_each(|(key, value)| {

@@ -7,9 +7,12 @@ mod fixtures;
 mod kube_rs;
 mod kubectl;
 mod nodes;
+mod oracle;
 mod pods;
+mod random;
 mod requests;
 mod tidy;
+mod validation;
 
 #[expect(dead_code, reason = "the store's own tests use more of it")]
 #[path = "../support/postgres.rs"]

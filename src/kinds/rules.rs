@@ -1,0 +1,361 @@
+//! What the fields of built-in types must be: the table `rules.txt` and the walk that applies it.
+//!
+//! The format: `# package` begins a package (`core/v1`); an unindented line names a type; an indented one is a rule for its objects:
+//! guards, the field, tests, and after `: ` the words of the error. Fields: `.` the object itself, `a.b`, `a[]` each item, `a{}` each key of
+//! a map, `a{=}` each value. Guards: `?a` is set, `?a=X|Y` is one of these, `?*a` is there though empty, `?old` an update; `?!` turns a guard round.
+//! Tests pass over what is empty; `test!` looks at that too, and `test*` at what is there though empty. The tests of one line
+//! end with the first that fails. `@place` reports the error elsewhere; `as=name` says the field's name in paths, `skip` leaves out what is below it, `skipold` only in updates.
+//! Tests that are not of a field alone are functions (`call=…`). Source: `pkg/apis/*/validation` and the `+k8s:` tags of `types.go`.
+
+mod calls;
+mod words;
+
+use std::{cell::OnceCell, collections::HashMap, sync::LazyLock};
+
+use super::Change;
+use crate::{
+    meta::{FieldErrors, Meta, Path, Value},
+    schema::{Schema, Shape},
+};
+
+static SOURCE: &str = include_str!("rules.txt");
+static NOTHING: Value = Value::Null;
+
+/// A rule of the table.
+struct Rule {
+    guards: Vec<Guard>,
+    target: Vec<Step>,
+    place: Option<&'static str>,
+    tests: Vec<Test>,
+}
+
+struct Guard {
+    is_negated: bool,
+    is: Is,
+}
+
+enum Is {
+    Update,
+    Set(&'static str),
+    There(&'static str),
+    OneOf(&'static str, Vec<&'static str>),
+}
+
+enum Step {
+    Field(&'static str),
+    Items,
+    Keys,
+    Values,
+}
+
+/// A test in a rule: the function, its argument, the words of its error.
+pub struct Test {
+    run: Run,
+    pub argument: &'static str,
+    pub message: &'static str,
+    looks_at: LooksAt,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum LooksAt {
+    Set,
+    There,
+    All,
+}
+
+pub type Run = fn(&Site<'_>, &Test, &mut FieldErrors);
+
+/// What a test looks at: a value, the object that has it, and how both were before.
+pub struct Site<'a> {
+    pub value: &'a Value,
+    pub old: Option<&'a Value>,
+    pub object: &'a Value,
+    pub old_object: Option<&'a Value>,
+    /// Where `object` is.
+    pub base: &'a Path,
+    /// The whole object.
+    pub root: &'a Value,
+    suffix: &'a str,
+    place: Option<&'static str>,
+    path: OnceCell<Path>,
+}
+
+impl Site<'_> {
+    /// Where an error is reported.
+    pub fn path(&self) -> &Path {
+        self.path.get_or_init(|| match self.place {
+            Some(place) => place.split('.').filter(|it| !it.is_empty()).fold(self.base.clone(), |path, field| path.child(field)),
+            None => self.base.with(self.suffix),
+        })
+    }
+}
+
+/// The rules of each type, by its OpenAPI name, and how its fields are walked.
+#[derive(Default)]
+struct Rules {
+    rules: Vec<Rule>,
+    renamed: HashMap<&'static str, &'static str>,
+    skipped: Vec<&'static str>,
+    /// Not walked in updates: the field is immutable, and what stands there was checked.
+    skipped_later: Vec<&'static str>,
+}
+
+static TABLE: LazyLock<HashMap<String, Rules>> = LazyLock::new(|| read(SOURCE));
+
+fn read(source: &'static str) -> HashMap<String, Rules> {
+    let (mut table, mut package, mut names) = (HashMap::<String, Rules>::new(), "", Vec::new());
+    for line in source.lines().filter(|it| !it.trim().is_empty()) {
+        if let Some(name) = line.strip_prefix("# ") {
+            package = name;
+        } else if let Some(rule) = line.strip_prefix(' ') {
+            for name in &names {
+                table.entry(format!("io.k8s.{package}.{name}")).or_default().add(rule);
+            }
+        } else {
+            names = line.split(' ').collect();
+        }
+    }
+    table
+}
+
+impl Rules {
+    fn add(&mut self, line: &'static str) {
+        let (head, message) = line.split_once(": ").unwrap_or((line, ""));
+        let mut words = head.split(' ').peekable();
+        let mut guards = Vec::new();
+        while let Some(word) = words.next_if(|it| it.starts_with('?')) {
+            guards.push(guard(&word[1..]));
+        }
+        let target = words.next().unwrap_or_default();
+        let (mut place, mut tests) = (None, Vec::new());
+        for word in words {
+            match word.split_once('=') {
+                Some(("as", name)) => _ = self.renamed.insert(target, name),
+                _ if word == "skip" => self.skipped.push(target),
+                _ if word == "skipold" => self.skipped_later.push(target),
+                _ if word.starts_with('@') => place = Some(&word[1..]),
+                _ => tests.push(test(word, message)),
+            }
+        }
+        if !tests.is_empty() {
+            self.rules.push(Rule { guards, target: steps(target), place, tests });
+        }
+    }
+}
+
+fn guard(word: &'static str) -> Guard {
+    let (is_negated, word) = word.strip_prefix('!').map_or((false, word), |it| (true, it));
+    let is = match word.split_once('=') {
+        Some((field, words)) => Is::OneOf(field, words.split('|').collect()),
+        None if word == "old" => Is::Update,
+        None => word.strip_prefix('*').map_or(Is::Set(word), Is::There),
+    };
+    Guard { is_negated, is }
+}
+
+fn steps(target: &'static str) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for part in target.split('.').filter(|it| !it.is_empty()) {
+        let name = part.trim_end_matches(['[', ']', '{', '}', '=']);
+        if !name.is_empty() {
+            steps.push(Step::Field(name));
+        }
+        match &part[name.len()..] {
+            "[]" => steps.push(Step::Items),
+            "{}" => steps.push(Step::Keys),
+            "{=}" => steps.push(Step::Values),
+            _ => (),
+        }
+    }
+    steps
+}
+
+fn test(word: &'static str, message: &'static str) -> Test {
+    let (name, argument) = word.split_once('=').unwrap_or((word, ""));
+    let (name, looks_at) = match (name.strip_suffix('!'), name.strip_suffix('*')) {
+        (Some(name), _) => (name, LooksAt::All),
+        (_, Some(name)) => (name, LooksAt::There),
+        _ => (name, LooksAt::Set),
+    };
+    let run = if name == "call" { calls::find(argument) } else { words::find(name) };
+    let looks_at = if matches!(name, "required" | "needed" | "call" | "immutable" | "fixed") && looks_at == LooksAt::Set { LooksAt::All } else { looks_at };
+    Test { run: run.unwrap_or_else(|| panic!("rules.txt: no test {word}")), argument, message, looks_at }
+}
+
+/// What Go's zero value is in JSON: absent, false, 0, or empty.
+pub fn is_zero(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(it) => !it,
+        Value::Number(it) => it.as_f64() == Some(0.0),
+        Value::String(it) => it.is_empty(),
+        Value::Array(it) => it.is_empty(),
+        Value::Object(it) => it.is_empty(),
+    }
+}
+
+impl Guard {
+    fn holds(&self, object: &Value, is_update: bool) -> bool {
+        let at = |field: &str| field.split('.').try_fold(object, |value, field| value.get(field)).unwrap_or(&NOTHING);
+        let holds = match &self.is {
+            Is::Update => is_update,
+            Is::Set(field) => !is_zero(at(field)),
+            Is::There(field) => !at(field).is_null(),
+            Is::OneOf(field, words) => match at(field) {
+                Value::String(text) => words.contains(&text.as_str()),
+                Value::Null => words.contains(&""),
+                other => words.contains(&other.to_string().as_str()),
+            },
+        };
+        holds != self.is_negated
+    }
+}
+
+/// Applies the rules to an object of a built-in kind: to the status in an update of the status, otherwise to the rest.
+/// A kind whose status is written with the rest has both checked.
+pub fn check(object: &Value, schema: &Schema, change: Change<'_>, with_status: bool) -> FieldErrors {
+    let mut walk = Walk { root: object, is_update: change.old().is_some(), errors: FieldErrors::new(), part: Part::Main };
+    walk.part = match change.subresource() {
+        "" if with_status => Part::Both,
+        "" => Part::Main,
+        "status" => Part::Status,
+        _ => return walk.errors,
+    };
+    walk.object(object, change.old(), schema, &Path::root(), true);
+    walk.errors
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Part {
+    Main,
+    Status,
+    Both,
+}
+
+impl Part {
+    fn has(self, field: &str) -> bool {
+        self == Self::Both || (field == "status") == (self == Self::Status)
+    }
+}
+
+struct Walk<'a> {
+    root: &'a Value,
+    is_update: bool,
+    errors: FieldErrors,
+    part: Part,
+}
+
+impl<'a> Walk<'a> {
+    fn value(&mut self, value: &'a Value, old: Option<&'a Value>, schema: &Schema, path: &Path) {
+        match (&schema.shape, value) {
+            (Shape::Object(_), Value::Object(_)) => self.object(value, old, schema, path, false),
+            (Shape::List { items, .. }, Value::Array(list)) if is_walked(items) => {
+                for (at, item) in list.iter().enumerate() {
+                    self.value(item, old.and_then(|it| it.get(at)), items, &path.index(at));
+                }
+            }
+            (Shape::Map { values, .. }, Value::Object(map)) if is_walked(values) => {
+                for (key, value) in map {
+                    self.value(value, old.and_then(|it| it.get(key)), values, &path.key(key));
+                }
+            }
+            _ => (),
+        }
+    }
+
+    fn object(&mut self, value: &'a Value, old: Option<&'a Value>, schema: &Schema, path: &Path, is_root: bool) {
+        let (Some(shape), Some(map)) = (schema.as_struct(), value.as_object()) else { return };
+        let rules = TABLE.get(&schema.name);
+        for rule in rules.into_iter().flat_map(|it| &it.rules) {
+            let first = rule.target.first().map_or("", |it| if let Step::Field(name) = it { name } else { "" });
+            if !is_root || self.part.has(first) {
+                self.apply(rule, value, old, path);
+            }
+        }
+        for field in &shape.fields {
+            let name = field.name.as_str();
+            let is_left_out = (is_root && (name == "metadata" || !self.part.has(name))) || rules.is_some_and(|it| it.skipped.contains(&name) || (self.is_update && it.skipped_later.contains(&name)));
+            let Some(inner) = map.get(name).filter(|_| !is_left_out && is_walked(&field.schema)) else { continue };
+            let shown = rules.and_then(|it| it.renamed.get(name).copied()).unwrap_or(name);
+            self.value(inner, old.and_then(|it| it.get(name)), &field.schema, &path.child(shown));
+        }
+    }
+
+    fn apply(&mut self, rule: &Rule, object: &'a Value, old: Option<&'a Value>, path: &Path) {
+        if rule.guards.iter().all(|it| it.holds(object, self.is_update)) {
+            self.reach(rule, &rule.target, (object, old), (object, old), path, String::new());
+        }
+    }
+
+    /// Follows the steps of a rule's target and tests what is there.
+    fn reach(&mut self, rule: &Rule, steps: &[Step], from: (&'a Value, Option<&'a Value>), at: (&'a Value, Option<&'a Value>), base: &Path, suffix: String) {
+        let (value, old) = at;
+        match steps.split_first() {
+            None => self.test(rule, from, at, base, &suffix),
+            Some((Step::Field(name), rest)) => {
+                let suffix = if suffix.is_empty() { (*name).to_owned() } else { format!("{suffix}.{name}") };
+                self.reach(rule, rest, from, (value.get(*name).unwrap_or(&NOTHING), old.and_then(|it| it.get(*name))), base, suffix);
+            }
+            Some((Step::Items, rest)) => {
+                for (at, item) in value.as_array().into_iter().flatten().enumerate() {
+                    self.reach(rule, rest, from, (item, old.and_then(|it| it.get(at))), base, format!("{suffix}[{at}]"));
+                }
+            }
+            Some((Step::Keys, _)) => {
+                for key in value.as_object().into_iter().flat_map(|it| it.keys()) {
+                    self.test(rule, from, (&Value::from(key.as_str()), None), base, &format!("{suffix}[{key}]"));
+                }
+            }
+            Some((Step::Values, rest)) => {
+                for (key, item) in value.as_object().into_iter().flatten() {
+                    self.reach(rule, rest, from, (item, old.and_then(|it| it.get(key))), base, format!("{suffix}[{key}]"));
+                }
+            }
+        }
+    }
+
+    fn test(&mut self, rule: &Rule, (object, old_object): (&Value, Option<&Value>), (value, old): (&Value, Option<&Value>), base: &Path, suffix: &str) {
+        let site = Site { value, old, object, old_object, base, root: self.root, suffix, place: rule.place, path: OnceCell::new() };
+        let before = self.errors.len();
+        for test in &rule.tests {
+            let is_seen = match test.looks_at {
+                LooksAt::All => true,
+                LooksAt::There => !value.is_null(),
+                LooksAt::Set => !is_zero(value),
+            };
+            if is_seen {
+                (test.run)(&site, test, &mut self.errors);
+            }
+            if self.errors.len() > before {
+                return;
+            }
+        }
+    }
+}
+
+/// Whether rules may stand below: in objects, and in lists and maps of them.
+fn is_walked(schema: &Schema) -> bool {
+    match &schema.shape {
+        Shape::Object(_) => true,
+        Shape::List { items, .. } => is_walked(items),
+        Shape::Map { values, .. } => is_walked(values),
+        _ => false,
+    }
+}
+
+/// What the rules find wrong with an object of a type that stands at `path`.
+pub fn errors_of(object: &Value, type_name: &str, path: &Path) -> FieldErrors {
+    let mut walk = Walk { root: object, is_update: false, errors: FieldErrors::new(), part: Part::Both };
+    crate::schema::builtin(type_name).into_iter().for_each(|it| walk.object(object, None, &it, path, false));
+    walk.errors
+}
+
+/// Whether the rules find nothing wrong with an object of a type.
+pub fn is_valid(object: &Value, type_name: &str) -> bool {
+    errors_of(object, type_name, &Path::root()).is_empty()
+}
+
+/// The texts of a list.
+pub fn texts<'a>(value: Option<&'a Value>, path: &[&str]) -> Vec<&'a str> {
+    value.map_or(&[][..], |it| it.items_at(path)).iter().filter_map(Value::as_str).collect()
+}

@@ -1,0 +1,335 @@
+//! Names and amounts of resources. Source: `pkg/apis/core/validation/validation.go`, `pkg/apis/core/helper/helpers.go`.
+
+use crate::{
+    kinds::{
+        check,
+        rules::{
+            Run, Site, Test,
+            words::{push_if, quantities},
+        },
+    },
+    meta::{FieldError, FieldErrors, Meta, Path, Quantity, Value, names},
+};
+
+pub const CALLS: &[(&str, Run)] = &[
+    ("resources", |site, _, errors| requirements(site.value, site.path(), &[], container_name, errors)),
+    ("podresources", pod_resources),
+    ("overhead", |site, _, errors| {
+        for (name, amount, value) in quantities(site.value, &[]) {
+            let path = site.path().child("limits").key(name);
+            container_name(name, &path, errors);
+            amount_of(name, amount, value, &path, errors);
+        }
+    }),
+    ("quota", |site, _, errors| {
+        for (name, amount, value) in quantities(site.value, &[]) {
+            let path = site.path().key(name);
+            quota_name(name, &path, errors);
+            amount_of(name, amount, value, &path, errors);
+        }
+    }),
+    ("amounts", |site, _, errors| {
+        for (name, amount, value) in quantities(site.value, &[]) {
+            amount_of(name, amount, value, &site.path().child(name), errors);
+        }
+    }),
+    ("scopes", |site, _, errors| scopes(site, errors)),
+    ("scopeselector", |site, _, errors| scope_selector(site, errors)),
+    ("limitrange", limit_range),
+];
+
+const STANDARD: [&str; 20] = [
+    "cpu", "memory", "ephemeral-storage", "requests.cpu", "requests.memory", "requests.ephemeral-storage", "limits.cpu", "limits.memory", "limits.ephemeral-storage", "pods",
+    "resourcequotas", "services", "replicationcontrollers", "secrets", "configmaps", "persistentvolumeclaims", "storage", "requests.storage", "services.nodeports", "services.loadbalancers",
+];
+const QUOTA: [&str; 19] = [
+    "cpu", "memory", "ephemeral-storage", "requests.cpu", "requests.memory", "requests.storage", "requests.ephemeral-storage", "limits.cpu", "limits.memory", "limits.ephemeral-storage", "pods",
+    "resourcequotas", "services", "replicationcontrollers", "secrets", "persistentvolumeclaims", "configmaps", "services.nodeports", "services.loadbalancers",
+];
+/// Counted in whole numbers.
+const INTEGERS: [&str; 9] =
+    ["pods", "resourcequotas", "services", "replicationcontrollers", "secrets", "configmaps", "persistentvolumeclaims", "services.nodeports", "services.loadbalancers"];
+const COMPUTE: [&str; 6] = ["cpu", "memory", "limits.cpu", "limits.memory", "requests.cpu", "requests.memory"];
+
+fn is_huge_pages(name: &str) -> bool {
+    name.starts_with("hugepages-")
+}
+
+/// Unprefixed, or of `kubernetes.io` (`IsNativeResource`).
+pub fn is_native(name: &str) -> bool {
+    !name.contains('/') || name.contains("kubernetes.io/")
+}
+
+/// `IsExtendedResourceName`.
+pub fn is_extended(name: &str) -> bool {
+    !is_native(name) && !name.starts_with("requests.") && names::qualified_name(&format!("requests.{name}")).is_empty()
+}
+
+fn is_integer(name: &str) -> bool {
+    INTEGERS.contains(&name) || is_extended(name)
+}
+
+/// `validateResourceName`: whether more may be said of it.
+fn resource_name(name: &str, path: &Path, errors: &mut FieldErrors) -> bool {
+    let problems = names::qualified_name(name);
+    let is_qualified = problems.is_empty();
+    check::all(problems, name, path, errors);
+    let is_standard = name.contains('/') || STANDARD.contains(&name) || is_huge_pages(name) || name.starts_with("requests.hugepages-");
+    push_if(is_qualified && !is_standard, FieldError::invalid(path, name, "must be a standard resource type or fully qualified"), errors);
+    is_qualified && is_standard
+}
+
+/// `validateContainerResourceName`.
+pub fn container_name(name: &str, path: &Path, errors: &mut FieldErrors) {
+    resource_name(name, path, errors);
+    if !name.contains('/') {
+        let is_fine = matches!(name, "cpu" | "memory" | "ephemeral-storage") || is_huge_pages(name);
+        push_if(!is_fine, FieldError::invalid(path, name, "must be a standard resource for containers"), errors);
+    } else if !is_native(name) {
+        push_if(!is_extended(name), FieldError::invalid(path, name, "doesn't follow extended resource name standard"), errors);
+    }
+}
+
+fn pod_name(name: &str, path: &Path, errors: &mut FieldErrors) {
+    if resource_name(name, path, errors) {
+        let is_fine = matches!(name, "cpu" | "memory") || is_huge_pages(name);
+        push_if(!is_fine, FieldError::not_supported(path, name, &["cpu", "hugepages-", "memory"]), errors);
+    }
+}
+
+fn quota_name(name: &str, path: &Path, errors: &mut FieldErrors) {
+    resource_name(name, path, errors);
+    let is_fine = name.contains('/') || QUOTA.contains(&name) || is_huge_pages(name) || name.starts_with("requests.hugepages-");
+    push_if(!is_fine, FieldError::invalid(path, name, "must be a standard resource for quota"), errors);
+}
+
+/// `ValidateResourceQuantityValue`.
+pub fn amount_of(name: &str, amount: Quantity, value: &Value, path: &Path, errors: &mut FieldErrors) {
+    push_if(amount.is_negative(), FieldError::invalid(path, value.clone(), "must be greater than or equal to 0"), errors);
+    push_if(is_integer(name) && !amount.is_whole(), FieldError::invalid(path, value.clone(), "must be an integer"), errors);
+}
+
+/// Resources that may be promised more than once.
+fn is_overcommitted(name: &str) -> bool {
+    is_native(name) && !is_huge_pages(name)
+}
+
+/// `validateResourceRequirements`.
+pub fn requirements(value: &Value, path: &Path, claims: &[&str], check_name: fn(&str, &Path, &mut FieldErrors), errors: &mut FieldErrors) {
+    for (name, amount, value) in quantities(value, &["limits"]) {
+        let path = path.child("limits").key(name);
+        check_name(name, &path, errors);
+        amount_of(name, amount, value, &path, errors);
+    }
+    for (name, amount, wanted) in quantities(value, &["requests"]) {
+        let own = path.child("requests").key(name);
+        check_name(name, &own, errors);
+        amount_of(name, amount, wanted, &own, errors);
+        let limit = value.text_at(&["limits", name]);
+        match limit.parse::<Quantity>() {
+            Ok(most) if amount != most && !is_overcommitted(name) => {
+                errors.push(FieldError::invalid(&path.child("requests"), wanted.clone(), format!("must be equal to {name} limit of {limit}")));
+            }
+            Ok(most) if amount > most => {
+                errors.push(FieldError::invalid(&path.child("requests"), wanted.clone(), format!("must be less than or equal to {name} limit of {limit}")));
+            }
+            Err(_) if !is_overcommitted(name) => errors.push(FieldError::required(&path.child("limits"), "Limit must be set for non overcommitable resources")),
+            _ => (),
+        }
+    }
+    let has = |is: fn(&str) -> bool| ["limits", "requests"].iter().any(|kind| quantities(value, &[kind]).any(|it| is(it.0)));
+    if has(is_huge_pages) && !has(|it| matches!(it, "cpu" | "memory")) {
+        errors.push(FieldError::forbidden(path, "HugePages require cpu or memory"));
+    }
+    claim_names(value.items_at(&["claims"]), claims, &path.child("claims"), errors);
+}
+
+/// `validateResourceClaimNames`: the claims that a container uses are claims of its pod, each once.
+fn claim_names(claims: &[Value], known: &[&str], path: &Path, errors: &mut FieldErrors) {
+    let mut seen: Vec<(&str, &str)> = Vec::new();
+    for (at, claim) in claims.iter().enumerate() {
+        let (path, name, request) = (path.index(at), claim.text("name"), claim.text("request"));
+        if name.is_empty() {
+            errors.push(FieldError::required(&path, ""));
+            continue;
+        }
+        if seen.contains(&(name, "")) || (request.is_empty() && seen.iter().any(|it| it.0 == name)) {
+            errors.push(FieldError::duplicate(&path, name));
+        } else {
+            if !request.is_empty() {
+                check::all(names::dns1123_label(request), request, &path.child("request"), errors);
+            }
+            push_if(seen.contains(&(name, request)), FieldError::duplicate(&path, format!("{name}/{request}")), errors);
+        }
+        seen.push((name, request));
+        if !known.contains(&name) {
+            let mut sorted = known.to_vec();
+            sorted.sort_unstable();
+            let end = if sorted.is_empty() { " which is empty".to_owned() } else { format!(": {}", sorted.join(", ")) };
+            let mut error = FieldError::not_found(&path, name);
+            error.detail = format!("must be one of the names in pod.spec.resourceClaims{end}").into();
+            errors.push(error);
+        }
+    }
+}
+
+/// `validatePodResources`: what all containers get together.
+fn pod_resources(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
+    let (resources, spec, path) = (site.value, site.object, site.path());
+    if resources.is_null() {
+        return;
+    }
+    if spec.text_at(&["os", "name"]) == "windows" {
+        return errors.push(FieldError::forbidden(path, "may not be set for a windows pod"));
+    }
+    if resources.get("claims").is_some() {
+        errors.push(FieldError::forbidden(&path.child("claims"), "claims may not be set for Resources at pod-level"));
+    }
+    let claims: Vec<&str> = spec.items_at(&["resourceClaims"]).iter().map(|it| it.text("name")).collect();
+    requirements(resources, path, &claims, pod_name, errors);
+    for (name, wanted, value) in quantities(resources, &["requests"]) {
+        let amounts = spec.items_at(&["containers"]).iter().filter_map(|it| it.text_at(&["resources", "requests", name]).parse::<Quantity>().ok());
+        let sum = amounts.fold(Quantity::default(), Quantity::add);
+        if sum > wanted {
+            let detail = format!("must be greater than or equal to aggregate container requests of {sum}");
+            errors.push(FieldError::invalid(&path.child("requests").key(name), value.clone(), detail));
+        }
+    }
+    for (at, container) in spec.items_at(&["containers"]).iter().enumerate() {
+        for (name, limit, value) in quantities(container, &["resources", "limits"]) {
+            let most = resources.text_at(&["limits", name]);
+            if most.parse::<Quantity>().is_ok_and(|it| limit > it) {
+                let path = path.child("containers").index(at).key(name).child("limits");
+                errors.push(FieldError::invalid(&path, value.clone(), format!("must be less than or equal to pod limits of {most}")));
+            }
+        }
+    }
+}
+
+const SCOPES: [&str; 7] = ["BestEffort", "NotBestEffort", "Terminating", "NotTerminating", "PriorityClass", "CrossNamespacePodAffinity", "VolumeAttributesClass"];
+
+/// `IsResourceQuotaScopeValidForResource`.
+fn may_scope(scope: &str, resource: &str) -> bool {
+    match scope {
+        "Terminating" | "NotTerminating" | "NotBestEffort" | "PriorityClass" | "CrossNamespacePodAffinity" => {
+            resource == "pods" || COMPUTE.contains(&resource)
+        }
+        "BestEffort" => resource == "pods",
+        "VolumeAttributesClass" => matches!(resource, "persistentvolumeclaims" | "requests.storage"),
+        _ => true,
+    }
+}
+
+fn are_scoped_badly<'a>(scope: &'a str, spec: &'a Value) -> impl Iterator<Item = &'a str> {
+    let hard = spec.map_at(&["hard"]).into_iter().flat_map(|it| it.keys()).map(String::as_str);
+    hard.filter(move |it| (QUOTA.contains(it) || is_huge_pages(it)) && !may_scope(scope, it))
+}
+
+fn conflict(scopes: &[&str]) -> bool {
+    [["BestEffort", "NotBestEffort"], ["Terminating", "NotTerminating"]].iter().any(|pair| pair.iter().all(|it| scopes.contains(it)))
+}
+
+/// `validateResourceQuotaScopes`.
+fn scopes(site: &Site<'_>, errors: &mut FieldErrors) {
+    let scopes = super::super::texts(Some(site.value), &[]);
+    let mut wrong = |detail: &'static str| errors.push(FieldError::invalid(site.path(), site.value.clone(), detail));
+    for scope in &scopes {
+        if !SCOPES.contains(scope) {
+            wrong("unsupported scope");
+        }
+        are_scoped_badly(scope, site.object).for_each(|_| wrong("unsupported scope applied to resource"));
+    }
+    if conflict(&scopes) {
+        wrong("conflicting scopes");
+    }
+}
+
+/// `validateScopedResourceSelectorRequirement`.
+fn scope_selector(site: &Site<'_>, errors: &mut FieldErrors) {
+    let path = site.path().child("matchExpressions");
+    let wanted = site.value.items_at(&["matchExpressions"]);
+    for one in wanted {
+        let (scope, operator, values) = (one.text("scopeName"), one.text("operator"), one.items_at(&["values"]));
+        push_if(!SCOPES.contains(&scope), FieldError::invalid(&path.child("scopeName"), scope, "unsupported scope"), errors);
+        for _ in are_scoped_badly(scope, site.object) {
+            errors.push(FieldError::invalid(&path, site.value.clone(), "unsupported scope applied to resource"));
+        }
+        if !matches!(scope, "PriorityClass" | "VolumeAttributesClass") && SCOPES.contains(&scope) && operator != "Exists" {
+            let detail = "must be 'Exists' when scope is any of ResourceQuotaScopeTerminating, ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, ResourceQuotaScopeNotBestEffort or ResourceQuotaScopeCrossNamespacePodAffinity";
+            errors.push(FieldError::invalid(&path.child("operator"), operator, detail));
+        }
+        match operator {
+            "In" | "NotIn" => push_if(values.is_empty(), FieldError::required(&path.child("values"), "must be at least one value when `operator` is 'In' or 'NotIn' for scope selector"), errors),
+            "Exists" | "DoesNotExist" => {
+                let detail = "must be no value when `operator` is 'Exist' or 'DoesNotExist' for scope selector";
+                push_if(!values.is_empty(), FieldError::invalid(&path.child("values"), one["values"].clone(), detail), errors);
+            }
+            _ => errors.push(FieldError::invalid(&path.child("operator"), operator, "not a valid selector operator")),
+        }
+    }
+    let names: Vec<&str> = wanted.iter().map(|it| it.text("scopeName")).collect();
+    let scopes = site.object.get("scopes").cloned().unwrap_or_default();
+    push_if(conflict(&names), FieldError::invalid(&path, scopes, "conflicting scopes"), errors);
+}
+
+/// `ValidateLimitRange`, for one limit.
+fn limit_range(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
+    let (limit, path, kind) = (site.value, site.path(), site.value.text("type"));
+    let problems = names::qualified_name(kind);
+    let is_named = problems.is_empty();
+    check::all(problems, kind, &path.child("type"), errors);
+    let is_standard = kind.contains('/') || matches!(kind, "Pod" | "Container" | "PersistentVolumeClaim");
+    push_if(is_named && !is_standard, FieldError::invalid(&path.child("type"), kind, "must be a standard limit type or fully qualified"), errors);
+    let fields: &[&str] = if kind == "Pod" { &["max", "min", "maxLimitRequestRatio"] } else { &["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"] };
+    let mut names: Vec<&str> = Vec::new();
+    for field in fields {
+        for (name, ..) in quantities(limit, &[field]) {
+            let path = path.child(field).key(name);
+            if matches!(kind, "Pod" | "Container") { container_name(name, &path, errors) } else { _ = resource_name(name, &path, errors) }
+            names.push(name);
+        }
+    }
+    for field in ["default", "defaultRequest"].into_iter().filter(|it| kind == "Pod" && length(limit, it) > 0) {
+        errors.push(FieldError::forbidden(&path.child(field), "may not be specified when `type` is 'Pod'"));
+    }
+    let storage = |field: &str| limit.at(&[field, "storage"]).is_some();
+    if kind == "PersistentVolumeClaim" && !storage("min") && !storage("max") {
+        errors.push(FieldError::required(&path.child("limits"), "either minimum or maximum storage value is required, but neither was provided"));
+    }
+    names.sort_unstable();
+    names.dedup();
+    names.into_iter().for_each(|name| compare(limit, name, kind == "Pod", path, errors));
+}
+
+fn length(object: &Value, field: &str) -> usize {
+    object.map_at(&[field]).map_or(0, serde_json::Map::len)
+}
+
+/// Least, most and defaults of one resource beside each other.
+fn compare(limit: &Value, name: &str, is_pod: bool, path: &Path, errors: &mut FieldErrors) {
+    let amount = |field: &str| limit.text_at(&[field, name]).parse::<Quantity>().ok().filter(|_| !is_pod || !field.starts_with("default"));
+    // (the lesser, its words, the greater, its words, where, whose value is shown)
+    const PAIRS: [(&str, &str, &str, &str, &str, &str); 6] = [
+        ("min", "min value", "max", "max value", "min", "min"),
+        ("min", "min value", "defaultRequest", "default request value", "defaultRequest", "defaultRequest"),
+        ("defaultRequest", "default request value", "max", "max value", "defaultRequest", "defaultRequest"),
+        ("defaultRequest", "default request value", "default", "default limit value", "defaultRequest", "defaultRequest"),
+        ("min", "min value", "default", "default value", "default", "min"),
+        ("default", "default value", "max", "max value", "default", "max"),
+    ];
+    for (less, less_words, more, more_words, place, shown) in PAIRS {
+        if let (Some(low), Some(high)) = (amount(less), amount(more))
+            && low > high
+        {
+            let detail = format!("{less_words} {low} is greater than {more_words} {high}");
+            errors.push(FieldError::invalid(&path.child(place).key(name), limit[shown][name].clone(), detail));
+        }
+    }
+    let Some(ratio) = amount("maxLimitRequestRatio") else { return };
+    let (path, shown) = (path.child("maxLimitRequestRatio").key(name), limit["maxLimitRequestRatio"][name].clone());
+    push_if(ratio.millis() < 1000, FieldError::invalid(&path, shown.clone(), format!("ratio {ratio} is less than 1")), errors);
+    if let (Some(least), Some(most)) = (amount("min"), amount("max")) {
+        let bound = most.millis() as f64 / least.millis() as f64;
+        push_if(ratio.millis() as f64 / 1000.0 > bound, FieldError::invalid(&path, shown, format!("ratio {ratio} is greater than max/min = {bound:.6}")), errors);
+    }
+}

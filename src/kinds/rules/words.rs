@@ -1,0 +1,260 @@
+//! The tests that a rule may name: each looks at one value.
+
+use core::net::IpAddr;
+
+use super::{Run, Site, Test, is_zero};
+use crate::{
+    kinds::{check, metadata},
+    meta::{FieldError, FieldErrors, Meta, Path, Quantity, Value, names},
+};
+
+/// The function for a word of the table.
+pub fn find(name: &str) -> Option<Run> {
+    WORDS.iter().chain(NAMES).find(|it| it.0 == name).map(|it| it.1)
+}
+
+const WORDS: &[(&str, Run)] = &[
+    ("required", |site, test, errors| push_if(is_zero(site.value), FieldError::required(site.path(), test.message), errors)),
+    ("needed", |site, test, errors| push_if(site.value.is_null(), FieldError::required(site.path(), test.message), errors)),
+    ("forbidden", |site, test, errors| errors.push(FieldError::forbidden(site.path(), test.message))),
+    ("invalid", |site, test, errors| errors.push(FieldError::invalid(site.path(), site.value.clone(), test.message))),
+    ("oneof", |site, test, errors| {
+        let words: Vec<&str> = test.argument.split(',').collect();
+        push_if(!words.contains(&text(site.value)), FieldError::not_supported(site.path(), text(site.value), &words), errors);
+    }),
+    ("nonneg", |site, _, errors| push_if(is_negative(site.value), FieldError::invalid(site.path(), site.value.clone(), NOT_NEGATIVE), errors)),
+    ("positive", |site, _, errors| {
+        let is_fine = !is_zero(site.value) && !is_negative(site.value) && quantity(site.value).is_none_or(|it| !it.is_zero());
+        push_if(!is_fine, FieldError::invalid(site.path(), number(site.value), "must be greater than zero"), errors);
+    }),
+    ("range", |site, test, errors| {
+        let (least, most) = test.argument.split_once(',').unwrap_or_default();
+        let is_fine = int(site.value) >= least.parse().unwrap_or(i64::MIN) && int(site.value) <= most.parse().unwrap_or(i64::MAX);
+        let message = if test.message.is_empty() { format!("must be between {least} and {most}, inclusive") } else { test.message.to_owned() };
+        push_if(!is_fine, FieldError::invalid(site.path(), number(site.value), message), errors);
+    }),
+    ("min", |site, test, errors| {
+        let is_low = test.argument.parse().is_ok_and(|it: i64| int(site.value) < it);
+        let message = if test.message.is_empty() { format!("must be greater than or equal to {}", test.argument) } else { test.message.to_owned() };
+        push_if(is_low, FieldError::invalid(site.path(), number(site.value), message), errors);
+    }),
+    ("max", |site, test, errors| {
+        let is_high = test.argument.parse().is_ok_and(|it: i64| int(site.value) > it);
+        push_if(is_high, FieldError::invalid(site.path(), number(site.value), test.message), errors);
+    }),
+    ("atmost", |site, test, errors| {
+        push_if(int(site.value) > int(&site.object[test.argument]), FieldError::invalid(site.path(), site.value.clone(), test.message), errors);
+    }),
+    ("above", |site, test, errors| {
+        push_if(int(site.value) <= int(&site.object[test.argument]), FieldError::invalid(site.path(), site.value.clone(), test.message), errors);
+    }),
+    ("maxlen", |site, test, errors| {
+        let most = test.argument.parse().unwrap_or(usize::MAX);
+        push_if(text(site.value).len() > most, FieldError::too_long(site.path(), most), errors);
+    }),
+    ("maxitems", |site, test, errors| {
+        let (count, most) = (length(site.value), test.argument.parse().unwrap_or(usize::MAX));
+        push_if(count > most, FieldError::too_many(site.path(), count, most), errors);
+    }),
+    ("unique", unique),
+    ("immutable", |site, _, errors| {
+        push_if(is_changed(site), FieldError::invalid(site.path(), site.value.clone(), metadata::IMMUTABLE), errors);
+    }),
+    ("fixed", |site, test, errors| push_if(is_changed(site), FieldError::forbidden(site.path(), test.message), errors)),
+    ("labels", |site, _, errors| metadata::labels(site.value.as_object(), site.path(), errors)),
+    ("annotations", |site, _, errors| metadata::annotations(site.value.as_object(), site.path(), errors)),
+    ("portornum", |site, _, errors| match site.value {
+        Value::String(name) => check::all(names::port_name(name), name, site.path(), errors),
+        other => check::all_of(names::port_number(int(other)), number(other), site.path(), errors),
+    }),
+    ("port", |site, _, errors| check::all_of(names::port_number(int(site.value)), number(site.value), site.path(), errors)),
+    ("percent", |site, _, errors| check::percent(site.value, site.path(), errors)),
+    ("abs", |site, _, errors| push_if(!text(site.value).starts_with('/'), FieldError::invalid(site.path(), text(site.value), "must be an absolute path"), errors)),
+    ("nosteps", |site, _, errors| no_steps(site, errors)),
+    ("relative", relative),
+    ("inside", |site, test, errors| {
+        relative(site, test, errors);
+        let path = text(site.value);
+        push_if(path.starts_with("..") && !path.starts_with("../") && path != "..", FieldError::invalid(site.path(), path, "must not start with '..'"), errors);
+    }),
+    ("id", |site, _, errors| {
+        let is_fine = (0..=i64::from(i32::MAX)).contains(&int(site.value));
+        push_if(!is_fine, FieldError::invalid(site.path(), number(site.value), "must be between 0 and 2147483647, inclusive"), errors);
+    }),
+    ("mode", |site, _, errors| {
+        let is_fine = (0..=0o777).contains(&int(site.value));
+        push_if(!is_fine, FieldError::invalid(site.path(), number(site.value), "must be a number between 0 and 0777 (octal), both inclusive"), errors);
+    }),
+    ("matches", |site, test, errors| {
+        let is_fine = regex::Regex::new(test.argument).is_ok_and(|it| it.is_match(text(site.value)));
+        push_if(!is_fine, FieldError::invalid(site.path(), text(site.value), test.message), errors);
+    }),
+    ("ip", |site, _, errors| legacy_ip(site, errors)),
+    ("endpoint", |site, _, errors| endpoint_ip(text(site.value), site.path(), errors)),
+    ("cidr", |site, _, errors| {
+        let old = site.old.map_or("", text);
+        if text(site.value) != old && crate::meta::names::cidr(text(site.value)).is_none() {
+            errors.push(FieldError::invalid(site.path(), text(site.value), "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)"));
+        }
+    }),
+    ("one", |site, test, errors| count_set(site, test, errors, true)),
+    ("atmostone", |site, test, errors| count_set(site, test, errors, false)),
+];
+
+/// Words for what a text must be, by upstream's sentences.
+const NAMES: &[(&str, Run)] = &[
+    ("label", |site, _, errors| named(names::dns1123_label, site, errors)),
+    ("subdomain", |site, _, errors| named(names::dns1123_subdomain, site, errors)),
+    ("underscored", |site, _, errors| named(names::underscored_subdomain, site, errors)),
+    ("dns1035", |site, _, errors| named(names::dns1035_label, site, errors)),
+    ("qualified", |site, _, errors| named(names::qualified_name, site, errors)),
+    ("labelvalue", |site, _, errors| named(names::label_value, site, errors)),
+    ("joinedvalue", |site, _, errors| {
+        let problems = names::label_value(text(site.value));
+        push_if(!problems.is_empty(), FieldError::invalid(site.path(), text(site.value), problems.join(";")), errors);
+    }),
+    ("portname", |site, _, errors| named(names::port_name, site, errors)),
+    ("key", |site, _, errors| named(names::config_map_key, site, errors)),
+    ("env", |site, _, errors| named(names::env_var_name, site, errors)),
+    ("segment", |site, _, errors| named(names::path_segment, site, errors)),
+    ("header", |site, _, errors| named(names::http_header_name, site, errors)),
+    ("identifier", |site, _, errors| named(names::c_identifier, site, errors)),
+    ("driver", |site, _, errors| {
+        push_if(text(site.value).len() > names::LABEL_MAX, FieldError::too_long(site.path(), names::LABEL_MAX), errors);
+        check::all(names::dns1123_subdomain(&text(site.value).to_lowercase()), text(site.value), site.path(), errors);
+    }),
+    ("host", |site, _, errors| {
+        let name = text(site.value);
+        let check = if name.contains('*') { names::wildcard_subdomain } else { names::dns1123_subdomain };
+        check::all(check(name), name, site.path(), errors);
+    }),
+];
+
+const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
+
+pub fn push_if(is_wrong: bool, error: FieldError, errors: &mut FieldErrors) {
+    if is_wrong {
+        errors.push(error);
+    }
+}
+
+pub fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+pub fn int(value: &Value) -> i64 {
+    value.as_i64().unwrap_or(0)
+}
+
+/// A value as Go would print it: an absent number is 0.
+fn number(value: &Value) -> Value {
+    if value.is_null() { 0.into() } else { value.clone() }
+}
+
+pub fn quantity(value: &Value) -> Option<Quantity> {
+    value.as_str()?.parse().ok()
+}
+
+fn length(value: &Value) -> usize {
+    value.as_array().map_or_else(|| value.as_object().map_or(0, serde_json::Map::len), Vec::len)
+}
+
+fn is_negative(value: &Value) -> bool {
+    value.as_i64().is_some_and(|it| it < 0) || quantity(value).is_some_and(Quantity::is_negative)
+}
+
+fn is_changed(site: &Site<'_>) -> bool {
+    let old = site.old.unwrap_or(&Value::Null);
+    site.old_object.is_some() && *site.value != *old && !(is_zero(site.value) && is_zero(old) && site.value.is_null() != old.is_null() && !old.is_boolean() && !site.value.is_boolean())
+}
+
+fn named(check: fn(&str) -> names::Problems, site: &Site<'_>, errors: &mut FieldErrors) {
+    let name = text(site.value);
+    let problems = check(name);
+    if !problems.is_empty() {
+        check::all(problems, name, site.path(), errors);
+    }
+}
+
+/// The items of a list, or one field of them, stand only once.
+fn unique(site: &Site<'_>, test: &Test, errors: &mut FieldErrors) {
+    let mut seen: Vec<&Value> = Vec::new();
+    for (at, item) in site.value.as_array().into_iter().flatten().enumerate() {
+        let (value, path) = match test.argument {
+            "" => (item, site.path().index(at)),
+            field => (item.get(field).unwrap_or(&Value::Null), site.path().index(at).child(field)),
+        };
+        if !value.is_null() && seen.contains(&value) {
+            errors.push(FieldError::duplicate(&path, value.clone()));
+        }
+        seen.push(value);
+    }
+}
+
+fn no_steps(site: &Site<'_>, errors: &mut FieldErrors) {
+    let path = text(site.value);
+    push_if(path.split('/').any(|it| it == ".."), FieldError::invalid(site.path(), path, "must not contain '..'"), errors);
+}
+
+fn relative(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
+    let path = text(site.value);
+    push_if(path.starts_with('/'), FieldError::invalid(site.path(), path, "must be a relative path"), errors);
+    no_steps(site, errors);
+}
+
+/// `IsValidIPForLegacyField`: what was there before may stay. Leading zeros and IPv4-mapped addresses are refused.
+pub fn legacy_ip(site: &Site<'_>, errors: &mut FieldErrors) {
+    let ip = text(site.value);
+    if site.old.map(text) == Some(ip) && !ip.is_empty() {
+        return;
+    }
+    errors.extend(ip_problem(ip).map(|it| FieldError::invalid(site.path(), ip, it)));
+}
+
+pub fn ip_problem(ip: &str) -> Option<&'static str> {
+    match ip.parse::<IpAddr>() {
+        Err(_) => Some("must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"),
+        Ok(IpAddr::V6(it)) if it.to_ipv4_mapped().is_some() => Some("must not be an IPv4-mapped IPv6 address"),
+        Ok(_) => None,
+    }
+}
+
+/// `ValidateEndpointIP`.
+pub fn endpoint_ip(ip: &str, path: &Path, errors: &mut FieldErrors) {
+    let mut wrong = |detail: String| errors.push(FieldError::invalid(path, ip, detail));
+    let Ok(address) = ip.parse::<IpAddr>() else { return wrong("must be a valid IP address".to_owned()) };
+    let (is_link_local, is_group) = match address {
+        IpAddr::V4(it) => (it.is_link_local(), it.octets()[..3] == [224, 0, 0]),
+        IpAddr::V6(it) => (it.segments()[0] & 0xffc0 == 0xfe80, it.segments()[0] & 0xff0f == 0xff02),
+    };
+    if address.is_unspecified() {
+        wrong(format!("may not be unspecified ({ip})"));
+    }
+    if address.is_loopback() {
+        wrong("may not be in the loopback range (127.0.0.0/8, ::1/128)".to_owned());
+    }
+    if is_link_local {
+        wrong("may not be in the link-local range (169.254.0.0/16, fe80::/10)".to_owned());
+    }
+    if is_group {
+        wrong("may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)".to_owned());
+    }
+}
+
+/// Of the fields named, one is set: none is an error of the object, each beyond the first one of its own. The message has both texts.
+fn count_set(site: &Site<'_>, test: &Test, errors: &mut FieldErrors, is_needed: bool) {
+    let (none, many) = test.message.split_once("; ").unwrap_or((test.message, test.message));
+    // Some are called otherwise in upstream's errors: `field:shown`.
+    let fields = test.argument.split(',').map(|it| it.split_once(':').unwrap_or((it, it)));
+    let mut set = fields.filter(|it| site.value.get(it.0).is_some_and(|it| !it.is_null()));
+    if set.next().is_none() {
+        push_if(is_needed, FieldError::required(site.path(), none), errors);
+    }
+    errors.extend(set.map(|it| FieldError::forbidden(&site.path().child(it.1), many)));
+}
+
+/// The quantities of a map by name.
+pub fn quantities<'a>(object: &'a Value, path: &[&str]) -> impl Iterator<Item = (&'a str, Quantity, &'a Value)> {
+    let map = object.map_at(path).into_iter().flatten();
+    map.filter_map(|(name, value)| Some((name.as_str(), quantity(value)?, value)))
+}
