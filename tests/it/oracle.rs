@@ -59,7 +59,7 @@ fn changes(value: &Value, sample: Option<&Value>, schema: &Schema, place: &str, 
                 into.push((format!("{place}/added"), Some(value)));
             }
             if let Some(value) = map.values().next() {
-                into.push((format!("{place}/Bad Key!"), Some(value.clone())));
+                into.push((format!("{place}/Bad_Key!"), Some(value.clone())));
             }
             for (key, value) in map {
                 let place = format!("{place}/{}", key.replace('~', "~0").replace('/', "~1"));
@@ -249,7 +249,7 @@ impl Report {
         let kind = asked.base.rsplit_once('/').expect("a name").0;
         let key = format!("{kind} {}", expected.iter().map(|it| shape_of(it)).collect::<Vec<_>>().join(" "));
         let lines: String = expected.iter().map(|it| format!("  {it}\n")).collect();
-        let is_short = expected.len() <= 3 && lines.len() < 1200 && asked.head().len() < 400;
+        let is_short = expected.len() <= 2 && lines.len() < 700 && asked.head().len() < 200;
         if is_short {
             self.tables.entry(group.to_owned()).or_default().entry(key).or_insert_with(|| format!("{}\n{lines}", asked.head()));
         }
