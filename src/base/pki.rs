@@ -306,6 +306,9 @@ pub fn public_key_hash(certificate: &str) -> Result<String> {
     Ok(format!("sha256:{hex}"))
 }
 
+/// How often it is seen whether a first credential has come.
+const READY_EVERY: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// A credential that TLS looks up at each handshake, so that it can be replaced while connections are served.
 #[derive(Debug, Default)]
 pub struct Rotating(ArcSwapOption<CertifiedKey>);
@@ -315,6 +318,13 @@ impl Rotating {
         let rotating = Arc::new(Self::default());
         rotating.replace(credential)?;
         Ok(rotating)
+    }
+
+    /// Waits for the first credential.
+    pub async fn ready(&self) {
+        while self.0.load().is_none() {
+            tokio::time::sleep(READY_EVERY).await;
+        }
     }
 
     pub fn replace(&self, credential: &Credential) -> Result<()> {

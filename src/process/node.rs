@@ -140,14 +140,18 @@ async fn listen(address: IpAddr) -> Result<(TcpListener, u16)> {
     Ok((listener, port))
 }
 
-/// Serves logs, exec and the like, as soon as the cluster has signed the certificate.
+/// Serves logs, exec and the like. Who connects before the cluster has signed the certificate waits for it.
 fn serve(agent: &Arc<Agent>, listener: TcpListener, client: &kube::Client, authority: &str, folder: PathBuf, tasks: &Tasks) -> Result<()> {
     let credential = Arc::new(Rotating::default());
     let identity = Identity::node(&agent.options.name, &[agent.options.address]);
     let own = Certificate { folder, purpose: Purpose::Serving, identity, authority: authority.to_owned() };
     own.rotate(client.clone(), credential.clone(), tasks);
-    let tls = pki::server_config(credential, authority).map_err(|why| Error::new("certificates", why))?;
-    tasks.spawn_vital("node-server", node_server::listen(agent.clone(), listener, Arc::new(tls), tasks.clone()));
+    let tls = pki::server_config(credential.clone(), authority).map_err(|why| Error::new("certificates", why))?;
+    let (agent, group) = (agent.clone(), tasks.clone());
+    tasks.spawn_vital("node-server", async move {
+        credential.ready().await;
+        node_server::listen(agent, listener, Arc::new(tls), group).await;
+    });
     Ok(())
 }
 

@@ -66,12 +66,16 @@ fn on_terminal(command: &str) -> String {
     format!("script -qec \"{command}\" /dev/null")
 }
 
+/// What the server there says; asked again where a pod that is ending has cut the answer off.
 fn get(host: &str, port: u16) -> String {
-    let mut stream = TcpStream::connect((host, port)).expect("a connection");
-    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("a request");
-    let mut text = String::new();
-    stream.read_to_string(&mut text).expect("an answer");
-    text.rsplit("\r\n\r\n").next().unwrap_or_default().trim().to_owned()
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect((host, port))?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text.rsplit("\r\n\r\n").next().unwrap_or_default().trim().to_owned())
+    };
+    (0..20).find_map(|_| ask().inspect_err(|_| std::thread::sleep(std::time::Duration::from_millis(200))).ok()).expect("an answer")
 }
 
 const PODS: &str = r#"
@@ -202,7 +206,9 @@ fn reach_from_outside(cluster: &Cluster) {
         .stdout(Stdio::piped())
         .spawn()
         .expect("kubectl");
-    let line = BufReader::new(forward.stdout.take().expect("stdout")).lines().next().expect("a line").expect("text");
+    // Held to the end: kubectl ends where nobody reads what it says.
+    let mut said = BufReader::new(forward.stdout.take().expect("stdout")).lines();
+    let line = said.next().expect("a line").expect("text");
     let port = line.strip_prefix("Forwarding from 127.0.0.1:").and_then(|it| it.split(' ').next()?.parse().ok()).expect("a port");
     assert!(get("127.0.0.1", port).starts_with("web-"));
     forward.kill().expect("kill");
