@@ -1,4 +1,4 @@
-//! Ingresses and network policies: defaults and checks.
+//! Ingresses, network policies and endpoints: defaults and checks.
 //! Source: `pkg/apis/networking/{v1/defaults.go,validation}`, `pkg/registry/networking`.
 
 use serde_json::json;
@@ -12,12 +12,27 @@ use crate::meta::{Meta, Value, names};
 pub const INGRESS: Strategy = Strategy { has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const INGRESS_CLASS: Strategy = Strategy { default: default_ingress_class, has_generation: true, ..Strategy::PLAIN };
 pub const NETWORK_POLICY: Strategy = Strategy { default: default_network_policy, has_generation: true, ..Strategy::PLAIN };
+pub const ENDPOINTS: Strategy = Strategy { default: default_endpoints, creates_on_update: true, ..Strategy::PLAIN };
+pub const ENDPOINT_SLICE: Strategy = Strategy { default: default_endpoint_slice, has_generation: true, ..Strategy::PLAIN };
 pub const IP_ADDRESS: Strategy = Strategy { name: ip_name, ..Strategy::PLAIN };
 
 /// `ValidateIPAddressName`: an address as it is usually written.
 fn ip_name(name: &str) -> names::Problems {
     let is_canonical = name.parse::<core::net::IpAddr>().is_ok_and(|it| it.to_string() == name);
     if is_canonical { names::Problems::new() } else { vec!["must be a valid IP address in canonical form (e.g. 10.9.8.7 or 2001:db8::ffff)".into()] }
+}
+
+fn default_endpoints(object: &mut Value) {
+    for subset in each(object, &["subsets"]) {
+        each(subset, &["ports"]).for_each(|port| fill(port, "protocol", "TCP"));
+    }
+}
+
+fn default_endpoint_slice(object: &mut Value) {
+    for port in each(object, &["ports"]) {
+        fill(port, "name", "");
+        fill(port, "protocol", "TCP");
+    }
 }
 
 fn default_ingress_class(object: &mut Value) {
@@ -41,6 +56,16 @@ fn default_network_policy(object: &mut Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_of_endpoints_are_tcp_where_they_say_nothing() {
+        let mut endpoints = json!({"subsets": [{"ports": [{"port": 80}, {"port": 53, "protocol": "UDP"}]}]});
+        default_endpoints(&mut endpoints);
+        assert_eq!(endpoints["subsets"][0]["ports"], json!([{"port": 80, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]));
+        let mut slice = json!({"ports": [{"port": 80}]});
+        default_endpoint_slice(&mut slice);
+        assert_eq!(slice["ports"], json!([{"port": 80, "name": "", "protocol": "TCP"}]));
+    }
 
     #[test]
     fn policies_say_what_they_are_about() {

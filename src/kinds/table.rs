@@ -37,7 +37,7 @@ fn core() -> Vec<Row> {
     ns("", "v1", "services", "Service").short("svc").all().does(&service::SERVICE).status()
         .cols(&[path("Type", &["spec", "type"]), fun("Cluster-IP", "string", service_ip), fun("External-IP", "string", service_external), fun("Port(s)", "string", service_ports), AGE, wide("Selector", service_selector)])
         .field("spec.clusterIP", &["spec", "clusterIP"]).field("spec.type", &["spec", "type"]).sub("proxy", Action::Proxy, "ServiceProxyOptions", PROXY),
-    ns("", "v1", "endpoints", "Endpoints").short("ep").does(&ANY_UPDATE).cols(&[fun("Endpoints", "string", endpoints)]).age().deprecated("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
+    ns("", "v1", "endpoints", "Endpoints").short("ep").does(&networking::ENDPOINTS).cols(&[fun("Endpoints", "string", endpoints)]).age().deprecated("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
     ns("", "v1", "events", "Event").short("ev").does(&event::EVENT).unnamed().cols(EVENT).fields(event::FIELDS).field_fn("source", event::source),
     ns("events.k8s.io", "v1", "events", "Event").short("ev").stored_as("events").does(&event::EVENT).converted(event::FROM_CORE, event::TO_CORE).unnamed().cols(EVENT).fields(event::NEW_FIELDS),
     ns("", "v1", "serviceaccounts", "ServiceAccount").short("sa").age().sub_of("token", Action::Token, ("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
@@ -108,7 +108,7 @@ fn infrastructure() -> Vec<Row> {
     ns("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy").short("netpol").does(&networking::NETWORK_POLICY).cols(&[fun("Pod-Selector", "string", pod_selector), AGE]),
     cl("networking.k8s.io", "v1", "ipaddresses", "IPAddress").short("ip").does(&networking::IP_ADDRESS).cols(&[fun("ParentRef", "string", parent_ref)]).field_fn("spec.parentRef", |_| String::new()),
     cl("networking.k8s.io", "v1", "servicecidrs", "ServiceCIDR").status().cols(&[fun("CIDRs", "string", cidrs)]).age(),
-    ns("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice").does(&COUNTED).cols(&[path("AddressType", &["addressType"]), fun("Ports", "string", slice_ports), fun("Endpoints", "string", slice_endpoints)]).age(),
+    ns("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice").does(&networking::ENDPOINT_SLICE).cols(&[path("AddressType", &["addressType"]), fun("Ports", "string", slice_ports), fun("Endpoints", "string", slice_endpoints)]).age(),
     cl("storage.k8s.io", "v1", "storageclasses", "StorageClass").short("sc").does(&storage::CLASS).unnamed().cols(&[
             fun("Name", "string", class_name), path("Provisioner", &["provisioner"]), or("ReclaimPolicy", &["reclaimPolicy"], "Delete"), or("VolumeBindingMode", &["volumeBindingMode"], "Immediate"),
             bool("AllowVolumeExpansion", &["allowVolumeExpansion"]), AGE]),
