@@ -89,6 +89,13 @@ pub fn fill(object: &mut Value, field: &str, value: impl Into<Value>) {
     }
 }
 
+/// Sets a default of a field that is a pointer in Go: one that is there though empty stays.
+pub fn fill_absent(object: &mut Value, field: &str, value: impl Into<Value>) {
+    if object.get(field).is_none_or(Value::is_null) {
+        object[field] = value.into();
+    }
+}
+
 /// Sets a default at a path; what leads there is made.
 pub fn fill_at(object: &mut Value, path: &[&str], value: impl Into<Value>) {
     let is_missing = match object.at(path) {

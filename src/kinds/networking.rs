@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{
     Strategy,
-    check::{each, fill, fill_at},
+    check::{each, fill, fill_absent, fill_at},
 };
 use crate::meta::{Meta, Value, names};
 
@@ -30,8 +30,8 @@ fn default_endpoints(object: &mut Value) {
 
 fn default_endpoint_slice(object: &mut Value) {
     for port in each(object, &["ports"]) {
-        fill(port, "name", "");
-        fill(port, "protocol", "TCP");
+        fill_absent(port, "name", "");
+        fill_absent(port, "protocol", "TCP");
     }
 }
 

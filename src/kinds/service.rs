@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{
     Change, Strategy,
-    check::{each, fill},
+    check::{each, fill, fill_absent},
 };
 use crate::meta::{Meta, Value, names};
 
@@ -37,7 +37,7 @@ fn default(service: &mut Value) {
     if is_balanced(spec) {
         fill(spec, "allocateLoadBalancerNodePorts", true);
         for ingress in each(service, &["status", "loadBalancer", "ingress"]).filter(|it| !it.text("ip").is_empty()) {
-            fill(ingress, "ipMode", "VIP");
+            fill_absent(ingress, "ipMode", "VIP");
         }
     }
 }
