@@ -11,7 +11,7 @@ use super::{flowcontrol, network::Network};
 use crate::{
     api::rbac::{GROUP, aggregate},
     controllers::bootstrap::{CLUSTER_INFO, KUBECONFIG, PUBLIC},
-    meta::{Meta, Result, Value},
+    meta::{Meta, Result, Status, Value},
     store::{Key, Snapshot},
 };
 
@@ -38,9 +38,14 @@ where
 {
     let find = |key: &Key| serde_json::from_slice(&snapshot.get(key)?.json).ok();
     for batch in plan(network, told, find) {
-        try_join_all(batch.into_iter().map(&apply)).await?;
+        try_join_all(batch.into_iter().map(|change| async { apply(change).await.or_else(made_by_another) })).await?;
     }
     Ok(())
+}
+
+/// What another server, starting at the same time, has made is there.
+fn made_by_another(status: Status) -> Result<()> {
+    if status.is_already_exists() { Ok(()) } else { Err(status) }
 }
 
 /// The changes that are needed, in batches: namespaces, RBAC, the range of Services and the like, Services in it.
