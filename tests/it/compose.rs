@@ -19,6 +19,9 @@ const WITHIN: Duration = Duration::from_secs(90);
 /// Of the endpoints of a server that was killed, and of another's lead.
 const GONE_WITHIN: Duration = Duration::from_secs(15);
 
+/// Of pods and Services: not those of the clusters of other tests, for on this machine they share one network.
+const RANGES: [&str; 4] = ["--pod-cidr", "10.200.0.0/16", "--service-cidr", "10.201.0.0/16"];
+
 /// The processes of the file, where their names and paths mean something on this machine.
 struct Compose<'a> {
     file: Value,
@@ -34,7 +37,8 @@ impl Compose<'_> {
         let words = |field: &str| own.items_at(&[field]).iter().map(|it| self.here(service, it.as_str().expect("text"))).collect::<Vec<_>>();
         let (entrypoint, command) = (words("entrypoint"), words("command"));
         let program = if entrypoint.is_empty() { vec![env!("CARGO_BIN_EXE_howdah").to_owned()] } else { entrypoint };
-        let all: Vec<String> = program.into_iter().chain(command).collect();
+        let ranges = RANGES.iter().filter(|_| service.starts_with("apiserver")).map(|it| (*it).to_owned());
+        let all: Vec<String> = program.into_iter().chain(command).chain(ranges).collect();
         std::fs::create_dir_all(self.folder.join(service)).expect("a folder");
         let log = std::fs::File::create(self.folder.join(service).join("log")).expect("a log");
         let process = Command::new(&all[0]).args(&all[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("the process starts");

@@ -35,7 +35,7 @@ fn import_shell(cluster: &Cluster) -> bool {
     };
     let mut layer = tar::Builder::new(Vec::new());
     layer.append_path_with_name(busybox, "bin/busybox").expect("a layer");
-    for name in ["sh", "sleep", "cat", "tar", "wget", "nslookup", "hostname", "echo", "test", "false", "touch", "ls", "id", "date"] {
+    for name in ["sh", "sleep", "cat", "tar", "wget", "nslookup", "hostname", "echo", "test", "false", "touch", "ls", "id", "date", "tty"] {
         layer.append_link(&mut header(tar::EntryType::Symlink, 0o777, 0), format!("bin/{name}"), "busybox").expect("a link");
     }
     layer.append_data(&mut header(tar::EntryType::Directory, 0o1777, 0), "tmp", std::io::empty()).expect("a folder");
@@ -137,6 +137,9 @@ const STEPS: &[(&str, &str)] = &[
     ("kubectl exec shell -c shell -- sh -c 'echo $COLOR; exit 3'", "blue\ncommand terminated with exit code 3"),
     ("echo from here | kubectl exec -i shell -c shell -- cat", "from here"),
     ("TTY:kubectl exec -it shell -c shell -- sh -c 'test -t 0 && test -t 1 && echo on a terminal'", "on a terminal"),
+    ("TTY:kubectl exec -it shell -c shell -- tty", "/dev/pts/0"),
+    ("TTY:kubectl run named --image=test/shell:1 --restart=Never -it --rm -- sh -c 'sleep 1; tty'", "/dev/pts/0"),
+    ("kubectl run plain --image=test/shell:1 --restart=Never --overrides='{\"spec\": {\"securityContext\": {\"runAsUser\": 1000}}}' -- sh -c 'echo mine > /dev/stdout' && kubectl wait --for=jsonpath='{.status.phase}'=Succeeded pod/plain --timeout=60s && kubectl logs plain", "mine"),
     ("TTY:kubectl run one --image=test/shell:1 --restart=Never -it --rm -- sh -c 'sleep 1; echo hello from inside'", "hello from inside\nSession ended"),
     ("echo piped | kubectl run two --image=test/shell:1 --restart=Never -i --rm --quiet -- cat", "piped"),
     ("kubectl run talker --image=test/shell:1 -- sh -c 'while true; do date; sleep 1; done' && kubectl wait --for=condition=Ready pod/talker --timeout=60s && timeout 3 kubectl attach talker", "UTC"),

@@ -243,6 +243,7 @@ fn become_user(spec: &Spec) -> Result<()> {
     }
     let User { uid, gid, groups } = (spec.user.uid, spec.user.gid, &spec.user.groups).into();
     let capabilities = spec.capabilities;
+    own_streams(uid);
     // SAFETY: plain system calls on values and live buffers; this process has one thread.
     unsafe {
         for bit in (0..=40u64).filter(|it| capabilities >> it & 1 == 0) {
@@ -260,6 +261,15 @@ fn become_user(spec: &Spec) -> Result<()> {
         unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
     }
     if spec.seccomp && !spec.is_privileged { apply_seccomp() } else { Ok(()) }
+}
+
+/// Lets the user open `/dev/stdout` and the like again: pipes and terminals are of the user, the host's `/dev/null` is not (runc `fixStdioPermissions`).
+fn own_streams(uid: u32) {
+    for stream in [io::stdin().as_fd(), io::stdout().as_fd(), io::stderr().as_fd()] {
+        if nix::sys::stat::fstat(stream).is_ok_and(|it| it.st_rdev != makedev(1, 3)) {
+            let _ = nix::unistd::fchown(stream, Some(uid.into()), None);
+        }
+    }
 }
 
 struct User<'a> {
@@ -287,18 +297,6 @@ fn set_capabilities(bits: u64) -> Result<()> {
     // SAFETY: the kernel reads the two live arrays.
     let done = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) };
     if done == 0 { Ok(()) } else { Err(failed("capset")(io::Error::last_os_error())) }
-}
-
-/// Tells a terminal its size.
-pub fn resize(terminal: &impl AsRawFd, size: &nix::pty::Winsize) {
-    // SAFETY: the terminal is open and the size is live over the call.
-    unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, size as *const _) };
-}
-
-/// Makes standard input the terminal that controls this session.
-pub fn control_terminal() {
-    // SAFETY: no pointers.
-    unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) };
 }
 
 /// A process whose parent is gone is killed: without its shim a container would be deaf, without its caller an exec endless.

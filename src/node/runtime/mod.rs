@@ -13,6 +13,7 @@ pub mod launcher;
 mod log;
 pub mod shim;
 pub mod streams;
+pub mod terminal;
 
 use std::{
     fs, io,

@@ -6,14 +6,13 @@ use std::{
     io::{self, Read, Write},
     os::{
         fd::{AsFd, OwnedFd},
-        unix::net::UnixListener,
+        unix::net::{UnixListener, UnixStream},
     },
     path::Path,
     process::ExitCode,
 };
 
 use nix::{
-    pty::{OpenptyResult, openpty},
     sched::{CloneFlags, setns, unshare},
     sys::wait::{WaitStatus, waitpid},
     unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid},
@@ -24,7 +23,7 @@ use super::{
     log::{Lines, Log},
     read,
     streams::{SOCKET, Streams},
-    write,
+    terminal, write,
 };
 use crate::base::clock;
 
@@ -58,7 +57,7 @@ fn launch(folder: &Path) -> Result<Ended, String> {
     // A socket's path is short, so that it is bound from within its folder.
     std::env::set_current_dir(folder).map_err(text)?;
     let listener = UnixListener::bind(SOCKET).map_err(text)?;
-    let (own, ends) = if spec.has_terminal { terminal()? } else { pipes(spec.has_stdin)? };
+    let (mut own, ends) = if spec.has_terminal { terminal_to_come()? } else { pipes(spec.has_stdin)? };
     let (mut problem, mut problem_end) = io::pipe().map_err(text)?;
     match spec.target {
         Some(pid) => {
@@ -88,6 +87,7 @@ fn launch(folder: &Path) -> Result<Ended, String> {
     }
     let started = Started { process: Process::of(child.as_raw()), shim: Process::of(std::process::id() as i32), at: clock::now_rfc3339() };
     write(&folder.join("state.json"), &started).map_err(text)?;
+    own.receive_terminal()?;
     let is_stdin_once = spec.is_stdin_once;
     let streams = Streams { stdout: own.stdout, stderr: own.stderr, stdin: own.stdin, terminal: own.terminal, is_stdin_once, listener };
     streams.carry(&mut Log::new(&spec.log));
@@ -123,12 +123,25 @@ struct Own {
     stderr: Option<Lines>,
     stdin: Option<File>,
     terminal: Option<File>,
+    /// Where the container's first process hands the terminal over that it has opened.
+    handover: Option<UnixStream>,
 }
 
-/// The container's: input, output, errors. A terminal is all three.
-struct Ends {
-    streams: [OwnedFd; 3],
-    is_terminal: bool,
+impl Own {
+    fn receive_terminal(&mut self) -> Result<(), String> {
+        let Some(socket) = self.handover.take() else { return Ok(()) };
+        let master = terminal::receive(&socket).map_err(text)?;
+        let copy = || master.try_clone().map(File::from).map_err(text);
+        (self.stdin, self.terminal) = (Some(copy()?), Some(copy()?));
+        self.stdout = Some(Lines::new(master, "stdout"));
+        Ok(())
+    }
+}
+
+/// The container's: input, output and errors, or a terminal for all three, which only the container can open.
+enum Ends {
+    Pipes([OwnedFd; 3]),
+    Terminal(UnixStream),
 }
 
 fn pipes(has_stdin: bool) -> Result<(Own, Ends), String> {
@@ -138,30 +151,36 @@ fn pipes(has_stdin: bool) -> Result<(Own, Ends), String> {
         true => io::pipe().map(|(end, own)| (end.into(), Some(File::from(OwnedFd::from(own))))).map_err(text)?,
         false => (File::open("/dev/null").map_err(text)?.into(), None),
     };
-    let own = Own { stdout: Some(Lines::new(out.into(), "stdout")), stderr: Some(Lines::new(err.into(), "stderr")), stdin, terminal: None };
-    Ok((own, Ends { streams: [stdin_end, out_end.into(), err_end.into()], is_terminal: false }))
+    let own = Own { stdout: Some(Lines::new(out.into(), "stdout")), stderr: Some(Lines::new(err.into(), "stderr")), stdin, ..Own::default() };
+    Ok((own, Ends::Pipes([stdin_end, out_end.into(), err_end.into()])))
 }
 
-fn terminal() -> Result<(Own, Ends), String> {
-    let OpenptyResult { master, slave } = openpty(None, None).map_err(text)?;
-    let copy = |fd: &OwnedFd| fd.try_clone().map_err(text);
-    let own = Own { stdin: Some(copy(&master)?.into()), terminal: Some(copy(&master)?.into()), stdout: Some(Lines::new(master, "stdout")), stderr: None };
-    Ok((own, Ends { streams: [copy(&slave)?, copy(&slave)?, slave], is_terminal: true }))
+fn terminal_to_come() -> Result<(Own, Ends), String> {
+    let (own, end) = UnixStream::pair().map_err(text)?;
+    Ok((Own { handover: Some(own), ..Own::default() }, Ends::Terminal(end)))
+}
+
+fn become_streams([stdin, stdout, stderr]: [&OwnedFd; 3]) -> Result<(), String> {
+    dup2_stdin(stdin).and_then(|()| dup2_stdout(stdout)).and_then(|()| dup2_stderr(stderr)).map_err(text)
 }
 
 /// Returns only when the container's command could not be run.
 fn first_process(spec: &Spec, folder: &Path, ends: Ends) -> String {
     let prepared = (|| -> Result<(), String> {
         let _ = setsid();
-        let [stdin, stdout, stderr] = &ends.streams;
-        dup2_stdin(stdin).map_err(text)?;
-        dup2_stdout(stdout).map_err(text)?;
-        dup2_stderr(stderr).map_err(text)?;
-        if ends.is_terminal {
-            launcher::control_terminal();
+        match ends {
+            Ends::Pipes(streams) => {
+                become_streams(streams.each_ref())?;
+                launcher::enter(spec, folder)
+            }
+            Ends::Terminal(handover) => {
+                launcher::enter(spec, folder)?;
+                let (master, slave) = terminal::open(Path::new("/")).map_err(|why| format!("terminal: {why}"))?;
+                become_streams([&slave; 3])?;
+                terminal::control();
+                terminal::send(&handover, &master).map_err(text)
+            }
         }
-        drop(ends);
-        launcher::enter(spec, folder)
     })();
     match prepared {
         Ok(()) => launcher::execute(spec, &spec.arguments),
@@ -206,7 +225,7 @@ fn run_in(folder: &Path, has_terminal: bool, arguments: &[String]) -> Result<i32
         ForkResult::Child => {
             let _ = setsid();
             if has_terminal {
-                launcher::control_terminal();
+                terminal::control();
             }
             eprintln!("{}", launcher::execute(&spec, arguments));
             // SAFETY: as above.

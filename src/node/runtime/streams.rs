@@ -18,7 +18,10 @@ use nix::{
     pty::Winsize,
 };
 
-use super::{launcher, log::{Lines, Log}};
+use super::{
+    log::{Lines, Log},
+    terminal,
+};
 
 /// The socket in a container's folder to which the agent connects for attach.
 pub const SOCKET: &str = "attach.sock";
@@ -170,7 +173,7 @@ impl Streams {
     fn resize(&self, data: &[u8]) {
         let (Some(terminal), [a, b, c, d]) = (&self.terminal, data) else { return };
         let size = Winsize { ws_row: u16::from_be_bytes([*a, *b]), ws_col: u16::from_be_bytes([*c, *d]), ws_xpixel: 0, ws_ypixel: 0 };
-        launcher::resize(terminal, &size);
+        terminal::resize(terminal, &size);
     }
 }
 

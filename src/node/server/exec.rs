@@ -8,7 +8,7 @@ use axum::{
     response::Response,
 };
 use hyper_util::rt::TokioIo;
-use nix::pty::{OpenptyResult, Winsize, openpty};
+use nix::pty::Winsize;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixStream, unix::{OwnedReadHalf, OwnedWriteHalf}},
@@ -22,8 +22,9 @@ use super::{
 use crate::{
     meta::options::Query,
     node::runtime::{
-        Container, launcher,
+        Container,
         streams::{RESIZE, SOCKET, STDERR, STDIN, STDIN_CLOSED, STDOUT, frame, take_frame},
+        terminal,
     },
 };
 
@@ -135,7 +136,8 @@ async fn exec_terminal(
     (stdin, stdout): (Pipe, Pipe),
     mut sizes: tokio::sync::mpsc::Receiver<TerminalSize>,
 ) -> std::io::Result<i32> {
-    let OpenptyResult { master, slave } = openpty(None, None)?;
+    let pid = container.pid().ok_or_else(|| std::io::Error::other("the container is not running"))?;
+    let (master, slave) = terminal::open(format!("/proc/{pid}/root").as_ref())?;
     let mut command = tokio::process::Command::from(context.agent.runtime.exec(container, command, true)?);
     command.stdin(Stdio::from(slave.try_clone()?)).stdout(Stdio::from(slave.try_clone()?)).stderr(Stdio::from(slave)).kill_on_drop(true);
     let mut child = command.spawn()?;
@@ -144,7 +146,7 @@ async fn exec_terminal(
     context.tasks.spawn("node-exec-resize", async move {
         while let Some(size) = sizes.recv().await {
             let size = Winsize { ws_row: size.height, ws_col: size.width, ws_xpixel: 0, ws_ypixel: 0 };
-            launcher::resize(&resized, &size);
+            terminal::resize(&resized, &size);
         }
     });
     let (mut writer, mut reader) = (tokio::fs::File::from_std(master.try_clone()?.into()), tokio::fs::File::from_std(master.into()));
