@@ -59,11 +59,22 @@ def shown(request):
     return f"{request['status']} {request['verb']} {request['path']} for {request['user']} ({request['agent']}) in {request['milliseconds']} ms {request.get('message', '')}"
 
 
+@contextlib.contextmanager
+def registry(folder):
+    """The folder's images as a registry, for tests that pull what is there; its URL."""
+    process = subprocess.Popen([pathlib.Path(__file__).parent / "registry", folder], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.wait()
+
+
 class Cluster:
     """howdah in a folder: `data`, `admin.conf`, `howdah.log`, and `trace.jsonl`, the requests."""
 
-    def __init__(self, howdah, folder, store="sqlite", images=()):
-        self.howdah, self.store, self.images = howdah, store, images
+    def __init__(self, howdah, folder, store="sqlite", images=(), arguments=()):
+        self.howdah, self.store, self.images, self.arguments = howdah, store, images, arguments
         self.data, self.kubeconfig, self.log, self.trace = (folder / it for it in ("data", "admin.conf", "howdah.log", "trace.jsonl"))
         self.port, self.process = free_port(), None
 
@@ -78,7 +89,7 @@ class Cluster:
 
     def start(self):
         start = self.at()
-        command = [self.howdah, "up", "--bind", f"127.0.0.1:{self.port}", "--data-dir", self.data, "--kubeconfig", self.kubeconfig, "--store", self.store, "--trace", self.trace]
+        command = [self.howdah, "up", "--bind", f"127.0.0.1:{self.port}", "--data-dir", self.data, "--kubeconfig", self.kubeconfig, "--store", self.store, "--trace", self.trace, *self.arguments]
         self.process = subprocess.Popen(command, stdout=self.log.open("ab"), stderr=subprocess.STDOUT, start_new_session=True)
         until = time.monotonic() + START_WITHIN
         while time.monotonic() < until and self.process.poll() is None:
