@@ -1,6 +1,6 @@
 //! What a cluster costs: how fast it is up and runs pods, what it needs when nothing happens, how fast many pods become ready.
 //!
-//! `cargo bench --bench cluster`, as root for the parts that run containers. Prints figures beside their goals and, where it was measured on a
+//! `cargo bench --bench cluster`, as root for the parts that run containers; with `-- node`, `-- pods` or `-- crds` only that part. Prints figures beside their goals and, where it was measured on a
 //! machine of the same kind (2 cores), what upstream's components without kubelet and runtime take.
 
 use std::{
@@ -14,12 +14,13 @@ use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{Node, Pod},
 };
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
     Api, Client, Config,
-    api::{DeleteParams, ListParams, PostParams},
+    api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 const GIVE_UP: Duration = Duration::from_secs(120);
@@ -28,6 +29,9 @@ const SETTLE: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(30);
 const PODS: usize = 1000;
 const NODES: usize = 100;
+const CRDS: usize = 500;
+const STEP: usize = 100;
+const CRD_GROUP: &str = "bench.example.com";
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// A cluster of the program that was built for this benchmark.
@@ -153,14 +157,80 @@ async fn many_pods() {
     row("memory (PSS) with them", Some(cluster.memory_mib()), "MiB", 300.0, "");
 }
 
+/// A definition such as operators bring: some 45 kB of fields with descriptions, bounds, list maps and a few rules.
+fn definition(number: usize) -> Value {
+    let text = |it: &str| json!({"type": "string", "maxLength": 253, "description": format!("{it} says what the field of that name says in the many definitions that operators bring, in about as many words.")});
+    let selector = json!({"type": "object", "x-kubernetes-map-type": "atomic", "properties": {"name": text("name"), "key": text("key"), "optional": {"type": "boolean"}}, "required": ["key"]});
+    let item = json!({"type": "object", "required": ["name"], "properties": {"name": text("name"), "value": text("value"), "from": {"type": "object", "properties": {"secret": selector, "config": selector}}}});
+    let section = json!({"type": "object", "description": "A part of the whole that can be set by itself.", "properties": {
+        "image": text("image"), "mode": {"type": "string", "enum": ["Always", "Never", "Auto"], "default": "Auto"}, "replicas": {"type": "integer", "format": "int32", "minimum": 0, "maximum": 100},
+        "limits": {"type": "object", "additionalProperties": {"x-kubernetes-int-or-string": true, "pattern": "^[0-9]+(m|Mi|Gi)?$"}},
+        "labels": {"type": "object", "additionalProperties": text("label")}, "schedule": {"type": "string", "pattern": "^[^ ]+$"}, "enabled": {"type": "boolean", "default": true},
+        "env": {"type": "array", "maxItems": 20, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"], "items": item},
+        "tls": {"type": "object", "properties": {"ca": selector, "cert": selector, "key": selector}}, "args": {"type": "array", "items": text("arg")},
+    }, "x-kubernetes-validations": [{"rule": "!has(self.replicas) || self.replicas < 100 || self.mode != 'Never'", "message": "too many"}]});
+    let sections: Map<String, Value> = (0..10).map(|it| (format!("section{it}"), section.clone())).collect();
+    let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": sections}, "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}});
+    json!({
+        "metadata": {"name": format!("things{number}.{CRD_GROUP}")},
+        "spec": {
+            "group": CRD_GROUP, "scope": "Namespaced", "names": {"plural": format!("things{number}"), "kind": format!("Thing{number}")},
+            "versions": [{"name": "v1", "served": true, "storage": true, "subresources": {"status": {}}, "schema": {"openAPIV3Schema": schema}}],
+        },
+    })
+}
+
+/// Definitions that come one by one: what each takes while there are more and more, and what an object of each adds.
+async fn many_definitions() {
+    let cluster = Cluster::start(&["--node", "none"]);
+    let client = cluster.client().await;
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+    until(cluster.began, async || definitions.list(&ListParams::default()).await.is_ok()).await;
+    tokio::time::sleep(SETTLE).await;
+    let resource = |number: usize| ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(CRD_GROUP, "v1", &format!("Thing{number}")), &format!("things{number}"));
+    let things = |number: usize| Api::<DynamicObject>::default_namespaced_with(client.clone(), &resource(number));
+    println!("a definition has {} bytes", definition(0).to_string().len());
+    let (start, mut before) = (cluster.memory_mib(), cluster.memory_mib());
+    let per_object = |now: f64, then: f64, count: usize| Some((now - then) * 1024.0 / count as f64);
+    for first in (0..CRDS).step_by(STEP) {
+        let began = Instant::now();
+        for number in first..first + STEP {
+            let definition = serde_json::from_value(definition(number)).expect("a definition");
+            definitions.create(&PostParams::default(), &definition).await.expect("created");
+            until(began, async || things(number).list(&ListParams::default()).await.is_ok()).await;
+        }
+        let took = began.elapsed().as_secs_f64() * 1000.0 / STEP as f64;
+        row(&format!("definitions {first} to {}, each until served", first + STEP), Some(took), "ms", 100.0, "");
+        tokio::time::sleep(SETTLE).await;
+        row("memory for each of them", per_object(cluster.memory_mib(), before, STEP), "kB", 100.0, "");
+        before = cluster.memory_mib();
+    }
+    row("memory for each definition, all", per_object(before, start, CRDS), "kB", 100.0, "");
+    let began = Instant::now();
+    for number in 0..CRDS {
+        let thing = DynamicObject::new("one", &resource(number)).data(json!({"spec": {"section0": {"replicas": 3, "env": [{"name": "a", "value": "b"}]}}}));
+        things(number).create(&PostParams::default(), &thing).await.expect("created");
+    }
+    row("the first object of a definition", Some(began.elapsed().as_secs_f64() * 1000.0 / CRDS as f64), "ms", 20.0, "");
+    tokio::time::sleep(SETTLE).await;
+    row("memory for each definition with an object", per_object(cluster.memory_mib(), start, CRDS), "kB", 300.0, "");
+}
+
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        if nix::unistd::geteuid().is_root() {
-            one_node().await;
-        } else {
-            println!("SKIPPED: containers need root");
+        let wanted = std::env::args().nth(1).filter(|it| !it.starts_with('-'));
+        let is_wanted = |part: &str| wanted.as_ref().is_none_or(|it| it == part);
+        match nix::unistd::geteuid().is_root() {
+            true if is_wanted("node") => one_node().await,
+            true => (),
+            false => println!("SKIPPED: containers need root"),
         }
-        many_pods().await;
+        if is_wanted("pods") {
+            many_pods().await;
+        }
+        if is_wanted("crds") {
+            many_definitions().await;
+        }
     });
 }

@@ -82,15 +82,16 @@ pub fn text(code: u16, text: impl Into<String>) -> Response {
 /// A document with an ETag of its content; 304 for a client that has it.
 pub fn tagged(text: Bytes, content_type: &str, headers: &HeaderMap) -> Response {
     let tag = super::discovery::hash(&text);
-    tagged_with(text, &tag, content_type, headers)
+    tagged_with(|| text, &tag, content_type, headers)
 }
 
-pub fn tagged_with(text: Bytes, tag: &str, content_type: &str, headers: &HeaderMap) -> Response {
+/// `text` is made where the client does not have it by its tag.
+pub fn tagged_with(text: impl FnOnce() -> Bytes, tag: &str, content_type: &str, headers: &HeaderMap) -> Response {
     let etag = format!("\"{tag}\"");
     let is_known = headers.get(header::IF_NONE_MATCH).is_some_and(|it| it.as_bytes() == etag.as_bytes());
     let mut response = match is_known {
         true => respond(304, content_type, empty()),
-        false => respond(200, content_type, full(text)),
+        false => respond(200, content_type, full(text())),
     };
     if let Ok(value) = etag.parse() {
         response.headers_mut().insert(header::ETAG, value);

@@ -16,33 +16,22 @@ use crate::{
     meta::{Map, Result, Status, Value, object::api_version},
     schema::{
         self,
-        openapi::{Dialect, add_type_meta, define, metadata},
+        openapi::{self, Dialect, add_type_meta, define, metadata},
     },
 };
 
+const V2: &str = "v2";
+/// Other programs may render the same schemas otherwise.
+const PROGRAM: &str = env!("CARGO_PKG_VERSION");
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 
-/// Rendered documents by path.
+/// The documents. Those about built-in kinds alone are kept, those with custom resources rendered for who asks: there may be hundreds, and few ask for each.
 #[derive(Default)]
 pub struct Documents {
-    documents: Mutex<HashMap<String, Document>>,
+    /// Hash and text by path.
+    kept: Mutex<HashMap<String, (String, Bytes)>>,
     /// The part of v2 that is always the same.
     builtin: OnceLock<Parts>,
-}
-
-#[derive(Clone)]
-struct Document {
-    /// The rows of which it tells: it is good as long as these are the ones served.
-    kinds: Vec<Arc<Kind>>,
-    hash: String,
-    /// Not kept of custom resources: there may be hundreds, and each is asked for by few.
-    text: Option<Bytes>,
-}
-
-impl Document {
-    fn is_of(&self, kinds: &[Arc<Kind>]) -> bool {
-        self.kinds.len() == kinds.len() && self.kinds.iter().zip(kinds).all(|(left, right)| Arc::ptr_eq(left, right))
-    }
 }
 
 /// Members of the objects `paths` and `definitions`, as JSON text.
@@ -53,63 +42,63 @@ struct Parts {
 }
 
 impl Documents {
-    /// Hash and text of the document at `path` about `kinds`. The text may be missing where only the hash is needed.
-    fn get(&self, path: &str, kinds: Vec<Arc<Kind>>, needs_text: bool, render: impl FnOnce(&[Arc<Kind>]) -> String) -> Document {
-        let lock = || self.documents.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = lock().get(path).filter(|it| it.is_of(&kinds) && (!needs_text || it.text.is_some())).cloned();
-        if let Some(known) = known {
-            return known;
-        }
-        let text = Bytes::from(render(&kinds));
-        let document = Document { hash: discovery::hash(&text), text: Some(text), kinds };
-        let is_kept = path == "v2" || document.kinds.iter().all(|it| it.custom.is_none());
-        lock().insert(path.to_owned(), Document { text: document.text.clone().filter(|_| is_kept), ..document.clone() });
-        document
-    }
-
     /// Answers `/openapi/...`.
     pub fn serve(&self, registry: &Registry, delegates: &Delegates, path: &str, headers: &HeaderMap) -> Result<Response> {
-        let document = match path.trim_end_matches('/') {
-            "/openapi/v2" => Some(self.v2(registry)),
-            "/openapi/v3" => {
-                let text = self.index(registry, delegates);
-                return Ok(body::tagged(text.into(), body::JSON, headers));
-            }
-            other => other.strip_prefix("/openapi/v3/").and_then(|it| self.v3(registry, it, true)),
-        };
-        let document = document.ok_or_else(Status::no_route)?;
-        let text = document.text.ok_or_else(Status::no_route)?;
-        Ok(body::tagged_with(text, &document.hash, body::JSON, headers))
+        let path = path.trim_end_matches('/');
+        if path == "/openapi/v3" {
+            return Ok(body::tagged(self.index(registry, delegates).into(), body::JSON, headers));
+        }
+        let place = if path == "/openapi/v2" { V2 } else { path.strip_prefix("/openapi/v3/").filter(|it| *it != V2).unwrap_or_default() };
+        let kinds = kinds(registry, place);
+        if kinds.is_empty() {
+            return Err(Status::no_route());
+        }
+        Ok(body::tagged_with(|| self.text(place, &kinds), &self.tag(place, &kinds), body::JSON, headers))
     }
 
-    fn v3(&self, registry: &Registry, place: &str, needs_text: bool) -> Option<Document> {
-        let parts: Vec<&str> = place.split('/').collect();
-        let (group, version) = match parts.as_slice() {
-            ["api", version] => ("", *version),
-            ["apis", group, version] => (*group, *version),
-            _ => return None,
-        };
-        let is_served = |it: &&Arc<Kind>| it.group == group && it.version(version).is_some_and(|it| it.is_served);
-        let kinds: Vec<Arc<Kind>> = registry.iter().filter(is_served).cloned().collect();
-        (!kinds.is_empty()).then(|| self.get(place, kinds, needs_text, |kinds| v3(kinds, version)))
+    /// What changes with the document: the hash of its text, or of what its custom resources go back to.
+    fn tag(&self, place: &str, kinds: &[&Arc<Kind>]) -> String {
+        if !has_custom(kinds) {
+            return self.kept(place, kinds).0;
+        }
+        let identity = kinds.iter().map(|it| it.custom.as_ref().map_or_else(|| it.resource(), |it| format!("{} {}", it.uid, it.generation)));
+        let all: Vec<String> = [PROGRAM.to_owned()].into_iter().chain(identity).collect();
+        discovery::hash(all.join("\n").as_bytes())
     }
 
-    fn v2(&self, registry: &Registry) -> Document {
-        let kinds: Vec<Arc<Kind>> = registry.iter().cloned().collect();
-        self.get("v2", kinds, true, |kinds| {
-            let (builtin, custom): (Vec<&Arc<Kind>>, Vec<&Arc<Kind>>) = kinds.iter().partition(|it| it.custom.is_none());
-            let builtin = self.builtin.get_or_init(|| v2_parts(&builtin));
-            // What custom resources refer to is among the built-in types.
-            let custom: Vec<Parts> = custom.iter().map(|it| v2_parts(&[it])).collect();
-            let join = |part: fn(&Parts) -> &String| std::iter::once(builtin).chain(&custom).map(|it| part(it).as_str()).collect::<Vec<_>>().join(",");
-            format!(
-                "{{\"swagger\":\"2.0\",\"info\":{},\"paths\":{{{}}},\"definitions\":{{{}}},\"securityDefinitions\":{},\"security\":[{{\"BearerToken\":[]}}]}}",
-                info(),
-                join(|it| &it.paths),
-                join(|it| &it.definitions),
-                json!({"BearerToken": {"description": "Bearer Token authentication", "type": "apiKey", "name": "authorization", "in": "header"}}),
-            )
-        })
+    fn text(&self, place: &str, kinds: &[&Arc<Kind>]) -> Bytes {
+        if has_custom(kinds) { self.render(place, kinds) } else { self.kept(place, kinds).1 }
+    }
+
+    fn kept(&self, place: &str, kinds: &[&Arc<Kind>]) -> (String, Bytes) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = || {
+            let text = self.render(place, kinds);
+            (discovery::hash(&text), text)
+        };
+        kept.entry(place.to_owned()).or_insert_with(made).clone()
+    }
+
+    fn render(&self, place: &str, kinds: &[&Arc<Kind>]) -> Bytes {
+        match place.rsplit_once('/') {
+            Some((_, version)) => v3(kinds, version).into(),
+            None => self.v2(kinds).into(),
+        }
+    }
+
+    fn v2(&self, kinds: &[&Arc<Kind>]) -> String {
+        let (builtin, custom): (Vec<&Arc<Kind>>, Vec<&Arc<Kind>>) = kinds.iter().partition(|it| it.custom.is_none());
+        let builtin = self.builtin.get_or_init(|| v2_parts(&builtin));
+        // What custom resources refer to is among the built-in types.
+        let custom: Vec<Parts> = custom.iter().map(|it| v2_parts(&[it])).collect();
+        let join = |part: fn(&Parts) -> &String| std::iter::once(builtin).chain(&custom).map(|it| part(it).as_str()).collect::<Vec<_>>().join(",");
+        format!(
+            "{{\"swagger\":\"2.0\",\"info\":{},\"paths\":{{{}}},\"definitions\":{{{}}},\"securityDefinitions\":{},\"security\":[{{\"BearerToken\":[]}}]}}",
+            info(),
+            join(|it| &it.paths),
+            join(|it| &it.definitions),
+            json!({"BearerToken": {"description": "Bearer Token authentication", "type": "apiKey", "name": "authorization", "in": "header"}}),
+        )
     }
 
     /// The documents there are; their addresses change with their content.
@@ -118,9 +107,9 @@ impl Documents {
         let places: BTreeSet<String> = registry.iter().flat_map(served).collect();
         let mut paths: Map<String, Value> = places
             .into_iter()
-            .filter_map(|place| {
-                let url = format!("/openapi/v3/{place}?hash={}", self.v3(registry, &place, false)?.hash);
-                Some((place, json!({"serverRelativeURL": url})))
+            .map(|place| {
+                let url = format!("/openapi/v3/{place}?hash={}", self.tag(&place, &kinds(registry, &place)));
+                (place, json!({"serverRelativeURL": url}))
             })
             .collect();
         // Documents of other servers are asked for here and passed on.
@@ -128,6 +117,21 @@ impl Documents {
         paths.extend(others);
         json!({"paths": paths}).to_string()
     }
+}
+
+/// The kinds of a document: all for v2, those served in one version of one group (`api/v1`, `apis/apps/v1`) for v3.
+fn kinds<'a>(registry: &'a Registry, place: &str) -> Vec<&'a Arc<Kind>> {
+    let (group, version) = match place.split('/').collect::<Vec<_>>().as_slice() {
+        [V2] => return registry.iter().collect(),
+        ["api", version] => ("", *version),
+        ["apis", group, version] => (*group, *version),
+        _ => return Vec::new(),
+    };
+    registry.iter().filter(|it| it.group == group && it.version(version).is_some_and(|it| it.is_served)).collect()
+}
+
+fn has_custom(kinds: &[&Arc<Kind>]) -> bool {
+    kinds.iter().any(|it| it.custom.is_some())
 }
 
 fn info() -> Value {
@@ -140,7 +144,7 @@ fn place(group: &str, version: &str) -> String {
 
 /// The name of a kind's definition: the built-in type's, or the reversed group of a custom one.
 fn definition_name(kind: &Kind, version: &Version) -> String {
-    if !version.schema.name.is_empty() {
+    if kind.custom.is_none() {
         return version.schema.name.clone();
     }
     let group: Vec<&str> = kind.group.rsplit('.').collect();
@@ -154,7 +158,10 @@ fn gvk(kind: &Kind, version: &str, name: &str) -> Value {
 /// The definitions of a kind and of its list.
 fn define_kind(kind: &Kind, version: &Version, dialect: Dialect, into: &mut Map<String, Value>) {
     let name = definition_name(kind, version);
-    define(&version.schema, &name, dialect, into);
+    match &kind.custom {
+        None => define(&version.schema, &name, dialect, into),
+        Some(custom) => _ = into.insert(name.clone(), openapi::custom(&custom.schema(&version.name).unwrap_or_default(), dialect)),
+    }
     into[&name]["x-kubernetes-group-version-kind"] = json!([gvk(kind, &version.name, &kind.kind)]);
     let mut properties = Map::new();
     add_type_meta(&mut properties);
@@ -186,7 +193,7 @@ fn define_common(dialect: Dialect, into: &mut Map<String, Value>) {
     into.insert(format!("{META}.Patch"), json!({"type": "object"}));
 }
 
-fn v3(kinds: &[Arc<Kind>], version: &str) -> String {
+fn v3(kinds: &[&Arc<Kind>], version: &str) -> String {
     let (mut schemas, mut paths) = (Map::new(), Map::new());
     define_common(Dialect::V3, &mut schemas);
     for (kind, version) in kinds.iter().filter_map(|it| Some((it, it.version(version)?))) {

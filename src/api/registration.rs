@@ -64,7 +64,7 @@ async fn settle(server: &Arc<Server>, stored: &Arc<Stored>) {
     if next != crd && !replace(server, stored, &next).await {
         return;
     }
-    if let Some(kind) = crd::kind(&next) {
+    if let Some(kind) = crd::kind(&next, stored.json.clone()) {
         change(server, |registry| registry.with(kind.clone()));
     }
 }

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde_json::json;
 
 use super::{
@@ -12,7 +13,7 @@ use super::{
 };
 use crate::{
     meta::{FieldError, FieldErrors, Meta, Path, Value, names},
-    schema::{rules, structural},
+    schema::{SchemaRef, rules, structural},
 };
 
 pub const CRD: Strategy = Strategy { default, prepare, validate, has_generation: true, resets_status: true, ..Strategy::PLAIN };
@@ -199,17 +200,18 @@ pub fn names_accepted(crd: &Value, registry: &Registry) -> (bool, &'static str, 
     (true, "NoConflicts", "no conflicts found".to_owned())
 }
 
-/// The row of a CRD; `None` while it is not established.
-pub fn kind(crd: &Value) -> Option<Kind> {
+/// The row of a CRD, whose stored form is `definition`; `None` while it is not established.
+pub fn kind(crd: &Value, definition: Bytes) -> Option<Kind> {
     let is_established = crd.items_at(&["status", "conditions"]).iter().any(|it| it.text("type") == "Established" && it.text("status") == "True");
     let spec = crd.get("spec").filter(|_| is_established)?;
     let names = &spec["names"];
     let listed = spec.items_at(&["versions"]);
     let convert = convert(crd);
-    let versions: Vec<Version> = listed.iter().enumerate().map(|(at, it)| Version { convert: convert.clone(), ..version(crd, it, at) }).collect();
+    let custom = Arc::new(Custom { crd: crd.name().to_owned(), uid: crd.uid().to_owned(), generation: crd.generation(), definition });
+    let versions: Vec<Version> = listed.iter().enumerate().map(|(at, it)| Version { convert: convert.clone(), ..version(crd, it, at, &custom) }).collect();
     let stored = listed.iter().position(|it| it["storage"] == true)?;
     let texts = |field: &str| names.items_at(&[field]).iter().filter_map(|it| Some(it.as_str()?.to_owned().into())).collect();
-    let subresources = subresources(&listed[stored], names.text("kind"));
+    let subresources = subresources(&listed[stored]);
     let has_status = subresources.iter().any(|it| it.action == Action::Status);
     Some(Kind {
         group: spec.text("group").to_owned().into(),
@@ -226,7 +228,7 @@ pub fn kind(crd: &Value) -> Option<Kind> {
         subresources,
         strategy: &CUSTOM_STRATEGIES[usize::from(has_status)],
         storage: None,
-        custom: Some(Arc::new(Custom { crd: crd.name().to_owned(), uid: crd.uid().to_owned() })),
+        custom: Some(custom),
     })
 }
 
@@ -243,15 +245,15 @@ fn convert(crd: &Value) -> Convert {
 /// Versions that one number can tell apart beside a generation.
 const VERSION_BITS: u32 = 16;
 
-fn version(crd: &Value, version: &Value, at: usize) -> Version {
-    let preserves = crd["spec"]["preserveUnknownFields"] == true;
+fn version(crd: &Value, version: &Value, at: usize, custom: &Arc<Custom>) -> Version {
+    let (name, custom) = (version.text("name").to_owned(), custom.clone());
     let deprecation = (version["deprecated"] == true).then(|| match version.text("deprecationWarning") {
         "" => format!("{}/{} {} is deprecated", crd.text_at(&["spec", "group"]), version.text("name"), crd.text_at(&["spec", "names", "kind"])),
         text => text.to_owned(),
     });
     Version {
-        name: version.text("name").to_owned().into(),
-        schema: structural::from_crd(version.at(&["schema", "openAPIV3Schema"]), preserves),
+        name: name.clone().into(),
+        schema: SchemaRef::lazy(move || structural::from_crd(custom.schema(&name))),
         is_served: version["served"] == true,
         columns: columns(version),
         selectable: version.items_at(&["selectableFields"]).iter().map(selectable).collect(),
@@ -289,7 +291,7 @@ fn selectable(field: &Value) -> Selectable {
     Selectable { name: path.to_owned().into(), value: FieldValue::Path(path.split('.').map(|it| it.to_owned().into()).collect()) }
 }
 
-fn subresources(version: &Value, _kind: &str) -> Vec<Subresource> {
+fn subresources(version: &Value) -> Vec<Subresource> {
     const VERBS: &[&str] = &["get", "patch", "update"];
     let mut list = Vec::new();
     if version.at(&["subresources", "status"]).is_some() {

@@ -36,12 +36,14 @@ pub use strategy::{Change, Strategy};
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::{
     meta::{
         Value,
         object::{GroupKind, GroupResource, Str},
     },
-    schema::SchemaRef,
+    schema::{SchemaRef, structural},
 };
 
 /// One row: one set of objects in the store, served in one or several versions.
@@ -231,6 +233,24 @@ pub enum Action {
 pub struct Custom {
     pub crd: String,
     pub uid: String,
+    pub generation: i64,
+    /// The definition as it is stored. What is made of its schemas, for objects or for OpenAPI, is made when someone asks.
+    pub definition: Bytes,
+}
+
+impl Custom {
+    /// The `openAPIV3Schema` of a version.
+    pub fn schema(&self, version: &str) -> Option<Value> {
+        let mut definition: Value = serde_json::from_slice(&self.definition).ok()?;
+        let is_open = definition["spec"]["preserveUnknownFields"] == true;
+        let versions = definition["spec"]["versions"].as_array_mut()?;
+        let version = versions.iter_mut().find(|it| it["name"] == version)?;
+        let mut schema = version.get_mut("schema")?.get_mut("openAPIV3Schema")?.take();
+        if is_open && schema.is_object() {
+            schema[structural::OPEN] = true.into();
+        }
+        Some(schema)
+    }
 }
 
 impl Kind {

@@ -8,7 +8,7 @@ use super::{Kind, Version};
 pub struct Registry {
     /// (group, plural) → row.
     rows: rpds::RedBlackTreeMapSync<(String, String), Arc<Kind>>,
-    /// Counts the changes; discovery and OpenAPI are cached under it.
+    /// Counts the changes.
     pub generation: u64,
 }
 

@@ -19,7 +19,11 @@ pub mod structural;
 pub mod types;
 pub mod validate;
 
-use std::{collections::HashMap, ops::Deref, sync::Arc};
+use std::{
+    collections::HashMap,
+    ops::Deref,
+    sync::{Arc, LazyLock},
+};
 
 use crate::meta::Value;
 
@@ -33,7 +37,7 @@ pub struct Schema {
     pub is_nullable: bool,
     /// The declared default, filled in where the field is absent (`// +default`, OpenAPI `default`).
     pub default: Option<Value>,
-    /// Custom resources only: the value checks of OpenAPI (`minimum`, `pattern`, `enum` …); see `structural.rs`.
+    /// The root of a custom resource only: what its values must be; see `structural.rs`.
     pub rules: Option<Box<structural::Rules>>,
 }
 
@@ -131,7 +135,11 @@ pub enum SchemaRef {
     /// Place in the table of built-in types.
     Builtin(usize),
     Custom(Arc<Schema>),
+    Lazy(Arc<LazySchema>),
 }
+
+/// Made when the first object needs it: of hundreds of custom resources few are in use.
+type LazySchema = LazyLock<Schema, Box<dyn FnOnce() -> Schema + Send>>;
 
 impl Deref for SchemaRef {
     type Target = Schema;
@@ -140,13 +148,26 @@ impl Deref for SchemaRef {
         match self {
             Self::Builtin(at) => &types::table().nodes[*at],
             Self::Custom(schema) => schema,
+            Self::Lazy(schema) => schema,
         }
+    }
+}
+
+impl SchemaRef {
+    pub fn lazy(make: impl FnOnce() -> Schema + Send + 'static) -> Self {
+        Self::Lazy(Arc::new(LazyLock::new(Box::new(make))))
+    }
+}
+
+impl From<Schema> for SchemaRef {
+    fn from(schema: Schema) -> Self {
+        Self::Custom(Arc::new(schema))
     }
 }
 
 impl Default for SchemaRef {
     fn default() -> Self {
-        Self::Custom(Arc::new(Schema::default()))
+        Schema::default().into()
     }
 }
 
@@ -156,6 +177,11 @@ pub fn builtin(name: &str) -> Option<SchemaRef> {
 }
 
 impl Schema {
+    /// Of the table of types, not of a CRD.
+    pub fn is_builtin(&self) -> bool {
+        !self.name.is_empty()
+    }
+
     pub fn as_struct(&self) -> Option<&Struct> {
         match &self.shape {
             Shape::Object(it) => Some(it),

@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use super::{Field, ListTopology, Schema, Shape};
+use super::{Field, ListTopology, Schema, Shape, structural::OPEN};
 use crate::meta::{Map, Meta, Value};
 
 const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
@@ -77,9 +77,6 @@ pub fn define(schema: &Schema, name: &str, dialect: Dialect, into: &mut Map<Stri
 }
 
 fn object(schema: &Schema, dialect: Dialect, into: &mut Map<String, Value>) -> Value {
-    if let Some(rules) = &schema.rules {
-        return custom(schema, &rules.source, dialect);
-    }
     let Some(shape) = schema.as_struct() else { return node(schema, dialect, into) };
     let mut properties = Map::new();
     if shape.has_type_meta {
@@ -124,8 +121,8 @@ fn add_object_meta(properties: &mut Map<String, Value>, dialect: Dialect) {
 
 /// A custom resource's own schema, with the metadata that every object has (`buildKubeNative`). Where kubectl would take the declared
 /// fields for all that there may be, v2 declares none.
-fn custom(schema: &Schema, source: &Value, dialect: Dialect) -> Value {
-    let is_open = schema.as_struct().is_some_and(|it| it.preserves_unknown);
+pub fn custom(source: &Value, dialect: Dialect) -> Value {
+    let is_open = source[OPEN] == true;
     if source.text("type").is_empty() || (dialect == Dialect::V2 && is_open) {
         return json!({"type": "object"});
     }
@@ -158,7 +155,7 @@ fn published(source: &Value, dialect: Dialect) -> Value {
             *child = published(child, dialect);
         }
     }
-    let is_open = node["x-kubernetes-preserve-unknown-fields"] == true && dialect == Dialect::V2;
+    let is_open = node[OPEN] == true && dialect == Dialect::V2;
     if node["x-kubernetes-embedded-resource"] == true && !is_open {
         if let Some(properties) = properties_of(&mut node) {
             add_object_meta(properties, dialect);
@@ -172,7 +169,7 @@ fn published(source: &Value, dialect: Dialect) -> Value {
 
 /// What OpenAPI v2 cannot say, and what kubectl misreads in it, goes (`ToStructuralOpenAPIV2`).
 fn simplify(node: &mut Value) {
-    let (is_nullable, is_open) = (node["nullable"] == true, node["x-kubernetes-preserve-unknown-fields"] == true);
+    let (is_nullable, is_open) = (node["nullable"] == true, node[OPEN] == true);
     let is_nullable_at = |place: &Value| place["nullable"] == true;
     if let Some(required) = node.get("required").and_then(Value::as_array) {
         let of_nullable = |name: &Value| name.as_str().and_then(|it| node.at(&["properties", it])).is_some_and(is_nullable_at);

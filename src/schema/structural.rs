@@ -1,18 +1,20 @@
 //! From the `openAPIV3Schema` of a CRD to a [`Schema`], and what makes it structural.
 //! Source: apiextensions-apiserver `pkg/apiserver/schema`.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use super::{Field, ListTopology, Schema, SchemaRef, Shape, Struct, builtin, rules};
 use crate::meta::{FieldError, FieldErrors, Meta, Path, Value};
 
+/// Says that fields that a node does not declare are kept.
+pub const OPEN: &str = "x-kubernetes-preserve-unknown-fields";
 const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
-/// The value checks of OpenAPI v3 at one node, as the CRD wrote them; `validate.rs` interprets them.
-#[derive(Clone, Debug, Default)]
+/// What a custom resource's values must be: its whole schema as the CRD wrote it, which `validate.rs` walks beside the value.
+#[derive(Debug)]
 pub struct Rules {
     pub source: Value,
-    /// The rules in CEL, compiled when the first object is checked; only asked of the root.
+    /// The rules in CEL, compiled when the first object is checked.
     validations: OnceLock<Option<rules::Node>>,
 }
 
@@ -23,20 +25,15 @@ impl Rules {
 }
 
 /// The schema of a custom resource's version: `apiVersion`, `kind` and `metadata` are added as built-in. With no schema, everything is preserved.
-pub fn from_crd(open_api_v3_schema: Option<&Value>, preserves_unknown: bool) -> SchemaRef {
-    let empty = Value::Object(serde_json::Map::new());
-    let source = open_api_v3_schema.unwrap_or(&empty);
-    let mut shape = object(source);
-    shape.preserves_unknown |= preserves_unknown || open_api_v3_schema.is_none();
+pub fn from_crd(open_api_v3_schema: Option<Value>) -> Schema {
+    let is_open = open_api_v3_schema.is_none();
+    let source = open_api_v3_schema.unwrap_or_else(|| Value::Object(serde_json::Map::new()));
+    let mut shape = object(&source);
+    shape.preserves_unknown |= is_open;
     shape.has_type_meta = true;
     add_metadata(&mut shape);
-    Arc::new(Schema { shape: Shape::Object(shape), ..with_rules(source) }).into()
-}
-
-impl From<Arc<Schema>> for SchemaRef {
-    fn from(schema: Arc<Schema>) -> Self {
-        Self::Custom(schema)
-    }
+    let schema = with_shape(&source, Shape::Object(shape));
+    Schema { rules: Some(Box::new(Rules { source, validations: OnceLock::new() })), ..schema }
 }
 
 /// `metadata` is what it is for every object, whatever the CRD says of it.
@@ -52,18 +49,13 @@ fn add_metadata(shape: &mut Struct) {
     shape.fields.push(field);
 }
 
-fn with_rules(source: &Value) -> Schema {
-    Schema {
-        is_nullable: source["nullable"] == true,
-        default: source.get("default").cloned(),
-        rules: Some(Box::new(Rules { source: source.clone(), ..Rules::default() })),
-        ..Schema::default()
-    }
+fn with_shape(source: &Value, shape: Shape) -> Schema {
+    Schema { shape, is_nullable: source["nullable"] == true, default: source.get("default").cloned(), ..Schema::default() }
 }
 
 fn node(source: &Value) -> SchemaRef {
     let is_embedded = source["x-kubernetes-embedded-resource"] == true;
-    let preserves = source["x-kubernetes-preserve-unknown-fields"] == true;
+    let preserves = source[OPEN] == true;
     let child = |name: &str| source.get(name).map(node).unwrap_or_default();
     let shape = match source.text("type") {
         _ if source["x-kubernetes-int-or-string"] == true => Shape::IntOrString,
@@ -85,7 +77,7 @@ fn node(source: &Value) -> SchemaRef {
         "number" => Shape::Float,
         _ => Shape::Any,
     };
-    Arc::new(Schema { shape, ..with_rules(source) }).into()
+    with_shape(source, shape).into()
 }
 
 fn topology(source: &Value) -> ListTopology {
@@ -107,7 +99,7 @@ fn object(source: &Value) -> Struct {
         fields,
         by_name,
         is_atomic: source.text("x-kubernetes-map-type") == "atomic",
-        preserves_unknown: source["x-kubernetes-preserve-unknown-fields"] == true,
+        preserves_unknown: source[OPEN] == true,
         is_embedded_resource: source["x-kubernetes-embedded-resource"] == true,
         has_type_meta: false,
     }
@@ -127,7 +119,7 @@ pub fn problems(open_api_v3_schema: &Value, path: &Path) -> FieldErrors {
 }
 
 fn check(source: &Value, path: &Path, is_root: bool, errors: &mut FieldErrors) {
-    let is_typed = ["x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields"].iter().any(|it| source[*it] == true);
+    let is_typed = ["x-kubernetes-int-or-string", OPEN].iter().any(|it| source[*it] == true);
     if source.text("type").is_empty() && !is_typed && !is_root {
         errors.push(FieldError::required(&path.child("type"), "must not be empty for specified object fields"));
     }
@@ -161,7 +153,7 @@ mod tests {
 
     #[test]
     fn custom_resources_are_decoded_pruned_and_defaulted() {
-        let schema = from_crd(Some(&schema()), false);
+        let schema = from_crd(Some(schema()));
         let object = json!({"apiVersion": "x/v1", "kind": "X", "metadata": {"name": "a", "labels": {}},
             "spec": {"size": 1, "more": true, "free": {"any": [1]}, "items": [{"n": "a", "m": 1}]}});
         let (mut decoded, notes) = codec::decode_value(object, &schema).expect("decodes");

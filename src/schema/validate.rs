@@ -13,11 +13,12 @@ use crate::meta::{FieldError, FieldErrors, Meta, Path, Value, field::FieldReason
 /// rules that do not hold, and did not hold before (`customResourceStrategy.Validate`, `ValidateUpdate`).
 pub fn custom(new: &Value, old: Option<&Value>, schema: &Schema) -> (FieldErrors, Vec<String>) {
     let mut errors = FieldErrors::new();
-    visit(new, old, schema, &Path::root(), &mut errors);
+    let Some(rules) = &schema.rules else { return (errors, Vec::new()) };
+    visit(new, old, schema, &rules.source, &Path::root(), &mut errors);
     if old.is_none_or(|it| lists(it, schema).is_empty()) {
         errors.extend(lists(new, schema));
     }
-    let Some((rules, validations)) = schema.rules.as_ref().and_then(|it| Some((it, it.validations()?))) else { return (errors, Vec::new()) };
+    let Some(validations) = rules.validations() else { return (errors, Vec::new()) };
     if errors.iter().any(is_blocking) {
         const UNCHECKED: &str = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
         errors.push(FieldError::invalid(&Path::root(), Value::Null, UNCHECKED));
@@ -33,27 +34,32 @@ fn is_blocking(error: &FieldError) -> bool {
     matches!(error.reason, FieldReason::NotSupported | FieldReason::Required | FieldReason::TooLong | FieldReason::TooMany | FieldReason::TypeInvalid)
 }
 
-fn visit(value: &Value, old: Option<&Value>, schema: &Schema, path: &Path, errors: &mut FieldErrors) {
-    let Some(rules) = &schema.rules else { return };
+/// `rules` is the schema as the CRD wrote it, which has the checks. What is of a built-in type (`metadata`) is checked elsewhere.
+fn visit(value: &Value, old: Option<&Value>, schema: &Schema, rules: &Value, path: &Path, errors: &mut FieldErrors) {
+    if schema.is_builtin() {
+        return;
+    }
     // What has not changed need not become valid (KEP-4008).
-    let is_unchanged = old.is_some() && Correlation::new(value, old, &rules.source).is_unchanged();
-    if is_unchanged || (value.is_null() && schema.is_nullable) || !check(value, &rules.source, path, errors) {
+    let is_unchanged = old.is_some() && Correlation::new(value, old, rules).is_unchanged();
+    if is_unchanged || (value.is_null() && schema.is_nullable) || !check(value, rules, path, errors) {
         return;
     }
     match (&schema.shape, value) {
         (Shape::Object(shape), Value::Object(map)) => {
             for (name, value) in map {
                 if let Some(at) = shape.by_name.get(name) {
-                    visit(value, old.and_then(|it| it.get(name)), &shape.fields[*at].schema, &path.child(name), errors);
+                    let old = old.and_then(|it| it.get(name));
+                    visit(value, old, &shape.fields[*at].schema, &rules["properties"][name], &path.child(name), errors);
                 }
             }
         }
         (Shape::Map { values, .. }, Value::Object(map)) => {
-            map.iter().for_each(|(name, value)| visit(value, old.and_then(|it| it.get(name)), values, &path.child(name), errors));
+            let old = |name: &String| old.and_then(|it| it.get(name));
+            map.iter().for_each(|(name, value)| visit(value, old(name), values, &rules["additionalProperties"], &path.child(name), errors));
         }
         (Shape::List { items, .. }, Value::Array(list)) => {
-            let known = |item: &Value| old.and_then(|it| same_item(it, item, &rules.source));
-            list.iter().enumerate().for_each(|(at, value)| visit(value, known(value), items, &path.index(at), errors));
+            let known = |item: &Value| old.and_then(|it| same_item(it, item, rules));
+            list.iter().enumerate().for_each(|(at, value)| visit(value, known(value), items, &rules["items"], &path.index(at), errors));
         }
         _ => (),
     }
@@ -67,7 +73,7 @@ fn lists(value: &Value, schema: &Schema) -> FieldErrors {
 }
 
 fn visit_lists(value: &Value, schema: &Schema, path: &Path, errors: &mut FieldErrors) {
-    if schema.rules.is_none() {
+    if schema.is_builtin() {
         return;
     }
     match (&schema.shape, value) {
@@ -247,12 +253,9 @@ mod tests {
 
     #[test]
     fn invalid_values_get_upstreams_errors() {
-        let schema = from_crd(
-            Some(&json!({"type": "object", "properties": {"spec": {"type": "object", "required": ["a"], "properties": {
+        let schema = from_crd(Some(json!({"type": "object", "properties": {"spec": {"type": "object", "required": ["a"], "properties": {
             "a": {"type": "integer", "minimum": 1, "maximum": 5}, "s": {"type": "string", "maxLength": 2, "pattern": "^x"}, "e": {"type": "string", "enum": ["p", "q"]},
-            "l": {"type": "array", "maxItems": 1, "x-kubernetes-list-type": "set", "items": {"type": "string"}}, "i": {"x-kubernetes-int-or-string": true}}}}})),
-            false,
-        );
+            "l": {"type": "array", "maxItems": 1, "x-kubernetes-list-type": "set", "items": {"type": "string"}}, "i": {"x-kubernetes-int-or-string": true}}}}})));
         let cases = [
             (json!({"spec": {"a": 1, "i": "25%"}}), vec![]),
             (json!({"spec": {}}), vec!["spec.a: Required value"]),

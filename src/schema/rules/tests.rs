@@ -16,7 +16,7 @@ fn rule(text: &str) -> Value {
 
 /// Errors and warnings of an object under a schema.
 fn outcome(schema: &Value, new: Value, old: Option<Value>) -> (Vec<String>, Vec<String>) {
-    let schema = from_crd(Some(schema), false);
+    let schema = from_crd(Some(schema.clone()));
     let (errors, warnings) = validate::custom(&new, old.as_ref(), &schema);
     (errors.iter().map(ToString::to_string).collect(), warnings)
 }
