@@ -10,7 +10,7 @@ use kube::Api;
 use ring::hmac;
 use tokio::sync::Notify;
 
-use super::{Context, Controller};
+use super::Context;
 use crate::{
     api::bootstrap_tokens::{NAMESPACE, SECRET_TYPE},
     base::clock,
@@ -40,62 +40,48 @@ pub fn sign(text: &str, id: &str, secret: &str) -> String {
     format!("{header}..{}", URL_SAFE_NO_PAD.encode(signature))
 }
 
-pub struct BootstrapSigner;
-
-impl Controller for BootstrapSigner {
-    fn name(&self) -> &'static str {
-        SIGNER
-    }
-
-    fn start(&self, context: &Context) {
-        let (client, wake) = (context.client(SIGNER), Arc::new(Notify::new()));
-        let secrets = follow_tokens(&client, context, &wake);
-        let maps: Api<ConfigMap> = Api::namespaced(client, PUBLIC);
-        let own = Watch::default().fields(&format!("metadata.name={CLUSTER_INFO}"));
-        let infos: Informer<ConfigMap> = Informer::start("cluster-info", maps.clone(), own, &context.tasks);
-        let listener = wake.clone();
-        infos.subscribe(move |_| listener.notify_one());
-        context.tasks.spawn(SIGNER, async move {
-            secrets.synced().await;
-            infos.synced().await;
-            loop {
-                let Some(info) = infos.get(&ObjectKey::new(PUBLIC, CLUSTER_INFO)) else {
-                    wake.notified().await;
-                    continue;
-                };
-                if let Some(next) = signed(&info, &secrets.list(), clock::now())
-                    && let Err(error) = maps.replace(CLUSTER_INFO, &writes::posting(CONTROLLER_MANAGER), &next).await
-                {
-                    tracing::debug!(%error, "cluster-info was not signed");
-                }
-                let _ = tokio::time::timeout(EVERY, wake.notified()).await;
+/// The signer.
+pub fn sign_cluster_info(context: &Context) {
+    let (client, wake) = (context.client(SIGNER), Arc::new(Notify::new()));
+    let secrets = follow_tokens(&client, context, &wake);
+    let maps: Api<ConfigMap> = Api::namespaced(client, PUBLIC);
+    let own = Watch::default().fields(&format!("metadata.name={CLUSTER_INFO}"));
+    let infos: Informer<ConfigMap> = Informer::start("cluster-info", maps.clone(), own, &context.tasks);
+    let listener = wake.clone();
+    infos.subscribe(move |_| listener.notify_one());
+    context.tasks.spawn(SIGNER, async move {
+        secrets.synced().await;
+        infos.synced().await;
+        loop {
+            let Some(info) = infos.get(&ObjectKey::new(PUBLIC, CLUSTER_INFO)) else {
+                wake.notified().await;
+                continue;
+            };
+            if let Some(next) = signed(&info, &secrets.list(), clock::now())
+                && let Err(error) = maps.replace(CLUSTER_INFO, &writes::posting(CONTROLLER_MANAGER), &next).await
+            {
+                tracing::debug!(%error, "cluster-info was not signed");
             }
-        });
-    }
+            let _ = tokio::time::timeout(EVERY, wake.notified()).await;
+        }
+    });
 }
 
-pub struct TokenCleaner;
-
-impl Controller for TokenCleaner {
-    fn name(&self) -> &'static str {
-        CLEANER
-    }
-
-    fn start(&self, context: &Context) {
-        let (client, wake) = (context.client(CLEANER), Arc::new(Notify::new()));
-        let secrets = follow_tokens(&client, context, &wake);
-        context.tasks.spawn(CLEANER, async move {
-            loop {
-                secrets.synced().await;
-                for secret in secrets.list().iter().filter(|it| is_expired(it, clock::now())) {
-                    if let Err(error) = remove(&client, secret).await {
-                        tracing::debug!(%error, "an expired token stays");
-                    }
+/// The cleaner.
+pub fn clean_tokens(context: &Context) {
+    let (client, wake) = (context.client(CLEANER), Arc::new(Notify::new()));
+    let secrets = follow_tokens(&client, context, &wake);
+    context.tasks.spawn(CLEANER, async move {
+        loop {
+            secrets.synced().await;
+            for secret in secrets.list().iter().filter(|it| is_expired(it, clock::now())) {
+                if let Err(error) = remove(&client, secret).await {
+                    tracing::debug!(%error, "an expired token stays");
                 }
-                let _ = tokio::time::timeout(EVERY, wake.notified()).await;
             }
-        });
-    }
+            let _ = tokio::time::timeout(EVERY, wake.notified()).await;
+        }
+    });
 }
 
 fn follow_tokens(client: &kube::Client, context: &Context, wake: &Arc<Notify>) -> Informer<Secret> {

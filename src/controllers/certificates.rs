@@ -4,7 +4,7 @@
 
 pub mod signer;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
@@ -25,18 +25,16 @@ use crate::{
         pki::{self, Request},
     },
     client::{
-        Informer, ObjectKey, Result, WorkQueue,
+        Informer, ObjectKey, Result,
         informer::Options as Watch,
         writes::{self, CONTROLLER_MANAGER},
     },
 };
 
-const NAME: &str = "certificate-controller";
 pub const NODE_CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 pub const NODE_SERVING: &str = "kubernetes.io/kubelet-serving";
 const CLIENT: &str = "kubernetes.io/kube-apiserver-client";
 const LEGACY: &str = "kubernetes.io/legacy-unknown";
-const WORKERS: usize = 2;
 /// A serving certificate may be asked for a moment before the Node object says its addresses.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// So long is it looked again.
@@ -48,40 +46,43 @@ const DECIDED_FOR: SignedDuration = SignedDuration::from_hours(1);
 const PENDING_FOR: SignedDuration = SignedDuration::from_hours(24);
 
 /// Approves the requests of nodes, and removes what is done with.
-pub struct CertificateController;
+pub struct CertificateController {
+    requests: Informer<CertificateSigningRequest>,
+}
+type Shell = super::Shell<CertificateController>;
+
+impl CertificateController {
+    pub fn new(context: &Context) -> Self {
+        Self { requests: Informer::start("certificatesigningrequests", Api::all(context.client(Self::NAME)), Watch::default(), &context.tasks) }
+    }
+}
 
 impl Controller for CertificateController {
-    fn name(&self) -> &'static str {
-        NAME
-    }
+    type Key = String;
+    const NAME: &'static str = "certificate-controller";
+    const WORKERS: usize = 2;
 
-    fn start(&self, context: &Context) {
-        let (client, tasks, queue) = (context.client(NAME), context.tasks.clone(), WorkQueue::new());
-        let requests: Informer<CertificateSigningRequest> = Informer::start("certificatesigningrequests", Api::all(client.clone()), Watch::default(), &tasks);
-        let listener = queue.clone();
-        requests.subscribe(move |change| {
+    async fn listen(shell: &Arc<Shell>) {
+        shell.on(&shell.own.requests, |it, change| {
             if !change.is_deleted() && is_pending(change.object()) {
-                listener.add(change.object().name_any());
+                it.queue.add(change.object().name_any());
             }
         });
-        let (all, cleaner) = (requests.clone(), client.clone());
-        tasks.spawn("csrcleaner", async move {
+        let cleaner = shell.clone();
+        shell.tasks.spawn("csrcleaner", async move {
             loop {
-                all.synced().await;
-                clean(&cleaner, &all).await;
+                cleaner.own.requests.synced().await;
+                clean(&cleaner.client, &cleaner.own.requests).await;
                 tokio::time::sleep(CLEAN_EVERY).await;
             }
         });
-        let nodes = context.informers.nodes.clone();
-        queue.run(&tasks, "csrapproving", WORKERS, move |name: String| {
-            let (client, nodes, request) = (client.clone(), nodes.clone(), requests.get(&ObjectKey::new("", name)));
-            async move {
-                match request.filter(|it| is_pending(it)) {
-                    Some(request) => decide(&client, &nodes, &request).await,
-                    None => Ok(None),
-                }
-            }
-        });
+    }
+
+    async fn reconcile(shell: &Arc<Shell>, name: &String) -> Result<Option<Duration>> {
+        match shell.own.requests.get(&ObjectKey::new("", name)).filter(|it| is_pending(it)) {
+            Some(request) => decide(&shell.client, &shell.informers.nodes, &request).await,
+            None => Ok(None),
+        }
     }
 }
 

@@ -6,47 +6,41 @@ use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
 use kube::{Api, ResourceExt, api::Patch};
 use serde_json::{Value, json};
 
-use super::{Context, Controller, Informers};
+use super::Controller;
 use crate::{
     api::rbac,
     client::{
-        Error, ObjectKey, Result, WorkQueue,
+        Error, ObjectKey, Result,
         writes::{self, CONTROLLER_MANAGER},
     },
 };
 
-const WORKERS: usize = 1;
 /// Many roles that come at once are gathered once.
 const COALESCE: Duration = Duration::from_millis(50);
 
 pub struct ClusterRoleAggregationController;
+type Shell = super::Shell<ClusterRoleAggregationController>;
 
 impl Controller for ClusterRoleAggregationController {
-    fn name(&self) -> &'static str {
-        "clusterrole-aggregation-controller"
-    }
+    type Key = ObjectKey;
+    const NAME: &'static str = "clusterrole-aggregation-controller";
+    const WORKERS: usize = 1;
 
-    fn start(&self, context: &Context) {
-        let queue = WorkQueue::new();
-        let (client, tasks, informers, name) = (context.client(self.name()), context.tasks.clone(), context.informers.clone(), self.name());
-        context.spawn_synced(name, move || {
-            let (keys, roles) = (queue.clone(), informers.clone());
-            informers.cluster_roles.subscribe(move |_| {
-                let gathering = roles.cluster_roles.list().into_iter().filter(|it| it.aggregation_rule.is_some());
-                gathering.for_each(|it| keys.add_after(ObjectKey::of(it.as_ref()), COALESCE));
-            });
-            queue.run(&tasks, name, WORKERS, move |key| reconcile(client.clone(), informers.clone(), key));
+    async fn listen(shell: &Arc<Shell>) {
+        shell.on(&shell.informers.cluster_roles, |it, _| {
+            let gathering = it.informers.cluster_roles.list().into_iter().filter(|it| it.aggregation_rule.is_some());
+            gathering.for_each(|role| it.queue.add_after(ObjectKey::of(role.as_ref()), COALESCE));
         });
     }
-}
 
-async fn reconcile(client: kube::Client, informers: Informers, key: ObjectKey) -> Result<Option<Duration>> {
-    let Some(role) = informers.cluster_roles.get(&key) else { return Ok(None) };
-    let Some(rules) = gathered(&role, &informers.cluster_roles.list())? else { return Ok(None) };
-    let roles: Api<ClusterRole> = Api::all(client);
-    let patch = Patch::Merge(json!({"metadata": {"resourceVersion": role.resource_version()}, "rules": rules}));
-    writes::unless_not_found(roles.patch(&key.name, &writes::patching(CONTROLLER_MANAGER), &patch).await)?;
-    Ok(None)
+    async fn reconcile(shell: &Arc<Shell>, key: &ObjectKey) -> Result<Option<Duration>> {
+        let Some(role) = shell.informers.cluster_roles.get(key) else { return Ok(None) };
+        let Some(rules) = gathered(&role, &shell.informers.cluster_roles.list())? else { return Ok(None) };
+        let roles: Api<ClusterRole> = Api::all(shell.client.clone());
+        let patch = Patch::Merge(json!({"metadata": {"resourceVersion": role.resource_version()}, "rules": rules}));
+        writes::unless_not_found(roles.patch(&key.name, &writes::patching(CONTROLLER_MANAGER), &patch).await)?;
+        Ok(None)
+    }
 }
 
 /// The rules that the role is to have, if they are not those that it has.

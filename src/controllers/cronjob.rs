@@ -9,85 +9,56 @@ use kube::{Api, ResourceExt};
 
 use self::plan::{Plan, plan, started};
 use super::{
-    Context, Controller, Informers,
+    Controller,
     claims::{self, controller_of},
 };
 use crate::{
     base::clock,
     client::{
-        Change, Error, EventRecorder, EventType, ObjectKey, Result, WorkQueue,
+        Error, EventType, ObjectKey, Result,
         informer::BY_OWNER,
         writes::{self, CONTROLLER_MANAGER},
     },
 };
 
-/// `ConcurrentCronJobSyncs`.
-const WORKERS: usize = 5;
-
 pub struct CronJobController;
+type Shell = super::Shell<CronJobController>;
 
 impl Controller for CronJobController {
-    fn name(&self) -> &'static str {
-        "cronjob-controller"
-    }
+    type Key = ObjectKey;
+    const NAME: &'static str = "cronjob-controller";
 
-    fn start(&self, context: &Context) {
-        let shell = Arc::new(Shell {
-            client: context.client(self.name()),
-            events: context.recorder(self.name()),
-            informers: context.informers.clone(),
-            queue: WorkQueue::new(),
+    async fn listen(shell: &Arc<Shell>) {
+        shell.on(&shell.informers.jobs, |it, change| {
+            claims::owner_key::<CronJob>(&change.object().metadata).into_iter().for_each(|key| it.queue.add(key));
         });
-        let tasks = context.tasks.clone();
-        context.spawn_synced(self.name(), move || {
-            let jobs = shell.clone();
-            shell.informers.jobs.subscribe(move |change| jobs.job_changed(change));
-            let crons = shell.clone();
-            shell.informers.cron_jobs.subscribe(move |change| crons.queue.add(ObjectKey::of(change.object().as_ref())));
-            shell.queue.clone().run(&tasks, "cronjob-controller", WORKERS, move |key| {
-                let shell = shell.clone();
-                async move { shell.reconcile(&key).await }
-            });
-        });
-    }
-}
-
-struct Shell {
-    client: kube::Client,
-    events: EventRecorder,
-    informers: Informers,
-    queue: WorkQueue<ObjectKey>,
-}
-
-impl Shell {
-    fn job_changed(&self, change: &Change<Job>) {
-        if let Some(key) = claims::owner_key::<CronJob>(&change.object().metadata) {
-            self.queue.add(key);
-        }
+        shell.queue_each(&shell.informers.cron_jobs);
     }
 
-    async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>> {
-        let Some(cron) = self.informers.cron_jobs.get(key) else { return Ok(None) };
+    async fn reconcile(shell: &Arc<Shell>, key: &ObjectKey) -> Result<Option<Duration>> {
+        let Some(cron) = shell.informers.cron_jobs.get(key) else { return Ok(None) };
         let uid = cron.uid().unwrap_or_default();
-        let mut jobs = self.informers.jobs.by(BY_OWNER, &uid);
+        let mut jobs = shell.informers.jobs.by(BY_OWNER, &uid);
         jobs.retain(|it| controller_of(&it.metadata).is_some_and(|it| it.uid == uid));
-        self.recall(&cron, &mut jobs).await?;
+        shell.recall(&cron, &mut jobs).await?;
         let Plan { delete, create, mut status, events, again } = plan(&cron, &jobs, clock::now());
         for (kind, reason, message) in events {
-            self.events.event(cron.as_ref(), kind, reason, message);
+            shell.events.event(cron.as_ref(), kind, reason, message);
         }
         for job in &delete {
-            self.delete(&cron, job).await?;
+            shell.delete(&cron, job).await?;
         }
         if let Some((job, at)) = create
-            && let Some(made) = self.create(&cron, &job).await?
+            && let Some(made) = shell.create(&cron, &job).await?
         {
             started(&mut status, &made, at);
         }
-        self.write_status(&cron, status).await?;
+        shell.write_status(&cron, status).await?;
         Ok(again)
     }
+}
 
+impl Shell {
     /// Active Jobs that the cache does not have yet are asked for, lest they be thought missing.
     async fn recall(&self, cron: &CronJob, jobs: &mut Vec<Arc<Job>>) -> Result<()> {
         let active = cron.status.as_ref().and_then(|it| it.active.as_deref()).unwrap_or_default();

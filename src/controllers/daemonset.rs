@@ -16,23 +16,21 @@ use kube::ResourceExt;
 
 use self::plan::{Plan, View, by_node};
 use super::{
-    Context, Controller, Informers,
+    Controller,
     claims::{self, controller_of},
     history::{self, REVISION_HASH, Subject},
-    pods::{self, PodControl},
+    pods,
 };
 use crate::{
     base::{backoff::Backoff, clock},
     client::{
-        Change, EventType, ObjectKey, Result, WorkQueue,
+        Change, EventType, ObjectKey, Result,
         informer::{BY_NAMESPACE, BY_OWNER, orphan_of},
         writes::{self, CONTROLLER_MANAGER},
     },
     meta::LabelSelector,
 };
 
-/// `ConcurrentDaemonSetSyncs`.
-const WORKERS: usize = 2;
 /// Changes of pods within so short a time become one update of the status.
 const COALESCE: Duration = Duration::from_millis(20);
 /// `BurstReplicas`.
@@ -41,57 +39,67 @@ const BURST: usize = 250;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15 * 60);
 
-pub struct DaemonSetController;
-
-impl Controller for DaemonSetController {
-    fn name(&self) -> &'static str {
-        "daemon-set-controller"
-    }
-
-    fn start(&self, context: &Context) {
-        let shell = Arc::new(Shell {
-            control: context.pod_control(self.name()),
-            informers: context.informers.clone(),
-            queue: WorkQueue::new(),
-            pauses: Mutex::default(),
-        });
-        context.spawn_synced(self.name(), move || shell.run());
-    }
-}
-
 /// Until when a set leaves a node alone on which its pods fail.
 struct Pause {
     backoff: Backoff,
     until: Instant,
 }
 
-struct Shell {
-    control: PodControl,
-    informers: Informers,
-    queue: WorkQueue<ObjectKey>,
+#[derive(Default)]
+pub struct DaemonSetController {
     /// By set and node.
     pauses: Mutex<HashMap<(ObjectKey, String), Pause>>,
 }
+type Shell = super::Shell<DaemonSetController>;
 
-impl Shell {
-    fn run(self: Arc<Self>) {
-        let shell = self.clone();
-        self.informers.daemon_sets.subscribe(move |change| shell.set_changed(change));
-        let shell = self.clone();
-        self.informers.pods.subscribe(move |change| shell.pod_changed(change));
-        let shell = self.clone();
-        self.informers.nodes.subscribe(move |change| shell.node_changed(change));
-        let (queue, tasks) = (self.queue.clone(), self.control.tasks.clone());
-        queue.run(&tasks, "daemon-set-controller", WORKERS, move |key| {
-            let shell = self.clone();
-            async move { shell.reconcile(&key).await }
-        });
+impl Controller for DaemonSetController {
+    type Key = ObjectKey;
+    const NAME: &'static str = "daemon-set-controller";
+    const WORKERS: usize = 2;
+
+    async fn listen(shell: &Arc<Shell>) {
+        shell.on(&shell.informers.daemon_sets, Shell::set_changed);
+        shell.on(&shell.informers.pods, Shell::pod_changed);
+        shell.on(&shell.informers.nodes, Shell::node_changed);
     }
 
+    async fn reconcile(shell: &Arc<Shell>, key: &ObjectKey) -> Result<Option<Duration>> {
+        let Some(set) = shell.informers.daemon_sets.get(key).filter(|it| it.metadata.deletion_timestamp.is_none()) else {
+            return Ok(None);
+        };
+        let Some(spec) = &set.spec else { return Ok(None) };
+        let selector = selector(&set)?;
+        let collisions = set.status.as_ref().and_then(|it| it.collision_count).unwrap_or(0);
+        let subject = Subject { owner: set.as_ref(), selector: &selector, template: &spec.template, hash_label: REVISION_HASH, collisions };
+        let history = history::settle(&shell.client, &shell.informers.controller_revisions, &subject).await?;
+        let hash = history.update.labels().get(REVISION_HASH).cloned().unwrap_or_default();
+        let is_current = shell.expectations.are_satisfied(key);
+        let owned = shell.claim(&set, &selector).await?;
+        let pods = by_node(owned.clone());
+        let nodes = shell.informers.nodes.list();
+        let view = View { set: &set, hash: &hash, nodes: &nodes, now: clock::now() };
+        let mut pause = None;
+        if is_current {
+            pause = shell.act(key, &set, &hash, view.manage(&pods)).await?;
+            if view.is_rolling() && shell.expectations.are_satisfied(key) {
+                shell.act(key, &set, &hash, view.update(&pods)).await?;
+            }
+        }
+        let status = DaemonSetStatus { collision_count: Some(history.collisions).filter(|it| *it > 0), ..view.status(&pods) };
+        shell.write_status(&set, status.clone()).await?;
+        let live = |it: &ControllerRevision| owned.iter().any(|pod| pod.labels().get(REVISION_HASH) == it.labels().get(REVISION_HASH));
+        history::truncate(&shell.client, &history, spec.revision_history_limit.unwrap_or(10), live).await?;
+        let is_waiting = status.number_ready != status.number_available.unwrap_or(0);
+        let min_ready = spec.min_ready_seconds.filter(|it| *it > 0 && is_waiting).map(|it| Duration::from_secs(it.unsigned_abs().into()));
+        Ok(min_ready.into_iter().chain(pause).min())
+    }
+}
+
+impl Shell {
     fn set_changed(&self, change: &Change<DaemonSet>) {
         let key = ObjectKey::of(change.object().as_ref());
         if change.is_deleted() || change.old().is_some_and(|old| old.metadata.uid != change.object().metadata.uid) {
-            self.control.expectations.forget(&key);
+            self.expectations.forget(&key);
             self.pauses().retain(|(set, _), _| *set != key);
         }
         self.queue.add(key);
@@ -112,7 +120,7 @@ impl Shell {
             self.queue.add_after(old, COALESCE);
         }
         if let Some(key) = claims::owner_key::<DaemonSet>(&pod.metadata) {
-            self.control.observe(&key, change);
+            self.observe(&key, change);
             return self.queue.add_after(key, COALESCE);
         }
         if change.is_deleted() || controller_of(&pod.metadata).is_some() || pod.labels().is_empty() {
@@ -125,41 +133,10 @@ impl Shell {
         }
     }
 
-    async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>> {
-        let Some(set) = self.informers.daemon_sets.get(key).filter(|it| it.metadata.deletion_timestamp.is_none()) else {
-            return Ok(None);
-        };
-        let Some(spec) = &set.spec else { return Ok(None) };
-        let selector = selector(&set)?;
-        let collisions = set.status.as_ref().and_then(|it| it.collision_count).unwrap_or(0);
-        let subject = Subject { owner: set.as_ref(), selector: &selector, template: &spec.template, hash_label: REVISION_HASH, collisions };
-        let history = history::settle(&self.control.client, &self.informers.controller_revisions, &subject).await?;
-        let hash = history.update.labels().get(REVISION_HASH).cloned().unwrap_or_default();
-        let is_current = self.control.expectations.are_satisfied(key);
-        let owned = self.claim(&set, &selector).await?;
-        let pods = by_node(owned.clone());
-        let nodes = self.informers.nodes.list();
-        let view = View { set: &set, hash: &hash, nodes: &nodes, now: clock::now() };
-        let mut pause = None;
-        if is_current {
-            pause = self.act(key, &set, &hash, view.manage(&pods)).await?;
-            if view.is_rolling() && self.control.expectations.are_satisfied(key) {
-                self.act(key, &set, &hash, view.update(&pods)).await?;
-            }
-        }
-        let status = DaemonSetStatus { collision_count: Some(history.collisions).filter(|it| *it > 0), ..view.status(&pods) };
-        self.write_status(&set, status.clone()).await?;
-        let live = |it: &ControllerRevision| owned.iter().any(|pod| pod.labels().get(REVISION_HASH) == it.labels().get(REVISION_HASH));
-        history::truncate(&self.control.client, &history, spec.revision_history_limit.unwrap_or(10), live).await?;
-        let is_waiting = status.number_ready != status.number_available.unwrap_or(0);
-        let min_ready = spec.min_ready_seconds.filter(|it| *it > 0 && is_waiting).map(|it| Duration::from_secs(it.unsigned_abs().into()));
-        Ok(min_ready.into_iter().chain(pause).min())
-    }
-
     async fn claim(&self, set: &DaemonSet, selector: &LabelSelector) -> Result<Vec<Arc<Pod>>> {
         let mut candidates = self.informers.pods.by(BY_OWNER, &set.uid().unwrap_or_default());
         candidates.extend(self.informers.pods.by(BY_OWNER, &orphan_of(&set.namespace().unwrap_or_default())));
-        claims::settle(&self.control.client, set, claims::claims(&set.metadata, selector, candidates), &[]).await
+        claims::settle(&self.client, set, claims::claims(&set.metadata, selector, candidates), &[]).await
     }
 
     /// Carries out a plan. Returns when to look again at pods that fail too often to be replaced at once.
@@ -180,7 +157,7 @@ impl Shell {
             return Ok(pause);
         }
         let created = plan.create.iter().map(|node| Arc::new(plan::pod(set, node, hash))).collect();
-        let failure = self.control.replace(key, set, created, plan.delete).await;
+        let failure = self.replace(key, set, created, plan.delete).await;
         failure.map_or(Ok(pause), Err)
     }
 
@@ -210,18 +187,18 @@ impl Shell {
             _ => (EventType::Normal, "SucceededDaemonPod", "succeeded", "delete"),
         };
         let message = format!("Found {word} daemon pod {namespace}/{name} on node {node}, will try to {verb} it");
-        self.control.events.event(set, kind, reason, message);
+        self.events.event(set, kind, reason, message);
     }
 
     async fn write_status(&self, set: &DaemonSet, status: DaemonSetStatus) -> Result<()> {
         if set.status.as_ref() == Some(&status) {
             return Ok(());
         }
-        writes::status(&self.control.client, CONTROLLER_MANAGER, &DaemonSet { status: Some(status), ..set.clone() }).await
+        writes::status(&self.client, CONTROLLER_MANAGER, &DaemonSet { status: Some(status), ..set.clone() }).await
     }
 
     fn pauses(&self) -> std::sync::MutexGuard<'_, HashMap<(ObjectKey, String), Pause>> {
-        self.pauses.lock().unwrap_or_else(PoisonError::into_inner)
+        self.own.pauses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

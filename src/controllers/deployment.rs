@@ -13,64 +13,55 @@ use kube::{Api, ResourceExt};
 
 use self::rollout::{Action, Plan};
 use super::{
-    Context, Controller, Informers,
+    Controller,
     claims::{self, controller_of},
     pods,
 };
 use crate::{
-    base::{Tasks, clock},
+    base::clock,
     client::{
-        Change, Error, EventRecorder, EventType, ObjectKey, Result, WorkQueue,
+        Change, Error, EventType, ObjectKey, Result,
         informer::{BY_NAMESPACE, BY_OWNER, orphan_of},
         writes::{self, CONTROLLER_MANAGER},
     },
 };
 
-/// `ConcurrentDeploymentSyncs`.
-const WORKERS: usize = 5;
-
 pub struct DeploymentController;
+type Shell = super::Shell<DeploymentController>;
 
 impl Controller for DeploymentController {
-    fn name(&self) -> &'static str {
-        "deployment-controller"
+    type Key = ObjectKey;
+    const NAME: &'static str = "deployment-controller";
+
+    async fn listen(shell: &Arc<Shell>) {
+        shell.queue_each(&shell.informers.deployments);
+        shell.on(&shell.informers.replica_sets, Shell::set_changed);
+        shell.on(&shell.informers.pods, Shell::pod_changed);
     }
 
-    fn start(&self, context: &Context) {
-        let shell = Arc::new(Shell {
-            client: context.client(self.name()),
-            events: context.recorder(self.name()),
-            informers: context.informers.clone(),
-            tasks: context.tasks.clone(),
-            queue: WorkQueue::new(),
-        });
-        context.spawn_synced(self.name(), move || shell.run());
+    async fn reconcile(shell: &Arc<Shell>, key: &ObjectKey) -> Result<Option<Duration>> {
+        let Some(deployment) = shell.informers.deployments.get(key) else {
+            return Ok(None);
+        };
+        let spec = deployment.spec.clone().unwrap_or_default();
+        if spec.selector == Default::default() {
+            return shell.refuse_to_select_all(&deployment).await;
+        }
+        let selector = claims::selector_of(&spec.selector)?;
+        let mut candidates = shell.informers.replica_sets.by(BY_OWNER, &deployment.uid().unwrap_or_default());
+        candidates.extend(shell.informers.replica_sets.by(BY_OWNER, &orphan_of(&key.namespace)));
+        let claims = claims::claims(&deployment.metadata, &selector, candidates);
+        let owned = claims::settle(&shell.client, deployment.as_ref(), claims, &[]).await?;
+        let runs_pods = |set: &ReplicaSet| {
+            let pods = shell.informers.pods.by(BY_OWNER, &set.uid().unwrap_or_default());
+            pods.iter().any(|it| !pods::is_terminal(it))
+        };
+        let plan = rollout::plan(&deployment, &owned, runs_pods, clock::now())?;
+        shell.act(&deployment, plan).await
     }
-}
-
-struct Shell {
-    client: kube::Client,
-    events: EventRecorder,
-    informers: Informers,
-    tasks: Tasks,
-    queue: WorkQueue<ObjectKey>,
 }
 
 impl Shell {
-    fn run(self: Arc<Self>) {
-        let queue = self.queue.clone();
-        self.informers.deployments.subscribe(move |change| queue.add(ObjectKey::of(change.object().as_ref())));
-        let shell = self.clone();
-        self.informers.replica_sets.subscribe(move |change| shell.set_changed(change));
-        let shell = self.clone();
-        self.informers.pods.subscribe(move |change| shell.pod_changed(change));
-        let shell = self.clone();
-        self.queue.clone().run(&self.tasks, "deployment-controller", WORKERS, move |key| {
-            let shell = shell.clone();
-            async move { shell.reconcile(&key).await }
-        });
-    }
-
     fn set_changed(&self, change: &Change<ReplicaSet>) {
         let set = change.object();
         let owner = |set: &ReplicaSet| -> Option<ObjectKey> {
@@ -110,27 +101,6 @@ impl Shell {
         if self.informers.deployments.get(&key).is_some_and(|it| is_recreate(&it)) {
             self.queue.add(key);
         }
-    }
-
-    async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>> {
-        let Some(deployment) = self.informers.deployments.get(key) else {
-            return Ok(None);
-        };
-        let spec = deployment.spec.clone().unwrap_or_default();
-        if spec.selector == Default::default() {
-            return self.refuse_to_select_all(&deployment).await;
-        }
-        let selector = claims::selector_of(&spec.selector)?;
-        let mut candidates = self.informers.replica_sets.by(BY_OWNER, &deployment.uid().unwrap_or_default());
-        candidates.extend(self.informers.replica_sets.by(BY_OWNER, &orphan_of(&key.namespace)));
-        let claims = claims::claims(&deployment.metadata, &selector, candidates);
-        let owned = claims::settle(&self.client, deployment.as_ref(), claims, &[]).await?;
-        let runs_pods = |set: &ReplicaSet| {
-            let pods = self.informers.pods.by(BY_OWNER, &set.uid().unwrap_or_default());
-            pods.iter().any(|it| !pods::is_terminal(it))
-        };
-        let plan = rollout::plan(&deployment, &owned, runs_pods, clock::now())?;
-        self.act(&deployment, plan).await
     }
 
     async fn refuse_to_select_all(&self, deployment: &Deployment) -> Result<Option<Duration>> {

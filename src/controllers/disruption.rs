@@ -23,95 +23,79 @@ use kube::{
     api::{ApiResource, DynamicObject, GroupVersionKind},
 };
 
-use super::{Context, Controller, Informers, claims, pods};
+use super::{Context, Controller, claims, pods};
 use crate::{
     base::clock,
     client::{
-        Change, Error, EventRecorder, EventType, Informer, ObjectKey, Result, WorkQueue,
+        Change, Error, EventType, Informer, ObjectKey, Result,
         informer::{BY_NAMESPACE, Options, namespace_of},
         writes::{self, CONTROLLER_MANAGER},
     },
     meta::{LabelSelector, cron::until},
 };
 
-const WORKERS: usize = 2;
 /// Changes of pods within so short a time become one count.
 const COALESCE: Duration = Duration::from_millis(20);
 /// `DeletionTimeout`: an evicted pod that is still there after this will stay.
 const DELETION_TIMEOUT: SignedDuration = SignedDuration::from_secs(2 * 60);
 const CONDITION: &str = "DisruptionAllowed";
 
-pub struct DisruptionController;
+pub struct DisruptionController {
+    budgets: Informer<PodDisruptionBudget>,
+}
+type Shell = super::Shell<DisruptionController>;
 
-impl Controller for DisruptionController {
-    fn name(&self) -> &'static str {
-        "disruption-controller"
-    }
-
-    fn start(&self, context: &Context) {
+impl DisruptionController {
+    pub fn new(context: &Context) -> Self {
         let by_namespace = Options::default().index(BY_NAMESPACE, namespace_of);
-        let client = context.client(self.name());
-        let shell = Arc::new(Shell {
-            budgets: Informer::start("poddisruptionbudgets", Api::all(client.clone()), by_namespace, &context.tasks),
-            client,
-            events: context.recorder(self.name()),
-            informers: context.informers.clone(),
-            queue: WorkQueue::new(),
-        });
-        let tasks = context.tasks.clone();
-        context.spawn_synced(self.name(), move || {
-            let (budgets, pods) = (shell.clone(), shell.clone());
-            shell.budgets.subscribe(move |change| budgets.queue.add(ObjectKey::of(change.object().as_ref())));
-            shell.informers.pods.subscribe(move |change| pods.pod_changed(change));
-            shell.queue.clone().run(&tasks, "disruption-controller", WORKERS, move |key| {
-                let shell = shell.clone();
-                async move { shell.reconcile(&key).await }
-            });
-        });
+        Self { budgets: Informer::start("poddisruptionbudgets", Api::all(context.client(Self::NAME)), by_namespace, &context.tasks) }
     }
 }
 
-struct Shell {
-    client: kube::Client,
-    events: EventRecorder,
-    informers: Informers,
-    budgets: Informer<PodDisruptionBudget>,
-    queue: WorkQueue<ObjectKey>,
+impl Controller for DisruptionController {
+    type Key = ObjectKey;
+    const NAME: &'static str = "disruption-controller";
+    const WORKERS: usize = 2;
+
+    async fn listen(shell: &Arc<Shell>) {
+        shell.queue_each(&shell.own.budgets);
+        shell.on(&shell.informers.pods, Shell::pod_changed);
+    }
+
+    async fn reconcile(shell: &Arc<Shell>, key: &ObjectKey) -> Result<Option<Duration>> {
+        let Some(budget) = shell.own.budgets.get(key) else { return Ok(None) };
+        let selector = selector(&budget)?;
+        let mut chosen = shell.informers.pods.by(BY_NAMESPACE, &key.namespace);
+        chosen.retain(|it| selector.matches(it.labels()));
+        if chosen.is_empty() {
+            shell.events.event(budget.as_ref(), EventType::Normal, "NoPods", "No matching pods found");
+        }
+        let now = clock::now();
+        let counted = shell.expected(&budget, &chosen).await;
+        let status = match &counted {
+            Ok(expected) => status(&budget, &chosen, *expected, now),
+            Err(error) => failed(&budget, &error.message(), now),
+        };
+        shell.write_status(&budget, &status).await?;
+        if let Err(error) = counted {
+            let message = format!("Failed to calculate the number of expected pods: {}", error.message());
+            shell.events.event(budget.as_ref(), EventType::Warning, "CalculateExpectedPodCountFailed", message);
+            return Err(error);
+        }
+        let due = status.disrupted_pods.iter().flatten().map(|(_, at)| at.0 + DELETION_TIMEOUT).min();
+        Ok(due.map(|it| until(it, now)))
+    }
 }
 
 impl Shell {
     fn pod_changed(&self, change: &Change<Pod>) {
         let pod = change.object();
-        for budget in self.budgets.by(BY_NAMESPACE, pod.metadata.namespace.as_deref().unwrap_or_default()) {
+        for budget in self.own.budgets.by(BY_NAMESPACE, pod.metadata.namespace.as_deref().unwrap_or_default()) {
             let is_chosen = |pod: &Pod| selector(&budget).is_ok_and(|it| it.matches(pod.labels()));
             if is_chosen(pod) || change.old().is_some_and(|it| is_chosen(it)) {
                 self.queue.add_after(ObjectKey::of(budget.as_ref()), COALESCE);
             }
         }
-    }
-
-    async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>> {
-        let Some(budget) = self.budgets.get(key) else { return Ok(None) };
-        let selector = selector(&budget)?;
-        let mut chosen = self.informers.pods.by(BY_NAMESPACE, &key.namespace);
-        chosen.retain(|it| selector.matches(it.labels()));
-        if chosen.is_empty() {
-            self.events.event(budget.as_ref(), EventType::Normal, "NoPods", "No matching pods found");
-        }
-        let now = clock::now();
-        let counted = self.expected(&budget, &chosen).await;
-        let status = match &counted {
-            Ok(expected) => status(&budget, &chosen, *expected, now),
-            Err(error) => failed(&budget, &error.message(), now),
-        };
-        self.write_status(&budget, &status).await?;
-        if let Err(error) = counted {
-            let message = format!("Failed to calculate the number of expected pods: {}", error.message());
-            self.events.event(budget.as_ref(), EventType::Warning, "CalculateExpectedPodCountFailed", message);
-            return Err(error);
-        }
-        let due = status.disrupted_pods.iter().flatten().map(|(_, at)| at.0 + DELETION_TIMEOUT).min();
-        Ok(due.map(|it| until(it, now)))
     }
 
     /// `getExpectedPodCount`.

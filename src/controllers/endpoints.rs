@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, 
 use kube::{Api, ResourceExt, api::ObjectMeta};
 
 use super::{
-    Context, Controller, Informers,
+    Controller,
     endpointslice::{
         endpoint::{self, HEADLESS, Source},
         selected, services_of,
@@ -14,13 +14,12 @@ use super::{
     pods,
 };
 use crate::client::{
-    Error, ObjectKey, Result, WorkQueue,
+    Error, ObjectKey, Result,
     writes::{self, CONTROLLER_MANAGER},
 };
 
 /// `maxCapacity`: the rest is left out and the object marked as truncated.
 const ADDRESSES_MOST: usize = 1000;
-const WORKERS: usize = 5;
 /// Changes of pods within so short a time become one update.
 const COALESCE: Duration = Duration::from_millis(50);
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
@@ -29,54 +28,40 @@ const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
 const MANAGER: &str = "endpoint-controller";
 
 pub struct EndpointsController;
+type Shell = super::Shell<EndpointsController>;
 
 impl Controller for EndpointsController {
-    fn name(&self) -> &'static str {
-        "endpoint-controller"
+    type Key = ObjectKey;
+    const NAME: &'static str = MANAGER;
+
+    async fn listen(shell: &Arc<Shell>) {
+        shell.queue_each(&shell.informers.services);
+        shell.on(&shell.informers.pods, |it, change| services_of(change, &it.informers).into_iter().for_each(|key| it.queue.add_after(key, COALESCE)));
+        shell.on(&shell.informers.endpoints, |it, change| it.queue.add_after(ObjectKey::of(change.object().as_ref()), COALESCE));
     }
 
-    fn start(&self, context: &Context) {
-        let (client, informers, tasks, queue) = (context.client(self.name()), context.informers.clone(), context.tasks.clone(), WorkQueue::new());
-        let name = self.name();
-        context.spawn_synced(name, move || {
-            let add = queue.clone();
-            informers.services.subscribe(move |change| add.add(ObjectKey::of(change.object().as_ref())));
-            let (add, known) = (queue.clone(), informers.clone());
-            informers.pods.subscribe(move |change| services_of(change, &known).into_iter().for_each(|it| add.add_after(it, COALESCE)));
-            let add = queue.clone();
-            informers.endpoints.subscribe(move |change| add.add_after(ObjectKey::of(change.object().as_ref()), COALESCE));
-            queue.run(&tasks, name, WORKERS, move |key: ObjectKey| {
-                let (client, informers) = (client.clone(), informers.clone());
-                async move { reconcile(&client, &informers, &key).await.map(|()| None) }
-            });
-        });
-    }
-}
-
-async fn reconcile(client: &kube::Client, informers: &Informers, key: &ObjectKey) -> Result<()> {
-    let api: Api<Endpoints> = Api::namespaced(client.clone(), &key.namespace);
-    let Some(service) = informers.services.get(key) else {
-        if informers.endpoints.get(key).is_some() {
-            writes::unless_not_found(api.delete(&key.name, &writes::deleting(None)).await)?;
+    async fn reconcile(shell: &Arc<Shell>, key: &ObjectKey) -> Result<Option<Duration>> {
+        let api: Api<Endpoints> = Api::namespaced(shell.client.clone(), &key.namespace);
+        let present = shell.informers.endpoints.get(key);
+        let Some(service) = shell.informers.services.get(key) else {
+            if present.is_some() {
+                writes::unless_not_found(api.delete(&key.name, &writes::deleting(None)).await)?;
+            }
+            return Ok(None);
+        };
+        if !endpoint::has_selector(&service) {
+            return Ok(None);
         }
-        return Ok(());
-    };
-    if !endpoint::has_selector(&service) {
-        return Ok(());
-    }
-    let pods = selected(&service, informers);
-    let present = informers.endpoints.get(key);
-    let Some(next) = plan(&service, &pods, present.as_deref()) else {
-        return Ok(());
-    };
-    let posting = writes::posting(CONTROLLER_MANAGER);
-    let written = match present {
-        Some(_) => api.replace(&key.name, &posting, &next).await,
-        None => api.create(&posting, &next).await,
-    };
-    match written.map_err(Error::from) {
-        Err(error) if !error.is_namespace_terminating() => Err(error),
-        _ => Ok(()),
+        let Some(next) = plan(&service, &selected(&service, &shell.informers), present.as_deref()) else { return Ok(None) };
+        let posting = writes::posting(CONTROLLER_MANAGER);
+        let written = match present {
+            Some(_) => api.replace(&key.name, &posting, &next).await,
+            None => api.create(&posting, &next).await,
+        };
+        match written.map_err(Error::from) {
+            Err(error) if !error.is_namespace_terminating() => Err(error),
+            _ => Ok(None),
+        }
     }
 }
 

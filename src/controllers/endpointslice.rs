@@ -11,19 +11,15 @@ use k8s_openapi::api::{
 use kube::{Api, ResourceExt, api::ObjectMeta};
 
 use self::endpoint::{HEADLESS, Source};
-use super::{BY_SERVICE, Context, Controller, Informers, claims::controller_ref, pods};
-use crate::{
-    base::Tasks,
-    client::{
-        Change, Error, EventRecorder, EventType, Expectations, ObjectKey, Result, WorkQueue,
-        informer::BY_NAMESPACE,
-        writes::{self, CONTROLLER_MANAGER},
-    },
+use super::{BY_SERVICE, Controller, Informers, claims::controller_ref, pods::{self, Control}};
+use crate::client::{
+    Change, Error, EventType, ObjectKey, Result,
+    informer::BY_NAMESPACE,
+    writes::{self, CONTROLLER_MANAGER},
 };
 
 /// `defaultMaxEndpointsPerSlice`.
 const ENDPOINTS_MOST: usize = 100;
-const WORKERS: usize = 5;
 /// Changes of pods within so short a time become one update.
 const COALESCE: Duration = Duration::from_millis(20);
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -32,22 +28,38 @@ const MANAGER: &str = "endpointslice-controller.k8s.io";
 pub const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 pub struct EndpointSliceController;
+type Shell = super::Shell<EndpointSliceController>;
 
 impl Controller for EndpointSliceController {
-    fn name(&self) -> &'static str {
-        "endpointslice-controller"
+    type Key = ObjectKey;
+    const NAME: &'static str = "endpointslice-controller";
+
+    async fn listen(shell: &Arc<Shell>) {
+        shell.queue_each(&shell.informers.services);
+        shell.on(&shell.informers.pods, |it, change| services_of(change, &it.informers).into_iter().for_each(|key| it.queue.add_after(key, COALESCE)));
+        shell.on(&shell.informers.endpoint_slices, Shell::slice_changed);
+        shell.on(&shell.informers.nodes, Shell::node_changed);
     }
 
-    fn start(&self, context: &Context) {
-        let shell = Arc::new(Shell {
-            client: context.client(self.name()),
-            events: context.recorder(self.name()),
-            informers: context.informers.clone(),
-            tasks: context.tasks.clone(),
-            expectations: Expectations::default(),
-            queue: WorkQueue::new(),
-        });
-        context.spawn_synced(self.name(), move || shell.run());
+    async fn reconcile(shell: &Arc<Shell>, key: &ObjectKey) -> Result<Option<Duration>> {
+        let Some(service) = shell.informers.services.get(key) else {
+            shell.expectations.forget(key);
+            return Ok(None);
+        };
+        if service.metadata.deletion_timestamp.is_some() || !endpoint::has_selector(&service) || !shell.expectations.are_satisfied(key) {
+            return Ok(None);
+        }
+        let pods = selected(&service, &shell.informers);
+        let mut slices = shell.informers.endpoint_slices.by(BY_SERVICE, &key.to_string());
+        slices.retain(|it| is_ours(it) && it.metadata.deletion_timestamp.is_none());
+        let zone = |node: &str| shell.informers.nodes.get(&ObjectKey::new("", node)).and_then(|it| it.labels().get(endpoint::ZONE).cloned());
+        let actions = plan(&service, &pods, &slices, zone);
+        let performed = perform(shell, key, stamped(actions, endpoint::trigger_time(&service, &pods))).await;
+        if let Some(error) = performed.as_ref().err().filter(|it| !it.is_conflict()) {
+            let message = format!("Error updating Endpoint Slices for Service {key}: {}", error.message());
+            shell.events.event(service.as_ref(), EventType::Warning, "FailedToUpdateEndpointSlices", message);
+        }
+        performed.map(|()| None)
     }
 }
 
@@ -170,34 +182,7 @@ fn labels(service: &Service) -> BTreeMap<String, String> {
     labels
 }
 
-struct Shell {
-    client: kube::Client,
-    events: EventRecorder,
-    informers: Informers,
-    tasks: Tasks,
-    expectations: Expectations,
-    queue: WorkQueue<ObjectKey>,
-}
-
 impl Shell {
-    fn run(self: Arc<Self>) {
-        let queue = self.queue.clone();
-        self.informers.services.subscribe(move |change| queue.add(ObjectKey::of(change.object().as_ref())));
-        let shell = self.clone();
-        self.informers
-            .pods
-            .subscribe(move |change| services_of(change, &shell.informers).into_iter().for_each(|it| shell.queue.add_after(it, COALESCE)));
-        let shell = self.clone();
-        self.informers.endpoint_slices.subscribe(move |change| shell.slice_changed(change));
-        let shell = self.clone();
-        self.informers.nodes.subscribe(move |change| shell.node_changed(change));
-        let shell = self.clone();
-        self.queue.clone().run(&self.tasks, "endpointslice-controller", WORKERS, move |key| {
-            let shell = shell.clone();
-            async move { shell.reconcile(&key).await }
-        });
-    }
-
     fn slice_changed(&self, change: &Change<EndpointSlice>) {
         let slice = change.object();
         let Some(service) = slice.labels().get(SERVICE_NAME).filter(|_| is_ours(slice)) else { return };
@@ -216,49 +201,28 @@ impl Shell {
             self.informers.services.list().iter().for_each(|it| self.queue.add_after(ObjectKey::of(it.as_ref()), COALESCE));
         }
     }
-
-    async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>> {
-        let Some(service) = self.informers.services.get(key) else {
-            self.expectations.forget(key);
-            return Ok(None);
-        };
-        if service.metadata.deletion_timestamp.is_some() || !endpoint::has_selector(&service) || !self.expectations.are_satisfied(key) {
-            return Ok(None);
-        }
-        let pods = selected(&service, &self.informers);
-        let mut slices = self.informers.endpoint_slices.by(BY_SERVICE, &key.to_string());
-        slices.retain(|it| is_ours(it) && it.metadata.deletion_timestamp.is_none());
-        let zone = |node: &str| self.informers.nodes.get(&ObjectKey::new("", node)).and_then(|it| it.labels().get(endpoint::ZONE).cloned());
-        let actions = plan(&service, &pods, &slices, zone);
-        self.perform(key, &service, stamped(actions, endpoint::trigger_time(&service, &pods))).await.map(|()| None)
-    }
-
-    async fn perform(&self, key: &ObjectKey, service: &Service, actions: Vec<Action>) -> Result<()> {
-        let creations = actions.iter().filter(|it| matches!(it, Action::Create(_))).count();
-        if creations > 0 {
-            self.expectations.expect(key, creations, []);
-        }
-        let mut failure = None;
-        for action in actions {
-            let is_creation = matches!(action, Action::Create(_));
-            if let Err(error) = write(&self.client, &key.namespace, action).await {
-                if is_creation {
-                    self.expectations.creation_observed(key);
-                }
-                failure = failure.or(Some(error).filter(|it| !it.is_namespace_terminating()));
-            }
-        }
-        let Some(error) = failure else { return Ok(()) };
-        if !error.is_conflict() {
-            let message = format!("Error updating Endpoint Slices for Service {key}: {}", error.message());
-            self.events.event(service, EventType::Warning, "FailedToUpdateEndpointSlices", message);
-        }
-        Err(error)
-    }
 }
 
-/// Carries one action out.
-pub async fn write(client: &kube::Client, namespace: &str, action: Action) -> Result<()> {
+/// Carries actions out; returns the first failure. That the namespace is going is none.
+pub async fn perform(control: &Control, key: &ObjectKey, actions: Vec<Action>) -> Result<()> {
+    let creations = actions.iter().filter(|it| matches!(it, Action::Create(_))).count();
+    if creations > 0 {
+        control.expectations.expect(key, creations, []);
+    }
+    let mut failure = None;
+    for action in actions {
+        let is_creation = matches!(action, Action::Create(_));
+        if let Err(error) = write(&control.client, &key.namespace, action).await {
+            if is_creation {
+                control.expectations.creation_observed(key);
+            }
+            failure = failure.or(Some(error).filter(|it| !it.is_namespace_terminating()));
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+async fn write(client: &kube::Client, namespace: &str, action: Action) -> Result<()> {
     let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), namespace);
     let posting = writes::posting(CONTROLLER_MANAGER);
     match action {

@@ -9,18 +9,14 @@ use k8s_openapi::api::{
 use kube::{ResourceExt, api::ObjectMeta};
 
 use super::{
-    BY_SERVICE, Context, Controller, Informers,
+    BY_SERVICE, Controller,
     claims::controller_ref,
     endpointslice::{self, Action, MANAGED_BY, SERVICE_NAME, TRIGGER_TIME, endpoint},
 };
-use crate::{
-    base::Tasks,
-    client::{EventRecorder, EventType, Expectations, ObjectKey, Result, WorkQueue},
-};
+use crate::client::{EventType, ObjectKey, Result};
 
 /// `--mirroring-max-endpoints-per-subset`.
 const ENDPOINTS_MOST: usize = 1000;
-const WORKERS: usize = 5;
 /// Changes within so short a time become one update.
 const COALESCE: Duration = Duration::from_millis(20);
 const MANAGER: &str = "endpointslicemirroring-controller.k8s.io";
@@ -30,22 +26,48 @@ const LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
 const OWN_ANNOTATIONS: [&str; 2] = [TRIGGER_TIME, "kubectl.kubernetes.io/last-applied-configuration"];
 
 pub struct EndpointSliceMirroringController;
+type Shell = super::Shell<EndpointSliceMirroringController>;
 
 impl Controller for EndpointSliceMirroringController {
-    fn name(&self) -> &'static str {
-        "endpointslicemirroring-controller"
+    type Key = ObjectKey;
+    const NAME: &'static str = "endpointslicemirroring-controller";
+    const COMPONENT: &'static str = "endpoint-slice-mirroring-controller";
+
+    async fn listen(shell: &Arc<Shell>) {
+        shell.queue_each(&shell.informers.services);
+        shell.queue_each(&shell.informers.endpoints);
+        shell.on(&shell.informers.endpoint_slices, |it, change| {
+            let slices = [Some(change.object()), change.old()].into_iter().flatten();
+            for key in slices.filter(|it| is_ours(it)).filter_map(|it| Some(ObjectKey::new(it.namespace().unwrap_or_default(), it.labels().get(SERVICE_NAME)?))) {
+                if change.old().is_none() {
+                    it.expectations.creation_observed(&key);
+                }
+                it.queue.add_after(key, COALESCE);
+            }
+        });
     }
 
-    fn start(&self, context: &Context) {
-        let shell = Arc::new(Shell {
-            client: context.client(self.name()),
-            events: context.recorder("endpoint-slice-mirroring-controller"),
-            informers: context.informers.clone(),
-            tasks: context.tasks.clone(),
-            expectations: Expectations::default(),
-            queue: WorkQueue::new(),
-        });
-        context.spawn_synced(self.name(), move || shell.run());
+    async fn reconcile(shell: &Arc<Shell>, key: &ObjectKey) -> Result<Option<Duration>> {
+        let mut slices = shell.informers.endpoint_slices.by(BY_SERVICE, &key.to_string());
+        slices.retain(|it| is_ours(it));
+        let service = shell.informers.services.get(key);
+        let Some(endpoints) = shell.informers.endpoints.get(key).filter(|it| is_wanted(it, service.as_deref())) else {
+            shell.expectations.forget(key);
+            return endpointslice::perform(shell, key, slices.into_iter().map(Action::Delete).collect()).await.map(|()| None);
+        };
+        if endpoints.metadata.deletion_timestamp.is_some() || !shell.expectations.are_satisfied(key) {
+            return Ok(None);
+        }
+        let plan = plan(&endpoints, &slices);
+        let warn = |reason: &str, message: String| shell.events.event(endpoints.as_ref(), EventType::Warning, reason, message);
+        if plan.invalid > 0 {
+            warn("InvalidIPAddress", format!("Skipped {} invalid IP addresses when mirroring to EndpointSlices", plan.invalid));
+        }
+        if plan.beyond > 0 {
+            let message = format!("A max of {ENDPOINTS_MOST} addresses can be mirrored to EndpointSlices per Endpoints subset. {} addresses were skipped", plan.beyond);
+            warn("TooManyAddressesToMirror", message);
+        }
+        endpointslice::perform(shell, key, plan.actions).await.map(|()| None)
     }
 }
 
@@ -183,79 +205,6 @@ fn annotations(endpoints: &Endpoints) -> BTreeMap<String, String> {
 fn is_wanted(endpoints: &Endpoints, service: Option<&Service>) -> bool {
     let is_skipped = endpoints.labels().get(SKIP_MIRROR).is_some_and(|it| it == "true") || endpoints.annotations().contains_key(LEADER);
     !is_skipped && service.is_some_and(|it| !endpoint::has_selector(it))
-}
-
-struct Shell {
-    client: kube::Client,
-    events: EventRecorder,
-    informers: Informers,
-    tasks: Tasks,
-    expectations: Expectations,
-    queue: WorkQueue<ObjectKey>,
-}
-
-impl Shell {
-    fn run(self: Arc<Self>) {
-        let queue = self.queue.clone();
-        self.informers.services.subscribe(move |change| queue.add(ObjectKey::of(change.object().as_ref())));
-        let queue = self.queue.clone();
-        self.informers.endpoints.subscribe(move |change| queue.add(ObjectKey::of(change.object().as_ref())));
-        let shell = self.clone();
-        self.informers.endpoint_slices.subscribe(move |change| {
-            let slices = [Some(change.object()), change.old()].into_iter().flatten();
-            for key in slices.filter(|it| is_ours(it)).filter_map(|it| Some(ObjectKey::new(it.namespace().unwrap_or_default(), it.labels().get(SERVICE_NAME)?))) {
-                if change.old().is_none() {
-                    shell.expectations.creation_observed(&key);
-                }
-                shell.queue.add_after(key, COALESCE);
-            }
-        });
-        let shell = self.clone();
-        self.queue.clone().run(&self.tasks, "endpointslicemirroring-controller", WORKERS, move |key| {
-            let shell = shell.clone();
-            async move { shell.reconcile(&key).await.map(|()| None) }
-        });
-    }
-
-    async fn reconcile(&self, key: &ObjectKey) -> Result<()> {
-        let mut slices = self.informers.endpoint_slices.by(BY_SERVICE, &key.to_string());
-        slices.retain(|it| is_ours(it));
-        let service = self.informers.services.get(key);
-        let Some(endpoints) = self.informers.endpoints.get(key).filter(|it| is_wanted(it, service.as_deref())) else {
-            self.expectations.forget(key);
-            return self.perform(key, slices.into_iter().map(Action::Delete).collect()).await;
-        };
-        if endpoints.metadata.deletion_timestamp.is_some() || !self.expectations.are_satisfied(key) {
-            return Ok(());
-        }
-        let plan = plan(&endpoints, &slices);
-        let warn = |reason: &str, message: String| self.events.event(endpoints.as_ref(), EventType::Warning, reason, message);
-        if plan.invalid > 0 {
-            warn("InvalidIPAddress", format!("Skipped {} invalid IP addresses when mirroring to EndpointSlices", plan.invalid));
-        }
-        if plan.beyond > 0 {
-            let message = format!("A max of {ENDPOINTS_MOST} addresses can be mirrored to EndpointSlices per Endpoints subset. {} addresses were skipped", plan.beyond);
-            warn("TooManyAddressesToMirror", message);
-        }
-        self.perform(key, plan.actions).await
-    }
-
-    async fn perform(&self, key: &ObjectKey, actions: Vec<Action>) -> Result<()> {
-        let creations = actions.iter().filter(|it| matches!(it, Action::Create(_))).count();
-        if creations > 0 {
-            self.expectations.expect(key, creations, []);
-        }
-        for action in actions {
-            let is_creation = matches!(action, Action::Create(_));
-            if let Err(error) = endpointslice::write(&self.client, &key.namespace, action).await {
-                if is_creation {
-                    self.expectations.forget(key);
-                }
-                return if error.is_namespace_terminating() { Ok(()) } else { Err(error) };
-            }
-        }
-        Ok(())
-    }
 }
 
 fn is_ours(slice: &EndpointSlice) -> bool {

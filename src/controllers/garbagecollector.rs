@@ -23,43 +23,21 @@ use serde_json::json;
 use tokio::sync::{Notify, watch};
 
 use self::graph::{Coordinates, Graph, Seen, Step, Verdict};
-use super::{Context, Controller};
+use super::Controller;
 use crate::{
     base::Tasks,
     client::{
-        Error, Result, WorkQueue,
+        Error, Result,
         writes::{self, CONTROLLER_MANAGER},
     },
 };
 
-/// `ConcurrentGCSyncs`.
-const WORKERS: usize = 20;
 /// Changes of custom resource definitions are let settle so long before the resources are discovered anew.
 const SETTLE: Duration = Duration::from_millis(500);
 /// Discovery that failed is tried again after this.
 const DISCOVERY_PAUSE: Duration = Duration::from_secs(2);
 /// Kinds that come and go by themselves and own nothing (`ignoredResources`).
 const IGNORED: [(&str, &str); 2] = [("", "events"), ("events.k8s.io", "events")];
-
-pub struct GarbageCollector;
-
-impl Controller for GarbageCollector {
-    fn name(&self) -> &'static str {
-        "generic-garbage-collector"
-    }
-
-    fn start(&self, context: &Context) {
-        let shell = Arc::new(Shell {
-            client: context.client(self.name()),
-            tasks: context.tasks.clone(),
-            graph: Mutex::default(),
-            resources: Mutex::default(),
-            queue: WorkQueue::new(),
-            rediscover: Notify::new(),
-        });
-        context.tasks.spawn_vital(self.name(), async move { shell.run().await });
-    }
-}
 
 struct Resource {
     api: ApiResource,
@@ -68,35 +46,42 @@ struct Resource {
     synced: watch::Receiver<bool>,
 }
 
-struct Shell {
-    client: kube::Client,
-    tasks: Tasks,
+#[derive(Default)]
+pub struct GarbageCollector {
     graph: Mutex<Graph>,
     /// By (group, kind).
     resources: Mutex<HashMap<(String, String), Resource>>,
-    queue: WorkQueue<String>,
     rediscover: Notify,
 }
+type Shell = super::Shell<GarbageCollector>;
 
-impl Shell {
-    async fn run(self: Arc<Self>) {
-        self.discover().await;
-        let synced: Vec<_> = self.resources().values().map(|it| it.synced.clone()).collect();
+impl Controller for GarbageCollector {
+    type Key = String;
+    const NAME: &'static str = "generic-garbage-collector";
+    const WORKERS: usize = 20;
+
+    async fn listen(shell: &Arc<Shell>) {
+        shell.discover().await;
+        let synced: Vec<_> = shell.resources().values().map(|it| it.synced.clone()).collect();
         for mut one in synced {
             let _ = one.wait_for(|it| *it).await;
         }
-        let shell = self.clone();
-        self.queue.run(&self.tasks, "generic-garbage-collector", WORKERS, move |uid| {
-            let shell = shell.clone();
-            async move { shell.attempt(&uid).await.map(|()| None) }
+        let again = shell.clone();
+        shell.tasks.spawn_vital(Self::NAME, async move {
+            loop {
+                again.own.rediscover.notified().await;
+                tokio::time::sleep(SETTLE).await;
+                again.discover().await;
+            }
         });
-        loop {
-            self.rediscover.notified().await;
-            tokio::time::sleep(SETTLE).await;
-            self.discover().await;
-        }
     }
 
+    async fn reconcile(shell: &Arc<Shell>, uid: &String) -> Result<Option<Duration>> {
+        shell.attempt(uid).await.map(|()| None)
+    }
+}
+
+impl Shell {
     /// Watches every deletable resource, and no longer those that are gone.
     async fn discover(self: &Arc<Self>) {
         let discovery = loop {
@@ -167,7 +152,7 @@ impl Shell {
 
     fn note_definition(&self, api: &ApiResource) {
         if api.kind == "CustomResourceDefinition" {
-            self.rediscover.notify_one();
+            self.own.rediscover.notify_one();
         }
     }
 
@@ -197,11 +182,11 @@ impl Shell {
     }
 
     fn graph(&self) -> MutexGuard<'_, Graph> {
-        self.graph.lock().unwrap_or_else(PoisonError::into_inner)
+        self.own.graph.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn resources(&self) -> MutexGuard<'_, HashMap<(String, String), Resource>> {
-        self.resources.lock().unwrap_or_else(PoisonError::into_inner)
+        self.own.resources.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Judges one object and does what follows from it.

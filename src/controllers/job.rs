@@ -18,64 +18,71 @@ use serde_json::json;
 
 use self::plan::{FINALIZER, Failures, INDEX, INDEX_FAILURES, Plan, Wanted, plan};
 use super::{
-    Context, Controller, Informers,
+    Controller,
     claims::{self, controller_of},
-    pods::{self, PodControl},
+    pods,
 };
 use crate::{
     base::clock,
     client::{
-        Change, EventType, ObjectKey, Result, WorkQueue,
+        Change, EventType, ObjectKey, Result,
         informer::{BY_NAMESPACE, BY_OWNER, orphan_of},
         writes::{self, CONTROLLER_MANAGER},
     },
 };
 
-/// `ConcurrentJobSyncs`.
-const WORKERS: usize = 5;
 /// Changes of pods within so short a time become one update of the status.
 const COALESCE: Duration = Duration::from_millis(50);
 /// The controller of Jobs whose `managedBy` says nothing else.
 const CONTROLLER: &str = "kubernetes.io/job-controller";
 
-pub struct JobController;
+#[derive(Default)]
+pub struct JobController {
+    failures: Mutex<HashMap<ObjectKey, Failures>>,
+}
+type Shell = super::Shell<JobController>;
 
 impl Controller for JobController {
-    fn name(&self) -> &'static str {
-        "job-controller"
+    type Key = ObjectKey;
+    const NAME: &'static str = "job-controller";
+
+    async fn listen(shell: &Arc<Shell>) {
+        shell.on(&shell.informers.jobs, Shell::job_changed);
+        shell.on(&shell.informers.pods, Shell::pod_changed);
     }
 
-    fn start(&self, context: &Context) {
-        let shell = Arc::new(Shell {
-            control: context.pod_control(self.name()),
-            informers: context.informers.clone(),
-            queue: WorkQueue::new(),
-            failures: Mutex::default(),
-        });
-        context.spawn_synced(self.name(), move || shell.run());
+    async fn reconcile(shell: &Arc<Shell>, key: &ObjectKey) -> Result<Option<Duration>> {
+        let job = shell.informers.jobs.get(key);
+        let Some(job) = job.filter(|it| it.metadata.deletion_timestamp.is_none()) else {
+            shell.forget(key);
+            return shell.let_go(key).await;
+        };
+        let is_ours = job.spec.as_ref().and_then(|it| it.managed_by.as_deref()).is_none_or(|it| it == CONTROLLER);
+        if !is_ours || plan::is_finished(&job) && shell.held(&job).is_empty() {
+            return Ok(None);
+        }
+        let is_current = shell.expectations.are_satisfied(key);
+        let pods = shell.claim(&job).await?;
+        let known = shell.own.failures.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned().unwrap_or_default();
+        let plan = plan(&job, &pods, known, clock::now());
+        shell.write_status(&job, &plan.status).await?;
+        shell.own.failures.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), plan.failures.clone());
+        for (is_warning, reason, message) in &plan.events {
+            let kind = if *is_warning { EventType::Warning } else { EventType::Normal };
+            shell.events.event(job.as_ref(), kind, reason, message);
+        }
+        for pod in &plan.release {
+            shell.release(pod).await?;
+        }
+        match is_current.then_some(shell.act(key, &job, &plan)) {
+            Some(work) => work.await?,
+            None => return Ok(None),
+        }
+        Ok(plan.again)
     }
-}
-
-struct Shell {
-    control: PodControl,
-    informers: Informers,
-    queue: WorkQueue<ObjectKey>,
-    failures: Mutex<HashMap<ObjectKey, Failures>>,
 }
 
 impl Shell {
-    fn run(self: Arc<Self>) {
-        let shell = self.clone();
-        self.informers.jobs.subscribe(move |change| shell.job_changed(change));
-        let shell = self.clone();
-        self.informers.pods.subscribe(move |change| shell.pod_changed(change));
-        let (queue, tasks) = (self.queue.clone(), self.control.tasks.clone());
-        queue.run(&tasks, "job-controller", WORKERS, move |key| {
-            let shell = self.clone();
-            async move { shell.reconcile(&key).await }
-        });
-    }
-
     fn job_changed(&self, change: &Change<Job>) {
         let key = ObjectKey::of(change.object().as_ref());
         if change.is_deleted() || change.old().is_some_and(|old| old.metadata.uid != change.object().metadata.uid) {
@@ -85,8 +92,8 @@ impl Shell {
     }
 
     fn forget(&self, key: &ObjectKey) {
-        self.control.expectations.forget(key);
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        self.expectations.forget(key);
+        self.own.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 
     fn pod_changed(&self, change: &Change<Pod>) {
@@ -94,7 +101,7 @@ impl Shell {
         let Some(key) = claims::owner_key::<Job>(&pod.metadata) else {
             return self.orphan_changed(change);
         };
-        self.control.observe(&key, change);
+        self.observe(&key, change);
         self.queue.add_after(key, COALESCE);
     }
 
@@ -112,36 +119,6 @@ impl Shell {
         }
     }
 
-    async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>> {
-        let job = self.informers.jobs.get(key);
-        let Some(job) = job.filter(|it| it.metadata.deletion_timestamp.is_none()) else {
-            self.forget(key);
-            return self.let_go(key).await;
-        };
-        let is_ours = job.spec.as_ref().and_then(|it| it.managed_by.as_deref()).is_none_or(|it| it == CONTROLLER);
-        if !is_ours || plan::is_finished(&job) && self.held(&job).is_empty() {
-            return Ok(None);
-        }
-        let is_current = self.control.expectations.are_satisfied(key);
-        let pods = self.claim(&job).await?;
-        let known = self.failures.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned().unwrap_or_default();
-        let plan = plan(&job, &pods, known, clock::now());
-        self.write_status(&job, &plan.status).await?;
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), plan.failures.clone());
-        for (is_warning, reason, message) in &plan.events {
-            let kind = if *is_warning { EventType::Warning } else { EventType::Normal };
-            self.control.events.event(job.as_ref(), kind, reason, message);
-        }
-        for pod in &plan.release {
-            self.release(pod).await?;
-        }
-        match is_current.then_some(self.act(key, &job, &plan)) {
-            Some(work) => work.await?,
-            None => return Ok(None),
-        }
-        Ok(plan.again)
-    }
-
     fn held(&self, job: &Job) -> Vec<Arc<Pod>> {
         let pods = self.informers.pods.by(BY_OWNER, &job.uid().unwrap_or_default());
         pods.into_iter().filter(|it| it.finalizers().iter().any(|it| it == FINALIZER)).collect()
@@ -151,7 +128,7 @@ impl Shell {
         let selector = claims::selector_of(&job.spec.as_ref().and_then(|it| it.selector.clone()).unwrap_or_default())?;
         let mut candidates = self.informers.pods.by(BY_OWNER, &job.uid().unwrap_or_default());
         candidates.extend(self.informers.pods.by(BY_OWNER, &orphan_of(&job.namespace().unwrap_or_default())));
-        claims::settle(&self.control.client, job, claims::claims(&job.metadata, &selector, candidates), &[FINALIZER]).await
+        claims::settle(&self.client, job, claims::claims(&job.metadata, &selector, candidates), &[FINALIZER]).await
     }
 
     /// A Job that is gone, or goes, no longer holds its pods.
@@ -168,7 +145,7 @@ impl Shell {
         if pod.finalizers().iter().all(|it| it != FINALIZER) {
             return Ok(());
         }
-        let pods: Api<Pod> = Api::namespaced(self.control.client.clone(), &pod.namespace().unwrap_or_default());
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
         let patch = Patch::Strategic(json!({"metadata": {"uid": pod.uid(), "$deleteFromPrimitiveList/finalizers": [FINALIZER]}}));
         writes::unless_not_found(pods.patch(&pod.name_any(), &writes::patching(CONTROLLER_MANAGER), &patch).await)?;
         Ok(())
@@ -176,8 +153,8 @@ impl Shell {
 
     async fn act(&self, key: &ObjectKey, job: &Arc<Job>, plan: &Plan) -> Result<()> {
         let failure = match plan.delete.is_empty() {
-            true => self.control.create_all(key, job, plan.create.iter().map(|it| Arc::new(pod_of(job, it))).collect()).await,
-            false => self.control.delete_all(key, job, plan.delete.clone()).await,
+            true => self.create_all(key, job, plan.create.iter().map(|it| Arc::new(pod_of(job, it))).collect()).await,
+            false => self.delete_all(key, job, plan.delete.clone()).await,
         };
         failure.map_or(Ok(()), Err)
     }
@@ -186,7 +163,7 @@ impl Shell {
         if job.status.as_ref() == Some(status) {
             return Ok(());
         }
-        writes::status(&self.control.client, CONTROLLER_MANAGER, &Job { status: Some(status.clone()), ..job.clone() }).await
+        writes::status(&self.client, CONTROLLER_MANAGER, &Job { status: Some(status.clone()), ..job.clone() }).await
     }
 }
 

@@ -29,7 +29,7 @@ pub mod statefulset;
 pub mod ttlafterfinished;
 pub mod validatingadmissionpolicystatus;
 
-use std::{marker::PhantomData, sync::Arc};
+use std::{fmt::Debug, hash::Hash, marker::PhantomData, ops::Deref, sync::Arc, time::Duration};
 
 use k8s_openapi::api::{
     admissionregistration::v1::ValidatingAdmissionPolicy,
@@ -42,24 +42,79 @@ use k8s_openapi::api::{
 };
 use kube::Api;
 
-use self::pods::PodControl;
+use self::pods::Control;
 use crate::{
     api::identity::User,
     base::Tasks,
     client::{
-        Clients, EventRecorder, Informer,
-        informer::{BY_NAMESPACE, BY_OWNER, Options as Watch, namespace_of, owner_uid},
+        Change, Clients, EventRecorder, Informer, ObjectKey, Result, WorkQueue,
+        informer::{BY_NAMESPACE, BY_OWNER, Cached, Options as Watch, namespace_of, owner_uid},
         leader,
     },
 };
 
-/// One control loop.
-pub trait Controller: Send + Sync {
-    /// Its name, and that of the service account in kube-system under which it writes.
-    fn name(&self) -> &'static str;
+/// A control loop over keys: what puts them into the queue, and what is done for each. The type holds what the loop has of its own.
+pub trait Controller: Sized + Send + Sync + 'static {
+    type Key: Clone + Eq + Hash + Debug + Send + Sync + 'static;
 
-    /// Starts its tasks. They end with the context's.
-    fn start(&self, context: &Context);
+    /// Its name, and that of the service account in kube-system under which it writes.
+    const NAME: &'static str;
+    /// What its events come from.
+    const COMPONENT: &'static str = Self::NAME;
+    /// How many keys are worked on at the same time.
+    const WORKERS: usize = 5;
+
+    /// Subscribes to caches. The shared ones are filled.
+    fn listen(shell: &Arc<Shell<Self>>) -> impl Future<Output = ()> + Send;
+
+    /// Brings about what the object of that key asks for; says when it is to be looked at again by itself.
+    fn reconcile(shell: &Arc<Shell<Self>>, key: &Self::Key) -> impl Future<Output = Result<Option<Duration>>> + Send;
+}
+
+/// A controller that runs.
+pub struct Shell<C: Controller> {
+    control: Control,
+    informers: Informers,
+    queue: WorkQueue<C::Key>,
+    own: C,
+}
+
+impl<C: Controller> Deref for Shell<C> {
+    type Target = Control;
+
+    fn deref(&self) -> &Control {
+        &self.control
+    }
+}
+
+impl<C: Controller> Shell<C> {
+    /// Starts the controller; it works once the shared caches are filled.
+    fn start(context: &Context, own: C) {
+        let (client, tasks, informers) = (context.client(C::NAME), context.tasks.clone(), context.informers.clone());
+        let events = EventRecorder::start(client.clone(), C::COMPONENT, "", &tasks);
+        let shell = Arc::new(Self { control: Control { client, events, tasks, expectations: Arc::default() }, informers, queue: WorkQueue::new(), own });
+        context.tasks.spawn(C::NAME, async move {
+            shell.informers.synced().await;
+            C::listen(&shell).await;
+            shell.queue.clone().run(&shell.control.tasks.clone(), C::NAME, C::WORKERS, move |key| {
+                let shell = shell.clone();
+                async move { C::reconcile(&shell, &key).await }
+            });
+        });
+    }
+
+    /// Calls `listener` for everything in a cache and for every later change.
+    fn on<K: Cached>(self: &Arc<Self>, cache: &Informer<K>, listener: impl Fn(&Self, &Change<K>) + Send + Sync + 'static) {
+        let shell = self.clone();
+        cache.subscribe(move |change| listener(&shell, change));
+    }
+}
+
+impl<C: Controller<Key = ObjectKey>> Shell<C> {
+    /// Every change of an object is looked at.
+    fn queue_each<K: Cached>(self: &Arc<Self>, cache: &Informer<K>) {
+        self.on(cache, |it, change| it.queue.add(ObjectKey::of(change.object().as_ref())));
+    }
 }
 
 /// How the controllers of this process run.
@@ -127,38 +182,36 @@ pub fn start(clients: &Clients, tasks: &Tasks, options: Options) {
 fn start_all(clients: &Clients, tasks: &Tasks, options: Options) {
     let informers = Informers::start(&clients.of(&User::system(READER, &[])), tasks);
     let context = Context { clients: clients.clone(), tasks: tasks.clone(), informers, options };
-    all().iter().for_each(|it| it.start(&context));
+    start_each(&context);
 }
 
-fn all() -> Vec<Box<dyn Controller>> {
-    vec![
-        Box::new(clusterroleaggregation::ClusterRoleAggregationController),
-        Box::new(validatingadmissionpolicystatus::ValidatingAdmissionPolicyStatusController),
-        Box::new(cronjob::CronJobController),
-        Box::new(deployment::DeploymentController),
-        Box::new(disruption::DisruptionController),
-        Box::new(endpoints::EndpointsController),
-        Box::new(endpointslice::EndpointSliceController),
-        Box::new(endpointslicemirroring::EndpointSliceMirroringController),
-        Box::new(garbagecollector::GarbageCollector),
-        Box::new(job::JobController),
-        Box::new(namespace::NamespaceController),
-        Box::new(bootstrap::BootstrapSigner),
-        Box::new(bootstrap::TokenCleaner),
-        Box::new(certificates::CertificateController),
-        Box::new(nodeipam::NodeIpamController),
-        Box::new(nodelifecycle::NodeLifecycleController),
-        Box::new(podgc::PodGarbageCollector),
-        Box::new(resourcequota::ResourceQuotaController),
-        Box::new(replicaset::ReplicaSetController::<ReplicaSet>(PhantomData)),
-        Box::new(replicaset::ReplicaSetController::<ReplicationController>(PhantomData)),
-        Box::new(statefulset::StatefulSetController),
-        Box::new(daemonset::DaemonSetController),
-        Box::new(ttlafterfinished::TtlAfterFinishedController),
-        Box::new(servicecidrs::ServiceCidrsController),
-        Box::new(serviceaccount::ServiceAccountController),
-        Box::new(serviceaccount::RootCaPublisher),
-    ]
+fn start_each(it: &Context) {
+    Shell::start(it, clusterroleaggregation::ClusterRoleAggregationController);
+    Shell::start(it, validatingadmissionpolicystatus::ValidatingAdmissionPolicyStatusController);
+    Shell::start(it, cronjob::CronJobController);
+    Shell::start(it, deployment::DeploymentController);
+    Shell::start(it, disruption::DisruptionController::new(it));
+    Shell::start(it, endpoints::EndpointsController);
+    Shell::start(it, endpointslice::EndpointSliceController);
+    Shell::start(it, endpointslicemirroring::EndpointSliceMirroringController);
+    Shell::start(it, garbagecollector::GarbageCollector::default());
+    Shell::start(it, job::JobController::default());
+    Shell::start(it, namespace::NamespaceController);
+    Shell::start(it, certificates::CertificateController::new(it));
+    Shell::start(it, nodeipam::NodeIpamController::default());
+    Shell::start(it, resourcequota::ResourceQuotaController::new(it));
+    Shell::start(it, replicaset::ReplicaSetController::<ReplicaSet>(PhantomData));
+    Shell::start(it, replicaset::ReplicaSetController::<ReplicationController>(PhantomData));
+    Shell::start(it, statefulset::StatefulSetController);
+    Shell::start(it, daemonset::DaemonSetController::default());
+    Shell::start(it, ttlafterfinished::TtlAfterFinishedController);
+    Shell::start(it, servicecidrs::ServiceCidrsController::new(it));
+    Shell::start(it, serviceaccount::ServiceAccountController);
+    Shell::start(it, serviceaccount::RootCaPublisher { bundle: it.options.root_ca.clone() });
+    bootstrap::sign_cluster_info(it);
+    bootstrap::clean_tokens(it);
+    nodelifecycle::start(it);
+    podgc::start(it);
 }
 
 impl Context {
@@ -166,55 +219,39 @@ impl Context {
     pub fn client(&self, name: &str) -> kube::Client {
         self.clients.of(&User::service_account("kube-system", name))
     }
-
-    pub fn recorder(&self, name: &str) -> EventRecorder {
-        EventRecorder::start(self.client(name), name, "", &self.tasks)
-    }
-
-    /// How the controller `name` makes and deletes pods.
-    pub fn pod_control(&self, name: &str) -> PodControl {
-        PodControl { client: self.client(name), events: self.recorder(name), tasks: self.tasks.clone(), expectations: Arc::default() }
-    }
-
-    /// Calls `run` once every cache is filled.
-    pub fn spawn_synced(&self, name: &'static str, run: impl FnOnce() + Send + 'static) {
-        let informers = self.informers.clone();
-        self.tasks.spawn(name, async move {
-            informers.synced().await;
-            run();
-        });
-    }
 }
 
 impl Informers {
     fn start(client: &kube::Client, tasks: &Tasks) -> Self {
-        let all = |client: &kube::Client| client.clone();
-        let pods = Watch::default().index(BY_OWNER, owner_uid).index(BY_NAMESPACE, namespace_of).index(BY_NODE, node_of).trim(pods::trim);
+        fn all<K: Cached>(name: &'static str, watch: Watch<K>, client: &kube::Client, tasks: &Tasks) -> Informer<K> {
+            Informer::start(name, Api::all(client.clone()), watch, tasks)
+        }
+        fn by_namespace<K: Cached>() -> Watch<K> {
+            Watch::default().index(BY_NAMESPACE, namespace_of)
+        }
+        fn by_owner<K: Cached>() -> Watch<K> {
+            by_namespace().index(BY_OWNER, owner_uid)
+        }
         Self {
-            pods: Informer::start("pods", Api::all(all(client)), pods, tasks),
-            replica_sets: Informer::start("replicasets", Api::all(all(client)), Watch::default().index(BY_OWNER, owner_uid).index(BY_NAMESPACE, namespace_of), tasks),
-            replication_controllers: Informer::start("replicationcontrollers", Api::all(all(client)), Watch::default().index(BY_NAMESPACE, namespace_of), tasks),
-            deployments: Informer::start("deployments", Api::all(all(client)), Watch::default().index(BY_NAMESPACE, namespace_of), tasks),
-            stateful_sets: Informer::start("statefulsets", Api::all(all(client)), Watch::default().index(BY_NAMESPACE, namespace_of), tasks),
-            daemon_sets: Informer::start("daemonsets", Api::all(all(client)), Watch::default().index(BY_NAMESPACE, namespace_of), tasks),
-            controller_revisions: Informer::start("controllerrevisions", Api::all(all(client)), Watch::default().index(BY_OWNER, owner_uid).index(BY_NAMESPACE, namespace_of), tasks),
-            jobs: Informer::start("jobs", Api::all(all(client)), Watch::default().index(BY_OWNER, owner_uid).index(BY_NAMESPACE, namespace_of), tasks),
-            cron_jobs: Informer::start("cronjobs", Api::all(all(client)), Watch::default(), tasks),
-            namespaces: Informer::start("namespaces", Api::all(all(client)), Watch::default(), tasks),
-            service_accounts: Informer::start("serviceaccounts", Api::all(all(client)), Watch::default(), tasks),
-            root_ca_config_maps: Informer::start(
-                "configmaps",
-                Api::all(all(client)),
-                Watch::default().fields("metadata.name=kube-root-ca.crt"),
-                tasks,
-            ),
-            services: Informer::start("services", Api::all(all(client)), Watch::default().index(BY_NAMESPACE, namespace_of), tasks),
-            endpoints: Informer::start("endpoints", Api::all(all(client)), Watch::default(), tasks),
-            endpoint_slices: Informer::start("endpointslices", Api::all(all(client)), Watch::default().index(BY_SERVICE, service_of), tasks),
-            nodes: Informer::start("nodes", Api::all(all(client)), Watch::default(), tasks),
-            node_leases: Informer::start("leases", Api::namespaced(all(client), "kube-node-lease"), Watch::default(), tasks),
-            cluster_roles: Informer::start("clusterroles", Api::all(all(client)), Watch::default(), tasks),
-            validating_policies: Informer::start("validatingadmissionpolicies", Api::all(all(client)), Watch::default(), tasks),
+            pods: all("pods", by_owner().index(BY_NODE, node_of).trim(pods::trim), client, tasks),
+            replica_sets: all("replicasets", by_owner(), client, tasks),
+            replication_controllers: all("replicationcontrollers", by_namespace(), client, tasks),
+            deployments: all("deployments", by_namespace(), client, tasks),
+            stateful_sets: all("statefulsets", by_namespace(), client, tasks),
+            daemon_sets: all("daemonsets", by_namespace(), client, tasks),
+            controller_revisions: all("controllerrevisions", by_owner(), client, tasks),
+            jobs: all("jobs", by_owner(), client, tasks),
+            cron_jobs: all("cronjobs", Watch::default(), client, tasks),
+            namespaces: all("namespaces", Watch::default(), client, tasks),
+            service_accounts: all("serviceaccounts", Watch::default(), client, tasks),
+            root_ca_config_maps: all("configmaps", Watch::default().fields("metadata.name=kube-root-ca.crt"), client, tasks),
+            services: all("services", by_namespace(), client, tasks),
+            endpoints: all("endpoints", Watch::default(), client, tasks),
+            endpoint_slices: all("endpointslices", Watch::default().index(BY_SERVICE, service_of), client, tasks),
+            nodes: all("nodes", Watch::default(), client, tasks),
+            node_leases: Informer::start("leases", Api::namespaced(client.clone(), "kube-node-lease"), Watch::default(), tasks),
+            cluster_roles: all("clusterroles", Watch::default(), client, tasks),
+            validating_policies: all("validatingadmissionpolicies", Watch::default(), client, tasks),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Empties a namespace that is being deleted, whatever kinds it holds, and then lets it go. Follows pkg/controller/namespace/deletion.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -13,43 +13,50 @@ use kube::{
     discovery::{ApiCapabilities, Discovery, Scope, verbs},
 };
 
-use super::{Context, Controller, Informers};
+use super::Controller;
 use crate::{
     base::clock,
     client::{
-        Error, ObjectKey, Result, WorkQueue,
+        Error, ObjectKey, Result,
         writes::{self, CONTROLLER_MANAGER},
     },
 };
 
-const WORKERS: usize = 10;
 const FINALIZER: &str = "kubernetes";
 /// What remains is looked at again after a quarter of the time it has taken so far, within these bounds.
 const AGAIN_LEAST: Duration = Duration::from_millis(200);
 const AGAIN_MOST: Duration = Duration::from_secs(5);
 
 pub struct NamespaceController;
+type Shell = super::Shell<NamespaceController>;
 
 impl Controller for NamespaceController {
-    fn name(&self) -> &'static str {
-        "namespace-controller"
+    type Key = String;
+    const NAME: &'static str = "namespace-controller";
+    const WORKERS: usize = 10;
+
+    async fn listen(shell: &Arc<Shell>) {
+        shell.on(&shell.informers.namespaces, |it, change| {
+            if !change.is_deleted() && change.object().metadata.deletion_timestamp.is_some() {
+                it.queue.add(change.object().name_any());
+            }
+        });
     }
 
-    fn start(&self, context: &Context) {
-        let (client, informers, tasks, queue) = (context.client(self.name()), context.informers.clone(), context.tasks.clone(), WorkQueue::new());
-        let name = self.name();
-        context.spawn_synced(name, move || {
-            let add = queue.clone();
-            informers.namespaces.subscribe(move |change| {
-                if !change.is_deleted() && change.object().metadata.deletion_timestamp.is_some() {
-                    add.add(change.object().name_any());
-                }
-            });
-            queue.run(&tasks, name, WORKERS, move |namespace: String| {
-                let (client, informers) = (client.clone(), informers.clone());
-                async move { reconcile(&client, &informers, &namespace).await }
-            });
-        });
+    async fn reconcile(shell: &Arc<Shell>, name: &String) -> Result<Option<Duration>> {
+        let Some(cached) = shell.informers.namespaces.get(&ObjectKey::new("", name)) else { return Ok(None) };
+        let has_finalizer = |it: &Namespace| it.spec.iter().flat_map(|it| it.finalizers.iter().flatten()).any(|it| it == FINALIZER);
+        if cached.metadata.deletion_timestamp.is_none() || !has_finalizer(&cached) {
+            return Ok(None);
+        }
+        let remains = empty(&shell.client, name).await;
+        let namespaces: Api<Namespace> = Api::all(shell.client.clone());
+        writes::retry_on_conflict(|| write_status(&namespaces, name, &remains)).await?;
+        if remains.is_empty() {
+            return writes::retry_on_conflict(|| finalize(&namespaces, name)).await.map(|()| None);
+        }
+        let since = cached.metadata.deletion_timestamp.as_ref().map_or_else(clock::now, |it| it.0);
+        Ok(Some((clock::now().duration_since(since).unsigned_abs() / 4).clamp(AGAIN_LEAST, AGAIN_MOST)))
     }
 }
 
@@ -68,24 +75,6 @@ impl Remains {
     fn is_empty(&self) -> bool {
         self.resources.is_empty() && self.failures.is_empty() && self.discovery_failure.is_none()
     }
-}
-
-async fn reconcile(client: &kube::Client, informers: &Informers, name: &str) -> Result<Option<Duration>> {
-    let Some(cached) = informers.namespaces.get(&ObjectKey::new("", name)) else {
-        return Ok(None);
-    };
-    let has_finalizer = |it: &Namespace| it.spec.iter().flat_map(|it| it.finalizers.iter().flatten()).any(|it| it == FINALIZER);
-    if cached.metadata.deletion_timestamp.is_none() || !has_finalizer(&cached) {
-        return Ok(None);
-    }
-    let remains = empty(client, name).await;
-    let namespaces: Api<Namespace> = Api::all(client.clone());
-    writes::retry_on_conflict(|| write_status(&namespaces, name, &remains)).await?;
-    if remains.is_empty() {
-        return writes::retry_on_conflict(|| finalize(&namespaces, name)).await.map(|()| None);
-    }
-    let since = cached.metadata.deletion_timestamp.as_ref().map_or_else(clock::now, |it| it.0);
-    Ok(Some((clock::now().duration_since(since).unsigned_abs() / 4).clamp(AGAIN_LEAST, AGAIN_MOST)))
 }
 
 /// Deletes everything of every namespaced resource, and says what is left.

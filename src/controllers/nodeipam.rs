@@ -1,6 +1,10 @@
 //! Gives each node a part of the cluster's range of pod addresses. Follows pkg/controller/nodeipam/ipam (range_allocator.go).
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use kube::{
@@ -9,17 +13,16 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{Context, Controller};
+use super::Controller;
 use crate::{
     base::clock,
     client::{
-        EventRecorder, EventType, Informer, ObjectKey, Result, WorkQueue,
+        EventType, ObjectKey, Result,
         writes::{self, CONTROLLER_MANAGER},
     },
     meta::Cidr,
 };
 
-const NAME: &str = "node-controller";
 /// `--node-cidr-mask-size`: 256 addresses a node, of which pods get 253.
 const MASK: u8 = 24;
 /// The ranges that the first API server fixed.
@@ -30,32 +33,54 @@ const FULL: Duration = Duration::from_secs(60);
 /// Nodes that only say that their pods run need no addresses.
 const SIMULATED: (&str, &str) = ("type", "simulated");
 
-pub struct NodeIpamController;
+#[derive(Default)]
+pub struct NodeIpamController {
+    range: OnceLock<Cidr>,
+    /// What was given and may not be in the cache yet.
+    given: Mutex<HashMap<String, Cidr>>,
+}
+type Shell = super::Shell<NodeIpamController>;
 
 impl Controller for NodeIpamController {
-    fn name(&self) -> &'static str {
-        "node-ipam-controller"
+    type Key = String;
+    const NAME: &'static str = "node-controller";
+    // One at a time: two nodes must not get the same part.
+    const WORKERS: usize = 1;
+
+    async fn listen(shell: &Arc<Shell>) {
+        let range = cluster_range(&shell.client).await;
+        shell.own.range.get_or_init(|| range);
+        shell.on(&shell.informers.nodes, |it, change| {
+            if !change.is_deleted() && needs_range(change.object()) {
+                it.queue.add(change.object().name_any());
+            }
+        });
     }
 
-    fn start(&self, context: &Context) {
-        let (own, client, queue) = (context.clone(), context.client(NAME), WorkQueue::new());
-        context.tasks.spawn("node-ipam", async move {
-            own.informers.synced().await;
-            let range = cluster_range(&client).await;
-            let nodes = own.informers.nodes.clone();
-            let listener = queue.clone();
-            nodes.subscribe(move |change| {
-                if !change.is_deleted() && needs_range(change.object()) {
-                    listener.add(change.object().name_any());
-                }
-            });
-            let (recorder, given) = (own.recorder(NAME), std::sync::Arc::new(tokio::sync::Mutex::new(HashMap::new())));
-            // One at a time: two nodes must not get the same part.
-            queue.run(&own.tasks, "node-ipam", 1, move |name: String| {
-                let (client, nodes, recorder, given) = (client.clone(), nodes.clone(), recorder.clone(), given.clone());
-                async move { assign(&client, &nodes, &recorder, range, &mut *given.lock().await, &name).await }
-            });
-        });
+    async fn reconcile(shell: &Arc<Shell>, name: &String) -> Result<Option<Duration>> {
+        let (nodes, range) = (&shell.informers.nodes, shell.own.range.get());
+        let Some((node, range)) = nodes.get(&ObjectKey::new("", name)).filter(|it| needs_range(it)).zip(range) else { return Ok(None) };
+        let Some(free) = shell.own.take(*range, &nodes.list(), name) else {
+            shell.events.event(&*node, EventType::Normal, "CIDRNotAvailable", format!("Node {name} status is now: CIDRNotAvailable"));
+            return Ok(Some(FULL));
+        };
+        let patch = json!({"metadata": {"uid": node.metadata.uid}, "spec": {"podCIDR": free.to_string(), "podCIDRs": [free.to_string()]}});
+        let nodes: Api<Node> = Api::all(shell.client.clone());
+        nodes.patch(name, &writes::patching(CONTROLLER_MANAGER), &Patch::Strategic(patch)).await?;
+        tracing::info!(node = name, range = %free, at = %clock::now(), "a node got its pods' addresses");
+        Ok(None)
+    }
+}
+
+impl NodeIpamController {
+    /// A part of the range that no other node has.
+    fn take(&self, range: Cidr, nodes: &[Arc<Node>], name: &str) -> Option<Cidr> {
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        given.retain(|name, _| nodes.iter().any(|it| it.name_any() == *name && range_of(it).is_none()));
+        let used: Vec<Cidr> = nodes.iter().filter_map(|it| range_of(it)).chain(given.iter().filter(|(of, _)| *of != name).map(|(_, it)| *it)).collect();
+        let free = free(range, &used)?;
+        given.insert(name.to_owned(), free);
+        Some(free)
     }
 }
 
@@ -80,24 +105,6 @@ fn range_of(node: &Node) -> Option<Cidr> {
 fn needs_range(node: &Node) -> bool {
     let is_simulated = node.labels().get(SIMULATED.0).is_some_and(|it| it == SIMULATED.1);
     range_of(node).is_none() && node.metadata.deletion_timestamp.is_none() && !is_simulated
-}
-
-/// `given` holds what was given and may not be in the cache yet.
-async fn assign(client: &kube::Client, nodes: &Informer<Node>, recorder: &EventRecorder, range: Cidr, given: &mut HashMap<String, Cidr>, name: &str) -> Result<Option<Duration>> {
-    let Some(node) = nodes.get(&ObjectKey::new("", name)).filter(|it| needs_range(it)) else { return Ok(None) };
-    let all = nodes.list();
-    given.retain(|name, _| all.iter().any(|it| it.name_any() == *name && range_of(it).is_none()));
-    let used: Vec<Cidr> = all.iter().filter_map(|it| range_of(it)).chain(given.iter().filter(|(of, _)| *of != name).map(|(_, it)| *it)).collect();
-    let Some(free) = free(range, &used) else {
-        recorder.event(&*node, EventType::Normal, "CIDRNotAvailable", format!("Node {name} status is now: CIDRNotAvailable"));
-        return Ok(Some(FULL));
-    };
-    given.insert(name.to_owned(), free);
-    let patch = json!({"metadata": {"uid": node.metadata.uid}, "spec": {"podCIDR": free.to_string(), "podCIDRs": [free.to_string()]}});
-    let nodes: Api<Node> = Api::all(client.clone());
-    nodes.patch(name, &writes::patching(CONTROLLER_MANAGER), &Patch::Strategic(patch)).await?;
-    tracing::info!(node = name, range = %free, at = %clock::now(), "a node got its pods' addresses");
-    Ok(None)
 }
 
 /// The first part of `range` that overlaps none in use.

@@ -11,7 +11,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::{BY_NODE, Context, Controller};
+use super::{BY_NODE, Context};
 use crate::{
     base::clock,
     client::{ObjectKey, Result, placement::tolerates, writes},
@@ -27,32 +27,24 @@ const EVERY: Duration = Duration::from_secs(5);
 /// A node that has just changed is looked at at once.
 const AFTER_CHANGE: Duration = Duration::from_millis(20);
 
-pub struct NodeLifecycleController;
-
-impl Controller for NodeLifecycleController {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn start(&self, context: &Context) {
-        let wake = Arc::new(tokio::sync::Notify::new());
-        let listener = wake.clone();
-        context.informers.nodes.subscribe(move |_| listener.notify_one());
-        let own = context.clone();
-        context.tasks.spawn("nodelifecycle", async move {
-            own.informers.synced().await;
-            let client = own.client(NAME);
-            loop {
-                if let Err(error) = monitor(&own, &client).await {
-                    tracing::debug!(%error, "nodes are looked at again");
-                }
-                tokio::select! {
-                    () = tokio::time::sleep(EVERY) => (),
-                    () = wake.notified() => tokio::time::sleep(AFTER_CHANGE).await,
-                }
+pub fn start(context: &Context) {
+    let wake = Arc::new(tokio::sync::Notify::new());
+    let listener = wake.clone();
+    context.informers.nodes.subscribe(move |_| listener.notify_one());
+    let own = context.clone();
+    context.tasks.spawn("nodelifecycle", async move {
+        own.informers.synced().await;
+        let client = own.client(NAME);
+        loop {
+            if let Err(error) = monitor(&own, &client).await {
+                tracing::debug!(%error, "nodes are looked at again");
             }
-        });
-    }
+            tokio::select! {
+                () = tokio::time::sleep(EVERY) => (),
+                () = wake.notified() => tokio::time::sleep(AFTER_CHANGE).await,
+            }
+        }
+    });
 }
 
 async fn monitor(context: &Context, client: &kube::Client) -> Result<()> {

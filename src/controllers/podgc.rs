@@ -15,7 +15,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{Context, Controller, Informers, pods};
+use super::{Context, Informers, pods};
 use crate::{
     base::clock,
     client::{
@@ -24,6 +24,7 @@ use crate::{
     },
 };
 
+const NAME: &str = "pod-garbage-collector";
 /// `gcCheckPeriod`.
 const EVERY: Duration = Duration::from_secs(20);
 /// `quarantineTime`: how long a node may be missing before its pods are orphans.
@@ -31,27 +32,18 @@ const QUARANTINE: Duration = Duration::from_secs(40);
 /// `--terminated-pod-gc-threshold`.
 const TERMINATED_MOST: usize = 12_500;
 
-pub struct PodGarbageCollector;
-
-impl Controller for PodGarbageCollector {
-    fn name(&self) -> &'static str {
-        "pod-garbage-collector"
-    }
-
-    fn start(&self, context: &Context) {
-        let (client, informers, tasks, name) = (context.client(self.name()), context.informers.clone(), context.tasks.clone(), self.name());
-        context.spawn_synced(name, move || {
-            tasks.spawn(name, async move {
-                let mut missing = HashMap::new();
-                loop {
-                    if let Err(error) = collect(&client, &informers, &mut missing).await {
-                        tracing::warn!(error = error.message(), "pods could not be collected");
-                    }
-                    tokio::time::sleep(EVERY).await;
-                }
-            });
-        });
-    }
+pub fn start(context: &Context) {
+    let (client, informers) = (context.client(NAME), context.informers.clone());
+    context.tasks.spawn(NAME, async move {
+        informers.synced().await;
+        let mut missing = HashMap::new();
+        loop {
+            if let Err(error) = collect(&client, &informers, &mut missing).await {
+                tracing::warn!(error = error.message(), "pods could not be collected");
+            }
+            tokio::time::sleep(EVERY).await;
+        }
+    });
 }
 
 async fn collect(client: &kube::Client, informers: &Informers, missing: &mut HashMap<String, Instant>) -> Result<()> {

@@ -74,9 +74,9 @@ pub fn pod_of<O: Cached>(template: &PodTemplateSpec, owner: &O) -> Pod {
     Pod { metadata, spec: template.spec.clone(), status: None }
 }
 
-/// Makes and deletes pods on behalf of owners, tells it in events, and remembers what it has not yet seen done.
+/// How a controller acts: under which identity, and what it has asked for and not yet seen done. It makes and deletes pods on behalf of owners.
 #[derive(Clone)]
-pub struct PodControl {
+pub struct Control {
     pub client: kube::Client,
     pub events: EventRecorder,
     pub tasks: Tasks,
@@ -90,7 +90,7 @@ pub enum Observed {
     Gone,
 }
 
-impl PodControl {
+impl Control {
     pub async fn create<O: Cached>(&self, pod: &Pod, owner: &O) -> Result<Pod> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &owner.namespace().unwrap_or_default());
         let created = pods.create(&writes::posting(CONTROLLER_MANAGER), pod).await.map_err(Error::from);
@@ -114,9 +114,7 @@ impl PodControl {
         }
         deleted
     }
-}
 
-impl PodControl {
     /// Takes a change to a pod of the owner `key` into account; a terminating pod is gone.
     pub fn observe(&self, key: &ObjectKey, change: &Change<Pod>) -> Observed {
         let pod = change.object();

@@ -15,14 +15,14 @@ use kube::{Resource, ResourceExt};
 use serde::Serialize;
 
 use super::{
-    Context, Controller, Informers,
+    Controller, Informers,
     claims::{self, controller_of},
-    pods::{self, Observed, PodControl},
+    pods::{self, Observed},
 };
 use crate::{
     base::clock,
     client::{
-        Change, Error, Informer, ObjectKey, Result, WorkQueue,
+        Change, Error, Informer, ObjectKey, Result,
         informer::{BY_NAMESPACE, BY_OWNER, Cached, orphan_of},
         writes::{self, CONTROLLER_MANAGER},
     },
@@ -31,8 +31,6 @@ use crate::{
 
 /// `BurstReplicas`: at most so many pods are made or deleted in one go.
 const BURST: usize = 500;
-/// `ConcurrentRSSyncs`.
-const WORKERS: usize = 5;
 /// Changes of pods within so short a time become one update of the status.
 const COALESCE: Duration = Duration::from_millis(20);
 
@@ -68,19 +66,36 @@ impl Replicated for ReplicaSet {
 /// The controller of one kind of [`Replicated`].
 pub struct ReplicaSetController<K>(pub PhantomData<K>);
 
+type Shell<K> = super::Shell<ReplicaSetController<K>>;
+
 impl<K: Replicated> Controller for ReplicaSetController<K> {
-    fn name(&self) -> &'static str {
-        K::CONTROLLER
+    type Key = ObjectKey;
+    const NAME: &'static str = K::CONTROLLER;
+
+    async fn listen(shell: &Arc<Shell<K>>) {
+        shell.on(K::informer(&shell.informers), Shell::set_changed);
+        shell.on(&shell.informers.pods, Shell::pod_changed);
     }
 
-    fn start(&self, context: &Context) {
-        let shell = Arc::new(Shell::<K> {
-            control: context.pod_control(self.name()),
-            informers: context.informers.clone(),
-            queue: WorkQueue::new(),
-            kind: PhantomData,
-        });
-        context.spawn_synced(self.name(), move || shell.run());
+    async fn reconcile(shell: &Arc<Shell<K>>, key: &ObjectKey) -> Result<Option<Duration>> {
+        let Some(owner) = K::informer(&shell.informers).get(key) else {
+            shell.expectations.forget(key);
+            return Ok(None);
+        };
+        let set = owner.set();
+        let is_current = shell.expectations.are_satisfied(key);
+        let (active, terminating) = shell.claim(&owner, &set).await?;
+        let now = clock::now();
+        let failure = match is_current && set.metadata.deletion_timestamp.is_none() {
+            true => shell.act(key, &owner, plan(&set, &active, || shell.related(&set), now)).await,
+            false => None,
+        };
+        let status = status(&set, &active, terminating, failure.as_ref().map(Error::message).as_deref(), now);
+        shell.write_status(owner.as_ref(), &set, status).await?;
+        match failure {
+            Some(error) => Err(error),
+            None => Ok(next_check(&set, &active, now)),
+        }
     }
 }
 
@@ -167,30 +182,11 @@ fn next_check(set: &ReplicaSet, active: &[Arc<Pod>], now: Timestamp) -> Option<D
     Some(due.duration_since(now).unsigned_abs())
 }
 
-struct Shell<K> {
-    control: PodControl,
-    informers: Informers,
-    queue: WorkQueue<ObjectKey>,
-    kind: PhantomData<K>,
-}
-
 impl<K: Replicated> Shell<K> {
-    fn run(self: Arc<Self>) {
-        let shell = self.clone();
-        K::informer(&self.informers).subscribe(move |change| shell.set_changed(change));
-        let shell = self.clone();
-        self.informers.pods.subscribe(move |change| shell.pod_changed(change));
-        let shell = self.clone();
-        self.queue.clone().run(&self.control.tasks, K::CONTROLLER, WORKERS, move |key| {
-            let shell = shell.clone();
-            async move { shell.reconcile(&key).await }
-        });
-    }
-
     fn set_changed(&self, change: &Change<K>) {
         let key = ObjectKey::of(change.object().as_ref());
         if change.is_deleted() || change.old().is_some_and(|old| old.uid() != change.object().uid()) {
-            self.control.expectations.forget(&key);
+            self.expectations.forget(&key);
         }
         self.queue.add(key);
     }
@@ -206,7 +202,7 @@ impl<K: Replicated> Shell<K> {
         let Some(key) = claims::owner_key::<K>(&pod.metadata) else {
             return self.orphan_changed(change);
         };
-        match self.control.observe(&key, change) {
+        match self.observe(&key, change) {
             Observed::Gone => self.queue.add(key),
             Observed::There => self.queue.add_after(key, COALESCE),
         }
@@ -226,27 +222,6 @@ impl<K: Replicated> Shell<K> {
         }
     }
 
-    async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>> {
-        let Some(owner) = K::informer(&self.informers).get(key) else {
-            self.control.expectations.forget(key);
-            return Ok(None);
-        };
-        let set = owner.set();
-        let is_current = self.control.expectations.are_satisfied(key);
-        let (active, terminating) = self.claim(&owner, &set).await?;
-        let now = clock::now();
-        let failure = match is_current && set.metadata.deletion_timestamp.is_none() {
-            true => self.act(key, &owner, plan(&set, &active, || self.related(&set), now)).await,
-            false => None,
-        };
-        let status = status(&set, &active, terminating, failure.as_ref().map(Error::message).as_deref(), now);
-        self.write_status(owner.as_ref(), &set, status).await?;
-        match failure {
-            Some(error) => Err(error),
-            None => Ok(next_check(&set, &active, now)),
-        }
-    }
-
     /// The active pods of the set, after adoption and release, and the number of terminating ones.
     async fn claim(&self, owner: &Arc<K>, set: &ReplicaSet) -> Result<(Vec<Arc<Pod>>, usize)> {
         let selector = selector(set)?;
@@ -255,7 +230,7 @@ impl<K: Replicated> Shell<K> {
         candidates.extend(self.informers.pods.by(BY_OWNER, &orphan_of(&set.namespace().unwrap_or_default())));
         candidates.retain(|it| pods::is_active(it));
         let claims = claims::claims(&set.metadata, &selector, candidates);
-        Ok((claims::settle(&self.control.client, owner.as_ref(), claims, &[]).await?, terminating))
+        Ok((claims::settle(&self.client, owner.as_ref(), claims, &[]).await?, terminating))
     }
 
     fn related(&self, set: &ReplicaSet) -> Vec<Arc<Pod>> {
@@ -272,9 +247,9 @@ impl<K: Replicated> Shell<K> {
             Plan::Create(count) => {
                 let template = owner.set().spec.as_ref().and_then(|it| it.template.clone()).unwrap_or_default();
                 let pod = Arc::new(pods::pod_of(&template, owner.as_ref()));
-                self.control.create_all(key, owner, vec![pod; count]).await
+                self.create_all(key, owner, vec![pod; count]).await
             }
-            Plan::Delete(pods) => self.control.delete_all(key, owner, pods).await,
+            Plan::Delete(pods) => self.delete_all(key, owner, pods).await,
         }
     }
 
@@ -282,7 +257,7 @@ impl<K: Replicated> Shell<K> {
         if set.status.as_ref().is_some_and(|old| is_same(old, &status)) {
             return Ok(());
         }
-        writes::status(&self.control.client, CONTROLLER_MANAGER, &owner.with_status(status)).await
+        writes::status(&self.client, CONTROLLER_MANAGER, &owner.with_status(status)).await
     }
 }
 

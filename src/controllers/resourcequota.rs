@@ -25,83 +25,63 @@ use serde_json::Value;
 
 use super::{Context, Controller};
 use crate::{
-    base::Tasks,
     client::{
-        Error, Informer, ObjectKey, Result, WorkQueue,
+        Error, Informer, ObjectKey, Result,
         informer::{BY_NAMESPACE, Options, namespace_of},
         writes::{self, CONTROLLER_MANAGER},
     },
     kinds::quota::{self, Usage},
 };
 
-const WORKERS: usize = 5;
 /// `resourceQuotaSyncPeriod`.
 const RESYNC: Duration = Duration::from_secs(300);
 /// Changes within so short a time become one count.
 const COALESCE: Duration = Duration::from_millis(50);
 
-pub struct ResourceQuotaController;
-
-impl Controller for ResourceQuotaController {
-    fn name(&self) -> &'static str {
-        "resourcequota-controller"
-    }
-
-    fn start(&self, context: &Context) {
-        let client = context.client(self.name());
-        let by_namespace = Options::default().index(BY_NAMESPACE, namespace_of);
-        let shell = Arc::new(Shell {
-            quotas: Informer::start("resourcequotas", Api::all(client.clone()), by_namespace, &context.tasks),
-            client,
-            tasks: context.tasks.clone(),
-            queue: WorkQueue::new(),
-            watched: Mutex::default(),
-        });
-        context.tasks.spawn(self.name(), async move {
-            shell.quotas.synced().await;
-            shell.run();
-        });
-    }
-}
-
 /// A resource by group and plural.
 type Resource = (String, String);
 
-struct Shell {
-    client: kube::Client,
+pub struct ResourceQuotaController {
     quotas: Informer<ResourceQuota>,
-    tasks: Tasks,
-    queue: WorkQueue<ObjectKey>,
     /// Resources whose changes are followed.
     watched: Mutex<HashMap<Resource, ApiResource>>,
 }
+type Shell = super::Shell<ResourceQuotaController>;
 
-impl Shell {
-    fn run(self: Arc<Self>) {
-        let queue = self.queue.clone();
-        self.quotas.subscribe(move |change| queue.add(ObjectKey::of(&**change.object())));
-        let (queue, tasks) = (self.queue.clone(), self.tasks.clone());
-        queue.run(&tasks, "resourcequota-controller", WORKERS, move |key| {
-            let shell = self.clone();
-            async move { shell.sync(&key).await }
-        });
+impl ResourceQuotaController {
+    pub fn new(context: &Context) -> Self {
+        let by_namespace = Options::default().index(BY_NAMESPACE, namespace_of);
+        Self { quotas: Informer::start("resourcequotas", Api::all(context.client(Self::NAME)), by_namespace, &context.tasks), watched: Mutex::default() }
+    }
+}
+
+impl Controller for ResourceQuotaController {
+    type Key = ObjectKey;
+    const NAME: &'static str = "resourcequota-controller";
+
+    async fn listen(shell: &Arc<Shell>) {
+        shell.own.quotas.synced().await;
+        shell.queue_each(&shell.own.quotas);
     }
 
-    async fn sync(self: &Arc<Self>, key: &ObjectKey) -> Result<Option<Duration>> {
-        let Some(found) = self.quotas.get(key) else { return Ok(None) };
+    async fn reconcile(shell: &Arc<Shell>, key: &ObjectKey) -> Result<Option<Duration>> {
+        let Some(found) = shell.own.quotas.get(key) else { return Ok(None) };
         let hard = found.spec.as_ref().and_then(|it| it.hard.clone()).unwrap_or_default();
         let value = serde_json::to_value(found.as_ref()).map_err(|why| Error::Invalid(why.to_string()))?;
         let names: Vec<String> = hard.keys().cloned().collect();
-        let used = self.count(&key.namespace, &value, &names).await?;
+        let used = shell.count(&key.namespace, &value, &names).await?;
         let used = used.into_iter().map(|(name, amount)| (name, K8sQuantity(amount))).collect();
         let status = ResourceQuotaStatus { hard: Some(hard), used: Some(used) };
         if found.status.as_ref() != Some(&status) {
             // The version turns a charge meanwhile into a conflict, and that into another count.
             let next = ResourceQuota { status: Some(status), ..found.as_ref().clone() };
-            writes::status(&self.client, CONTROLLER_MANAGER, &next).await?;
+            writes::status(&shell.client, CONTROLLER_MANAGER, &next).await?;
         }
         Ok(Some(RESYNC))
     }
+}
+
+impl Shell {
 
     /// What the namespace uses of each name.
     async fn count(self: &Arc<Self>, namespace: &str, found: &Value, names: &[String]) -> Result<BTreeMap<String, String>> {
@@ -125,14 +105,14 @@ impl Shell {
 
     /// The resource, whose changes from now on lead to a new count; `None` while nothing of that name is served.
     async fn follow(self: &Arc<Self>, resource: &Resource) -> Result<Option<ApiResource>> {
-        if let Some(api) = self.watched.lock().unwrap_or_else(PoisonError::into_inner).get(resource) {
+        if let Some(api) = self.own.watched.lock().unwrap_or_else(PoisonError::into_inner).get(resource) {
             return Ok(Some(api.clone()));
         }
         let discovery = Discovery::new(self.client.clone()).run_aggregated().await?;
         let all = discovery.groups().flat_map(|it| it.recommended_resources());
         let found = all.into_iter().find(|(api, capabilities)| (&api.group, &api.plural) == (&resource.0, &resource.1) && capabilities.scope == Scope::Namespaced);
         let Some((api, _)) = found else { return Ok(None) };
-        let is_new = self.watched.lock().unwrap_or_else(PoisonError::into_inner).insert(resource.clone(), api.clone()).is_none();
+        let is_new = self.own.watched.lock().unwrap_or_else(PoisonError::into_inner).insert(resource.clone(), api.clone()).is_none();
         if is_new {
             let (shell, followed) = (self.clone(), api.clone());
             self.tasks.spawn("resourcequota-monitor", async move { shell.watch(followed).await });
@@ -146,7 +126,7 @@ impl Shell {
         while let Some(event) = events.next().await {
             let (Ok(Event::Apply(object)) | Ok(Event::Delete(object))) = event else { continue };
             let namespace = object.namespace().unwrap_or_default();
-            for quota in self.quotas.by(BY_NAMESPACE, &namespace) {
+            for quota in self.own.quotas.by(BY_NAMESPACE, &namespace) {
                 self.queue.add_after(ObjectKey::of(&*quota), COALESCE);
             }
         }

@@ -1,18 +1,17 @@
 //! Every namespace gets ServiceAccount `default` and ConfigMap `kube-root-ca.crt`.
 //! Follows pkg/controller/serviceaccount and pkg/controller/certificates/rootcacertpublisher.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
 use kube::{Api, ResourceExt, api::ObjectMeta};
 
-use super::{Context, Controller};
+use super::{Controller, Shell};
 use crate::client::{
-    Error, Informer, ObjectKey, Result, WorkQueue,
+    Error, Informer, ObjectKey, Result,
     writes::{self, CONTROLLER_MANAGER},
 };
 
-const WORKERS: usize = 5;
 const ACCOUNT: &str = "default";
 const ROOT_CA: &str = "kube-root-ca.crt";
 const ROOT_CA_KEY: &str = "ca.crt";
@@ -23,61 +22,62 @@ const ROOT_CA_DESCRIPTION: &str = "Contains a CA bundle that can be used to veri
 pub struct ServiceAccountController;
 
 impl Controller for ServiceAccountController {
-    fn name(&self) -> &'static str {
-        "service-account-controller"
+    type Key = String;
+    const NAME: &'static str = "service-account-controller";
+
+    async fn listen(shell: &Arc<Shell<Self>>) {
+        queue_namespaces(shell);
+        shell.on(&shell.informers.service_accounts, |it, change| {
+            if change.is_deleted() && change.object().name_any() == ACCOUNT {
+                it.queue.add(change.object().namespace().unwrap_or_default());
+            }
+        });
     }
 
-    fn start(&self, context: &Context) {
-        let (client, informers, tasks, queue) = (context.client(self.name()), context.informers.clone(), context.tasks.clone(), WorkQueue::new());
-        let name = self.name();
-        context.spawn_synced(name, move || {
-            enqueue_namespaces(&informers.namespaces, &queue);
-            let again = queue.clone();
-            informers.service_accounts.subscribe(move |change| {
-                if change.is_deleted() && change.object().name_any() == ACCOUNT {
-                    again.add(change.object().namespace().unwrap_or_default());
-                }
-            });
-            queue.run(&tasks, name, WORKERS, move |namespace: String| {
-                let is_wanted = is_alive(&informers.namespaces, &namespace);
-                let is_present = informers.service_accounts.get(&ObjectKey::new(&namespace, ACCOUNT)).is_some();
-                let client = client.clone();
-                async move { if is_wanted && !is_present { create_account(&client, &namespace).await } else { Ok(None) } }
-            });
-        });
+    async fn reconcile(shell: &Arc<Shell<Self>>, namespace: &String) -> Result<Option<Duration>> {
+        let is_present = shell.informers.service_accounts.get(&ObjectKey::new(namespace, ACCOUNT)).is_some();
+        if is_present || !is_alive(&shell.informers.namespaces, namespace) {
+            return Ok(None);
+        }
+        let accounts: Api<ServiceAccount> = Api::namespaced(shell.client.clone(), namespace);
+        let metadata = ObjectMeta { name: Some(ACCOUNT.to_owned()), namespace: Some(namespace.to_owned()), ..ObjectMeta::default() };
+        let account = ServiceAccount { metadata, ..ServiceAccount::default() };
+        settled(accounts.create(&writes::posting(CONTROLLER_MANAGER), &account).await.map(|_| ()))
     }
 }
 
-pub struct RootCaPublisher;
+pub struct RootCaPublisher {
+    pub bundle: String,
+}
 
 impl Controller for RootCaPublisher {
-    fn name(&self) -> &'static str {
-        "root-ca-cert-publisher"
+    type Key = String;
+    const NAME: &'static str = "root-ca-cert-publisher";
+
+    async fn listen(shell: &Arc<Shell<Self>>) {
+        queue_namespaces(shell);
+        shell.on(&shell.informers.root_ca_config_maps, |it, change| it.queue.add(change.object().namespace().unwrap_or_default()));
     }
 
-    fn start(&self, context: &Context) {
-        let (client, informers, tasks, queue) = (context.client(self.name()), context.informers.clone(), context.tasks.clone(), WorkQueue::new());
-        let (name, bundle) = (self.name(), context.options.root_ca.clone());
-        context.spawn_synced(name, move || {
-            enqueue_namespaces(&informers.namespaces, &queue);
-            let again = queue.clone();
-            informers.root_ca_config_maps.subscribe(move |change| again.add(change.object().namespace().unwrap_or_default()));
-            queue.run(&tasks, name, WORKERS, move |namespace: String| {
-                let is_wanted = is_alive(&informers.namespaces, &namespace);
-                let present = informers.root_ca_config_maps.get(&ObjectKey::new(&namespace, ROOT_CA));
-                let plan = is_wanted.then(|| publish(present.as_deref(), &bundle)).flatten();
-                let client = client.clone();
-                async move { write_root_ca(&client, &namespace, plan).await }
-            });
-        });
+    async fn reconcile(shell: &Arc<Shell<Self>>, namespace: &String) -> Result<Option<Duration>> {
+        if !is_alive(&shell.informers.namespaces, namespace) {
+            return Ok(None);
+        }
+        let present = shell.informers.root_ca_config_maps.get(&ObjectKey::new(namespace, ROOT_CA));
+        let maps: Api<ConfigMap> = Api::namespaced(shell.client.clone(), namespace);
+        let posting = writes::posting(CONTROLLER_MANAGER);
+        match publish(present.as_deref(), &shell.own.bundle) {
+            None => Ok(None),
+            Some(Publish::Create(map)) => settled(maps.create(&posting, &map).await.map(|_| ())),
+            Some(Publish::Replace(map)) => settled(maps.replace(ROOT_CA, &posting, &map).await.map(|_| ())),
+        }
     }
 }
 
-fn enqueue_namespaces(namespaces: &Informer<Namespace>, queue: &WorkQueue<String>) {
-    let queue = queue.clone();
-    namespaces.subscribe(move |change| {
+fn queue_namespaces<C: Controller<Key = String>>(shell: &Arc<Shell<C>>) {
+    shell.on(&shell.informers.namespaces, |it, change| {
         if !change.is_deleted() {
-            queue.add(change.object().name_any());
+            it.queue.add(change.object().name_any());
         }
     });
 }
@@ -87,13 +87,6 @@ fn is_alive(namespaces: &Informer<Namespace>, name: &str) -> bool {
     namespaces
         .get(&ObjectKey::new("", name))
         .is_some_and(|it| it.metadata.deletion_timestamp.is_none() && phase(&it).as_deref() != Some("Terminating"))
-}
-
-async fn create_account(client: &kube::Client, namespace: &str) -> Result<Option<Duration>> {
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
-    let metadata = ObjectMeta { name: Some(ACCOUNT.to_owned()), namespace: Some(namespace.to_owned()), ..ObjectMeta::default() };
-    let account = ServiceAccount { metadata, ..ServiceAccount::default() };
-    settled(accounts.create(&writes::posting(CONTROLLER_MANAGER), &account).await.map(|_| ()))
 }
 
 /// Someone else was first, or the namespace is going: nothing is left to do.
@@ -122,16 +115,6 @@ fn publish(present: Option<&ConfigMap>, bundle: &str) -> Option<Publish> {
     wanted.data = Some(data);
     wanted.annotations_mut().insert(description.0, description.1);
     (wanted != *present).then_some(Publish::Replace(wanted))
-}
-
-async fn write_root_ca(client: &kube::Client, namespace: &str, plan: Option<Publish>) -> Result<Option<Duration>> {
-    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-    let posting = writes::posting(CONTROLLER_MANAGER);
-    match plan {
-        None => Ok(None),
-        Some(Publish::Create(map)) => settled(maps.create(&posting, &map).await.map(|_| ())),
-        Some(Publish::Replace(map)) => settled(maps.replace(ROOT_CA, &posting, &map).await.map(|_| ())),
-    }
 }
 
 #[cfg(test)]

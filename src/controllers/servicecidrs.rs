@@ -1,7 +1,7 @@
 //! Ranges of Service addresses: each is Ready, and stays while it is being deleted for as long as an address in it would be in no range.
 //! Follows pkg/controller/servicecidrs.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jiff::SignedDuration;
 use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
@@ -15,7 +15,7 @@ use super::{Context, Controller};
 use crate::{
     base::clock,
     client::{
-        Informer, ObjectKey, Result, WorkQueue,
+        Informer, ObjectKey, Result,
         informer::Options as Watch,
         writes::{self, CONTROLLER_MANAGER},
     },
@@ -29,69 +29,77 @@ const GRACE: SignedDuration = SignedDuration::from_secs(10);
 const READY: &str = "Kubernetes Service CIDR is ready";
 const HELD: &str = "There are still IPAddresses referencing the ServiceCIDR, please remove them or create a new ServiceCIDR";
 
-pub struct ServiceCidrsController;
+pub struct ServiceCidrsController {
+    ranges: Informer<ServiceCIDR>,
+    addresses: Informer<IPAddress>,
+}
+type Shell = super::Shell<ServiceCidrsController>;
+
+impl ServiceCidrsController {
+    pub fn new(context: &Context) -> Self {
+        let (client, tasks) = (context.client(NAME), &context.tasks);
+        let managed = Watch { config: Watch::<IPAddress>::default().config.labels("ipaddress.kubernetes.io/managed-by=ipallocator.k8s.io"), ..Watch::default() };
+        Self {
+            ranges: Informer::start("servicecidrs", Api::all(client.clone()), Watch::default(), tasks),
+            addresses: Informer::start("ipaddresses", Api::all(client), managed, tasks),
+        }
+    }
+}
 
 impl Controller for ServiceCidrsController {
-    fn name(&self) -> &'static str {
-        NAME
+    type Key = String;
+    const NAME: &'static str = NAME;
+    const WORKERS: usize = 1;
+
+    async fn listen(shell: &Arc<Shell>) {
+        shell.own.ranges.synced().await;
+        shell.own.addresses.synced().await;
+        // There are few ranges: each is looked at again when another one or an address in use goes.
+        shell.on(&shell.own.ranges, |it, change| {
+            it.queue.add(change.object().name_any());
+            it.queue_going();
+        });
+        shell.on(&shell.own.addresses, |it, change| {
+            if change.is_deleted() {
+                it.queue_going();
+            }
+        });
     }
 
-    fn start(&self, context: &Context) {
-        let (client, tasks, queue) = (context.client(NAME), context.tasks.clone(), WorkQueue::new());
-        let ranges: Informer<ServiceCIDR> = Informer::start("servicecidrs", Api::all(client.clone()), Watch::default(), &tasks);
-        let managed = Watch { config: Watch::<IPAddress>::default().config.labels("ipaddress.kubernetes.io/managed-by=ipallocator.k8s.io"), ..Watch::default() };
-        let addresses: Informer<IPAddress> = Informer::start("ipaddresses", Api::all(client.clone()), managed, &tasks);
-        let name = self.name();
-        let group = tasks.clone();
-        tasks.spawn(name, async move {
-            ranges.synced().await;
-            addresses.synced().await;
-            // There are few ranges: each is looked at again when another one or an address in use goes.
-            let (all, listener) = (ranges.clone(), queue.clone());
-            ranges.subscribe(move |change| {
-                listener.add(change.object().name_any());
-                all.list().iter().filter(|it| it.metadata.deletion_timestamp.is_some()).for_each(|it| listener.add(it.name_any()));
-            });
-            let (all, listener) = (ranges.clone(), queue.clone());
-            addresses.subscribe(move |change| {
-                if change.is_deleted() {
-                    all.list().iter().filter(|it| it.metadata.deletion_timestamp.is_some()).for_each(|it| listener.add(it.name_any()));
-                }
-            });
-            queue.run(&group, name, 1, move |name: String| {
-                let (client, ranges, addresses) = (client.clone(), ranges.clone(), addresses.clone());
-                async move { sync(&client, &ranges, &addresses, &name).await }
-            });
-        });
+    async fn reconcile(shell: &Arc<Shell>, name: &String) -> Result<Option<Duration>> {
+        let Self { ranges, addresses } = &shell.own;
+        let Some(range) = ranges.get(&ObjectKey::new("", name)) else { return Ok(None) };
+        let api: Api<ServiceCIDR> = Api::all(shell.client.clone());
+        let Some(deleted) = range.metadata.deletion_timestamp.as_ref() else {
+            if !range.finalizers().iter().any(|it| it == FINALIZER) {
+                let all: Vec<&str> = range.finalizers().iter().map(String::as_str).chain([FINALIZER]).collect();
+                set_finalizers(&api, &range, &all).await?;
+            }
+            return tell(&api, &range, "True", "", READY).await;
+        };
+        let own = cidrs(&range);
+        let others: Vec<Cidr> = ranges.list().iter().filter(|it| it.name_any() != *name && it.metadata.deletion_timestamp.is_none()).flat_map(|it| cidrs(it)).collect();
+        if addresses.list().iter().any(|it| is_held(&it.name_any(), &own, &others)) {
+            return tell(&api, &range, "False", "Terminating", HELD).await;
+        }
+        let left = GRACE - clock::now().duration_since(deleted.0);
+        if left > SignedDuration::ZERO {
+            return Ok(Some(left.unsigned_abs()));
+        }
+        let rest: Vec<&str> = range.finalizers().iter().map(String::as_str).filter(|it| *it != FINALIZER).collect();
+        set_finalizers(&api, &range, &rest).await?;
+        Ok(None)
+    }
+}
+
+impl Shell {
+    fn queue_going(&self) {
+        self.own.ranges.list().iter().filter(|it| it.metadata.deletion_timestamp.is_some()).for_each(|it| self.queue.add(it.name_any()));
     }
 }
 
 fn cidrs(range: &ServiceCIDR) -> Vec<Cidr> {
     range.spec.iter().flat_map(|it| it.cidrs.iter().flatten()).filter_map(|it| it.parse().ok()).collect()
-}
-
-async fn sync(client: &kube::Client, ranges: &Informer<ServiceCIDR>, addresses: &Informer<IPAddress>, name: &str) -> Result<Option<Duration>> {
-    let Some(range) = ranges.get(&ObjectKey::new("", name)) else { return Ok(None) };
-    let api: Api<ServiceCIDR> = Api::all(client.clone());
-    let Some(deleted) = range.metadata.deletion_timestamp.as_ref() else {
-        if !range.finalizers().iter().any(|it| it == FINALIZER) {
-            let all: Vec<&str> = range.finalizers().iter().map(String::as_str).chain([FINALIZER]).collect();
-            set_finalizers(&api, &range, &all).await?;
-        }
-        return tell(&api, &range, "True", "", READY).await;
-    };
-    let own = cidrs(&range);
-    let others: Vec<Cidr> = ranges.list().iter().filter(|it| it.name_any() != name && it.metadata.deletion_timestamp.is_none()).flat_map(|it| cidrs(it)).collect();
-    if addresses.list().iter().any(|it| is_held(&it.name_any(), &own, &others)) {
-        return tell(&api, &range, "False", "Terminating", HELD).await;
-    }
-    let left = GRACE - clock::now().duration_since(deleted.0);
-    if left > SignedDuration::ZERO {
-        return Ok(Some(left.unsigned_abs()));
-    }
-    let rest: Vec<&str> = range.finalizers().iter().map(String::as_str).filter(|it| *it != FINALIZER).collect();
-    set_finalizers(&api, &range, &rest).await?;
-    Ok(None)
 }
 
 /// Whether an address in use is in this range and in no other.

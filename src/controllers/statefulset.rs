@@ -19,60 +19,68 @@ use serde_json::json;
 
 use self::plan::{Action, POD_INDEX, POD_NAME, Plan, Revision, Revisions, claim_name, ordinal, plan};
 use super::{
-    Context, Controller, Informers,
+    Controller,
     claims::{self, controller_of, controller_ref},
     history::{self, History, REVISION_HASH, Subject},
-    pods::PodControl,
 };
 use crate::{
     base::clock,
     client::{
-        Change, Error, EventType, ObjectKey, Result, WorkQueue,
+        Change, Error, EventType, ObjectKey, Result,
         informer::{BY_NAMESPACE, BY_OWNER, orphan_of},
         writes::{self, CONTROLLER_MANAGER},
     },
     meta::LabelSelector,
 };
 
-/// `ConcurrentStatefulSetSyncs`.
-const WORKERS: usize = 5;
 /// Changes of pods within so short a time become one update of the status.
 const COALESCE: Duration = Duration::from_millis(20);
 /// The label of a revision that holds its hash (`ControllerRevisionHashLabel`).
 const HASH_LABEL: &str = "controller.kubernetes.io/hash";
 
 pub struct StatefulSetController;
+type Shell = super::Shell<StatefulSetController>;
 
 impl Controller for StatefulSetController {
-    fn name(&self) -> &'static str {
-        "statefulset-controller"
+    type Key = ObjectKey;
+    const NAME: &'static str = "statefulset-controller";
+
+    async fn listen(shell: &Arc<Shell>) {
+        shell.queue_each(&shell.informers.stateful_sets);
+        shell.on(&shell.informers.pods, Shell::pod_changed);
     }
 
-    fn start(&self, context: &Context) {
-        let shell = Arc::new(Shell { control: context.pod_control(self.name()), informers: context.informers.clone(), queue: WorkQueue::new() });
-        context.spawn_synced(self.name(), move || shell.run());
+    async fn reconcile(shell: &Arc<Shell>, key: &ObjectKey) -> Result<Option<Duration>> {
+        let Some(set) = shell.informers.stateful_sets.get(key) else { return Ok(None) };
+        let Some(spec) = &set.spec else { return Ok(None) };
+        let selector = selector(&set)?;
+        let pods = shell.claim(&set, &selector).await?;
+        let collisions = set.status.as_ref().and_then(|it| it.collision_count).unwrap_or(0);
+        let subject = Subject { owner: set.as_ref(), selector: &selector, template: &spec.template, hash_label: HASH_LABEL, collisions };
+        let history = history::settle(&shell.client, &shell.informers.controller_revisions, &subject).await?;
+        let current = present(&set, &history);
+        let template = history::template_of(current)?;
+        let (current_name, update_name) = (current.name_any(), history.update.name_any());
+        let revisions = Revisions {
+            current: Revision { name: &current_name, template: &template },
+            update: Revision { name: &update_name, template: &spec.template },
+        };
+        let mut plan = plan(&set, &revisions, &pods, clock::now());
+        plan.status.collision_count = Some(history.collisions);
+        let done = shell.act(&set, &plan).await;
+        shell.write_status(&set, plan.status).await?;
+        done?;
+        let live = |it: &ControllerRevision| {
+            let name = it.name_any();
+            name == current_name || pods.iter().any(|pod| pod.labels().get(REVISION_HASH) == Some(&name))
+        };
+        history::truncate(&shell.client, &history, spec.revision_history_limit.unwrap_or(10), live).await?;
+        let min_ready = spec.min_ready_seconds.filter(|it| *it > 0 && !pods.is_empty());
+        Ok(min_ready.map(|it| Duration::from_secs(it.unsigned_abs().into())))
     }
-}
-
-struct Shell {
-    control: PodControl,
-    informers: Informers,
-    queue: WorkQueue<ObjectKey>,
 }
 
 impl Shell {
-    fn run(self: Arc<Self>) {
-        let shell = self.clone();
-        self.informers.stateful_sets.subscribe(move |change| shell.queue.add(ObjectKey::of(change.object().as_ref())));
-        let shell = self.clone();
-        self.informers.pods.subscribe(move |change| shell.pod_changed(change));
-        let (queue, tasks) = (self.queue.clone(), self.control.tasks.clone());
-        queue.run(&tasks, "statefulset-controller", WORKERS, move |key| {
-            let shell = self.clone();
-            async move { shell.reconcile(&key).await }
-        });
-    }
-
     fn pod_changed(&self, change: &Change<Pod>) {
         let pod = change.object();
         for owned in change.old().into_iter().chain([pod]) {
@@ -90,40 +98,11 @@ impl Shell {
         }
     }
 
-    async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>> {
-        let Some(set) = self.informers.stateful_sets.get(key) else { return Ok(None) };
-        let Some(spec) = &set.spec else { return Ok(None) };
-        let selector = selector(&set)?;
-        let pods = self.claim(&set, &selector).await?;
-        let collisions = set.status.as_ref().and_then(|it| it.collision_count).unwrap_or(0);
-        let subject = Subject { owner: set.as_ref(), selector: &selector, template: &spec.template, hash_label: HASH_LABEL, collisions };
-        let history = history::settle(&self.control.client, &self.informers.controller_revisions, &subject).await?;
-        let current = present(&set, &history);
-        let template = history::template_of(current)?;
-        let (current_name, update_name) = (current.name_any(), history.update.name_any());
-        let revisions = Revisions {
-            current: Revision { name: &current_name, template: &template },
-            update: Revision { name: &update_name, template: &spec.template },
-        };
-        let mut plan = plan(&set, &revisions, &pods, clock::now());
-        plan.status.collision_count = Some(history.collisions);
-        let done = self.act(&set, &plan).await;
-        self.write_status(&set, plan.status).await?;
-        done?;
-        let live = |it: &ControllerRevision| {
-            let name = it.name_any();
-            name == current_name || pods.iter().any(|pod| pod.labels().get(REVISION_HASH) == Some(&name))
-        };
-        history::truncate(&self.control.client, &history, spec.revision_history_limit.unwrap_or(10), live).await?;
-        let min_ready = spec.min_ready_seconds.filter(|it| *it > 0 && !pods.is_empty());
-        Ok(min_ready.map(|it| Duration::from_secs(it.unsigned_abs().into())))
-    }
-
     async fn claim(&self, set: &StatefulSet, selector: &LabelSelector) -> Result<Vec<Arc<Pod>>> {
         let mut candidates = self.informers.pods.by(BY_OWNER, &set.uid().unwrap_or_default());
         candidates.extend(self.informers.pods.by(BY_OWNER, &orphan_of(&set.namespace().unwrap_or_default())));
         candidates.retain(|it| ordinal(set, it).is_some());
-        claims::settle(&self.control.client, set, claims::claims(&set.metadata, selector, candidates), &[]).await
+        claims::settle(&self.client, set, claims::claims(&set.metadata, selector, candidates), &[]).await
     }
 
     async fn act(&self, set: &StatefulSet, plan: &Plan) -> Result<()> {
@@ -145,7 +124,7 @@ impl Shell {
     }
 
     fn pods(&self, set: &StatefulSet) -> Api<Pod> {
-        Api::namespaced(self.control.client.clone(), &set.namespace().unwrap_or_default())
+        Api::namespaced(self.client.clone(), &set.namespace().unwrap_or_default())
     }
 
     async fn create(&self, set: &StatefulSet, pod: &Pod) -> Result<()> {
@@ -170,7 +149,7 @@ impl Shell {
             Ok(()) => (EventType::Normal, format!("Successful{title}"), format!("{verb} Pod {pod} in StatefulSet {name} successful")),
             Err(error) => (EventType::Warning, format!("Failed{title}"), format!("{verb} Pod {pod} in StatefulSet {name} failed error: {}", error.message())),
         };
-        self.control.events.event(set, kind, &reason, message);
+        self.events.event(set, kind, &reason, message);
         result
     }
 
@@ -184,7 +163,7 @@ impl Shell {
     /// Makes the claims of a pod that are missing, and lets them go with whom the retention policy says.
     async fn ensure_claims(&self, set: &StatefulSet, pod: &Pod, is_condemned: bool) -> Result<()> {
         let templates = set.spec.as_ref().and_then(|it| it.volume_claim_templates.as_deref()).unwrap_or_default();
-        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.control.client.clone(), &set.namespace().unwrap_or_default());
+        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &set.namespace().unwrap_or_default());
         for template in templates {
             let name = claim_name(set, &template.name_any(), ordinal(set, pod).unwrap_or(0));
             match api.get_opt(&name).await? {
@@ -211,7 +190,7 @@ impl Shell {
         if set.status.as_ref() == Some(&status) {
             return Ok(());
         }
-        writes::status(&self.control.client, CONTROLLER_MANAGER, &StatefulSet { status: Some(status), ..set.clone() }).await
+        writes::status(&self.client, CONTROLLER_MANAGER, &StatefulSet { status: Some(status), ..set.clone() }).await
     }
 }
 

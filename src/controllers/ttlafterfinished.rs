@@ -9,34 +9,41 @@ use kube::{
     api::{DeleteParams, PropagationPolicy},
 };
 
-use super::{Context, Controller, Informers, job::plan::finished};
+use super::{Controller, job::plan::finished};
 use crate::{
     base::clock,
-    client::{ObjectKey, Result, WorkQueue, writes},
+    client::{ObjectKey, Result, writes},
     meta::cron::until,
 };
 
-const WORKERS: usize = 5;
-
 pub struct TtlAfterFinishedController;
+type Shell = super::Shell<TtlAfterFinishedController>;
 
 impl Controller for TtlAfterFinishedController {
-    fn name(&self) -> &'static str {
-        "ttl-after-finished-controller"
+    type Key = ObjectKey;
+    const NAME: &'static str = "ttl-after-finished-controller";
+
+    async fn listen(shell: &Arc<Shell>) {
+        shell.on(&shell.informers.jobs, |it, change| {
+            if !change.is_deleted() && due(change.object()).is_some() {
+                it.queue.add(ObjectKey::of(change.object().as_ref()));
+            }
+        });
     }
 
-    fn start(&self, context: &Context) {
-        let queue = WorkQueue::new();
-        let (client, tasks, informers, name) = (context.client(self.name()), context.tasks.clone(), context.informers.clone(), self.name());
-        context.spawn_synced(name, move || {
-            let keys = queue.clone();
-            informers.jobs.clone().subscribe(move |change| {
-                if !change.is_deleted() && due(change.object()).is_some() {
-                    keys.add(ObjectKey::of(change.object().as_ref()));
-                }
-            });
-            queue.run(&tasks, name, WORKERS, move |key| reconcile(client.clone(), informers.clone(), key));
-        });
+    async fn reconcile(shell: &Arc<Shell>, key: &ObjectKey) -> Result<Option<Duration>> {
+        let Some(job) = shell.informers.jobs.get(key).filter(|it| it.metadata.deletion_timestamp.is_none()) else { return Ok(None) };
+        let Some(due) = due(&job) else { return Ok(None) };
+        let now = clock::now();
+        if due > now {
+            return Ok(Some(until(due, now)));
+        }
+        let jobs: Api<Job> = Api::namespaced(shell.client.clone(), &key.namespace);
+        // What has changed since it was cached may not be meant to go any more: it is looked at again.
+        let mut options = DeleteParams { propagation_policy: Some(PropagationPolicy::Foreground), ..writes::deleting(job.metadata.uid.as_deref()) };
+        options.preconditions.get_or_insert_default().resource_version = job.resource_version();
+        writes::unless_not_found(jobs.delete(&key.name, &options).await)?;
+        Ok(None)
     }
 }
 
@@ -44,19 +51,4 @@ impl Controller for TtlAfterFinishedController {
 fn due(job: &Job) -> Option<Timestamp> {
     let seconds = job.spec.as_ref()?.ttl_seconds_after_finished?;
     finished(job)?.1?.checked_add(SignedDuration::from_secs(seconds.into())).ok()
-}
-
-async fn reconcile(client: kube::Client, informers: Informers, key: ObjectKey) -> Result<Option<Duration>> {
-    let Some(job): Option<Arc<Job>> = informers.jobs.get(&key).filter(|it| it.metadata.deletion_timestamp.is_none()) else { return Ok(None) };
-    let Some(due) = due(&job) else { return Ok(None) };
-    let now = clock::now();
-    if due > now {
-        return Ok(Some(until(due, now)));
-    }
-    let jobs: Api<Job> = Api::namespaced(client, &key.namespace);
-    // What has changed since it was cached may not be meant to go any more: it is looked at again.
-    let mut options = DeleteParams { propagation_policy: Some(PropagationPolicy::Foreground), ..writes::deleting(job.metadata.uid.as_deref()) };
-    options.preconditions.get_or_insert_default().resource_version = job.resource_version();
-    writes::unless_not_found(jobs.delete(&key.name, &options).await)?;
-    Ok(None)
 }

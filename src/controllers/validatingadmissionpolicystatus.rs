@@ -1,7 +1,7 @@
 //! Checks the expressions of validating policies against the types of what they are for, and tells in their status what does not fit.
 //! Follows pkg/controller/validatingadmissionpolicystatus and apiserver `pkg/admission/plugin/policy/validating/typechecking.go`.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use kube::{
@@ -10,59 +10,52 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::{Context, Controller, Informers};
+use super::Controller;
 use crate::{
-    client::{Error, ObjectKey, Result, WorkQueue, writes},
+    client::{Error, ObjectKey, Result, writes},
     kinds::{self, Registry, expressions::Scope},
     meta::{Meta, object::split_api_version},
     schema::cel::Decl,
 };
 
-const WORKERS: usize = 5;
 /// The most types that the expressions of one policy are checked against (`maxTypesToCheck`).
 const TYPES_MAX: usize = 10;
 
 pub struct ValidatingAdmissionPolicyStatusController;
+type Shell = super::Shell<ValidatingAdmissionPolicyStatusController>;
 
 impl Controller for ValidatingAdmissionPolicyStatusController {
-    fn name(&self) -> &'static str {
-        "validatingadmissionpolicy-status-controller"
+    type Key = ObjectKey;
+    const NAME: &'static str = "validatingadmissionpolicy-status-controller";
+
+    async fn listen(shell: &Arc<Shell>) {
+        shell.queue_each(&shell.informers.validating_policies);
     }
 
-    fn start(&self, context: &Context) {
-        let queue = WorkQueue::new();
-        let (client, tasks, informers, name) = (context.client(self.name()), context.tasks.clone(), context.informers.clone(), self.name());
-        context.spawn_synced(name, move || {
-            let keys = queue.clone();
-            informers.validating_policies.subscribe(move |event| keys.add(ObjectKey::of(event.object().as_ref())));
-            queue.run(&tasks, name, WORKERS, move |key| reconcile(client.clone(), informers.clone(), key, name));
-        });
-    }
-}
-
-async fn reconcile(client: kube::Client, informers: Informers, key: ObjectKey, name: &'static str) -> Result<Option<Duration>> {
-    let Some(policy) = informers.validating_policies.get(&key) else { return Ok(None) };
-    let generation = policy.metadata.generation.unwrap_or_default();
-    if policy.status.as_ref().and_then(|it| it.observed_generation).unwrap_or_default() >= generation {
-        return Ok(None);
-    }
-    let value = |error: serde_json::Error| Error::Invalid(error.to_string());
-    let spec = serde_json::to_value(&policy.spec).map_err(value)?;
-    let mut types = Types { registry: kinds::table::registry(), custom: Vec::new() };
-    for (group, version) in versions(&spec) {
-        if !types.registry.iter().any(|it| it.group == group) {
-            types.custom.extend(custom(&client, &group, &version).await?);
+    async fn reconcile(shell: &Arc<Shell>, key: &ObjectKey) -> Result<Option<Duration>> {
+        let Some(policy) = shell.informers.validating_policies.get(key) else { return Ok(None) };
+        let generation = policy.metadata.generation.unwrap_or_default();
+        if policy.status.as_ref().and_then(|it| it.observed_generation).unwrap_or_default() >= generation {
+            return Ok(None);
         }
+        let value = |error: serde_json::Error| Error::Invalid(error.to_string());
+        let spec = serde_json::to_value(&policy.spec).map_err(value)?;
+        let mut types = Types { registry: kinds::table::registry(), custom: Vec::new() };
+        for (group, version) in versions(&spec) {
+            if !types.registry.iter().any(|it| it.group == group) {
+                types.custom.extend(custom(&shell.client, &group, &version).await?);
+            }
+        }
+        let warnings = check(&spec, &types);
+        let policies: Api<ValidatingAdmissionPolicy> = Api::all(shell.client.clone());
+        let status = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy", "metadata": {"name": policy.name_any()},
+            "status": {"observedGeneration": generation, "typeChecking": {"expressionWarnings": warnings}},
+        });
+        let written = policies.patch_status(&key.name, &PatchParams::apply(Self::NAME).force(), &Patch::Apply(status)).await;
+        writes::unless_not_found(written)?;
+        Ok(None)
     }
-    let warnings = check(&spec, &types);
-    let policies: Api<ValidatingAdmissionPolicy> = Api::all(client);
-    let status = json!({
-        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy", "metadata": {"name": policy.name_any()},
-        "status": {"observedGeneration": generation, "typeChecking": {"expressionWarnings": warnings}},
-    });
-    let written = policies.patch_status(&key.name, &PatchParams::apply(name).force(), &Patch::Apply(status)).await;
-    writes::unless_not_found(written)?;
-    Ok(None)
 }
 
 /// Group and version of everything that the policy names.
