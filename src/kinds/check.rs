@@ -72,7 +72,9 @@ pub fn selector_of_template(spec: &Value, kind: &str, errors: &mut FieldErrors) 
 pub fn labels_of_template(spec: &Value, path: &Path, errors: &mut FieldErrors) {
     let labels = spec.at(&["template", "metadata", "labels"]);
     let get = |key: &str| labels?.get(key)?.as_str();
-    if LabelSelector::from_value(spec.get("selector")).is_ok_and(|it| !it.matches_with(get)) {
+    // No selector matches nothing.
+    let selector = spec.get("selector").filter(|it| !it.is_null());
+    if selector.is_none_or(|it| LabelSelector::from_value(Some(it)).is_ok_and(|it| !it.matches_with(get))) {
         let path = path.child("template").child("metadata").child("labels");
         errors.push(FieldError::invalid(&path, labels.cloned().unwrap_or_default(), "`selector` does not match template `labels`"));
     }

@@ -2,7 +2,7 @@
 //! Source: apimachinery `pkg/api/validation/objectmeta.go`.
 
 use super::Kind;
-use crate::meta::{FieldError, FieldErrors, Map, Meta, Path, Value, names};
+use crate::meta::{FieldError, FieldErrors, Map, Meta, Path, Value, names, object::split_api_version};
 
 const FINALIZER_ORPHAN: &str = "orphan";
 const FINALIZER_FOREGROUND: &str = "foregroundDeletion";
@@ -13,10 +13,10 @@ pub fn validate(object: &Value, kind: &Kind) -> FieldErrors {
     let mut errors = FieldErrors::new();
     let generate = object.metadata("generateName");
     if !generate.is_empty() {
-        // A name that will be made from a valid prefix is valid: a letter stands for the random part.
-        errors.extend(
-            (kind.strategy.name)(&format!("{generate}a")).into_iter().map(|it| FieldError::invalid(&path.child("generateName"), generate, it)),
-        );
+        // `maskTrailingDash`: what the random part will follow may end with a dash.
+        let masked = generate.strip_suffix('-').filter(|it| !it.is_empty()).map(|it| format!("{}a", &it[..it.floor_char_boundary(it.len() - 1)]));
+        let problems = (kind.strategy.name)(masked.as_deref().unwrap_or(generate));
+        errors.extend(problems.into_iter().map(|it| FieldError::invalid(&path.child("generateName"), generate, it)));
     }
     match object.name() {
         "" => errors.push(FieldError::required(&path.child("name"), "name or generateName is required")),
@@ -36,7 +36,7 @@ pub fn validate(object: &Value, kind: &Kind) -> FieldErrors {
     labels(object.map_at(&["metadata", "labels"]), &path.child("labels"), &mut errors);
     annotations(object.map_at(&["metadata", "annotations"]), &path.child("annotations"), &mut errors);
     owners(object.owner_references(), &path.child("ownerReferences"), &mut errors);
-    finalizers(object, &path.child("finalizers"), &mut errors);
+    finalizers(object, &path.child("finalizers"), kind.custom.is_none() && !LOOSE.contains(&kind.kind.as_ref()), &mut errors);
     errors
 }
 
@@ -61,31 +61,47 @@ pub fn annotations(annotations: Option<&Map<String, Value>>, path: &Path, errors
     }
 }
 
+/// `ValidateOwnerReferences`.
 fn owners(owners: &[Value], path: &Path, errors: &mut FieldErrors) {
-    let mut controller = None;
+    let mut controller: Option<String> = None;
     for owner in owners {
-        for field in ["apiVersion", "kind", "name", "uid"] {
-            if owner.text(field).is_empty() {
-                let detail = if field == "apiVersion" { "version must not be empty" } else { "must not be empty" };
-                errors.push(FieldError::invalid(&path.child(field), owner.text(field), detail));
-            }
+        let version = Some(split_api_version(owner.text("apiVersion")).1).filter(|it| !it.contains('/')).unwrap_or_default();
+        let parts = [("apiVersion", version, "version must not be empty"), ("kind", owner.text("kind"), EMPTY), ("name", owner.text("name"), EMPTY), ("uid", owner.text("uid"), EMPTY)];
+        for (field, _, detail) in parts.into_iter().filter(|it| it.1.is_empty()) {
+            errors.push(FieldError::invalid(&path.child(field), owner.text(field), detail));
+        }
+        if (owner.text("apiVersion"), owner.text("kind")) == ("v1", "Event") {
+            errors.push(FieldError::invalid(path, owner.clone(), "/v1, Kind=Event is disallowed from being an owner"));
         }
         if owner.get("controller") == Some(&Value::Bool(true)) {
-            if let Some(first) = controller {
-                let detail = format!(
-                    "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {}",
-                    owner.text("name")
-                );
-                errors.push(FieldError::invalid(&Path::new("metadata").child("ownerReferences"), Value::Array(owners.to_vec()), detail));
+            let name = format!("{}/{}", owner.text("kind"), owner.text("name"));
+            match &controller {
+                Some(first) => {
+                    let detail = format!("Only one reference can have Controller set to true. Found \"true\" in references for {first} and {name}");
+                    errors.push(FieldError::invalid(path, Value::Array(owners.to_vec()), detail));
+                }
+                None => controller = Some(name),
             }
-            controller = Some(owner.text("name"));
         }
     }
 }
 
-fn finalizers(object: &Value, path: &Path, errors: &mut FieldErrors) {
+const EMPTY: &str = "must not be empty";
+/// Finalizers that need no domain before them.
+const STANDARD: [&str; 3] = [FINALIZER_ORPHAN, FINALIZER_FOREGROUND, "kubernetes"];
+/// Built-in kinds whose finalizers may be any, for upstream checks them as apimachinery alone does.
+const LOOSE: [&str; 5] = ["CustomResourceDefinition", "Event", "Lease", "PodDisruptionBudget", "RuntimeClass"];
+
+/// `validateKubeFinalizerName`: a name without a domain that is not the system's.
+pub fn bare_finalizer(name: &str, path: &Path) -> Option<FieldError> {
+    let is_fine = name.contains('/') || STANDARD.contains(&name);
+    (!is_fine).then(|| FieldError::invalid(path, name, "name is neither a standard finalizer name nor is it fully qualified"))
+}
+
+fn finalizers(object: &Value, path: &Path, is_strict: bool, errors: &mut FieldErrors) {
     for (at, finalizer) in object.finalizers().enumerate() {
-        errors.extend(names::qualified_name(finalizer).into_iter().map(|it| FieldError::invalid(&path.index(at), finalizer, it)));
+        errors.extend(names::qualified_name(finalizer).into_iter().map(|it| FieldError::invalid(path, finalizer, it)));
+        errors.extend(bare_finalizer(finalizer, &path.index(at)).filter(|_| is_strict));
     }
     let has = |name: &str| object.finalizers().any(|it| it == name);
     if has(FINALIZER_ORPHAN) && has(FINALIZER_FOREGROUND) {
@@ -101,7 +117,8 @@ pub fn validate_update(new: &Value, old: &Value) -> FieldErrors {
     for field in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
         let (now, before) = (new.at(&["metadata", field]), old.at(&["metadata", field]));
         if now != before {
-            errors.push(FieldError::invalid(&path.child(field), now.cloned().unwrap_or_default(), IMMUTABLE));
+            let shown = now.cloned().unwrap_or_else(|| if matches!(field, "name" | "namespace") { "".into() } else { Value::Null });
+            errors.push(FieldError::invalid(&path.child(field), shown, IMMUTABLE));
         }
     }
     if old.deletion_timestamp().is_some() {

@@ -16,6 +16,7 @@ fn default(namespace: &mut Value) {
     if !name.is_empty() {
         namespace.set_at(&["metadata", "labels", NAME_LABEL], name);
     }
+    super::check::fill_at(namespace, &["status", "phase"], "Active");
 }
 
 fn prepare(namespace: &mut Value, change: Change<'_>) {

@@ -1,10 +1,11 @@
 //! What the fields of built-in types must be: the table `rules.txt` and the walk that applies it.
 //!
 //! The format: `# package` begins a package (`core/v1`); an unindented line names a type; an indented one is a rule for its objects:
-//! guards, the field, tests, and after `: ` the words of the error. Fields: `.` the object itself, `a.b`, `a[]` each item, `a{}` each key of
+//! guards, the field (or several, between commas), tests, and after `: ` the words of the error. Fields: `.` the object itself, `a.b`, `a[]` each item, `a{}` each key of
 //! a map, `a{=}` each value. Guards: `?a` is set, `?a=X|Y` is one of these, `?*a` is there though empty, `?old` an update; `?!` turns a guard round.
 //! Tests pass over what is empty; `test!` looks at that too, and `test*` at what is there though empty. The tests of one line
-//! end with the first that fails. `@place` reports the error elsewhere; `as=name` says the field's name in paths, `skip` leaves out what is below it, `skipold` only in updates.
+//! end with the first that fails. `@place` reports the error elsewhere; `as=name` says the field's name in paths, `is=Type` whose rules hold below it, `skip` leaves out what is below it.
+//! Of the fields that `one=…` names only the first that is set is looked into.
 //! Tests that are not of a field alone are functions (`call=…`). Source: `pkg/apis/*/validation` and the `+k8s:` tags of `types.go`.
 
 mod calls;
@@ -29,11 +30,13 @@ struct Rule {
     tests: Vec<Test>,
 }
 
+#[derive(Clone)]
 struct Guard {
     is_negated: bool,
     is: Is,
 }
 
+#[derive(Clone)]
 enum Is {
     Update,
     Set(&'static str),
@@ -95,9 +98,12 @@ impl Site<'_> {
 struct Rules {
     rules: Vec<Rule>,
     renamed: HashMap<&'static str, &'static str>,
-    skipped: Vec<&'static str>,
-    /// Not walked in updates: the field is immutable, and what stands there was checked.
-    skipped_later: Vec<&'static str>,
+    /// Fields that have the rules of another type than theirs.
+    typed: HashMap<&'static str, String>,
+    /// Fields that are not walked, and when.
+    skipped: Vec<(Vec<Guard>, &'static str)>,
+    /// Fields of which only the first that is set is walked.
+    exclusive: Vec<&'static str>,
 }
 
 static TABLE: LazyLock<HashMap<String, Rules>> = LazyLock::new(|| read(SOURCE));
@@ -109,7 +115,7 @@ fn read(source: &'static str) -> HashMap<String, Rules> {
             package = name;
         } else if let Some(rule) = line.strip_prefix(' ') {
             for name in &names {
-                table.entry(format!("io.k8s.{package}.{name}")).or_default().add(rule);
+                table.entry(format!("io.k8s.{package}.{name}")).or_default().add(rule, package);
             }
         } else {
             names = line.split(' ').collect();
@@ -119,20 +125,31 @@ fn read(source: &'static str) -> HashMap<String, Rules> {
 }
 
 impl Rules {
-    fn add(&mut self, line: &'static str) {
+    fn add(&mut self, line: &'static str, package: &str) {
         let (head, message) = line.split_once(": ").unwrap_or((line, ""));
         let mut words = head.split(' ').peekable();
         let mut guards = Vec::new();
         while let Some(word) = words.next_if(|it| it.starts_with('?')) {
             guards.push(guard(&word[1..]));
         }
-        let target = words.next().unwrap_or_default();
+        let targets = words.next().unwrap_or_default();
+        let words: Vec<&'static str> = words.collect();
+        for target in targets.split(',') {
+            self.add_one(guards.clone(), target, &words, message, package);
+        }
+    }
+
+    fn add_one(&mut self, guards: Vec<Guard>, target: &'static str, words: &[&'static str], message: &'static str, package: &str) {
         let (mut place, mut tests) = (None, Vec::new());
         for word in words {
             match word.split_once('=') {
                 Some(("as", name)) => _ = self.renamed.insert(target, name),
-                _ if word == "skip" => self.skipped.push(target),
-                _ if word == "skipold" => self.skipped_later.push(target),
+                Some(("is", name)) => _ = self.typed.insert(target, format!("io.k8s.{package}.{name}")),
+                _ if *word == "skip" => self.skipped.push((guards.clone(), target)),
+                Some(("one", fields)) => {
+                    self.exclusive = fields.split(',').map(|it| it.split(':').next().unwrap_or(it)).collect();
+                    tests.push(test(word, message));
+                }
                 _ if word.starts_with('@') => place = Some(&word[1..]),
                 _ => tests.push(test(word, message)),
             }
@@ -140,6 +157,13 @@ impl Rules {
         if !tests.is_empty() {
             self.rules.push(Rule { guards, target: steps(target), place, tests });
         }
+    }
+
+    /// Whether the rules look into a field of an object.
+    fn enter(&self, field: &str, object: &Value, is_update: bool) -> bool {
+        let is_set = |field: &&&str| object.get(**field).is_some_and(|it| !it.is_null());
+        let is_second = self.exclusive.contains(&field) && self.exclusive.iter().find(is_set) != Some(&field);
+        !is_second && !self.skipped.iter().any(|(guards, name)| *name == field && guards.iter().all(|it| it.holds(object, is_update)))
     }
 }
 
@@ -221,7 +245,7 @@ pub fn check(object: &Value, schema: &Schema, change: Change<'_>, with_status: b
         "status" => Part::Status,
         _ => return walk.errors,
     };
-    walk.object(object, change.old(), schema, &Path::root(), true);
+    walk.object(object, change.old(), schema, "", &Path::root(), true);
     walk.errors
 }
 
@@ -246,26 +270,27 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn value(&mut self, value: &'a Value, old: Option<&'a Value>, schema: &Schema, path: &Path) {
+    /// Walks into a value whose objects have the rules of `kind`; "" says those of their type.
+    fn value(&mut self, value: &'a Value, old: Option<&'a Value>, schema: &Schema, kind: &str, path: &Path) {
         match (&schema.shape, value) {
-            (Shape::Object(_), Value::Object(_)) => self.object(value, old, schema, path, false),
+            (Shape::Object(_), Value::Object(_)) => self.object(value, old, schema, kind, path, false),
             (Shape::List { items, .. }, Value::Array(list)) if is_walked(items) => {
                 for (at, item) in list.iter().enumerate() {
-                    self.value(item, old.and_then(|it| it.get(at)), items, &path.index(at));
+                    self.value(item, old.and_then(|it| it.get(at)), items, kind, &path.index(at));
                 }
             }
             (Shape::Map { values, .. }, Value::Object(map)) if is_walked(values) => {
                 for (key, value) in map {
-                    self.value(value, old.and_then(|it| it.get(key)), values, &path.key(key));
+                    self.value(value, old.and_then(|it| it.get(key)), values, kind, &path.key(key));
                 }
             }
             _ => (),
         }
     }
 
-    fn object(&mut self, value: &'a Value, old: Option<&'a Value>, schema: &Schema, path: &Path, is_root: bool) {
+    fn object(&mut self, value: &'a Value, old: Option<&'a Value>, schema: &Schema, kind: &str, path: &Path, is_root: bool) {
         let (Some(shape), Some(map)) = (schema.as_struct(), value.as_object()) else { return };
-        let rules = TABLE.get(&schema.name);
+        let rules = TABLE.get(if kind.is_empty() { schema.name.as_ref() } else { kind });
         for rule in rules.into_iter().flat_map(|it| &it.rules) {
             let first = rule.target.first().map_or("", |it| if let Step::Field(name) = it { name } else { "" });
             if !is_root || self.part.has(first) {
@@ -274,10 +299,11 @@ impl<'a> Walk<'a> {
         }
         for field in &shape.fields {
             let name = field.name.as_str();
-            let is_left_out = (is_root && (name == "metadata" || !self.part.has(name))) || rules.is_some_and(|it| it.skipped.contains(&name) || (self.is_update && it.skipped_later.contains(&name)));
+            let is_left_out = (is_root && (name == "metadata" || !self.part.has(name))) || rules.is_some_and(|it| !it.enter(name, value, self.is_update));
             let Some(inner) = map.get(name).filter(|_| !is_left_out && is_walked(&field.schema)) else { continue };
             let shown = rules.and_then(|it| it.renamed.get(name).copied()).unwrap_or(name);
-            self.value(inner, old.and_then(|it| it.get(name)), &field.schema, &path.child(shown));
+            let kind = rules.and_then(|it| it.typed.get(name)).map_or("", String::as_str);
+            self.value(inner, old.and_then(|it| it.get(name)), &field.schema, kind, &path.child(shown));
         }
     }
 
@@ -346,7 +372,7 @@ fn is_walked(schema: &Schema) -> bool {
 /// What the rules find wrong with an object of a type that stands at `path`.
 pub fn errors_of(object: &Value, type_name: &str, path: &Path) -> FieldErrors {
     let mut walk = Walk { root: object, is_update: false, errors: FieldErrors::new(), part: Part::Both };
-    crate::schema::builtin(type_name).into_iter().for_each(|it| walk.object(object, None, &it, path, false));
+    crate::schema::builtin(type_name).into_iter().for_each(|it| walk.object(object, None, &it, "", path, false));
     walk.errors
 }
 

@@ -4,12 +4,18 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 
 use super::{
     Change, Strategy,
-    check::{all, fill},
+    check::{all, each, fill},
 };
 use crate::meta::{FieldError, FieldErrors, Meta, Path, Value, names};
 
 pub const CONFIG_MAP: Strategy = Strategy { validate: validate_config_map, ..Strategy::PLAIN };
 pub const SECRET: Strategy = Strategy { default: |secret| fill(secret, "type", "Opaque"), prepare, validate: validate_secret, ..Strategy::PLAIN };
+
+/// What is told of a secret is its name (`cleanSecretReferences`).
+pub const SERVICE_ACCOUNT: Strategy = Strategy {
+    prepare: |account, _| each(account, &["secrets"]).for_each(|it| *it = serde_json::json!({"name": it.text("name")})),
+    ..Strategy::PLAIN
+};
 
 /// `MaxSecretSize`, for ConfigMaps too.
 const SIZE_MAX: usize = 1 << 20;

@@ -11,7 +11,7 @@ pub const VOLUME: Strategy =
     Strategy { default: default_volume, prepare: prepare_volume, validate: validate_volume, resets_status: true, ..Strategy::PLAIN };
 pub const CLAIM: Strategy = Strategy { default: default_claim, prepare: prepare_claim, validate: validate_claim, resets_status: true, ..Strategy::PLAIN };
 pub const CLASS: Strategy = Strategy { default: default_class, ..Strategy::PLAIN };
-pub const CSI_DRIVER: Strategy = Strategy { default: default_driver, has_generation: true, ..Strategy::PLAIN };
+pub const CSI_DRIVER: Strategy = Strategy { default: default_driver, prepare: prepare_driver, has_generation: true, ..Strategy::PLAIN };
 pub const ATTACHMENT: Strategy = Strategy { resets_status: true, ..Strategy::PLAIN };
 
 fn default_volume(object: &mut Value) {
@@ -109,6 +109,13 @@ fn validate_claim(object: &Value, change: Change<'_>) -> FieldErrors {
 fn default_class(object: &mut Value) {
     fill_at(object, &["reclaimPolicy"], "Delete");
     fill_at(object, &["volumeBindingMode"], "Immediate");
+}
+
+/// Upstream counts a driver's changes from nothing.
+fn prepare_driver(object: &mut Value, change: Change<'_>) {
+    if let Change::Create = change {
+        object.remove_metadata("generation");
+    }
 }
 
 fn default_driver(object: &mut Value) {

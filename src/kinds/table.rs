@@ -40,7 +40,7 @@ fn core() -> Vec<Row> {
     ns("", "v1", "endpoints", "Endpoints").short("ep").does(&networking::ENDPOINTS).cols(&[fun("Endpoints", "string", endpoints)]).age().deprecated("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
     ns("", "v1", "events", "Event").short("ev").does(&event::EVENT).unnamed().cols(EVENT).fields(event::FIELDS).field_fn("source", event::source),
     ns("events.k8s.io", "v1", "events", "Event").short("ev").stored_as("events").does(&event::EVENT).converted(event::FROM_CORE, event::TO_CORE).unnamed().cols(EVENT).fields(event::NEW_FIELDS),
-    ns("", "v1", "serviceaccounts", "ServiceAccount").short("sa").age().sub_of("token", Action::Token, ("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
+    ns("", "v1", "serviceaccounts", "ServiceAccount").short("sa").does(&secret::SERVICE_ACCOUNT).age().sub_of("token", Action::Token, ("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
     ns("", "v1", "replicationcontrollers", "ReplicationController").short("rc").all().does(&workloads::REPLICATION_CONTROLLER).status().scale(None)
         .cols(&[int("Desired", &["spec", "replicas"]), int("Current", &["status", "replicas"]), int("Ready", &["status", "readyReplicas"]), AGE, wide("Containers", template_containers), wide("Images", template_images), wide("Selector", map_selector)])
         .field("status.replicas", &["status", "replicas"]),

@@ -15,7 +15,7 @@ pub const DEPLOYMENT: Strategy =
 pub const DAEMON_SET: Strategy =
     Strategy { default: default_daemon_set, prepare: prepare_daemon_set, has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const STATEFUL_SET: Strategy =
-    Strategy { default: default_stateful_set, validate: validate_stateful_set, has_generation: true, resets_status: true, ..Strategy::PLAIN };
+    Strategy { default: default_stateful_set, prepare: prepare_stateful_set, validate: validate_stateful_set, has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const CRON_JOB: Strategy = Strategy {
     default: default_cron_job,
     name: cron_job_name,
@@ -115,10 +115,12 @@ fn prepare_daemon_set(object: &mut Value, change: Change<'_>) {
 fn default_stateful_set(object: &mut Value) {
     default_template(object);
     fill(&mut object["spec"], "podManagementPolicy", "OrderedReady");
-    fill_at(object, &["spec", "updateStrategy", "type"], "RollingUpdate");
-    if object.text_at(&["spec", "updateStrategy", "type"]) == "RollingUpdate" {
+    if object.text_at(&["spec", "updateStrategy", "type"]).is_empty() {
+        fill_at(object, &["spec", "updateStrategy", "type"], "RollingUpdate");
+        fill_at(object, &["spec", "updateStrategy", "rollingUpdate"], json!({}));
+    }
+    if object.text_at(&["spec", "updateStrategy", "type"]) == "RollingUpdate" && object.at(&["spec", "updateStrategy", "rollingUpdate"]).is_some() {
         fill_at(object, &["spec", "updateStrategy", "rollingUpdate", "partition"], 0);
-        fill_at(object, &["spec", "updateStrategy", "rollingUpdate", "maxUnavailable"], 1);
     }
     for when in ["whenDeleted", "whenScaled"] {
         fill_at(object, &["spec", "persistentVolumeClaimRetentionPolicy", when], "Retain");
@@ -129,6 +131,14 @@ fn default_stateful_set(object: &mut Value) {
         fill_at(claim, &["apiVersion"], "v1");
         fill_at(claim, &["kind"], "PersistentVolumeClaim");
         super::storage::default_claim(claim);
+    }
+}
+
+/// `dropStatefulSetDisabledFields`: the gate `MaxUnavailableStatefulSet` is closed in v1.36.
+fn prepare_stateful_set(object: &mut Value, change: Change<'_>) {
+    const FIELD: [&str; 4] = ["spec", "updateStrategy", "rollingUpdate", "maxUnavailable"];
+    if change.old().is_none_or(|it| it.at(&FIELD).is_none()) {
+        object.remove_at(&FIELD);
     }
 }
 

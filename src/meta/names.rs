@@ -29,6 +29,7 @@ macro_rules! pattern {
 pattern!(DNS1123_LABEL, LABEL);
 pattern!(DNS1123_SUBDOMAIN, &format!(r"{LABEL}(\.{LABEL})*"));
 pattern!(UNDERSCORED_SUBDOMAIN, &format!(r"{UNDERSCORED}(\.{UNDERSCORED})*"));
+pattern!(WILDCARD_SUBDOMAIN, &format!(r"\*\.{LABEL}(\.{LABEL})*"));
 pattern!(DNS1035_LABEL, "[a-z]([-a-z0-9]*[a-z0-9])?");
 pattern!(QUALIFIED_NAME, QUALIFIED);
 pattern!(LABEL_VALUE, &format!("({QUALIFIED})?"));
@@ -45,9 +46,19 @@ const DNS1035_MSG: &str = "a DNS-1035 label must consist of lower case alphanume
 const QUALIFIED_MSG: &str = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character";
 const LABEL_VALUE_MSG: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character";
 
-/// `MaxLenError`.
+/// `MaxLenError`, as `pkg/util/validation` has it. Keys and values of labels count bytes (`pkg/api/validate/content`).
 pub fn max_len(most: usize) -> Cow<'static, str> {
+    format!("must be no more than {most} characters").into()
+}
+
+fn max_bytes(most: usize) -> Cow<'static, str> {
     format!("must be no more than {most} bytes").into()
+}
+
+/// What is wrong with the length of a text, and with its form.
+fn of(text: &str, most: usize, pattern: &Regex, why: impl FnOnce() -> Cow<'static, str>) -> Problems {
+    let long = (text.len() > most).then(|| max_len(most));
+    long.into_iter().chain((!pattern.is_match(text)).then(why)).collect()
 }
 
 /// `RegexError`.
@@ -63,53 +74,27 @@ fn regex_error(message: &str, pattern: &str, examples: &[&str]) -> Cow<'static, 
 }
 
 pub fn dns1123_label(text: &str) -> Problems {
-    let mut problems = Problems::new();
-    if text.len() > LABEL_MAX {
-        problems.push(max_len(LABEL_MAX));
-    }
-    if !DNS1123_LABEL.is_match(text) {
-        problems.push(if DNS1123_SUBDOMAIN.is_match(text) {
-            "must not contain dots".into()
-        } else {
-            regex_error(LABEL_MSG, LABEL, &["my-name", "123-abc"])
-        });
-    }
-    problems
+    of(text, LABEL_MAX, &DNS1123_LABEL, || {
+        if DNS1123_SUBDOMAIN.is_match(text) { "must not contain dots".into() } else { regex_error(LABEL_MSG, LABEL, &["my-name", "123-abc"]) }
+    })
 }
 
 pub fn dns1123_subdomain(text: &str) -> Problems {
-    let mut problems = Problems::new();
-    if text.len() > SUBDOMAIN_MAX {
-        problems.push(max_len(SUBDOMAIN_MAX));
-    }
-    if !DNS1123_SUBDOMAIN.is_match(text) {
-        problems.push(regex_error(SUBDOMAIN_MSG, &format!(r"{LABEL}(\.{LABEL})*"), &["example.com"]));
-    }
-    problems
+    of(text, SUBDOMAIN_MAX, &DNS1123_SUBDOMAIN, subdomain_error)
+}
+
+fn subdomain_error() -> Cow<'static, str> {
+    regex_error(SUBDOMAIN_MSG, &format!(r"{LABEL}(\.{LABEL})*"), &["example.com"])
 }
 
 /// `IsDNS1123SubdomainWithUnderscore`.
 pub fn underscored_subdomain(text: &str) -> Problems {
-    let mut problems = Problems::new();
-    if text.len() > SUBDOMAIN_MAX {
-        problems.push(max_len(SUBDOMAIN_MAX));
-    }
-    if !UNDERSCORED_SUBDOMAIN.is_match(text) {
-        problems.push(regex_error(UNDERSCORED_MSG, &format!(r"{UNDERSCORED}(\.{UNDERSCORED})*"), &["example.com"]));
-    }
-    problems
+    of(text, SUBDOMAIN_MAX, &UNDERSCORED_SUBDOMAIN, || regex_error(UNDERSCORED_MSG, &format!(r"{UNDERSCORED}(\.{UNDERSCORED})*"), &["example.com"]))
 }
 
 /// `IsWildcardDNS1123Subdomain`: `*.` and a subdomain.
 pub fn wildcard_subdomain(text: &str) -> Problems {
-    let mut problems = Problems::new();
-    if text.len() > SUBDOMAIN_MAX {
-        problems.push(max_len(SUBDOMAIN_MAX));
-    }
-    if !text.strip_prefix("*.").is_some_and(|it| DNS1123_SUBDOMAIN.is_match(it)) {
-        problems.push(regex_error(WILDCARD_MSG, &format!(r"\*\.{LABEL}(\.{LABEL})*"), &["*.example.com"]));
-    }
-    problems
+    of(text, SUBDOMAIN_MAX, &WILDCARD_SUBDOMAIN, || regex_error(WILDCARD_MSG, &format!(r"\*\.{LABEL}(\.{LABEL})*"), &["*.example.com"]))
 }
 
 /// A network in CIDR form: address and length of the prefix. Go's `net.ParseCIDR` is as strict, but for leading zeros.
@@ -121,14 +106,7 @@ pub fn cidr(text: &str) -> Option<(core::net::IpAddr, u8)> {
 }
 
 pub fn dns1035_label(text: &str) -> Problems {
-    let mut problems = Problems::new();
-    if text.len() > LABEL_MAX {
-        problems.push(max_len(LABEL_MAX));
-    }
-    if !DNS1035_LABEL.is_match(text) {
-        problems.push(regex_error(DNS1035_MSG, "[a-z]([-a-z0-9]*[a-z0-9])?", &["my-name", "abc-123"]));
-    }
-    problems
+    of(text, LABEL_MAX, &DNS1035_LABEL, || regex_error(DNS1035_MSG, "[a-z]([-a-z0-9]*[a-z0-9])?", &["my-name", "abc-123"]))
 }
 
 /// Names that only must fit into a path: RBAC's.
@@ -149,7 +127,8 @@ pub fn qualified_name(text: &str) -> Problems {
             if prefix.is_empty() {
                 problems.push("prefix part must be non-empty".into());
             } else {
-                problems.extend(dns1123_subdomain(prefix).into_iter().map(|it| format!("prefix part {it}").into()));
+                problems.extend((prefix.len() > SUBDOMAIN_MAX).then(|| format!("prefix part {}", max_bytes(SUBDOMAIN_MAX)).into()));
+                problems.extend((!DNS1123_SUBDOMAIN.is_match(prefix)).then(|| format!("prefix part {}", subdomain_error()).into()));
             }
             name
         }
@@ -163,7 +142,7 @@ pub fn qualified_name(text: &str) -> Problems {
     if name.is_empty() {
         problems.push("name part must be non-empty".into());
     } else if name.len() > LABEL_MAX {
-        problems.push(format!("name part {}", max_len(LABEL_MAX)).into());
+        problems.push(format!("name part {}", max_bytes(LABEL_MAX)).into());
     }
     if !QUALIFIED_NAME.is_match(name) {
         let error = regex_error(QUALIFIED_MSG, QUALIFIED, &["MyName", "my.name", "123-abc"]);
@@ -173,26 +152,15 @@ pub fn qualified_name(text: &str) -> Problems {
 }
 
 pub fn label_value(text: &str) -> Problems {
-    let mut problems = Problems::new();
-    if text.len() > LABEL_MAX {
-        problems.push(max_len(LABEL_MAX));
-    }
-    if !LABEL_VALUE.is_match(text) {
-        problems.push(regex_error(LABEL_VALUE_MSG, &format!("({QUALIFIED})?"), &["MyValue", "my_value", "12345"]));
-    }
-    problems
+    let long = (text.len() > LABEL_MAX).then(|| max_bytes(LABEL_MAX));
+    let error = || regex_error(LABEL_VALUE_MSG, &format!("({QUALIFIED})?"), &["MyValue", "my_value", "12345"]);
+    long.into_iter().chain((!LABEL_VALUE.is_match(text)).then(error)).collect()
 }
 
 /// A key of a ConfigMap or a Secret.
 pub fn config_map_key(text: &str) -> Problems {
-    let mut problems = Problems::new();
-    if text.len() > SUBDOMAIN_MAX {
-        problems.push(max_len(SUBDOMAIN_MAX));
-    }
-    if !CONFIG_MAP_KEY.is_match(text) {
-        let message = "a valid config key must consist of alphanumeric characters, '-', '_' or '.'";
-        problems.push(regex_error(message, "[-._a-zA-Z0-9]+", &["key.name", "KEY_NAME", "key-name"]));
-    }
+    let message = "a valid config key must consist of alphanumeric characters, '-', '_' or '.'";
+    let mut problems = of(text, SUBDOMAIN_MAX, &CONFIG_MAP_KEY, || regex_error(message, "[-._a-zA-Z0-9]+", &["key.name", "KEY_NAME", "key-name"]));
     problems.extend(dots(text));
     problems
 }
@@ -225,13 +193,7 @@ pub fn c_identifier(text: &str) -> Problems {
 
 /// `IsValidPortName`: an IANA service name.
 pub fn port_name(text: &str) -> Problems {
-    let mut problems = Problems::new();
-    if text.len() > 15 {
-        problems.push("must be no more than 15 characters".into());
-    }
-    if !PORT_NAME_CHARS.is_match(text) {
-        problems.push("must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".into());
-    }
+    let mut problems = of(text, 15, &PORT_NAME_CHARS, || "must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".into());
     if !text.bytes().any(|it| it.is_ascii_lowercase()) {
         problems.push("must contain at least one letter (a-z)".into());
     }

@@ -8,7 +8,9 @@ pub fn default(value: &mut Value, schema: &Schema) {
     match (&schema.shape, value) {
         (Shape::Object(shape), Value::Object(map)) => {
             for field in &shape.fields {
-                let declared = field.default.as_ref().or(field.schema.default.as_ref());
+                // Go does not tell "" of a field that is no pointer from its absence.
+                let own = field.default.as_ref().filter(|it| field.is_pointer || **it != "");
+                let declared = own.or(field.schema.default.as_ref());
                 if let (Some(default), false) = (declared, map.contains_key(&field.name)) {
                     map.insert(field.name.clone(), default.clone());
                 }

@@ -22,6 +22,7 @@ const WORDS: &[(&str, Run)] = &[
         let words: Vec<&str> = test.argument.split(',').collect();
         push_if(!words.contains(&text(site.value)), FieldError::not_supported(site.path(), text(site.value), &words), errors);
     }),
+    ("not", |site, test, errors| push_if(text(site.value) == test.argument, FieldError::invalid(site.path(), test.argument, test.message), errors)),
     ("nonneg", |site, _, errors| push_if(is_negative(site.value), FieldError::invalid(site.path(), site.value.clone(), NOT_NEGATIVE), errors)),
     ("positive", |site, _, errors| {
         let is_fine = !is_zero(site.value) && !is_negative(site.value) && quantity(site.value).is_none_or(|it| !it.is_zero());
@@ -41,6 +42,11 @@ const WORDS: &[(&str, Run)] = &[
     ("max", |site, test, errors| {
         let is_high = test.argument.parse().is_ok_and(|it: i64| int(site.value) > it);
         push_if(is_high, FieldError::invalid(site.path(), number(site.value), test.message), errors);
+    }),
+    ("zero", |site, test, errors| errors.push(FieldError::invalid(site.path(), "", test.message))),
+    ("short", |site, test, errors| {
+        let is_long = test.argument.parse().is_ok_and(|it: usize| text(site.value).len() > it);
+        push_if(is_long, FieldError::invalid(site.path(), "", format!("can have at most {} characters", test.argument)), errors);
     }),
     ("atmost", |site, test, errors| {
         push_if(int(site.value) > int(&site.object[test.argument]), FieldError::invalid(site.path(), site.value.clone(), test.message), errors);
@@ -97,8 +103,7 @@ const WORDS: &[(&str, Run)] = &[
             errors.push(FieldError::invalid(site.path(), text(site.value), "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)"));
         }
     }),
-    ("one", |site, test, errors| count_set(site, test, errors, true)),
-    ("atmostone", |site, test, errors| count_set(site, test, errors, false)),
+    ("one", one),
 ];
 
 /// Words for what a text must be, by upstream's sentences.
@@ -242,13 +247,13 @@ pub fn endpoint_ip(ip: &str, path: &Path, errors: &mut FieldErrors) {
 }
 
 /// Of the fields named, one is set: none is an error of the object, each beyond the first one of its own. The message has both texts.
-fn count_set(site: &Site<'_>, test: &Test, errors: &mut FieldErrors, is_needed: bool) {
+fn one(site: &Site<'_>, test: &Test, errors: &mut FieldErrors) {
     let (none, many) = test.message.split_once("; ").unwrap_or((test.message, test.message));
     // Some are called otherwise in upstream's errors: `field:shown`.
     let fields = test.argument.split(',').map(|it| it.split_once(':').unwrap_or((it, it)));
     let mut set = fields.filter(|it| site.value.get(it.0).is_some_and(|it| !it.is_null()));
     if set.next().is_none() {
-        push_if(is_needed, FieldError::required(site.path(), none), errors);
+        errors.push(FieldError::required(site.path(), none));
     }
     errors.extend(set.map(|it| FieldError::forbidden(&site.path().child(it.1), many)));
 }

@@ -147,6 +147,28 @@ pub const CALLS: &[(&str, Run)] = &[
         push_if(is_exempt != (text(site.value) == "Exempt"), FieldError::invalid(site.path(), text(site.value), "must be 'Exempt' if and only if `name` is 'exempt'"), errors);
     }),
     ("handsize", hand_size),
+    ("finalizer", |site, _, errors| errors.extend(metadata::bare_finalizer(text(site.value), site.path()))),
+    ("eventtype", |site, _, errors| {
+        let kind = text(site.value);
+        push_if(!matches!(kind, "Normal" | "Warning"), FieldError::invalid(site.path(), "", format!("has invalid value: {kind}")), errors);
+    }),
+    ("series", |site, _, errors| {
+        if site.value.is_null() || site.old == Some(site.value) {
+            return;
+        }
+        push_if(int(&site.value["count"]) < 2, FieldError::invalid(&site.path().child("count"), "", "should be at least 2"), errors);
+        push_if(site.value.text("lastObservedTime").is_empty(), FieldError::required(&site.path().child("lastObservedTime"), ""), errors);
+    }),
+    // An Event is in the namespace of what it is about, or in one of the system's.
+    ("samenamespace", |site, _, errors| {
+        let (about, own) = (text(site.value), site.root.namespace());
+        let is_fine = match (site.root.text("eventTime"), about) {
+            ("", "") => matches!(own, "" | "default"),
+            ("", about) => about == own,
+            (_, about) => !about.is_empty() || matches!(own, "default" | "kube-system"),
+        };
+        push_if(!is_fine, FieldError::invalid(site.path(), about, "does not match event.namespace"), errors);
+    }),
     ("signer", |site, _, errors| super::trust::signer_name(text(site.value), site.path(), errors)),
 ];
 

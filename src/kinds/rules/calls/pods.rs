@@ -61,10 +61,12 @@ fn containers(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
             push_if(names.iter().any(|it| it.1 == name) && (!name.is_empty() || list == "containers"), FieldError::duplicate(&own.child("name"), name), errors);
             host_ports(container, list, at, path, &mut ports, errors);
             common(spec, container, &own, &volumes, &claims, errors);
-            match list {
-                "initContainers" => init(spec, container, &own, errors),
-                "ephemeralContainers" => ephemeral(container, &names, &own, errors),
-                _ => started(spec, container, &own, errors),
+            if list == "ephemeralContainers" {
+                let (path, target) = (own.child("targetContainerName"), container.text("targetContainerName"));
+                let is_there = names.iter().any(|it| it.0 != list && it.1 == target);
+                push_if(!target.is_empty() && !is_there, FieldError::not_found(&path, target), errors);
+            } else if list == "containers" || container.text("restartPolicy") == "Always" {
+                started(spec, container, &own, errors);
             }
             names.push((list, name));
         }
@@ -149,7 +151,9 @@ fn common(spec: &Value, container: &Value, path: &Path, volumes: &[&Value], clai
 fn started(spec: &Value, container: &Value, path: &Path, errors: &mut FieldErrors) {
     let grace = spec.int_at(&["terminationGracePeriodSeconds"]);
     for hook in ["postStart", "preStop"] {
-        let Some(sleep) = container.at(&["lifecycle", hook, "sleep"]) else { continue };
+        let Some(handler) = container.at(&["lifecycle", hook]) else { continue };
+        let is_first = !["exec", "httpGet", "tcpSocket"].iter().any(|it| has(handler, &[it]));
+        let Some(sleep) = handler.get("sleep").filter(|_| is_first) else { continue };
         let seconds = int(&sleep["seconds"]);
         if let Some(grace) = grace.filter(|it| seconds < 0 || seconds > *it) {
             let detail = format!("must be non-negative and less than terminationGracePeriodSeconds ({grace})");
@@ -159,7 +163,6 @@ fn started(spec: &Value, container: &Value, path: &Path, errors: &mut FieldError
     if let Some(signal) = container.at(&["lifecycle", "stopSignal"]).and_then(Value::as_str) {
         stop_signal(signal, spec, &path.child("lifecycle").child("stopSignal"), errors);
     }
-    restart_rules(container, path, errors);
 }
 
 const SIGNALS: [&str; 65] = [
@@ -178,62 +181,6 @@ fn stop_signal(signal: &str, spec: &Value, path: &Path, errors: &mut FieldErrors
         _ => return,
     };
     push_if(!known.contains(&signal), FieldError::not_supported(path, signal, known), errors);
-}
-
-/// `validateContainerRestartPolicy`.
-fn restart_rules(container: &Value, path: &Path, errors: &mut FieldErrors) {
-    const POLICIES: [&str; 3] = ["Always", "Never", "OnFailure"];
-    let rules = container.items_at(&["restartPolicyRules"]);
-    match container.get("restartPolicy").filter(|it| !it.is_null()).and_then(Value::as_str) {
-        None => push_if(!rules.is_empty(), FieldError::required(&path.child("restartPolicy"), "must specify restartPolicy when restart rules are used"), errors),
-        Some(policy) => push_if(!POLICIES.contains(&policy), FieldError::not_supported(&path.child("restartPolicy"), policy, &POLICIES), errors),
-    }
-    let path = path.child("restartPolicyRules");
-    push_if(rules.len() > 20, FieldError::too_many(&path, rules.len(), 20), errors);
-    for (at, rule) in rules.iter().enumerate() {
-        let (path, action) = (path.index(at), rule.text("action"));
-        const ACTIONS: [&str; 2] = ["Restart", "RestartAllContainers"];
-        push_if(!ACTIONS.contains(&action), FieldError::not_supported(&path.child("action"), action, &ACTIONS), errors);
-        let Some(codes) = rule.get("exitCodes").filter(|it| !it.is_null()) else {
-            errors.push(FieldError::required(&path.child("exitCodes"), "must be specified"));
-            continue;
-        };
-        let (path, operator) = (path.child("exitCodes"), codes.text("operator"));
-        push_if(!["In", "NotIn"].contains(&operator), FieldError::not_supported(&path.child("operator"), operator, &["In", "NotIn"]), errors);
-        let count = codes.items_at(&["values"]).len();
-        push_if(count > 255, FieldError::too_many(&path.child("values"), count, 255), errors);
-    }
-}
-
-/// What only init containers that keep running may have.
-fn init(spec: &Value, container: &Value, path: &Path, errors: &mut FieldErrors) {
-    if container.text("restartPolicy") == "Always" {
-        return started(spec, container, path, errors);
-    }
-    restart_rules(container, path, errors);
-    for field in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"].into_iter().filter(|it| has(container, &[it])) {
-        errors.push(FieldError::forbidden(&path.child(field), "may not be set for init containers without restartPolicy=Always"));
-    }
-    for (at, policy) in container.items_at(&["resizePolicy"]).iter().enumerate().filter(|it| it.1.text("restartPolicy") == "RestartContainer") {
-        let path = path.child("resizePolicy").index(at).child("restartPolicy");
-        errors.push(FieldError::invalid(&path, policy.text("restartPolicy"), "must not be set to 'RestartContainer' for non-sidecar initContainers"));
-    }
-}
-
-/// What an ephemeral container may not have, and whom it may look at.
-fn ephemeral(container: &Value, names: &[(&str, &str)], path: &Path, errors: &mut FieldErrors) {
-    let target = container.text("targetContainerName");
-    let is_there = names.iter().any(|it| it.0 != "ephemeralContainers" && it.1 == target);
-    push_if(!target.is_empty() && !is_there, FieldError::not_found(&path.child("targetContainerName"), target), errors);
-    const REFUSED: [&str; 9] = ["ports", "resources", "resizePolicy", "restartPolicy", "restartPolicyRules", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle"];
-    for field in REFUSED.into_iter().filter(|it| container.get(it).is_some_and(|it| !is_zero(it))) {
-        errors.push(FieldError::forbidden(&path.child(field), "cannot be set for an Ephemeral Container"));
-    }
-    for (at, mount) in container.items_at(&["volumeMounts"]).iter().enumerate() {
-        for field in ["subPath", "subPathExpr"].into_iter().filter(|it| !mount.text(it).is_empty()) {
-            errors.push(FieldError::forbidden(&path.child("volumeMounts").index(at).child(field), "cannot be set for an Ephemeral Container"));
-        }
-    }
 }
 
 /// `validateHostUsers`.

@@ -72,13 +72,7 @@ pub const CALLS: &[(&str, Run)] = &[
         push_if(is_wrong, FieldError::invalid(&path, name, format!("will not able to create pod with invalid DNS label: {host}")), errors);
     }),
     ("generated", generated),
-    ("jobselector", |site, _, errors| {
-        let path = site.path();
-        match site.value.get("selector").filter(|it| !it.is_null()) {
-            None => errors.push(FieldError::required(&path.child("selector"), "")),
-            Some(_) => check::labels_of_template(site.value, path, errors),
-        }
-    }),
+    ("jobselector", |site, _, errors| check::labels_of_template(site.value, site.path(), errors)),
     ("jobupdate", job_update),
     ("jobstatus", super::jobs::status),
     ("schedule", |site, _, errors| {
