@@ -36,6 +36,21 @@ impl Clients {
     }
 }
 
+/// Requests of one client that are under way at once, watches not counted: more would wait in the server's queues and be refused there (429).
+const IN_FLIGHT: usize = 64;
+
+/// A kube-rs client that sends its requests by `service`.
+pub fn over<S, B>(service: S) -> kube::Client
+where
+    S: tower::Service<http::Request<kube::client::Body>, Response = http::Response<B>> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<tower::BoxError>,
+    B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+    B::Error: Into<tower::BoxError>,
+{
+    kube::Client::new(tower::limit::ConcurrencyLimit::new(service, IN_FLIGHT), "default")
+}
+
 /// Why a reconcile failed: the server said no, or the object makes no sense. Both are tried again with a back-off.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -188,7 +188,7 @@ fn bearer(token: &str) -> Result<HeaderValue, BoxError> {
 
 impl Https {
     fn client(&self) -> kube::Client {
-        kube::Client::new(self.clone(), "default")
+        super::over(self.clone())
     }
 
     async fn send(self, mut request: Request<Body>) -> Result<Response<Incoming>, BoxError> {

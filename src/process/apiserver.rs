@@ -18,7 +18,7 @@ use super::{
 use crate::{
     api::{self, Server, aggregation::Aggregator, body, connect::Nodes, http::listen, identity::{MASTERS, User}, tokens::{self, Tokens}, trace::Trace},
     base::{Tasks, clock, pki::{self, Authority, Identity, Rotating}},
-    client::Clients,
+    client::{self, Clients},
     controllers,
     kinds::table,
     meta::{Meta, Value},
@@ -275,7 +275,7 @@ async fn renew(certificates: Certificates, kubeconfigs: Kubeconfigs) {
 /// Clients that reach the server without a socket.
 fn in_process(server: &Arc<Server>) -> Clients {
     let server = server.clone();
-    Clients::new(move |user| kube::Client::new(server.in_process(user), "default"))
+    Clients::new(move |user| client::over(server.in_process(user)))
 }
 
 /// Sends an object of the bootstrap through the API, as the most trusted user.
