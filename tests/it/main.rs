@@ -10,6 +10,7 @@ mod nodes;
 mod oracle;
 mod pods;
 mod random;
+mod readme;
 mod requests;
 mod tidy;
 mod validation;
