@@ -1,5 +1,6 @@
-//! Chaos: two API servers over HTTPS on one Postgres, while backends are killed, servers killed or stopped, Postgres crashes, dumps are
-//! made and old snapshots held. Every acknowledged write must be there once, and every watcher see each change once and in order.
+//! Chaos: two API servers over HTTPS on a Postgres with a synchronous standby, and controllers twice, while backends are killed, servers
+//! and controllers killed or stopped, Postgres crashes, the standby takes the place of the primary, dumps are made and old snapshots held.
+//! Every acknowledged write must be there once, every watcher see each change once and in order, and every pod of a Deployment be made once.
 //!
 //! `cargo test --bench chaos` runs a short form; `cargo bench --bench chaos -- --faults 1000 --seed 7` a long one.
 
@@ -27,15 +28,23 @@ use nix::{
 use serde_json::{Value, json};
 
 const SERVERS: usize = 2;
+const CONTROLLERS: usize = 2;
 const WRITERS: usize = 8;
 const WATCHERS: usize = 3;
 const SHARED: &str = "shared";
 const OBJECTS: &str = "/api/v1/namespaces/default/configmaps";
+const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
+/// The Deployment grows by so many pods whenever it has all, up to a most.
+const PODS_STEP: usize = 3;
+const PODS_MAX: usize = 300;
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// The faults of a short run.
 const FAULTS: usize = 40;
 /// How long a request may take before it counts as ambiguous, and a start of a server on a busy machine.
 const ANSWER_WITHIN: Duration = Duration::from_secs(40);
 const START_WITHIN: Duration = Duration::from_secs(120);
+/// How long a fault waits for a write after the one before.
+const PROGRESS_WITHIN: Duration = Duration::from_secs(3);
 /// How long a run's end may take until all agree.
 const AGREE_WITHIN: Duration = Duration::from_secs(90);
 
@@ -53,26 +62,30 @@ fn main() {
             _ => (),
         }
     }
-    let Some(database) = database::Server::start(&[]) else { return };
+    let Some(database) = Pair::start() else { return };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
-    runtime.block_on(run(Arc::new(database), faults, seed));
+    runtime.block_on(run(database, faults, seed));
 }
 
-async fn run(database: Arc<database::Server>, faults: usize, seed: u64) {
+async fn run(database: Pair, faults: usize, seed: u64) {
     println!("chaos: {faults} faults, seed {seed}");
     let folder = tempfile::tempdir().expect("a folder");
     let mut servers: Vec<Server> = (0..SERVERS).map(|at| Server::new(&database, folder.path(), at)).collect();
     for server in &mut servers {
-        server.launch();
+        server.process.launch();
         server.await_ready().await;
     }
+    let mut controllers: Vec<Process> = (0..CONTROLLERS).map(|at| controllers(&servers, at)).collect();
+    controllers.iter_mut().for_each(Process::launch);
     let began = Instant::now();
     let world = World::new(&servers).await;
     world.create(SHARED).await;
     let mut tasks = tokio::task::JoinSet::new();
     (0..WRITERS).for_each(|at| _ = tasks.spawn(Writer::new(world.clone(), at).run()));
     let watchers: Vec<_> = (0..WATCHERS).map(|at| tokio::spawn(Watcher::new(world.clone(), at).run())).collect();
-    let (counts, _servers) = Chaos { database: database.clone(), servers, random: Random(seed | 1), children: Vec::new() }.rage(faults).await;
+    let scaler = tokio::spawn(Scaler::new(world.clone()).run());
+    let mut chaos = Chaos { world: world.clone(), database, servers, controllers, random: Random(seed | 1), children: Vec::new() };
+    let counts = chaos.rage(faults).await;
     world.is_over.store(true, Ordering::SeqCst);
     while let Some(ended) = tasks.join_next().await {
         ended.expect("a writer");
@@ -82,69 +95,129 @@ async fn run(database: Arc<database::Server>, faults: usize, seed: u64) {
     for watcher in watchers {
         watcher.await.expect("a watcher");
     }
+    let pods = scaler.await.expect("the Deployment");
     world.judge(&last);
-    world.report(&counts, began.elapsed());
+    world.report(&counts, pods, began.elapsed());
+}
+
+/// A Postgres and its synchronous standby, which change places.
+struct Pair {
+    primary: database::Server,
+    standby: database::Server,
+}
+
+impl Pair {
+    fn start() -> Option<Self> {
+        let settings = ["synchronous_standby_names=*", "wal_retrieve_retry_interval=100ms"];
+        let pair = Self { primary: database::Server::start(&settings)?, standby: database::Server::prepare(&settings)? };
+        pair.standby.follow(&pair.primary);
+        Some(pair)
+    }
+
+    /// The address for `--store`, which names both.
+    fn url(&self, schema: &str) -> String {
+        let hosts = [&self.primary, &self.standby].map(|it| it.folder().display().to_string().replace('/', "%2F"));
+        format!("postgres://postgres@{}/postgres?schema={schema}", hosts.join(","))
+    }
+
+    /// The primary dies, before or after the standby is promoted, and comes back as the standby of the other.
+    fn fail_over(&mut self, is_dead: bool) {
+        if is_dead {
+            self.primary.crash();
+        }
+        self.standby.promote();
+        if !is_dead {
+            std::thread::sleep(Duration::from_millis(500));
+            self.primary.crash();
+        }
+        std::mem::swap(&mut self.primary, &mut self.standby);
+        self.standby.follow(&self.primary);
+    }
 }
 
 /// A process of the program.
-struct Server {
+struct Process {
     arguments: Vec<String>,
     log: PathBuf,
-    kubeconfig: PathBuf,
-    port: u16,
-    process: Option<Child>,
+    child: Option<Child>,
     launched: Instant,
 }
 
-impl Server {
-    fn new(database: &database::Server, folder: &Path, at: usize) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a free port").port();
-        let own = folder.join(format!("server-{at}"));
-        let kubeconfig = own.join("admin.conf");
-        let arguments = ["apiserver", "--store", &database.url("chaos"), "--bind", &format!("127.0.0.1:{port}"), "--data-dir"].map(str::to_owned);
-        let mut arguments = arguments.to_vec();
-        arguments.extend([own.display().to_string(), "--kubeconfig".to_owned(), kubeconfig.display().to_string()]);
-        let log = std::env::temp_dir().join(format!("howdah-chaos-{}-{at}.log", std::process::id()));
-        Self { arguments, log, kubeconfig, port, process: None, launched: Instant::now() }
+impl Process {
+    fn new(name: &str, arguments: Vec<String>) -> Self {
+        let log = std::env::temp_dir().join(format!("howdah-chaos-{}-{name}.log", std::process::id()));
+        Self { arguments, log, child: None, launched: Instant::now() }
     }
 
     fn launch(&mut self) {
         let log = std::fs::File::options().create(true).append(true).open(&self.log).expect("a log");
         let mut command = Command::new(env!("CARGO_BIN_EXE_howdah"));
         command.args(&self.arguments).stdout(Stdio::null()).stderr(log);
-        self.process = Some(command.spawn().expect("the program starts"));
+        self.child = Some(command.spawn().expect("the program starts"));
         self.launched = Instant::now();
     }
 
-    async fn await_ready(&mut self) {
-        while tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.is_err() || !self.kubeconfig.exists() {
-            assert!(self.launched.elapsed() < START_WITHIN, "the server does not start; see {}", self.log.display());
-            if self.process.as_mut().is_some_and(|it| it.try_wait().is_ok_and(|it| it.is_some())) {
-                // Postgres was down while it started: whoever runs it starts it again.
-                self.launch();
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+    /// Whoever runs a process that has ended starts it again: Postgres was down while it started.
+    fn revive(&mut self) {
+        if self.child.as_mut().is_some_and(|it| it.try_wait().is_ok_and(|it| it.is_some())) {
+            self.launch();
         }
     }
 
     fn signal(&self, signal: Signal) {
-        if let Some(process) = &self.process {
-            let _ = kill(Pid::from_raw(process.id() as i32), signal);
+        if let Some(child) = &self.child {
+            let _ = kill(Pid::from_raw(child.id() as i32), signal);
         }
     }
 
     fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            let _ = process.kill();
-            let _ = process.wait();
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
         }
     }
 }
 
-impl Drop for Server {
+impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// An API server.
+struct Server {
+    process: Process,
+    kubeconfig: PathBuf,
+    port: u16,
+}
+
+impl Server {
+    fn new(database: &Pair, folder: &Path, at: usize) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a free port").port();
+        let own = folder.join(format!("server-{at}"));
+        let kubeconfig = own.join("admin.conf");
+        let arguments = ["apiserver", "--store", &database.url("chaos"), "--bind", &format!("127.0.0.1:{port}"), "--data-dir"].map(str::to_owned);
+        let mut arguments = arguments.to_vec();
+        arguments.extend([own.display().to_string(), "--kubeconfig".to_owned(), kubeconfig.display().to_string()]);
+        Self { process: Process::new(&format!("apiserver-{at}"), arguments), kubeconfig, port }
+    }
+
+    async fn await_ready(&mut self) {
+        while tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.is_err() || !self.kubeconfig.exists() {
+            assert!(self.process.launched.elapsed() < START_WITHIN, "the server does not start; see {}", self.process.log.display());
+            self.process.revive();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// Controllers that ask one server first, and then the next.
+fn controllers(servers: &[Server], at: usize) -> Process {
+    let kubeconfig = servers[at % SERVERS].kubeconfig.with_file_name("controller-manager.conf");
+    let mut arguments = vec!["controllers".to_owned(), "--kubeconfig".to_owned(), kubeconfig.display().to_string()];
+    let urls = (at..at + SERVERS).map(|it| format!("https://127.0.0.1:{}", servers[it % SERVERS].port));
+    arguments.extend(urls.flat_map(|it| ["--server".to_owned(), it]));
+    Process::new(&format!("controllers-{at}"), arguments)
 }
 
 /// xorshift: a run can be repeated by its seed.
@@ -159,21 +232,53 @@ impl Random {
     }
 }
 
+#[derive(Clone, Copy)]
+enum Fault {
+    Backend,
+    Backends,
+    KillServer,
+    StopServer,
+    KillControllers,
+    Crash,
+    FailOver,
+    Reader,
+    Dump,
+}
+
+/// Each fault, what it is called, and how often it comes beside the others.
+const FAULTS_BY_WEIGHT: [(Fault, &str, u64); 9] = [
+    (Fault::Backend, "killed backends", 500),
+    (Fault::Backends, "all backends killed", 110),
+    (Fault::KillServer, "killed API servers", 100),
+    (Fault::StopServer, "stopped API servers", 100),
+    (Fault::KillControllers, "killed controllers", 20),
+    (Fault::Crash, "crashes of Postgres", 40),
+    (Fault::FailOver, "failovers", 15),
+    (Fault::Reader, "open readers", 60),
+    (Fault::Dump, "dumps", 55),
+];
+
 /// What makes the faults.
 struct Chaos {
-    database: Arc<database::Server>,
+    world: Arc<World>,
+    database: Pair,
     servers: Vec<Server>,
+    controllers: Vec<Process>,
     random: Random,
     children: Vec<Child>,
 }
 
 impl Chaos {
-    async fn rage(mut self, faults: usize) -> (BTreeMap<&'static str, usize>, Vec<Server>) {
+    /// Each kind of fault comes once at least.
+    async fn rage(&mut self, faults: usize) -> BTreeMap<&'static str, usize> {
         let mut counts = BTreeMap::new();
-        for _ in 0..faults {
+        for at in 0..faults {
             tokio::time::sleep(Duration::from_millis(10 + self.random.below(80))).await;
-            let fault = self.fault().await;
-            *counts.entry(fault).or_default() += 1;
+            let spacing = (faults / FAULTS_BY_WEIGHT.len()).max(1);
+            let (fault, name, _) = if at % spacing == 0 { FAULTS_BY_WEIGHT[at / spacing % FAULTS_BY_WEIGHT.len()] } else { self.any() };
+            self.make(fault).await;
+            self.await_progress().await;
+            *counts.entry(name).or_default() += 1;
         }
         for child in &mut self.children {
             let _ = child.wait();
@@ -181,63 +286,70 @@ impl Chaos {
         for server in &mut self.servers {
             server.await_ready().await;
         }
-        // The servers stay.
-        (counts, self.servers)
+        self.controllers.iter_mut().for_each(Process::revive);
+        counts
     }
 
-    async fn fault(&mut self) -> &'static str {
-        match self.random.below(100) {
-            0..50 => {
-                self.terminate("LIMIT 1");
-                "killed backends"
+    /// A fault by its weight.
+    fn any(&mut self) -> (Fault, &'static str, u64) {
+        let mut left = self.random.below(FAULTS_BY_WEIGHT.iter().map(|it| it.2).sum());
+        let is_it = |it: &&(Fault, &str, u64)| left.checked_sub(it.2).map(|rest| left = rest).is_none();
+        *FAULTS_BY_WEIGHT.iter().find(is_it).expect("the number is below the sum of all weights")
+    }
+
+    /// Lets something be written between two faults, or nothing would be there to be lost.
+    async fn await_progress(&self) {
+        let count = || self.world.acknowledged.lock().expect("the acknowledged").len();
+        let (before, began) = (count(), Instant::now());
+        while count() == before && began.elapsed() < PROGRESS_WITHIN {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn make(&mut self, fault: Fault) {
+        let one = self.random.below(2) as usize;
+        self.controllers.iter_mut().for_each(Process::revive);
+        match fault {
+            Fault::Backend => self.terminate("LIMIT 1"),
+            Fault::Backends => self.terminate(""),
+            Fault::KillServer => {
+                self.servers[1 - one].await_ready().await;
+                self.servers[one].process.kill();
+                self.servers[one].process.launch();
             }
-            50..62 => {
-                self.terminate("");
-                "all backends killed"
-            }
-            62..72 => {
-                let at = self.random.below(SERVERS as u64) as usize;
-                self.servers[1 - at].await_ready().await;
-                self.servers[at].kill();
-                self.servers[at].launch();
-                "killed API servers"
-            }
-            72..82 => {
-                let at = self.random.below(SERVERS as u64) as usize;
-                self.servers[at].signal(Signal::SIGSTOP);
+            Fault::StopServer => {
+                self.servers[one].process.signal(Signal::SIGSTOP);
                 tokio::time::sleep(Duration::from_millis(300 + self.random.below(1500))).await;
-                self.servers[at].signal(Signal::SIGCONT);
-                "stopped API servers"
+                self.servers[one].process.signal(Signal::SIGCONT);
             }
-            82..86 => {
-                self.database.crash();
+            Fault::KillControllers => {
+                self.controllers[one].kill();
+                self.controllers[one].launch();
+            }
+            Fault::Crash => {
+                self.database.primary.crash();
                 tokio::time::sleep(Duration::from_millis(self.random.below(500))).await;
-                let database = self.database.clone();
-                tokio::task::spawn_blocking(move || database.resume()).await.expect("postgres");
-                "crashes of Postgres"
+                tokio::task::block_in_place(|| self.database.primary.resume());
             }
-            86..93 => {
+            Fault::FailOver => tokio::task::block_in_place(|| self.database.fail_over(one == 0)),
+            Fault::Reader => {
                 let sql = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM chaos.object; SELECT pg_sleep(3)";
                 self.beside("psql", &["-q", "-c", sql]);
-                "open readers"
             }
-            _ => {
-                self.beside("pg_dump", &["-n", "chaos"]);
-                "dumps"
-            }
+            Fault::Dump => self.beside("pg_dump", &["-n", "chaos"]),
         }
     }
 
     fn terminate(&mut self, limit: &str) {
         let sql = format!("SELECT pg_terminate_backend(pid) FROM (SELECT pid FROM pg_stat_activity WHERE application_name = 'howdah/chaos' ORDER BY random() {limit}) chosen");
-        self.database.psql(&sql);
+        self.database.primary.psql(&sql);
     }
 
     /// Runs a program of Postgres at the same time.
     fn beside(&mut self, program: &str, arguments: &[&str]) {
         self.children.retain_mut(|it| it.try_wait().is_ok_and(|it| it.is_none()));
-        let mut command = self.database.command(program);
-        command.args(["-U", "postgres", "-h"]).arg(self.database.folder()).args(arguments).arg("postgres");
+        let mut command = self.database.primary.command(program);
+        command.args(["-U", "postgres", "-h"]).arg(self.database.primary.folder()).args(arguments).arg("postgres");
         command.stdout(Stdio::null()).stderr(Stdio::null());
         self.children.push(command.spawn().expect("it starts"));
     }
@@ -373,7 +485,7 @@ impl World {
         }
     }
 
-    fn report(&self, counts: &BTreeMap<&str, usize>, took: Duration) {
+    fn report(&self, counts: &BTreeMap<&str, usize>, pods: usize, took: Duration) {
         let number = |it: &AtomicU64| it.load(Ordering::SeqCst);
         let acknowledged = self.acknowledged.lock().expect("the acknowledged").len();
         println!("chaos: {} faults in {} s: {counts:?}", counts.values().sum::<usize>(), took.as_secs());
@@ -384,6 +496,7 @@ impl World {
             number(&self.reconnects),
             number(&self.relists)
         );
+        println!("  {pods} pods of a Deployment");
         let errors = self.errors.lock().expect("errors");
         assert!(errors.is_empty(), "{} things are wrong", errors.len());
         println!("  0 lost, 0 doubled, 0 reordered, 0 revisions reused");
@@ -592,5 +705,62 @@ impl Watcher {
             self.world.fail(format!("a watcher saw {name} {number} after {before:?}"));
         }
         self.seen.revision = revision;
+    }
+}
+
+/// Raises the replicas of a Deployment. No pod of it is ever deleted, so that each that was ever seen is one that was asked for.
+struct Scaler {
+    world: Arc<World>,
+    replicas: usize,
+    seen: HashSet<String>,
+}
+
+impl Scaler {
+    fn new(world: Arc<World>) -> Self {
+        Self { world, replicas: 1, seen: HashSet::new() }
+    }
+
+    /// Returns how many pods there are at the end.
+    async fn run(mut self) -> usize {
+        let labels = json!({"app": "scaled"});
+        let template = json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "howdah/hello:1"}]}});
+        let spec = json!({"replicas": 1, "selector": {"matchLabels": labels}, "template": template});
+        let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "scaled"}, "spec": spec});
+        while let Answer::Unknown = self.world.ask(0, "POST", DEPLOYMENTS, Some(&deployment)).await {}
+        let mut ends = None;
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let count = self.look().await;
+            let is_over = self.world.is_over.load(Ordering::SeqCst);
+            match count == self.replicas {
+                true if is_over => return count,
+                true if self.replicas < PODS_MAX => self.scale().await,
+                _ => (),
+            }
+            if is_over && Instant::now() > *ends.get_or_insert_with(|| Instant::now() + AGREE_WITHIN) {
+                self.world.fail(format!("{} replicas of the Deployment, and {count} pods", self.replicas));
+                return count;
+            }
+        }
+    }
+
+    async fn look(&mut self) -> usize {
+        let pods = self.world.ask_on(0, "/api/v1/namespaces/default/pods?labelSelector=app%3Dscaled").await.expect("pods");
+        let pods = pods["items"].as_array().cloned().unwrap_or_default();
+        let before = self.seen.len();
+        self.seen.extend(pods.iter().filter_map(|it| it["metadata"]["uid"].as_str()).map(str::to_owned));
+        if self.seen.len() > self.replicas.max(before) {
+            self.world.fail(format!("{} replicas of the Deployment, and {} pods were made: doubled", self.replicas, self.seen.len()));
+        }
+        pods.len()
+    }
+
+    async fn scale(&mut self) {
+        self.replicas += PODS_STEP;
+        let scale = json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "scaled", "namespace": "default"}, "spec": {"replicas": self.replicas}});
+        let mut server = self.replicas;
+        while let Answer::Unknown = self.world.ask(server, "PUT", &format!("{DEPLOYMENTS}/scaled/scale"), Some(&scale)).await {
+            server += 1;
+        }
     }
 }

@@ -36,6 +36,14 @@ impl Server {
 
     /// A new server with these settings (`name=value`).
     pub fn start(settings: &[&str]) -> Option<Self> {
+        let server = Self::prepare(settings)?;
+        server.run(server.command("initdb").args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-D"]).arg(server.data()));
+        server.resume();
+        Some(server)
+    }
+
+    /// A server without data, which [`Server::follow`] brings.
+    pub fn prepare(settings: &[&str]) -> Option<Self> {
         let Some(programs) = programs() else {
             eprintln!("SKIPPED: no Postgres on this machine (initdb is neither on the PATH nor in /usr/lib/postgresql)");
             return None;
@@ -47,12 +55,24 @@ impl Server {
             chown(folder.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw())).expect("the folder's owner");
         }
         let settings = settings.iter().map(|it| (*it).to_owned()).collect();
-        let server = Self { folder, programs, user, settings, process: Mutex::default() };
-        let made = server.command("initdb").args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-D"]).arg(server.data()).output();
-        let made = made.expect("initdb runs");
-        assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
-        server.resume();
-        Some(server)
+        Some(Self { folder, programs, user, settings, process: Mutex::default() })
+    }
+
+    fn run(&self, command: &mut Command) {
+        let done = command.output().expect("the program runs");
+        assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+
+    /// Starts this server, which does not run, as a standby of `primary`, on a new copy of its data.
+    pub fn follow(&self, primary: &Self) {
+        let _ = std::fs::remove_dir_all(self.data());
+        self.run(self.command("pg_basebackup").args(["-U", "postgres", "-R", "-c", "fast", "-h"]).arg(primary.folder()).arg("-D").arg(self.data()));
+        self.resume();
+    }
+
+    /// Lets a standby take writes.
+    pub fn promote(&self) {
+        assert_eq!(self.psql("SELECT pg_promote()").as_deref(), Some("t"), "the standby is promoted");
     }
 
     fn data(&self) -> PathBuf {

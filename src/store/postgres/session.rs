@@ -51,14 +51,15 @@ pub(super) async fn answer<T>(work: impl Future<Output = Result<T, sqlx::Error>>
 
 /// Connects to the first host that takes writes; returns its place among the hosts too.
 pub(super) async fn connect(address: &Address) -> Result<(PgConnection, usize), Error> {
-    let mut last = Error::Unfit("no host is named".to_owned());
+    let mut errors = Vec::new();
     for (place, host) in address.hosts.iter().enumerate() {
         match connect_to(host, address).await {
             Ok(connection) => return Ok((connection, place)),
-            Err(error) => last = error,
+            Err(error) => errors.push(error),
         }
     }
-    Err(last)
+    let text = errors.iter().map(Error::to_string).collect::<Vec<_>>().join("; ");
+    Err(if errors.iter().all(|it| matches!(it, Error::Unfit(_))) { Error::Unfit(text) } else { Error::Database(text) })
 }
 
 async fn connect_to(host: &PgConnectOptions, address: &Address) -> Result<PgConnection, Error> {
