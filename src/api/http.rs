@@ -28,6 +28,7 @@ use super::{
     metrics::Labels,
     identity::{Peer, User},
     negotiation::{self, Encoding, Form},
+    registration,
     request::RequestInfo,
     tokens,
     trace::{Caller, Why},
@@ -171,7 +172,10 @@ impl Server {
             true => verbs::serve(self.clone(), user, info, query, request).await,
             false => match health::serve(self, &info.path, &query).await {
                 Some(response) => Ok(response),
-                None => self.document(&request, &info.path),
+                None => {
+                    registration::await_kinds(self).await;
+                    self.document(&request, &info.path)
+                }
             },
         }
     }
@@ -181,7 +185,8 @@ impl Server {
     async fn picture(&self, info: &RequestInfo, query: &Query) -> Result<Snapshot> {
         let is_read = matches!(info.verb.as_str(), "get" | "list" | "watch");
         let may_be_old = is_read && query.get("resourceVersion").is_some_and(|it| !it.is_empty());
-        match (info.is_resource && !may_be_old) || info.path == BACKUP_PATH {
+        let lists_kinds = info.path.starts_with("/apis") || info.path.starts_with("/openapi");
+        match (info.is_resource && !may_be_old) || (!info.is_resource && lists_kinds) || info.path == BACKUP_PATH {
             true => self.store.consistent().await.map_err(|error| Status::unavailable(error.to_string())),
             false => Ok(self.store.snapshot()),
         }

@@ -56,7 +56,7 @@ use bytes::Bytes;
 use crate::{
     base::Tasks,
     kinds::{self, Kind, Registry},
-    store::{Extract, Store},
+    store::{Extract, Revision, Store},
 };
 
 /// A body of a request or an answer, whatever carries it.
@@ -81,6 +81,8 @@ pub struct Server {
     pub store: Store,
     /// The kinds served at this moment.
     pub registry: ArcSwap<Registry>,
+    /// The definitions of custom resources are followed up to this revision.
+    registered: tokio::sync::watch::Sender<Revision>,
     pub authenticator: authn::Authenticator,
     pub authorizer: authz::Authorizer,
     pub tokens: Arc<tokens::Tokens>,
@@ -107,6 +109,7 @@ impl Server {
             policies: policies::Policies::default(),
             store,
             registry: ArcSwap::from_pointee(kinds::table::registry()),
+            registered: tokio::sync::watch::Sender::default(),
             authenticator: authn::Authenticator::new(tokens.clone()),
             authorizer: authz::Authorizer::new(),
             tokens,

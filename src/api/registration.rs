@@ -11,7 +11,7 @@ use crate::{
     base::clock,
     kinds::{Registry, crd},
     meta::{Meta, Value, options::DeleteOptions},
-    store::{Change, Draft, Event, EventKind, Expect, Key, Scope, Stored, Transaction, Write},
+    store::{Change, Draft, Event, EventKind, Expect, Key, Revision, Scope, Snapshot, Stored, Transaction, WAIT_FOR_REVISION, Write},
 };
 
 const CRDS: &str = "apiextensions.k8s.io/customresourcedefinitions";
@@ -21,6 +21,28 @@ const FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
 /// How long the resources of a deleted definition get before they are looked at again.
 const CLEANUP_AGAIN: Duration = Duration::from_secs(1);
 
+/// Waits until the kind of a custom resource is served as its definition says, which another server may have told of before this one has
+/// followed it. It takes no time for any other.
+pub async fn await_kind(server: &Server, group: &str, plural: &str) {
+    let is_builtin = server.registry.load().find(group, plural).is_some_and(|it| it.custom.is_none());
+    if !is_builtin && let Some(definition) = server.store.snapshot().get(&Key::new(CRDS, "", &format!("{plural}.{group}"))) {
+        await_revision(server, definition.revision).await;
+    }
+}
+
+/// Waits until the kinds of all definitions are served, for discovery.
+pub async fn await_kinds(server: &Server) {
+    await_revision(server, newest(&server.store.snapshot())).await;
+}
+
+async fn await_revision(server: &Server, revision: Revision) {
+    let _ = tokio::time::timeout(WAIT_FOR_REVISION, server.registered.subscribe().wait_for(|it| *it >= revision)).await;
+}
+
+fn newest(snapshot: &Snapshot) -> Revision {
+    snapshot.list(CRDS, None, None).map(|it| it.revision).max().unwrap_or_default()
+}
+
 /// Registers what is stored, then follows the changes until the server stops.
 pub async fn follow(server: Arc<Server>) {
     loop {
@@ -28,10 +50,12 @@ pub async fn follow(server: Arc<Server>) {
         for stored in snapshot.list(CRDS, None, None) {
             settle(&server, stored).await;
         }
+        server.registered.send_replace(newest(&snapshot));
         let Ok(mut cursor) = server.store.watch(Scope::resource(CRDS), snapshot.revision()) else { continue };
         while let Ok(events) = cursor.next().await {
             for event in events {
                 take(&server, &event).await;
+                server.registered.send_replace(event.revision);
             }
         }
     }

@@ -17,7 +17,7 @@ use super::{
     forms, http,
     identity::User,
     list, negotiation::{self, Encoding, Form, Shape},
-    patch, request::RequestInfo, reviews, subresources, target::Target, watch, websocket::Socket,
+    patch, registration, request::RequestInfo, reviews, subresources, target::Target, watch, websocket::Socket,
     write::{Admits, Writer, Written},
 };
 use crate::{
@@ -43,6 +43,7 @@ pub struct Call {
 
 /// Carries out a request of the resource API.
 pub async fn serve(server: Arc<Server>, user: User, info: RequestInfo, query: Query, request: Request) -> Result<Response> {
+    registration::await_kind(&server, &info.group, &info.resource).await;
     let target = Target::find(&server.registry.load(), &info)?;
     let requester = Requester::new(user, deadline(&query)?);
     let action = target.subresource.as_ref().map(|it| it.action.clone()).filter(is_stream);

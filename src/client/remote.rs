@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, header, uri::Scheme};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -22,14 +23,22 @@ use hyper_util::{
 use k8s_openapi::api::{
     authentication::v1::{TokenRequest, TokenRequestSpec},
     core::v1::ServiceAccount,
+    discovery::v1::EndpointSlice,
 };
 use kube::{Api, api::ObjectMeta, api::PostParams, client::Body};
 use tokio::sync::Mutex;
 
-use super::{Clients, writes};
+use super::{
+    Clients, Informer,
+    informer::Options,
+    writes,
+};
 use crate::{
     api::identity::User,
-    base::pki::{self, Rotating},
+    base::{
+        Tasks,
+        pki::{self, Rotating},
+    },
 };
 
 /// A server that does not take a connection within this time is passed over.
@@ -42,11 +51,12 @@ const TOKEN_FRESH: Duration = Duration::from_secs(TOKEN_SECONDS as u64 * 4 / 5);
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Clients of the cluster at `servers` (as https://HOST:PORT), whose authority (PEM) is known. `credential` says who we are in every request
-/// that is no service account's.
-pub fn connect(servers: Vec<Uri>, authority: &str, credential: Option<Arc<Rotating>>) -> Result<Clients, pki::Error> {
-    let servers = Arc::new(Servers { all: servers, current: AtomicUsize::new(0) });
+/// Clients of the cluster at `servers` (as https://HOST:PORT) and at those that it says it has, whose authority (PEM) is known. `credential`
+/// says who we are in every request that is no service account's.
+pub fn connect(servers: Vec<Uri>, authority: &str, credential: Option<Arc<Rotating>>, tasks: &Tasks) -> Result<Clients, pki::Error> {
+    let servers = Servers::new(servers);
     let own = Https { client: http_client(pki::client_config(authority, credential)?), servers, bearer: None };
+    own.servers.follow(own.client(), tasks);
     // A certificate would count before a token.
     let unnamed = http_client(pki::client_config(authority, None)?);
     Ok(Clients::new(move |user| match service_account(user) {
@@ -60,7 +70,7 @@ pub fn connect(servers: Vec<Uri>, authority: &str, credential: Option<Arc<Rotati
 
 /// A client that shows a token which it was given.
 pub fn with_token(servers: Vec<Uri>, authority: &str, token: &str) -> Result<kube::Client, pki::Error> {
-    let servers = Arc::new(Servers { all: servers, current: AtomicUsize::new(0) });
+    let servers = Servers::new(servers);
     let fixed = Https { client: http_client(pki::client_config(authority, None)?), servers, bearer: Some(Bearer::Fixed(Arc::from(token))) };
     Ok(fixed.client())
 }
@@ -85,18 +95,43 @@ fn service_account(user: &User) -> Option<(String, String)> {
 
 /// The API servers; the current one is asked until it fails.
 struct Servers {
-    all: Vec<Uri>,
+    given: Vec<Uri>,
+    /// Those, and then what the cluster says.
+    all: ArcSwap<Vec<Uri>>,
     current: AtomicUsize,
 }
 
 impl Servers {
+    fn new(given: Vec<Uri>) -> Arc<Self> {
+        Arc::new(Self { all: ArcSwap::from_pointee(given.clone()), given, current: AtomicUsize::new(0) })
+    }
+
+    /// Learns of servers that come and go, from the EndpointSlices of Service `kubernetes`.
+    fn follow(self: &Arc<Self>, client: kube::Client, tasks: &Tasks) {
+        let mut watched = Options::default();
+        watched.config = watched.config.labels("kubernetes.io/service-name=kubernetes");
+        let slices = Informer::start("api-servers", Api::<EndpointSlice>::namespaced(client, "default"), watched, tasks);
+        let (servers, all) = (self.clone(), slices.clone());
+        slices.subscribe(move |_| servers.learn(&all.list()));
+    }
+
+    fn learn(&self, slices: &[Arc<EndpointSlice>]) {
+        let mut all = self.given.clone();
+        let mut found: Vec<Uri> = slices.iter().flat_map(|it| addresses(it)).collect();
+        found.sort_by_key(Uri::to_string);
+        found.retain(|it| !self.given.iter().any(|given| given.authority() == it.authority()));
+        all.append(&mut found);
+        self.all.store(Arc::new(all));
+    }
+
     fn current(&self) -> usize {
         self.current.load(Ordering::Relaxed)
     }
 
     /// `uri` at the server `number`.
     fn place(&self, number: usize, uri: &Uri) -> Result<Uri, BoxError> {
-        let server = self.all.get(number % self.all.len().max(1)).ok_or("no API server is known")?;
+        let all = self.all.load();
+        let server = all.get(number % all.len().max(1)).ok_or("no API server is known")?;
         let mut parts = uri.clone().into_parts();
         (parts.scheme, parts.authority) = (Some(Scheme::HTTPS), server.authority().cloned());
         Ok(Uri::from_parts(parts)?)
@@ -106,6 +141,13 @@ impl Servers {
     fn failed(&self, number: usize) {
         let _ = self.current.compare_exchange(number, number.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed);
     }
+}
+
+fn addresses(slice: &EndpointSlice) -> Vec<Uri> {
+    let ports: Vec<i32> = slice.ports.iter().flatten().filter_map(|it| it.port).collect();
+    let hosts = slice.endpoints.iter().flatten().flat_map(|it| &it.addresses);
+    let host = |it: &String| if it.contains(':') { format!("[{it}]") } else { it.clone() };
+    hosts.flat_map(|it| ports.iter().filter_map(|port| format!("https://{}:{port}", host(it)).parse().ok()).collect::<Vec<_>>()).collect()
 }
 
 /// A service account's token, asked for when it is first needed and again before it expires.
@@ -227,12 +269,13 @@ impl tower::Service<Request<Body>> for Https {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn the_next_server_is_asked_when_one_fails() {
-        let all = ["https://a:6443", "https://b:6443"].map(|it| it.parse().unwrap()).to_vec();
-        let servers = Servers { all, current: AtomicUsize::new(0) };
+        let servers = Servers::new(["https://a:6443", "https://b:6443"].map(|it| it.parse().unwrap()).to_vec());
         let path: Uri = "/api/v1/pods?watch=1".parse().unwrap();
         let place = || servers.place(servers.current(), &path).unwrap().to_string();
         assert_eq!(place(), "https://a:6443/api/v1/pods?watch=1");
@@ -241,6 +284,20 @@ mod tests {
         assert_eq!(place(), "https://b:6443/api/v1/pods?watch=1");
         servers.failed(1);
         assert_eq!(place(), "https://a:6443/api/v1/pods?watch=1");
-        assert!(Servers { all: Vec::new(), current: AtomicUsize::new(0) }.place(0, &path).is_err());
+        assert!(Servers::new(Vec::new()).place(0, &path).is_err());
+    }
+
+    #[test]
+    fn servers_that_the_cluster_names_come_after_those_that_were_given() {
+        let servers = Servers::new(vec!["https://10.0.0.1:6443".parse().unwrap()]);
+        let slice = |port: u16, addresses: &[&str]| {
+            let endpoints: Vec<_> = addresses.iter().map(|it| json!({"addresses": [it]})).collect();
+            serde_json::from_value(json!({"addressType": "IPv4", "endpoints": endpoints, "ports": [{"port": port}]})).unwrap()
+        };
+        servers.learn(&[Arc::new(slice(6444, &["10.0.0.3"])), Arc::new(slice(6443, &["10.0.0.2", "10.0.0.1", "fd00::1"]))]);
+        let all: Vec<String> = servers.all.load().iter().map(|it| it.authority().unwrap().to_string()).collect();
+        assert_eq!(all, ["10.0.0.1:6443", "10.0.0.2:6443", "10.0.0.3:6444", "[fd00::1]:6443"]);
+        servers.learn(&[]);
+        assert_eq!(servers.all.load().len(), 1);
     }
 }

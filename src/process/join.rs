@@ -70,7 +70,7 @@ pub async fn join(options: &Options, tasks: &Tasks) -> Result<Joined> {
     };
     pki::write(&folder.join(AUTHORITY), &authority, 0o644).map_err(|why| failed(&why))?;
     let rotating = Rotating::new(&credential).map_err(|why| failed(&why))?;
-    let clients = remote::connect(servers, &authority, Some(rotating.clone())).map_err(|why| failed(&why))?;
+    let clients = remote::connect(servers, &authority, Some(rotating.clone()), tasks).map_err(|why| failed(&why))?;
     own.rotate(clients.of(&User::default()), rotating, tasks);
     Ok(Joined { clients, authority })
 }

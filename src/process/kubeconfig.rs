@@ -111,7 +111,7 @@ impl Kubeconfig {
         tasks.spawn("kubeconfig", follow(path.to_owned(), rotating.clone()));
         let own = std::slice::from_ref(&self.server);
         let servers = parse_servers(if servers.is_empty() { own } else { servers })?;
-        remote::connect(servers, &self.authority, Some(rotating)).map_err(|why| failed(&why))
+        remote::connect(servers, &self.authority, Some(rotating), tasks).map_err(|why| failed(&why))
     }
 }
 

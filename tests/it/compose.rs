@@ -20,7 +20,7 @@ const WITHIN: Duration = Duration::from_secs(90);
 const GONE_WITHIN: Duration = Duration::from_secs(15);
 
 /// Of pods and Services: not those of the clusters of other tests, for on this machine they share one network.
-const RANGES: [&str; 4] = ["--pod-cidr", "10.202.0.0/16", "--service-cidr", "10.203.0.0/16"];
+pub const RANGES: [&str; 4] = ["--pod-cidr", "10.202.0.0/16", "--service-cidr", "10.203.0.0/16"];
 
 /// The processes of the file, where their names and paths mean something on this machine.
 struct Compose<'a> {

@@ -12,6 +12,7 @@ mod pods;
 mod random;
 mod readme;
 mod requests;
+mod servers;
 mod tidy;
 mod validation;
 

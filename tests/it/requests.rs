@@ -15,7 +15,11 @@ use crate::cluster::Cluster;
 const CASES: &str = include_str!("requests.txt");
 
 pub async fn client(cluster: &Cluster) -> Client {
-    let config = Kubeconfig::read_from(cluster.kubeconfig()).expect("a kubeconfig");
+    client_of(&cluster.kubeconfig()).await
+}
+
+pub async fn client_of(kubeconfig: &std::path::Path) -> Client {
+    let config = Kubeconfig::read_from(kubeconfig).expect("a kubeconfig");
     let mut config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await.expect("a configuration");
     config.default_retry = false;
     Client::try_from(config).expect("a client")
