@@ -33,7 +33,7 @@ impl Range {
     const ONE: Self = Self::fixed(1);
     const UNKNOWN: Self = Self { min: 0, max: u64::MAX };
 
-    const fn fixed(size: u64) -> Self {
+    pub const fn fixed(size: u64) -> Self {
         Self { min: size, max: size }
     }
 
@@ -45,10 +45,20 @@ impl Range {
         Self { min: self.min.saturating_mul(other.min), max: self.max.saturating_mul(other.max) }
     }
 
-    fn scaled(self, factor: f64) -> Self {
+    pub fn scaled(self, factor: f64) -> Self {
         // A conversion to an integer stops at its largest.
         let scale = |it: u64| (it as f64 * factor).ceil() as u64;
         Self { min: scale(self.min), max: scale(self.max) }
+    }
+
+    pub fn traversed(self) -> Self {
+        self.scaled(TRAVERSAL)
+    }
+
+    /// The size of the shorter of two that are compared.
+    fn shorter(self, other: Self) -> Self {
+        let max = self.max.min(other.max);
+        Self { min: max.min(1), max }
     }
 
     fn union(self, other: Self) -> Self {
@@ -266,10 +276,7 @@ impl Coster<'_> {
         for overload in &call.overloads {
             let (own, result) = self.overload(expr, call, overload, &costs);
             cost = cost.union(own);
-            size = match (size, result) {
-                (Some(a), Some(b)) => Some(a.union(b)),
-                (a, b) => b.or(a),
-            };
+            size = size.zip(result).map(|(a, b)| a.union(b)).or(result).or(size);
             let step = match *overload {
                 "index_list" => Some("@items"),
                 "index_map" => Some("@values"),
@@ -289,131 +296,87 @@ impl Coster<'_> {
     /// The cost of a call of that overload, its arguments included, and the size of the result where it can be told.
     fn overload(&mut self, expr: &Expr, call: &Call, overload: &str, costs: &[Range]) -> (Range, Option<Range>) {
         let args = costs.iter().fold(Range::ZERO, |sum, it| sum.plus(*it));
-        if let Some((cost, size)) = self.library(call, overload) {
-            return (cost.plus(args), size);
+        if let Some((cost, size)) = self.lists(call, overload) {
+            return (cost.plus(args), Some(size));
         }
-        let arg = |at: usize| self.size_or_unknown(&call.args[at]);
-        let traversed = |size: Range| (size.scaled(TRAVERSAL).plus(args), None);
-        match overload {
-            "logical_or" | "logical_and" => (Range { min: costs[0].min, max: costs[0].plus(costs[1]).max }, None),
-            "conditional" => {
-                let size = arg(1).union(arg(2));
-                if let (Some(a), Some(b)) = (self.held_by(&call.args[1]), self.held_by(&call.args[2])) {
-                    self.held.insert(expr.id, a.union(b));
-                }
-                (costs[0].plus(costs[1].union(costs[2])), Some(size))
-            }
-            "string_format" => traversed(call.target.as_ref().map_or(Range::UNKNOWN, |it| self.size_or_unknown(it))),
-            "string_to_bytes" => (traversed(arg(0)).0, Some(Range { min: arg(0).min, max: arg(0).max.saturating_mul(4) })),
-            "bytes_to_string" => (traversed(arg(0)).0, Some(Range { min: arg(0).min / 4, max: arg(0).max })),
-            "strings_quote" => (traversed(arg(0)).0, Some(Range { min: arg(0).min.saturating_add(2), max: arg(0).max.saturating_mul(2).saturating_add(2) })),
-            "starts_with_string" | "ends_with_string" => traversed(arg(0)),
-            "in_list" => (arg(1).plus(args), None),
-            "matches_string" => {
-                let text = call.target.as_ref().map_or(Range::UNKNOWN, |it| self.size_or_unknown(it));
-                (text.plus(Range::ONE).scaled(TRAVERSAL).times(arg(0).scaled(PATTERN)).plus(args), None)
-            }
-            "contains_string" => {
-                let text = call.target.as_ref().map_or(Range::UNKNOWN, |it| self.size_or_unknown(it));
-                (text.scaled(TRAVERSAL).times(arg(0).scaled(TRAVERSAL)).plus(args), None)
-            }
-            "add_string" | "add_bytes" | "add_list" => {
-                let size = arg(0).plus(arg(1));
-                if let (Some(a), Some(b)) = (self.held_by(&call.args[0]), self.held_by(&call.args[1])) {
-                    self.held.insert(expr.id, a.union(b));
-                }
-                let cost = if overload == "add_list" { Range::ONE } else { size.scaled(TRAVERSAL) };
-                (cost.plus(args), Some(size))
-            }
-            "equals" | "not_equals" => traversed(compared(arg(0), arg(1))),
-            _ if (overload.starts_with("less_") || overload.starts_with("greater_")) && (overload.ends_with("_string") || overload.ends_with("_bytes")) => traversed(compared(arg(0), arg(1))),
-            _ => (Range::ONE.plus(args), None),
-        }
-    }
-
-    /// Functions of Kubernetes' libraries; the cost is without the arguments'.
-    fn library(&self, call: &Call, overload: &str) -> Option<(Range, Option<Range>)> {
-        let arg = |at: usize| self.size_or_unknown(&call.args[at]);
-        let target = || call.target.as_ref().map(|it| self.size_or_unknown(it));
-        let (one, few) = (Some((Range::ONE, None)), Range { min: 4, max: 16 });
-        let parsed = |text: Range| Some((text.scaled(TRAVERSAL), None));
-        if overload.starts_with("list_") || overload == "lists_range" {
-            if let Some(found) = self.lists(call, overload) {
-                return Some(found);
-            }
-        }
-        match call.function.as_str() {
-            "check" => Some((Range::fixed(CHECK), None)),
-            "fieldSelector" | "labelSelector" => Some((selector(arg(0)), None)),
-            "isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf" => {
-                let list = call.target.as_ref()?;
-                match self.types[list.id].params().first() {
-                    None => Some((target()?.scaled(TRAVERSAL), None)),
-                    Some(of) => {
-                        let texts = if matches!(of, Type::String | Type::Bytes) { self.item_size(list).scaled(TRAVERSAL) } else { Range::ZERO };
-                        Some((target()?.times(Range::ONE.plus(texts)), None))
-                    }
-                }
-            }
-            "url" | "jsonpatch.escapeKey" => Some((arg(0).scaled(TRAVERSAL), Some(arg(0)))),
-            "lowerAscii" | "upperAscii" | "substring" | "trim" => Some((target()?.scaled(TRAVERSAL), target())),
-            "replace" => Some((target()?.scaled(2.0 * TRAVERSAL), Some(replaced(target()?, arg(0), arg(1))))),
-            "split" => {
-                let limit = call.args.get(1).and_then(|it| if let Kind::Literal(Literal::Int(most)) = it.kind { Some(most as u64) } else { None });
-                Some((target()?.scaled(2.0 * TRAVERSAL), Some(Range { min: 0, max: limit.unwrap_or(target()?.max) })))
-            }
-            "join" => {
-                let list = call.target.as_ref()?;
-                let less = |it: u64| it.saturating_sub(1);
-                let separators = |count: Range| Range { min: less(count.min), max: less(count.max) };
-                let mut size = target()?.times(self.item_size(list));
-                if !call.args.is_empty() {
-                    size = size.plus(arg(0).times(separators(target()?)));
-                }
-                Some((size.scaled(TRAVERSAL), Some(size)))
-            }
-            "find" | "findAll" => {
-                let text = target()?.plus(Range::ONE).scaled(TRAVERSAL);
-                Some((text.times(arg(0).scaled(PATTERN)), Some(Range { min: 0, max: target()?.max })))
-            }
-            "ip" if overload == "cidr_ip" => one,
-            "ip" | "cidr" | "isIP" | "isCIDR" | "quantity" | "isQuantity" | "semver" | "isSemver" => parsed(arg(0)),
-            "ip.isCanonical" => Some((arg(0).scaled(2.0 * TRAVERSAL), None)),
-            "containsIP" | "containsCIDR" => {
-                let mut cost = few.plus(few).scaled(TRAVERSAL);
-                if call.function == "containsCIDR" {
-                    cost = cost.plus(few.scaled(TRAVERSAL)).plus(Range::ONE);
-                }
-                Some((if overload.ends_with("_string") { cost.plus(arg(0).scaled(TRAVERSAL)) } else { cost }, None))
-            }
-            "validate" => Some((arg(0).scaled(TRAVERSAL).scaled(FORMAT_PATTERN * PATTERN), None)),
-            "_==_" => self.equality(call),
-            _ => None,
-        }
-    }
-
-    /// Functions that make lists, and those of sets (cel-go `ext/lists.go`, `ext/sets.go`).
-    fn lists(&self, call: &Call, overload: &str) -> Option<(Range, Option<Range>)> {
-        let arg = |at: usize| self.size_or_unknown(&call.args[at]);
-        let target = || call.target.as_ref().map_or(Range::UNKNOWN, |it| self.size_or_unknown(it));
-        let number = |at: usize, other: u64| match call.args.get(at).map(|it| &it.kind) {
-            Some(Kind::Literal(Literal::Int(it))) => u64::try_from(*it).unwrap_or(0),
-            _ => other,
+        let result = self.result(expr, call, overload);
+        let cost = match overload {
+            "logical_or" | "logical_and" => Range { min: costs[0].min, max: costs[0].plus(costs[1]).max },
+            "conditional" => costs[0].plus(costs[1].union(costs[2])),
+            _ => self.own(call, overload, result).plus(args),
         };
-        let made = |factor: f64, size: Range| Some((size.scaled(factor).plus(Range::fixed(1 + LIST)), Some(size)));
-        let sort_factor = |id: &str| if id.contains("string") || id.contains("bytes") { 2.0 + TRAVERSAL } else { 2.0 };
-        match (call.function.as_str(), overload) {
-            ("slice", _) => made(1.0, Range::fixed(number(1, u64::MAX).wrapping_sub(number(0, 0)))),
-            ("flatten", "list_flatten_int") => made(number(0, u64::MAX) as f64, target()),
-            ("flatten" | "reverse", _) => made(1.0, target()),
-            ("lists.range", _) => made(1.0, Range::fixed(number(0, u64::MAX))),
-            ("distinct", _) => made(2.0, target().times(target())),
-            ("sort", id) => made(sort_factor(id), target().times(target())),
-            ("@sortByAssociatedKeys", id) => made(sort_factor(id), arg(0).times(arg(0))),
-            ("sets.contains" | "sets.intersects", _) => Some((arg(0).times(arg(1)).plus(Range::ONE), None)),
-            ("sets.equivalent", _) => Some((arg(0).times(arg(1)).scaled(2.0).plus(Range::ONE), None)),
-            _ => None,
+        (cost, result)
+    }
+
+    /// The receiver's size is the first.
+    fn size_of(&self, call: &Call, at: usize) -> Range {
+        call.all().nth(at).map_or(Range::UNKNOWN, |it| self.size_or_unknown(it))
+    }
+
+    /// What a call costs without its arguments.
+    fn own(&self, call: &Call, overload: &str, result: Option<Range>) -> Range {
+        let size = |at: usize| self.size_of(call, at);
+        match (call.function.as_str(), &call.target) {
+            ("isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf", Some(list)) => match self.types[list.id].params().first() {
+                None => size(0).traversed(),
+                Some(Type::String | Type::Bytes) => size(0).times(Range::ONE.plus(self.item_size(list).traversed())),
+                Some(_) => size(0),
+            },
+            ("startsWith" | "endsWith", _) => size(1).traversed(),
+            ("join", _) => result.unwrap_or(Range::UNKNOWN).traversed(),
+            ("containsIP" | "containsCIDR", _) => {
+                let text = if overload.ends_with("_string") { size(1) } else { Range::ZERO };
+                held_in(&call.function, Range { min: 4, max: 16 }, text)
+            }
+            ("validate", _) => size(1).traversed().scaled(FORMAT_PATTERN * PATTERN),
+            ("_==_", _) => self.equality(call).unwrap_or_else(|| by_size("_==_", overload, size)),
+            (function, _) => by_size(function, overload, size),
         }
+    }
+
+    /// The size of what a call makes.
+    fn result(&mut self, expr: &Expr, call: &Call, overload: &str) -> Option<Range> {
+        let size = |at: usize| self.size_of(call, at);
+        let both = |at: usize| Some((self.held_by(call.args.get(at)?)?, self.held_by(call.args.get(at + 1)?)?));
+        let (size, held) = match (call.function.as_str(), overload) {
+            ("_?_:_", _) => (size(1).union(size(2)), both(1)),
+            (_, "add_string" | "add_bytes" | "add_list") => (size(0).plus(size(1)), both(0)),
+            (_, "string_to_bytes") => (Range { min: size(0).min, max: size(0).max.saturating_mul(4) }, None),
+            (_, "bytes_to_string") => (Range { min: size(0).min / 4, max: size(0).max }, None),
+            ("strings.quote", _) => (size(0).plus(Range { min: 2, max: size(0).max.saturating_add(2) }), None),
+            ("url" | "jsonpatch.escapeKey" | "lowerAscii" | "upperAscii" | "substring" | "trim", _) => (size(0), None),
+            ("replace", _) => (replaced(size(0), size(1), size(2)), None),
+            ("split", _) => (Range { min: 0, max: number(call, 1).map_or(size(0).max, |it| it as u64) }, None),
+            ("find" | "findAll", _) => (Range { min: 0, max: size(0).max }, None),
+            ("join", _) => {
+                let less = |it: u64| it.saturating_sub(1);
+                let separators = if call.args.is_empty() { Range::ZERO } else { size(1).times(Range { min: less(size(0).min), max: less(size(0).max) }) };
+                (size(0).times(self.item_size(call.target.as_ref()?)).plus(separators), None)
+            }
+            _ => return None,
+        };
+        if let Some((a, b)) = held {
+            self.held.insert(expr.id, a.union(b));
+        }
+        Some(size)
+    }
+
+    /// Cost and size of the lists that functions make (cel-go `ext/lists.go`).
+    fn lists(&self, call: &Call, overload: &str) -> Option<(Range, Range)> {
+        let size = |at: usize| self.size_of(call, at);
+        let number = |at: usize, other: u64| number(call, at).map_or(other, |it| u64::try_from(it).unwrap_or(0));
+        let sorted = if overload.contains("string") || overload.contains("bytes") { 2.0 + TRAVERSAL } else { 2.0 };
+        let (factor, made) = match call.function.as_str() {
+            "slice" => (1.0, Range::fixed(number(1, u64::MAX).wrapping_sub(number(0, 0)))),
+            "flatten" if overload == "list_flatten_int" => (number(0, u64::MAX) as f64, size(0)),
+            "flatten" | "reverse" => (1.0, size(0)),
+            "lists.range" => (1.0, Range::fixed(number(0, u64::MAX))),
+            "distinct" => (2.0, size(0).times(size(0))),
+            "sort" => (sorted, size(0).times(size(0))),
+            "@sortByAssociatedKeys" => (sorted, size(1).times(size(1))),
+            _ => return None,
+        };
+        Some((made.scaled(factor).plus(Range::fixed(1 + LIST)), made))
     }
 
     /// The size of what a list holds, by its path.
@@ -428,7 +391,7 @@ impl Coster<'_> {
         self.declared(&path).unwrap_or(Range::UNKNOWN)
     }
 
-    fn equality(&self, call: &Call) -> Option<(Range, Option<Range>)> {
+    fn equality(&self, call: &Call) -> Option<Range> {
         let (Type::Opaque(name), Type::Opaque(other)) = (&self.types[call.args[0].id], &self.types[call.args[1].id]) else { return None };
         if name != other {
             return None;
@@ -436,15 +399,10 @@ impl Coster<'_> {
         let max = match *name {
             "kubernetes.NamedFormat" => 64,
             "kubernetes.URL" => self.size(&call.args[1]).map_or(1, |it| it.max),
-            _ => return Some((Range::ONE, None)),
+            _ => return Some(Range::ONE),
         };
-        Some((Range { min: 1, max }.scaled(TRAVERSAL), None))
+        Some(Range { min: 1, max }.traversed())
     }
-}
-
-fn compared(a: Range, b: Range) -> Range {
-    let max = a.max.min(b.max);
-    Range { min: max.min(1), max }
 }
 
 fn is_scalar(ty: &Type) -> bool {
@@ -455,13 +413,50 @@ fn is_scalar(ty: &Type) -> bool {
     }
 }
 
-/// A selector is a list of requirements, two characters each at the least.
-fn selector(length: Range) -> Range {
-    Range::fixed(LIST).plus(length.scaled(TRAVERSAL)).plus(length.scaled(0.5).scaled((LIST + STRUCT) as f64))
+/// What a call costs by the sizes of its arguments, the receiver first: before it runs and, with fixed sizes, when it has run. The few calls that
+/// differ in this stand where they are asked about.
+pub fn by_size(function: &str, overload: &str, size: impl Fn(usize) -> Range) -> Range {
+    match function {
+        "check" => Range::fixed(CHECK),
+        // A list of requirements, two characters each at the least.
+        "fieldSelector" | "labelSelector" => Range::fixed(LIST).plus(size(1).traversed()).plus(size(1).scaled(0.5).scaled((LIST + STRUCT) as f64)),
+        "ip" if overload == "cidr_ip" => Range::ONE,
+        "url" | "jsonpatch.escapeKey" | "lowerAscii" | "upperAscii" | "substring" | "trim" | "strings.quote" | "format" => size(0).traversed(),
+        "ip" | "cidr" | "isIP" | "isCIDR" | "quantity" | "isQuantity" | "semver" | "isSemver" => size(0).traversed(),
+        "replace" | "split" | "ip.isCanonical" => size(0).scaled(2.0 * TRAVERSAL),
+        "find" | "findAll" => matched(size(0), size(1)),
+        "sets.contains" | "sets.intersects" => size(0).times(size(1)).plus(Range::ONE),
+        "sets.equivalent" => size(0).times(size(1)).scaled(2.0).plus(Range::ONE),
+        "_==_" | "_!=_" => size(0).shorter(size(1)).traversed(),
+        "_<_" | "_<=_" | "_>_" | "_>=_" if overload.ends_with("_string") || overload.ends_with("_bytes") => size(0).shorter(size(1)).traversed(),
+        _ => match overload {
+            "matches_string" => matched(size(0), size(1)),
+            "contains_string" => size(0).traversed().times(size(1).traversed()),
+            "in_list" => size(1),
+            "add_string" | "add_bytes" => size(0).plus(size(1)).traversed(),
+            "string_to_bytes" | "bytes_to_string" => size(0).traversed(),
+            _ => Range::ONE,
+        },
+    }
 }
 
-pub fn selector_cost(length: u64) -> u64 {
-    selector(Range::fixed(length)).max
+/// A pattern tried on a text.
+pub fn matched(text: Range, pattern: Range) -> Range {
+    text.plus(Range::ONE).traversed().times(pattern.scaled(PATTERN))
+}
+
+/// Whether a range of addresses of that size holds another or an address; `text` is the size of one that has to be read first.
+pub fn held_in(function: &str, net: Range, text: Range) -> Range {
+    let twice = net.plus(net).traversed().plus(text.traversed());
+    if function == "containsCIDR" { twice.plus(net.traversed()).plus(Range::ONE) } else { twice }
+}
+
+/// An argument that is written as a number.
+fn number(call: &Call, at: usize) -> Option<i64> {
+    match call.args.get(at)?.kind {
+        Kind::Literal(Literal::Int(it)) => Some(it),
+        _ => None,
+    }
 }
 
 /// How long a text can be after a replacement.

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, rc::Rc};
 use super::{
     Bindings,
     ast::{ACCUMULATOR, Call, Entry, Expr, Fold, Item, Kind, Literal},
-    cost,
+    cost::{self, Range},
     functions::{add, contains, insert},
     kube::Kube,
     strings,
@@ -421,61 +421,31 @@ fn zero_of<'a>(overloads: &[&str]) -> Val<'a> {
     }
 }
 
-fn scaled(size: u64, factor: f64) -> u64 {
-    (size as f64 * factor).ceil() as u64
-}
-
-/// A pattern tried on a text.
-fn matched(text: u64, pattern: u64) -> u64 {
-    scaled(text.saturating_add(1), cost::TRAVERSAL).saturating_mul(scaled(pattern, cost::PATTERN))
-}
-
+/// What a call has cost.
 fn call_cost(call: &Call, args: &[Val<'_>], result: &Eval<Val<'_>>) -> u64 {
-    let size = |at: usize| args.get(at).map_or(1, Val::size);
-    let overload = if call.overloads.len() == 1 { call.overloads[0] } else { "" };
-    let parsed = scaled(size(0), cost::TRAVERSAL);
-    match call.function.as_str() {
-        "check" => cost::CHECK,
-        "fieldSelector" | "labelSelector" => cost::selector_cost(size(1)),
-        "isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf" => args.first().map_or(1, traversal),
-        "url" | "lowerAscii" | "upperAscii" | "substring" | "trim" | "jsonpatch.escapeKey" => parsed,
-        "replace" | "split" | "ip.isCanonical" => scaled(size(0), 2.0 * cost::TRAVERSAL),
-        "join" => scaled(result.as_ref().map_or(0, Val::size), 2.0 * cost::TRAVERSAL),
-        "find" | "findAll" => matched(size(0), size(1)),
-        "matches" if overload == "matches_string" => matched(size(0), size(1)),
-        "ip" if matches!(args.first(), Some(Val::Kube(_))) => 1,
-        "ip" | "cidr" | "isIP" | "isCIDR" | "quantity" | "isQuantity" | "semver" | "isSemver" => parsed,
+    let size = |at: usize| Range::fixed(args.get(at).map_or(1, Val::size));
+    let made = |otherwise: u64| result.as_ref().map_or(otherwise, Val::size);
+    let overload = if let [one] = call.overloads[..] { one } else { "" };
+    let cost = match call.function.as_str() {
+        "isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf" => return args.first().map_or(1, traversal),
+        "ip" | "_==_" if matches!(args.first(), Some(Val::Kube(_) | Val::Check(_))) => return 1,
+        "lists.range" | "slice" | "reverse" => return 1 + cost::LIST + made(1),
+        "flatten" => return 1 + cost::LIST + size(0).max.saturating_mul(if let Some(Val::Int(depth)) = args.get(1) { depth.unsigned_abs() } else { 1 }),
+        "distinct" | "sort" => return compared_all(args.first()),
+        "@sortByAssociatedKeys" => return compared_all(args.get(1)),
+        "join" => Range::fixed(made(0)).scaled(2.0 * cost::TRAVERSAL),
+        "startsWith" | "endsWith" => size(0).traversed(),
         "containsIP" | "containsCIDR" => {
-            let net = size(0);
-            let mut cost = scaled(net + net, cost::TRAVERSAL);
-            if call.function == "containsCIDR" {
-                cost += scaled(net, cost::TRAVERSAL) + 1;
-            }
-            cost + if matches!(args.get(1), Some(Val::String(_))) && !overload.is_empty() { scaled(size(1), cost::TRAVERSAL) } else { 0 }
+            let is_text = matches!(args.get(1), Some(Val::String(_))) && !overload.is_empty();
+            cost::held_in(&call.function, size(0), if is_text { size(1) } else { Range::fixed(0) })
         }
         "validate" => match args.first() {
-            Some(Val::Kube(it)) => match it.as_ref() {
-                Kube::Format(format) => matched(size(1), format.regex_size),
-                _ => 1,
-            },
-            _ => 1,
+            Some(Val::Kube(it)) if let Kube::Format(format) = it.as_ref() => cost::matched(size(1), Range::fixed(format.regex_size)),
+            _ => return 1,
         },
-        "lists.range" | "slice" | "reverse" => 1 + cost::LIST + result.as_ref().map_or(1, Val::size),
-        "flatten" => 1 + cost::LIST + size(0).saturating_mul(if let Some(Val::Int(depth)) = args.get(1) { depth.unsigned_abs() } else { 1 }),
-        "distinct" | "sort" => compared_all(args.first()),
-        "@sortByAssociatedKeys" => compared_all(args.get(1)),
-        "sets.contains" | "sets.intersects" => 1 + size(0).saturating_mul(size(1)),
-        "sets.equivalent" => 1 + size(0).saturating_mul(size(1)).saturating_mul(2),
-        "_==_" if matches!(args.first(), Some(Val::Kube(_) | Val::Check(_))) => 1,
-        "startsWith" | "endsWith" | "strings.quote" | "format" => parsed,
-        "contains" if overload == "contains_string" => scaled(size(0), cost::TRAVERSAL).saturating_mul(scaled(size(1), cost::TRAVERSAL)),
-        "@in" if overload == "in_list" => size(1),
-        "_==_" | "_!=_" => scaled(size(0).min(size(1)), cost::TRAVERSAL),
-        "_+_" if matches!(overload, "add_string" | "add_bytes") => scaled(size(0).saturating_add(size(1)), cost::TRAVERSAL),
-        "_<_" | "_<=_" | "_>_" | "_>=_" if overload.ends_with("_string") || overload.ends_with("_bytes") => scaled(size(0).min(size(1)), cost::TRAVERSAL),
-        "bytes" | "string" if matches!(overload, "string_to_bytes" | "bytes_to_string") => parsed,
-        _ => 1,
-    }
+        function => cost::by_size(function, overload, size),
+    };
+    cost.max
 }
 
 /// A list whose items are all compared with each other.

@@ -15,6 +15,7 @@ mod functions;
 mod kube;
 mod lex;
 mod lists;
+mod macros;
 mod parse;
 mod strings;
 mod time;

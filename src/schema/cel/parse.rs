@@ -1,17 +1,16 @@
 //! From tokens to the tree, by descent; macros become comprehensions on the way.
-//! Follows cel-go `parser/parser.go`, `parser/macro.go`, `ext/comprehensions.go`, `ext/lists.go` (sortBy) and `cel/library.go` (optMap).
+//! Follows cel-go `parser/parser.go`.
 
 use super::{
-    ast::{ACCUMULATOR, Call, Entry, Expr, Fold, Id, Issue, Item, Kind, Literal},
+    ast::{Call, Entry, Expr, Id, Issue, Item, Kind, Literal},
     lex::{Placed, Token, tokens},
+    macros::{self, Expansion},
 };
 
 /// How deep an expression may be nested. Upstream's `maxRecursionDepth` is 250; here the walks go by recursion on stacks of 2 MB.
 const DEPTH_MAX: usize = 100;
 /// How high the tree may be: macros put more nodes into it than are written.
 const HEIGHT_MAX: usize = 150;
-/// The most nodes that `optMap` copies: it evaluates its target twice, and what is nested doubles each time.
-const COPIED_MAX: usize = 2000;
 /// The longest expression (`expressionSizeCodePointLimit`).
 const LENGTH_MAX: usize = 100_000;
 const OPERAND: &str = "{'[', '{', '(', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, STRING, BYTES, IDENTIFIER}";
@@ -42,21 +41,23 @@ pub fn parse(text: &str) -> Parsed {
         return Parsed { expr: Expr::new(0, Kind::Broken), offsets: vec![0], issues: vec![Issue { offset: 0, message }] };
     }
     let (tokens, issues) = tokens(text);
-    let mut parser = Parser { tokens, at: 0, depth: 0, offsets: Vec::new(), issues };
+    let mut parser = Parser { tokens, at: 0, depth: 0, offsets: Vec::new(), issues, parts: Vec::new() };
     let expr = parser.whole().unwrap_or_else(|_| parser.node(0, Kind::Broken));
     Parsed { expr, offsets: parser.offsets, issues: parser.issues }
 }
 
 /// The rest of the text makes no sense any more; the issue is noted.
-struct Halt;
+pub struct Halt;
 type Read<T> = Result<T, Halt>;
 
-struct Parser {
-    tokens: Vec<Placed>,
-    at: usize,
-    depth: usize,
-    offsets: Vec<usize>,
+pub struct Parser {
+    pub tokens: Vec<Placed>,
+    pub at: usize,
+    pub depth: usize,
+    pub offsets: Vec<usize>,
     issues: Vec<Issue>,
+    /// While the text of a macro is read: what some of its names stand for.
+    pub parts: Vec<(&'static str, Expr)>,
 }
 
 impl Parser {
@@ -83,7 +84,7 @@ impl Parser {
         self.offsets.len() - 1
     }
 
-    fn node(&mut self, offset: usize, kind: Kind) -> Expr {
+    pub fn node(&mut self, offset: usize, kind: Kind) -> Expr {
         let id = self.new_id(offset);
         self.placed(id, kind)
     }
@@ -141,7 +142,7 @@ impl Parser {
         }
     }
 
-    fn expr(&mut self) -> Read<Expr> {
+    pub fn expr(&mut self) -> Read<Expr> {
         self.deeper(|it| {
             let condition = it.binary(0)?;
             let Some(offset) = it.take("?") else { return Ok(condition) };
@@ -364,6 +365,9 @@ impl Parser {
 
     fn name(&mut self, name: String, offset: usize, is_rooted: bool) -> Read<Expr> {
         self.next();
+        if let Some((_, part)) = self.parts.iter().find(|(it, _)| *it == name) {
+            return Ok(part.clone());
+        }
         if RESERVED.contains(&name.as_str()) {
             self.issue(offset, format!("reserved identifier: {name}"));
         }
@@ -446,211 +450,14 @@ impl Parser {
     }
 
     fn macro_or_call(&mut self, id: Id, function: &str, target: Option<Expr>, args: Vec<Expr>) -> Expr {
-        let maker = Maker { offset: self.offsets[id], parser: self };
-        let (target, args) = match maker.expand(function, target, args) {
-            Ok(Expansion::Made(expr)) => return expr,
-            Ok(Expansion::None(target, args)) => (target, args),
+        let (offset, function) = (self.offsets[id], if self.parts.is_empty() { function } else { macros::spelled(function) });
+        match self.expand(offset, function, target, args) {
+            Ok(Expansion::Made(expr)) => expr,
+            Ok(Expansion::None(target, args)) => self.placed(id, Kind::Call(Box::new(Call::new(function, target, args)))),
             Err((offset, message)) => {
                 self.issue(offset, message);
-                return self.node(offset, Kind::Broken);
+                self.node(offset, Kind::Broken)
             }
-        };
-        self.placed(id, Kind::Call(Box::new(Call::new(function, target, args))))
-    }
-}
-
-enum Expansion {
-    Made(Expr),
-    /// It is no macro: target and arguments come back.
-    None(Option<Expr>, Vec<Expr>),
-}
-
-type Refusal = (usize, &'static str);
-
-/// Makes the nodes of a macro; all of them stand where the macro stands.
-struct Maker<'a> {
-    parser: &'a mut Parser,
-    offset: usize,
-}
-
-impl Maker<'_> {
-    fn expand(mut self, function: &str, target: Option<Expr>, args: Vec<Expr>) -> Result<Expansion, (usize, String)> {
-        let told = |(offset, text): Refusal| (offset, text.to_owned());
-        let made = match (function, target, args.len()) {
-            ("has", None, 1) => self.has(args).map_err(told)?,
-            (_, None, _) => return Ok(Expansion::None(None, args)),
-            ("all" | "exists" | "exists_one", Some(target), 2 | 3) | ("existsOne", Some(target), 3) => self.quantifier(function, target, args)?,
-            ("map", Some(target), 2 | 3) | ("filter", Some(target), 2) => self.map(function, target, args).map_err(told)?,
-            ("transformList" | "transformMap" | "transformMapEntry", Some(target), 3 | 4) => self.transform(function, target, args)?,
-            ("optMap" | "optFlatMap", Some(target), 2) => self.optional(function, target, args)?,
-            ("sortBy", Some(target), 2) => self.sort_by(target, args).map_err(told)?,
-            (_, target, _) => return Ok(Expansion::None(target, args)),
-        };
-        Ok(Expansion::Made(made))
-    }
-
-    fn new(&mut self, kind: Kind) -> Expr {
-        self.parser.node(self.offset, kind)
-    }
-
-    fn literal(&mut self, literal: Literal) -> Expr {
-        self.new(Kind::Literal(literal))
-    }
-
-    fn ident(&mut self, name: &str) -> Expr {
-        self.new(Kind::Ident(name.to_owned()))
-    }
-
-    fn accu(&mut self) -> Expr {
-        self.ident(ACCUMULATOR)
-    }
-
-    fn call(&mut self, function: &str, args: Vec<Expr>) -> Expr {
-        let id = self.parser.new_id(self.offset);
-        self.parser.call_at(id, function, args)
-    }
-
-    fn method(&mut self, function: &str, target: Expr, args: Vec<Expr>) -> Expr {
-        self.new(Kind::Call(Box::new(Call::new(function, Some(target), args))))
-    }
-
-    fn place(&self, expr: &Expr) -> usize {
-        self.parser.offsets[expr.id]
-    }
-
-    fn has(&mut self, args: Vec<Expr>) -> Result<Expr, Refusal> {
-        match args.into_iter().next() {
-            Some(Expr { kind: Kind::Select { operand, field, is_test: false }, .. }) => Ok(self.new(Kind::Select { operand, field, is_test: true })),
-            other => Err((other.map_or(self.offset, |it| self.place(&it)), "invalid argument to has() macro")),
         }
-    }
-
-    fn variable(&self, expr: &Expr, complaint: &'static str) -> Result<String, Refusal> {
-        match &expr.kind {
-            Kind::Ident(name) if name == "__result__" => Err((self.place(expr), "iteration variable overwrites accumulator variable")),
-            Kind::Ident(name) => Ok(name.clone()),
-            _ => Err((self.place(expr), complaint)),
-        }
-    }
-
-    /// One or two variables of a loop, and the arguments after them.
-    fn variables(&self, mut args: Vec<Expr>, count: usize) -> Result<(String, Option<String>, Vec<Expr>), (usize, String)> {
-        const COMPLAINT: &str = "argument must be a simple name";
-        let told = |(offset, text): Refusal| (offset, text.to_owned());
-        let rest = args.split_off(count);
-        let first = self.variable(&args[0], COMPLAINT).map_err(told)?;
-        let Some(second) = args.get(1) else { return Ok((first, None, rest)) };
-        let name = self.variable(second, COMPLAINT).map_err(told)?;
-        if name == first {
-            return Err((self.place(second), format!("duplicate variable name: {name}")));
-        }
-        Ok((first, Some(name), rest))
-    }
-
-    fn fold(&mut self, range: Expr, vars: (String, Option<String>), init: Expr, condition: Expr, step: Expr, result: Expr) -> Expr {
-        self.new(Kind::Fold(Box::new(Fold { range, var: vars.0, var2: vars.1, accu: ACCUMULATOR.to_owned(), init, condition, step, result })))
-    }
-
-    fn quantifier(&mut self, function: &str, target: Expr, args: Vec<Expr>) -> Result<Expr, (usize, String)> {
-        let count = args.len() - 1;
-        let (var, var2, mut rest) = self.variables(args, count)?;
-        let predicate = rest.remove(0);
-        let (accu, result) = (self.accu(), self.accu());
-        let (init, condition, step, result) = match function {
-            "all" => {
-                let condition = self.call("@not_strictly_false", vec![accu]);
-                let accu = self.accu();
-                (self.literal(Literal::Bool(true)), condition, self.call("_&&_", vec![accu, predicate]), result)
-            }
-            "exists" => {
-                let negated = self.call("!_", vec![accu]);
-                let accu = self.accu();
-                let condition = self.call("@not_strictly_false", vec![negated]);
-                (self.literal(Literal::Bool(false)), condition, self.call("_||_", vec![accu, predicate]), result)
-            }
-            _ => {
-                let one = self.literal(Literal::Int(1));
-                let more = self.call("_+_", vec![accu, one.clone()]);
-                let same = self.accu();
-                let step = self.call("_?_:_", vec![predicate, more, same]);
-                (self.literal(Literal::Int(0)), self.literal(Literal::Bool(true)), step, self.call("_==_", vec![result, one]))
-            }
-        };
-        Ok(self.fold(target, (var, var2), init, condition, step, result))
-    }
-
-    /// The accumulated list and one value more, if the filter lets it.
-    fn gather(&mut self, filter: Option<Expr>, function: &str, added: Vec<Expr>) -> Expr {
-        let accu = self.accu();
-        let step = self.call(function, std::iter::once(accu).chain(added).collect());
-        let Some(filter) = filter else { return step };
-        let same = self.accu();
-        self.call("_?_:_", vec![filter, step, same])
-    }
-
-    fn map(&mut self, function: &str, target: Expr, mut args: Vec<Expr>) -> Result<Expr, Refusal> {
-        let var = self.variable(&args[0], "argument is not an identifier")?;
-        let (filter, value) = match (function, args.len()) {
-            ("filter", _) => (Some(args.remove(1)), args.remove(0)),
-            (_, 3) => (Some(args.remove(1)), args.remove(1)),
-            _ => (None, args.remove(1)),
-        };
-        let one = self.new(Kind::List(vec![Item { value, is_optional: false }]));
-        let step = self.gather(filter, "_+_", vec![one]);
-        let (init, condition, result) = (self.new(Kind::List(Vec::new())), self.literal(Literal::Bool(true)), self.accu());
-        Ok(self.fold(target, (var, None), init, condition, step, result))
-    }
-
-    fn transform(&mut self, function: &str, target: Expr, args: Vec<Expr>) -> Result<Expr, (usize, String)> {
-        let (var, var2, mut rest) = self.variables(args, 2)?;
-        let value = rest.pop().unwrap_or_else(|| self.new(Kind::Broken));
-        let filter = rest.pop();
-        let (init, step) = match function {
-            "transformList" => {
-                let one = self.new(Kind::List(vec![Item { value, is_optional: false }]));
-                (Kind::List(Vec::new()), self.gather(filter, "_+_", vec![one]))
-            }
-            "transformMap" => {
-                let key = self.ident(&var);
-                (Kind::Map(Vec::new()), self.gather(filter, "cel.@mapInsert", vec![key, value]))
-            }
-            _ => (Kind::Map(Vec::new()), self.gather(filter, "cel.@mapInsert", vec![value])),
-        };
-        let (init, condition, result) = (self.new(init), self.literal(Literal::Bool(true)), self.accu());
-        Ok(self.fold(target, (var, var2), init, condition, step, result))
-    }
-
-    /// Gives `value` a name within `result`.
-    fn bind(&mut self, name: &str, value: Expr, result: Expr) -> Expr {
-        let (range, condition, step) = (self.new(Kind::List(Vec::new())), self.literal(Literal::Bool(false)), self.ident(name));
-        self.new(Kind::Fold(Box::new(Fold { range, var: "#unused".to_owned(), var2: None, accu: name.to_owned(), init: value, condition, step, result })))
-    }
-
-    fn optional(&mut self, function: &str, target: Expr, mut args: Vec<Expr>) -> Result<Expr, (usize, String)> {
-        let Kind::Ident(name) = &args[0].kind else {
-            return Err((self.place(&args[0]), format!("{function}() variable name must be a simple identifier")));
-        };
-        let name = name.clone();
-        if target.count() > COPIED_MAX {
-            return Err((self.place(&target), "max recursion depth exceeded".to_owned()));
-        }
-        let test = self.method("hasValue", target.clone(), Vec::new());
-        let value = self.method("value", target, Vec::new());
-        let bound = self.bind(&name, value, args.remove(1));
-        let some = if function == "optMap" { self.call("optional.of", vec![bound]) } else { bound };
-        let none = self.call("optional.none", Vec::new());
-        Ok(self.call("_?_:_", vec![test, some, none]))
-    }
-
-    fn sort_by(&mut self, target: Expr, args: Vec<Expr>) -> Result<Expr, Refusal> {
-        const INPUT: &str = "@__sortBy_input__";
-        if matches!(target.kind, Kind::Literal(_) | Kind::Map(_) | Kind::Struct(..)) {
-            return Err((self.place(&target), "sortBy can only be applied to a list, identifier, comprehension, call or select expression"));
-        }
-        let range = self.ident(INPUT);
-        let keys = self.map("map", range, args)?;
-        let input = self.ident(INPUT);
-        let sorted = self.method("@sortByAssociatedKeys", input, vec![keys]);
-        Ok(self.bind(INPUT, target, sorted))
     }
 }

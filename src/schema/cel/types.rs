@@ -48,8 +48,8 @@ impl Type {
         Self::Optional(Arc::new(of))
     }
 
-    /// Reads `list(map(string, A))`, as the table of overloads writes it.
-    pub fn parse(text: &'static str) -> Self {
+    /// Reads `list(map(string, A))`, as the table of overloads writes it; what is no type's name is a variable.
+    pub fn parse(text: &str) -> Self {
         let (name, inner) = match text.split_once('(') {
             Some((name, rest)) => (name, split(rest.strip_suffix(')').unwrap_or(rest))),
             None => (text, Vec::new()),
@@ -58,15 +58,15 @@ impl Type {
         let mut next = || inner.next().unwrap_or(Self::Dyn);
         match name {
             "dyn" => Self::Dyn,
-            "null" => Self::Null,
+            "null_type" => Self::Null,
             "bool" => Self::Bool,
             "int" => Self::Int,
             "uint" => Self::Uint,
             "double" => Self::Double,
             "string" => Self::String,
             "bytes" => Self::Bytes,
-            "duration" => Self::Duration,
-            "timestamp" => Self::Timestamp,
+            "duration" | "google.protobuf.Duration" => Self::Duration,
+            "timestamp" | "google.protobuf.Timestamp" => Self::Timestamp,
             "list" => Self::list(next()),
             "map" => Self::map(next(), next()),
             "optional_type" => Self::optional(next()),
@@ -77,22 +77,7 @@ impl Type {
 
     /// The type of that name, for expressions such as `type(x) == int`.
     pub fn named(name: &str) -> Option<Self> {
-        Some(match name {
-            "bool" => Self::Bool,
-            "int" => Self::Int,
-            "uint" => Self::Uint,
-            "double" => Self::Double,
-            "string" => Self::String,
-            "bytes" => Self::Bytes,
-            "google.protobuf.Duration" => Self::Duration,
-            "google.protobuf.Timestamp" => Self::Timestamp,
-            "list" => Self::list(Self::Dyn),
-            "map" => Self::map(Self::Dyn, Self::Dyn),
-            "optional_type" => Self::optional(Self::Dyn),
-            "null_type" => Self::Null,
-            "type" => Self::Type(Arc::new(Self::Dyn)),
-            name => Self::Opaque(OPAQUE.iter().find(|it| **it == name)?),
-        })
+        Some(Self::parse(name)).filter(|it| it.runtime_name() == name && !matches!(it, Self::Dyn | Self::Param(_)))
     }
 
     /// What a value of this type says its type is.
@@ -191,7 +176,7 @@ impl fmt::Display for Type {
 }
 
 /// The parts between commas that stand in no brackets.
-pub fn split(text: &'static str) -> Vec<&'static str> {
+pub fn split(text: &str) -> Vec<&str> {
     let (mut parts, mut depth, mut start) = (Vec::new(), 0, 0);
     for (at, letter) in text.char_indices() {
         match letter {
