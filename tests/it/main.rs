@@ -15,8 +15,10 @@ mod requests;
 mod servers;
 mod tidy;
 mod validation;
+mod webhooks;
 
+#[path = "../support/dice.rs"]
+mod dice;
 #[expect(dead_code, reason = "the store's own tests use more of it")]
 #[path = "../support/postgres.rs"]
 mod postgres;
-mod webhooks;
