@@ -155,6 +155,10 @@ fn plan(target: &Target, mut new: Value, options: &DeleteOptions) -> (Value, boo
     let grace = strategy.grace.map_or(0, |it| it(old, asked));
     set_finalizers(&mut new, target, options);
     let waits_for_finalizers = new.finalizers().next().is_some() || !new.items_at(&["spec", "finalizers"]).is_empty() && target.kind.plural == "namespaces";
+    // What goes at once is told as it was.
+    if strategy.grace.is_none() && !waits_for_finalizers {
+        return (new, true);
+    }
     let running = old.int_at(&["metadata", "deletionGracePeriodSeconds"]);
     let is_shortened = match (old.deletion_timestamp(), running) {
         (None, _) => true,
@@ -172,8 +176,7 @@ fn plan(target: &Target, mut new: Value, options: &DeleteOptions) -> (Value, boo
         new.set_at(&["status", "phase"], "Terminating");
     }
     let left = new.int_at(&["metadata", "deletionGracePeriodSeconds"]).unwrap_or(0);
-    let is_gone = !waits_for_finalizers && (left == 0 || strategy.grace.is_none());
-    (new, is_gone)
+    (new, !waits_for_finalizers && left == 0)
 }
 
 /// Orphaning and foreground deletion are finalizers that the garbage collector takes away.

@@ -30,6 +30,7 @@ pub mod node;
 pub mod openapi;
 mod outgoing;
 pub mod patch;
+mod paths;
 mod podsecurity;
 pub mod policies;
 mod quota;
@@ -167,6 +168,7 @@ fn plain() -> Kind {
         stored: 0,
         subresources: Vec::new(),
         strategy: &kinds::Strategy::PLAIN,
+        returns_deleted: false,
         storage: None,
         custom: None,
     }

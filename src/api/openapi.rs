@@ -10,10 +10,10 @@ use bytes::Bytes;
 use http::HeaderMap;
 use serde_json::json;
 
-use super::{Response, aggregation::Delegates, body, discovery};
+use super::{Response, aggregation::Delegates, body, discovery, paths};
 use crate::{
-    kinds::{Action, Kind, Registry, Verb, Version},
-    meta::{Map, Result, Status, Value, object::api_version},
+    kinds::{Kind, Registry, Version},
+    meta::{Map, Result, Status, Value},
     schema::{
         self,
         openapi::{self, Dialect, add_type_meta, define, metadata},
@@ -177,20 +177,19 @@ fn define_kind(kind: &Kind, version: &Version, dialect: Dialect, into: &mut Map<
         into[&name]["x-kubernetes-selectable-fields"] = json!(fields);
         list["x-kubernetes-selectable-fields"] = json!(fields);
     }
-    let list_name = match kind.custom {
-        Some(_) => format!("{}{}", name.strip_suffix(kind.kind.as_ref()).unwrap_or(&name), kind.list_kind),
-        None => format!("{name}List"),
-    };
-    into.insert(list_name, list);
+    into.insert(paths::list_name(kind, &name), list);
+    paths::bodies(kind).for_each(|it| define(&it, &it.name, dialect, into));
 }
 
 fn define_common(dialect: Dialect, into: &mut Map<String, Value>) {
-    for name in ["ListMeta", "ObjectMeta", "DeleteOptions", "Status", "WatchEvent"] {
+    for name in ["ListMeta", "ObjectMeta", "DeleteOptions", "Status"] {
         if let Some(schema) = schema::builtin(&format!("{META}.{name}")) {
             define(&schema, &schema.name, dialect, into);
         }
     }
     into.insert(format!("{META}.Patch"), json!({"type": "object"}));
+    let properties = json!({"object": {"type": "object"}, "type": {"type": "string", "default": ""}});
+    into.insert(format!("{META}.WatchEvent"), json!({"type": "object", "required": ["type", "object"], "properties": properties}));
 }
 
 fn v3(kinds: &[&Arc<Kind>], version: &str) -> String {
@@ -221,84 +220,6 @@ fn v2_parts(kinds: &[&Arc<Kind>]) -> Parts {
     Parts { paths: members(paths), definitions: members(definitions) }
 }
 
-fn parameter(dialect: Dialect, name: &str, place: &str, kind: &str) -> Value {
-    match dialect {
-        Dialect::V2 => json!({"name": name, "in": place, "type": kind, "uniqueItems": true, "required": place == "path"}),
-        Dialect::V3 => json!({"name": name, "in": place, "required": place == "path", "schema": {"type": kind, "uniqueItems": true}}),
-    }
-}
-
-fn set_body(dialect: Dialect, operation: &mut Value, definition: &str, media_types: &[&str]) {
-    match dialect {
-        Dialect::V2 => {
-            let parameter = json!({"name": "body", "in": "body", "required": true, "schema": dialect.refer(definition)});
-            if let Some(list) = operation["parameters"].as_array_mut() {
-                list.push(parameter);
-            }
-            operation["consumes"] = json!(media_types);
-        }
-        Dialect::V3 => {
-            let content: Map<String, Value> = media_types.iter().map(|it| ((*it).to_owned(), json!({"schema": dialect.refer(definition)}))).collect();
-            operation["requestBody"] = json!({"content": content, "required": true});
-        }
-    }
-}
-
-fn set_answer(dialect: Dialect, operation: &mut Value, definition: &str) {
-    operation["responses"] = match dialect {
-        Dialect::V2 => json!({"200": {"description": "OK", "schema": dialect.refer(definition)}, "401": {"description": "Unauthorized"}}),
-        Dialect::V3 => json!({"200": {"description": "OK", "content": {"application/json": {"schema": dialect.refer(definition)}}}, "401": {"description": "Unauthorized"}}),
-    };
-}
-
-/// The paths of a kind: what clients ask is whether an operation takes `dryRun` and `fieldValidation`, and which kind it is about.
-fn add_paths(kind: &Kind, version: &Version, dialect: Dialect, paths: &mut Map<String, Value>) {
-    let root = if kind.group.is_empty() { format!("/api/{}", version.name) } else { format!("/apis/{}", api_version(&kind.group, &version.name)) };
-    let base = if kind.is_namespaced() { format!("{root}/namespaces/{{namespace}}/{}", kind.plural) } else { format!("{root}/{}", kind.plural) };
-    let operation = |verb: Verb, action: &str| kind.accepts(verb).then(|| self::operation(kind, version, dialect, action));
-    let collection = [("get", operation(Verb::List, "list")), ("post", operation(Verb::Create, "post")), ("delete", operation(Verb::DeleteCollection, "deletecollection"))];
-    let item = [("get", operation(Verb::Get, "get")), ("put", operation(Verb::Update, "put")), ("patch", operation(Verb::Patch, "patch")), ("delete", operation(Verb::Delete, "delete"))];
-    add_path(paths, &base, kind.is_namespaced(), false, dialect, collection.into_iter());
-    add_path(paths, &format!("{base}/{{name}}"), kind.is_namespaced(), true, dialect, item.into_iter());
-    for part in kind.subresources.iter().filter(|it| matches!(it.action, Action::Status | Action::Part)) {
-        let verbs = [("get", "get"), ("put", "update"), ("patch", "patch")];
-        let operations = verbs.into_iter().map(|(method, verb)| (method, part.verbs.contains(&verb).then(|| self::operation(kind, version, dialect, method))));
-        add_path(paths, &format!("{base}/{{name}}/{}", part.name), kind.is_namespaced(), true, dialect, operations);
-    }
-}
-
-fn add_path<'a>(paths: &mut Map<String, Value>, path: &str, is_namespaced: bool, is_named: bool, dialect: Dialect, operations: impl Iterator<Item = (&'a str, Option<Value>)>) {
-    let mut item: Map<String, Value> = operations.filter_map(|(method, operation)| Some((method.to_owned(), operation?))).collect();
-    if item.is_empty() {
-        return;
-    }
-    let names = [(is_named, "name"), (is_namespaced, "namespace")];
-    let parameters: Vec<Value> = names.into_iter().filter(|(is, _)| *is).map(|(_, name)| parameter(dialect, name, "path", "string")).collect();
-    item.insert("parameters".to_owned(), parameters.into());
-    paths.insert(path.to_owned(), item.into());
-}
-
-fn operation(kind: &Kind, version: &Version, dialect: Dialect, action: &str) -> Value {
-    const PATCHES: &[&str] = &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json", "application/apply-patch+yaml"];
-    let name = definition_name(kind, version);
-    let parameters: Vec<Value> = match action {
-        "post" | "put" | "patch" => {
-            let mut names = vec![("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string")];
-            if action == "patch" {
-                names.push(("force", "boolean"));
-            }
-            names.iter().map(|(name, kind)| parameter(dialect, name, "query", kind)).collect()
-        }
-        "delete" | "deletecollection" => [("dryRun", "string"), ("gracePeriodSeconds", "integer"), ("propagationPolicy", "string")].iter().map(|(name, kind)| parameter(dialect, name, "query", kind)).collect(),
-        "list" => [("labelSelector", "string"), ("fieldSelector", "string"), ("limit", "integer"), ("continue", "string"), ("resourceVersion", "string"), ("watch", "boolean")].iter().map(|(name, kind)| parameter(dialect, name, "query", kind)).collect(),
-        _ => Vec::new(),
-    };
-    let mut operation = json!({"parameters": parameters, "x-kubernetes-action": action, "x-kubernetes-group-version-kind": gvk(kind, &version.name, &kind.kind)});
-    match action {
-        "post" | "put" => set_body(dialect, &mut operation, &name, &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"]),
-        "patch" => set_body(dialect, &mut operation, &format!("{META}.Patch"), PATCHES),
-        _ => (),
-    }
-    set_answer(dialect, &mut operation, &if action == "list" { format!("{name}List") } else { name });
-    operation
+fn add_paths(kind: &Kind, version: &Version, dialect: Dialect, into: &mut Map<String, Value>) {
+    paths::Paths { kind, version, definition: &definition_name(kind, version), dialect, into }.add();
 }

@@ -244,7 +244,7 @@ impl Call {
         let options = delete::options(&self.delete_body(request).await?, &self.query)?;
         match self.deletion(&self.target, &options).run().await? {
             Deleted::Waiting(object) => self.answer(200, object).await,
-            Deleted::Gone(object) if self.target.kind.strategy.grace.is_some() => self.answer(200, object).await,
+            Deleted::Gone(object) if self.target.kind.returns_deleted => self.answer(200, object).await,
             Deleted::Gone(object) => {
                 self.answer_value(200, Status::success(&self.target.resource(), &object.key.name, &object.header.uid))
             }

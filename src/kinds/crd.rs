@@ -227,6 +227,7 @@ pub fn kind(crd: &Value, definition: Bytes) -> Option<Kind> {
         stored,
         subresources,
         strategy: &CUSTOM_STRATEGIES[usize::from(has_status)],
+        returns_deleted: false,
         storage: None,
         custom: Some(custom),
     })

@@ -66,6 +66,8 @@ pub struct Kind {
     pub stored: usize,
     pub subresources: Vec<Subresource>,
     pub strategy: &'static Strategy,
+    /// The answer to a deletion is the object, not a Status.
+    pub returns_deleted: bool,
     /// Objects under another kind's key: `events.k8s.io/events` are stored as `events`. Otherwise the key is the row's own.
     pub storage: Option<&'static str>,
     /// Set for a custom resource: the CRD it comes from.

@@ -23,7 +23,7 @@ fn core() -> Vec<Row> {
     vec![
     ns("", "v1", "configmaps", "ConfigMap").short("cm").does(&secret::CONFIG_MAP).cols(&[fun("Data", "string", data_count)]).age(),
     ns("", "v1", "secrets", "Secret").does(&secret::SECRET).cols(&[path("Type", &["type"]), fun("Data", "string", data_count)]).age().field("type", &["type"]),
-    ns("", "v1", "pods", "Pod").short("po").all().does(&pod::POD).status().cols(&[
+    ns("", "v1", "pods", "Pod").returned().short("po").all().does(&pod::POD).status().cols(&[
             fun("Ready", "string", pod_ready), fun("Status", "string", pod_status), fun("Restarts", "string", pod_restarts), AGE,
             wide("IP", pod_ip), wide("Node", pod_node), wide("Nominated Node", pod_nominated), wide("Readiness Gates", pod_gates)])
         .field("spec.nodeName", &["spec", "nodeName"]).field("spec.restartPolicy", &["spec", "restartPolicy"]).field("spec.schedulerName", &["spec", "schedulerName"])
@@ -34,25 +34,25 @@ fn core() -> Vec<Row> {
         .sub("exec", Action::Exec, "PodExecOptions", &["create", "get"]).sub("log", Action::Log, "Pod", &["get"])
         .sub("portforward", Action::PortForward, "PodPortForwardOptions", &["create", "get"]).sub("proxy", Action::Proxy, "PodProxyOptions", PROXY)
         .sub("resize", Action::Part, "Pod", PART),
-    ns("", "v1", "services", "Service").short("svc").all().does(&service::SERVICE).status()
+    ns("", "v1", "services", "Service").returned().short("svc").all().does(&service::SERVICE).status()
         .cols(&[path("Type", &["spec", "type"]), fun("Cluster-IP", "string", service_ip), fun("External-IP", "string", service_external), fun("Port(s)", "string", service_ports), AGE, wide("Selector", service_selector)])
         .field("spec.clusterIP", &["spec", "clusterIP"]).field("spec.type", &["spec", "type"]).sub("proxy", Action::Proxy, "ServiceProxyOptions", PROXY),
     ns("", "v1", "endpoints", "Endpoints").short("ep").does(&networking::ENDPOINTS).cols(&[fun("Endpoints", "string", endpoints)]).age().deprecated("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
     ns("", "v1", "events", "Event").short("ev").does(&event::EVENT).unnamed().cols(EVENT).fields(event::FIELDS).field_fn("source", event::source),
     ns("events.k8s.io", "v1", "events", "Event").short("ev").stored_as("events").does(&event::EVENT).converted(event::FROM_CORE, event::TO_CORE).unnamed().cols(EVENT).fields(event::NEW_FIELDS),
-    ns("", "v1", "serviceaccounts", "ServiceAccount").short("sa").does(&secret::SERVICE_ACCOUNT).age().sub_of("token", Action::Token, ("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
+    ns("", "v1", "serviceaccounts", "ServiceAccount").returned().short("sa").does(&secret::SERVICE_ACCOUNT).age().sub_of("token", Action::Token, ("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
     ns("", "v1", "replicationcontrollers", "ReplicationController").short("rc").all().does(&workloads::REPLICATION_CONTROLLER).status().scale(None)
         .cols(&[int("Desired", &["spec", "replicas"]), int("Current", &["status", "replicas"]), int("Ready", &["status", "readyReplicas"]), AGE, wide("Containers", template_containers), wide("Images", template_images), wide("Selector", map_selector)])
         .field("status.replicas", &["status", "replicas"]),
-    ns("", "v1", "podtemplates", "PodTemplate").does(&workloads::POD_TEMPLATE).age(),
+    ns("", "v1", "podtemplates", "PodTemplate").returned().does(&workloads::POD_TEMPLATE).age(),
     ns("", "v1", "limitranges", "LimitRange").short("limits").does(&policy::LIMIT_RANGE).cols(&[CREATED]),
-    ns("", "v1", "resourcequotas", "ResourceQuota").short("quota").does(&policy::QUOTA).status().cols(&[fun("Request", "string", quota_requests), fun("Limit", "string", quota_limits)]).age(),
-    cl("", "v1", "persistentvolumes", "PersistentVolume").short("pv").does(&storage::VOLUME).status().cols(&[
+    ns("", "v1", "resourcequotas", "ResourceQuota").returned().short("quota").does(&policy::QUOTA).status().cols(&[fun("Request", "string", quota_requests), fun("Limit", "string", quota_limits)]).age(),
+    cl("", "v1", "persistentvolumes", "PersistentVolume").returned().short("pv").does(&storage::VOLUME).status().cols(&[
             path("Capacity", &["spec", "capacity", "storage"]), fun("Access Modes", "string", volume_modes), path("Reclaim Policy", &["spec", "persistentVolumeReclaimPolicy"]),
             fun("Status", "string", phase), fun("Claim", "string", volume_claim), fun("StorageClass", "string", storage_class),
             or("VolumeAttributesClass", &["spec", "volumeAttributesClassName"], "<unset>"), path("Reason", &["status", "reason"]), AGE,
             wide_or("VolumeMode", &["spec", "volumeMode"], "<unset>")]),
-    ns("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim").short("pvc").does(&storage::CLAIM).status().cols(&[
+    ns("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim").returned().short("pvc").does(&storage::CLAIM).status().cols(&[
             fun("Status", "string", phase), path("Volume", &["spec", "volumeName"]), fun("Capacity", "string", claim_capacity), fun("Access Modes", "string", claim_modes),
             fun("StorageClass", "string", storage_class), or("VolumeAttributesClass", &["spec", "volumeAttributesClassName"], "<unset>"), AGE,
             wide_or("VolumeMode", &["spec", "volumeMode"], "<unset>")]),
@@ -109,23 +109,23 @@ fn infrastructure() -> Vec<Row> {
     cl("networking.k8s.io", "v1", "ipaddresses", "IPAddress").short("ip").does(&networking::IP_ADDRESS).cols(&[fun("ParentRef", "string", parent_ref)]).field_fn("spec.parentRef", |_| String::new()),
     cl("networking.k8s.io", "v1", "servicecidrs", "ServiceCIDR").status().cols(&[fun("CIDRs", "string", cidrs)]).age(),
     ns("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice").does(&networking::ENDPOINT_SLICE).cols(&[path("AddressType", &["addressType"]), fun("Ports", "string", slice_ports), fun("Endpoints", "string", slice_endpoints)]).age(),
-    cl("storage.k8s.io", "v1", "storageclasses", "StorageClass").short("sc").does(&storage::CLASS).unnamed().cols(&[
+    cl("storage.k8s.io", "v1", "storageclasses", "StorageClass").returned().short("sc").does(&storage::CLASS).unnamed().cols(&[
             fun("Name", "string", class_name), path("Provisioner", &["provisioner"]), or("ReclaimPolicy", &["reclaimPolicy"], "Delete"), or("VolumeBindingMode", &["volumeBindingMode"], "Immediate"),
             bool("AllowVolumeExpansion", &["allowVolumeExpansion"]), AGE]),
-    cl("storage.k8s.io", "v1", "csidrivers", "CSIDriver").does(&storage::CSI_DRIVER).cols(&[bool("AttachRequired", &["spec", "attachRequired"]), bool("PodInfoOnMount", &["spec", "podInfoOnMount"]),
+    cl("storage.k8s.io", "v1", "csidrivers", "CSIDriver").returned().does(&storage::CSI_DRIVER).cols(&[bool("AttachRequired", &["spec", "attachRequired"]), bool("PodInfoOnMount", &["spec", "podInfoOnMount"]),
             bool("StorageCapacity", &["spec", "storageCapacity"])]).age(),
-    cl("storage.k8s.io", "v1", "csinodes", "CSINode").cols(&[count("Drivers", &["spec", "drivers"]), AGE]),
+    cl("storage.k8s.io", "v1", "csinodes", "CSINode").returned().cols(&[count("Drivers", &["spec", "drivers"]), AGE]),
     ns("storage.k8s.io", "v1", "csistoragecapacities", "CSIStorageCapacity").cols(&[path("StorageClassName", &["storageClassName"]), path("Capacity", &["capacity"])]),
-    cl("storage.k8s.io", "v1", "volumeattachments", "VolumeAttachment").does(&storage::ATTACHMENT).status().cols(&[path("Attacher", &["spec", "attacher"]),
+    cl("storage.k8s.io", "v1", "volumeattachments", "VolumeAttachment").returned().does(&storage::ATTACHMENT).status().cols(&[path("Attacher", &["spec", "attacher"]),
             path("PV", &["spec", "source", "persistentVolumeName"]), path("Node", &["spec", "nodeName"]), bool("Attached", &["status", "attached"]), AGE]),
-    cl("storage.k8s.io", "v1", "volumeattributesclasses", "VolumeAttributesClass").short("vac").cols(&[path("DriverName", &["driverName"]), AGE]),
+    cl("storage.k8s.io", "v1", "volumeattributesclasses", "VolumeAttributesClass").returned().short("vac").cols(&[path("DriverName", &["driverName"]), AGE]),
     cl("node.k8s.io", "v1", "runtimeclasses", "RuntimeClass").cols(&[path("Handler", &["handler"])]).age(),
     cl("scheduling.k8s.io", "v1", "priorityclasses", "PriorityClass").does(&COUNTED).short("pc").cols(&[int("Value", &["value"]), fun("Global-Default", "boolean", global_default)]).age().cols(&[path("PreemptionPolicy", &["preemptionPolicy"])]),
     ns("coordination.k8s.io", "v1", "leases", "Lease").does(&ANY_UPDATE).cols(&[path("Holder", &["spec", "holderIdentity"])]).age(),
-    cl("resource.k8s.io", "v1", "deviceclasses", "DeviceClass").does(&COUNTED).cols(&[AGE]),
-    ns("resource.k8s.io", "v1", "resourceclaims", "ResourceClaim").does(&policy::RESOURCE_CLAIM).status().cols(&[fun("State", "string", claim_state), AGE]),
-    ns("resource.k8s.io", "v1", "resourceclaimtemplates", "ResourceClaimTemplate").does(&policy::RESOURCE_CLAIM_TEMPLATE).cols(&[AGE]),
-    cl("resource.k8s.io", "v1", "resourceslices", "ResourceSlice").does(&COUNTED).cols(&[path("Node", &["spec", "nodeName"]), path("Driver", &["spec", "driver"]), path("Pool", &["spec", "pool", "name"]), AGE])
+    cl("resource.k8s.io", "v1", "deviceclasses", "DeviceClass").returned().does(&COUNTED).cols(&[AGE]),
+    ns("resource.k8s.io", "v1", "resourceclaims", "ResourceClaim").returned().does(&policy::RESOURCE_CLAIM).status().cols(&[fun("State", "string", claim_state), AGE]),
+    ns("resource.k8s.io", "v1", "resourceclaimtemplates", "ResourceClaimTemplate").returned().does(&policy::RESOURCE_CLAIM_TEMPLATE).cols(&[AGE]),
+    cl("resource.k8s.io", "v1", "resourceslices", "ResourceSlice").returned().does(&COUNTED).cols(&[path("Node", &["spec", "nodeName"]), path("Driver", &["spec", "driver"]), path("Pool", &["spec", "pool", "name"]), AGE])
         .field("spec.nodeName", &["spec", "nodeName"]).field("spec.driver", &["spec", "driver"]),
     ]
 }
@@ -293,6 +293,7 @@ fn row(scope: Scope, group: &'static str, version: &'static str, plural: &'stati
         stored: 0,
         subresources: Vec::new(),
         strategy: &Strategy::PLAIN,
+        returns_deleted: false,
         storage: None,
         custom: None,
     })
@@ -398,6 +399,12 @@ impl Row {
         verbs: &'static [&'static str],
     ) -> Self {
         self.0.subresources.push(Subresource { name, action, body: Body { group, version, kind }, verbs });
+        self
+    }
+
+    /// A deletion answers with the object (`ReturnDeletedObject`).
+    fn returned(mut self) -> Self {
+        self.0.returns_deleted = true;
         self
     }
 
