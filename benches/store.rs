@@ -10,7 +10,10 @@ mod database;
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -54,9 +57,10 @@ async fn run(time: Duration, clients: &[usize]) {
     println!("| durable writes/s (p50, p99 ms) at N clients | {} |", clients.iter().map(usize::to_string).collect::<Vec<_>>().join(" | "));
     println!("|---|{}", "---|".repeat(clients.len()));
     let etcd = Etcd::start(folder.path()).await;
-    if let Some(etcd) = &etcd {
-        row("etcd", etcd.swap().await, time, clients).await;
-    }
+    let peer = match &etcd {
+        Some(etcd) => row("etcd", etcd.swap().await, time, clients).await,
+        None => Vec::new(),
+    };
     let tasks = Tasks::new();
     let sqlite = Sqlite::open(&folder.path().join("howdah.db")).await.expect("SQLite");
     row("howdah on SQLite", store(sqlite, &tasks).await, time, clients).await;
@@ -64,15 +68,17 @@ async fn run(time: Duration, clients: &[usize]) {
     row("a transaction per write, Postgres", per_write(&server).await, time, clients).await;
     let postgres = Postgres::open(server.url("bench").parse().expect("an address"), &tasks).await.expect("Postgres");
     let swap = store(postgres, &tasks).await;
-    row("howdah on Postgres", swap.clone(), time, clients).await;
+    let alone = row("howdah on Postgres", swap.clone(), time, clients).await;
     let mut reader = server.command("psql");
     reader.args(["-q", "-U", "postgres", "-h"]).arg(server.folder());
     reader.args(["-c", "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM bench.object; SELECT pg_sleep(600)", "postgres"]).stdout(Stdio::null());
     let mut reader = reader.spawn().expect("psql");
     tokio::time::sleep(Duration::from_secs(1)).await;
-    row("howdah on Postgres, one reader open", swap, time, clients).await;
+    let beside = row("howdah on Postgres, one reader open", swap, time, clients).await;
     let _ = reader.kill();
     let _ = reader.wait();
+    ratio("on Postgres, of etcd (goal at 64 clients: 4)", &alone, &peer);
+    ratio("with one reader open, of without (goal: 0.8)", &beside, &alone);
     across(&server, &tasks).await;
     tasks.cancel();
 }
@@ -103,15 +109,25 @@ async fn across(server: &database::Server, tasks: &Tasks) {
     println!("From an acknowledgement to a watcher of another server, at {} writes/s: p50 {:.2} ms, p99 {:.2} ms", 1000 / WRITE_EVERY.as_millis(), at(50), at(99));
 }
 
-async fn row(name: &str, swap: Swap, time: Duration, clients: &[usize]) {
-    let mut cells = Vec::new();
-    for (round, count) in clients.iter().enumerate() {
-        let (mut latencies, took) = drive(&swap, time, *count, round as u64).await;
+fn ratio(what: &str, own: &[f64], others: &[f64]) {
+    let cells: Vec<String> = own.iter().zip(others).map(|(own, other)| format!("{:.2}", own / other)).collect();
+    println!("| {what} | {} |", cells.join(" | "));
+}
+
+/// Returns the writes per second at each number of clients.
+async fn row(name: &str, swap: Swap, time: Duration, clients: &[usize]) -> Vec<f64> {
+    static ROUND: AtomicU64 = AtomicU64::new(0);
+    let (mut cells, mut rates) = (Vec::new(), Vec::new());
+    for count in clients {
+        let (mut latencies, took) = drive(&swap, time, *count, ROUND.fetch_add(1, Ordering::Relaxed)).await;
         latencies.sort_unstable();
+        let rate = latencies.len() as f64 / took.as_secs_f64();
         let at = |part: usize| latencies[(latencies.len() * part / 100).min(latencies.len() - 1)].as_secs_f64() * 1000.0;
-        cells.push(format!("{:.0} ({:.1}, {:.1})", latencies.len() as f64 / took.as_secs_f64(), at(50), at(99)));
+        cells.push(format!("{rate:.0} ({:.1}, {:.1})", at(50), at(99)));
+        rates.push(rate);
     }
     println!("| {name} | {} |", cells.join(" | "));
+    rates
 }
 
 /// `count` clients, each as fast as it can.
@@ -218,6 +234,7 @@ impl Etcd {
         let mut connections = Vec::new();
         for _ in 0..8 {
             let stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.expect("etcd");
+            stream.set_nodelay(true).expect("a socket");
             let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
             tokio::spawn(connection);
             connections.push(sender);
