@@ -496,6 +496,32 @@ async fn a_database_that_cannot_keep_a_promise_is_refused() {
     assert_eq!(refused(guest).await, "accepted");
 }
 
+/// A newer server has added to the schema while this one runs; then one that is newer still took away from it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_schema_is_used_unless_it_lacks_something() {
+    let Some(server) = database::Server::shared() else { return };
+    let tasks = Tasks::new();
+    let migrated = |number: u32, name: &str| {
+        let row = format!("INSERT INTO newer._sqlx_migrations (version, description, success, checksum, execution_time) VALUES ({number}, '{name}', true, '', 0)");
+        server.psql(&format!("ALTER TABLE newer.journal ADD COLUMN c{number} text; ALTER TABLE newer.object ADD COLUMN c{number} text; {row}")).expect("migrated");
+    };
+    let (running, running_tasks) = open(postgres(&server, "newer", &tasks).await).await;
+    running.submit(put("a", Expect::Absent, "")).await.expect("created");
+    migrated(1000, "more columns");
+    running.submit(put("b", Expect::Absent, "")).await.expect("created");
+    let (started, started_tasks) = open(postgres(&server, "newer", &tasks).await).await;
+    started.submit(put("c", Expect::Absent, "")).await.expect("created");
+    for store in [&running, &started] {
+        assert_eq!(names(&store.consistent().await.expect("reads")), ["a@1", "b@2", "c@3"]);
+    }
+    running_tasks.stop(Duration::from_secs(5)).await;
+    started_tasks.stop(Duration::from_secs(5)).await;
+    migrated(1001, "contract columns");
+    let Err(why) = Postgres::open(server.url("newer").parse().expect("an address"), &tasks).await else { panic!("it is used") };
+    assert!(why.to_string().contains("needs (migration 1001, \"contract columns\"); run the newer one"), "{why}");
+    tasks.cancel();
+}
+
 /// A backup of one store brings another to the same objects, at revisions that neither has given.
 async fn restores(engine: Arc<dyn Engine>) {
     let (source, source_tasks) = open(Arc::new(Memory::new())).await;

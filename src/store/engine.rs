@@ -57,6 +57,19 @@ pub const RETENTION_SECONDS: i64 = 3600;
 /// Batches trimmed at once; more than are written in a second.
 pub const TRIM_ROWS: i64 = 8192;
 
+/// Names of migrations that take away what older programs need begin so.
+const CONTRACTION: &str = "contract";
+
+/// Whether a program that knows `own` migrations can use tables on which these were carried out (number and name): a newer one may have added to
+/// them, but not taken away.
+pub fn check_migrations(own: usize, carried_out: impl IntoIterator<Item = (i64, String)>) -> Result<(), Error> {
+    let is_too_new = |(number, name): &(i64, String)| *number > own as i64 && name.starts_with(CONTRACTION);
+    carried_out.into_iter().find(is_too_new).map_or(Ok(()), |(number, name)| {
+        let version = env!("CARGO_PKG_VERSION");
+        Err(Error::Unfit(format!("a newer howdah has taken away what this one ({version}) needs (migration {number}, \"{name}\"); run the newer one")))
+    })
+}
+
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, Error>>;
 
 /// A journal: an append-only chain of batches, each starting where the one before ends.

@@ -13,7 +13,7 @@ use tokio::sync::{Mutex, watch};
 
 use super::{
     Key, Revision,
-    engine::{Answer, Appended, Engine, Error, Loaded, RECENT_BYTES, RECENT_ROWS, RECENT_SECONDS, RETENTION_SECONDS, TRIM_ROWS},
+    engine::{Answer, Appended, Engine, Error, Loaded, RECENT_BYTES, RECENT_ROWS, RECENT_SECONDS, RETENTION_SECONDS, TRIM_ROWS, check_migrations},
     journal::{Batch, Entry},
 };
 
@@ -42,10 +42,13 @@ impl Sqlite {
             _ => database(error),
         };
         let mut connection = SqliteConnection::connect_with(&options).await.map_err(in_use)?;
-        migrator().run(&mut connection).await.map_err(|error| match error {
+        let migrator = migrator();
+        migrator.run(&mut connection).await.map_err(|error| match error {
             sqlx::migrate::MigrateError::Execute(error) => in_use(error),
             other => Error::Database(other.to_string()),
         })?;
+        let carried_out = sqlx::query_as("SELECT version, description FROM _sqlx_migrations ORDER BY version");
+        check_migrations(migrator.iter().count(), carried_out.fetch_all(&mut connection).await.map_err(database)?)?;
         Ok(Arc::new(Self { connection: Mutex::new(connection), wakeups: watch::Sender::default() }))
     }
 }
@@ -60,7 +63,7 @@ const LOAD_BATCHES: &str = "SELECT prev, last, batch, data FROM (
 fn migrator() -> Migrator {
     let sql = include_str!("../../migrations/sqlite/0001_journal.sql");
     let first = Migration::new(1, Cow::Borrowed("journal"), MigrationType::Simple, AssertSqlSafe(sql).into_sql_str(), false);
-    Migrator { migrations: Cow::Owned(vec![first]), ..Migrator::DEFAULT }
+    Migrator { migrations: Cow::Owned(vec![first]), ignore_missing: true, ..Migrator::DEFAULT }
 }
 
 use sqlx::SqlSafeStr;
@@ -179,4 +182,25 @@ async fn fold_entry(connection: &mut SqliteConnection, entry: &Entry) -> Result<
     let query = query.bind(&*key.resource).bind(&*key.namespace).bind(&*key.name).bind(signed(entry.revision));
     let query = if entry.is_delete { query } else { query.bind(signed(entry.schema)).bind(String::from_utf8_lossy(&entry.json).into_owned()) };
     query.execute(connection).await.map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_newer_file_is_used_unless_it_lacks_something() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("howdah.db");
+        for (number, name, is_used) in [(1000, "more columns", true), (1001, "contract columns", false)] {
+            let engine = Sqlite::open(&path).await.unwrap();
+            let migration = sqlx::query("INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (?1, ?2, true, x'', 0)");
+            migration.bind(number).bind(name).execute(&mut *engine.connection.lock().await).await.unwrap();
+            drop(engine);
+            match Sqlite::open(&path).await {
+                Ok(_) => assert!(is_used),
+                Err(why) => assert!(!is_used && why.to_string().contains("needs (migration 1001, \"contract columns\"); run the newer one"), "{why}"),
+            }
+        }
+    }
 }

@@ -28,10 +28,15 @@ impl FromStr for Address {
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, database) = path.split_once('/').unwrap_or((path, ""));
         let (user, hosts) = authority.rsplit_once('@').map_or(("", authority), |(user, hosts)| (user, hosts));
-        let (schemas, parameters): (Vec<&str>, Vec<&str>) = query.split('&').filter(|it| !it.is_empty()).partition(|it| it.starts_with("schema="));
-        let schema = schemas.last().map_or(SCHEMA, |it| &it["schema=".len()..]);
-        if !is_name(schema) {
-            return Err(refused("a schema is named by small letters, digits and underscores"));
+        let (mut schema, mut parameters) = (SCHEMA, Vec::new());
+        for parameter in query.split('&').filter(|it| !it.is_empty()) {
+            match parameter.split_once('=').unwrap_or((parameter, "")) {
+                ("schema", name) if is_name(name) => schema = name,
+                ("schema", _) => return Err(refused("a schema is named by small letters, digits and underscores")),
+                ("target_session_attrs", "read-write" | "primary") => (),
+                ("target_session_attrs", _) => return Err(refused("only a server that takes writes is of use: target_session_attrs=read-write")),
+                _ => parameters.push(parameter),
+            }
         }
         let options = |host: &str| {
             let at = if user.is_empty() { "" } else { "@" };
@@ -84,6 +89,8 @@ mod tests {
         };
         check("postgres://u:s3cret@db/k", "postgres at db:5432, database \"k\", schema \"howdah\"");
         check("postgresql://u:s3cret%40x@a:1,b:2/k?schema=east&sslmode=require", "postgres at a:1 or b:2, database \"k\", schema \"east\"");
+        check("postgres://u@%2Frun%2Fa,b/k?target_session_attrs=read-write", "postgres at /run/a or b:5432, database \"k\"");
+        check("postgres://u@a/k?target_session_attrs=standby", "the address of Postgres: only a server that takes writes");
         check("postgres:///k?host=/run/pg&port=7", "postgres at /run/pg, database \"k\"");
         check("mysql://u:s3cret@h/k", "the address of Postgres: an unknown scheme");
         check("postgres://u:s3cret@h/k?schema=a\";drop", "the address of Postgres: a schema is named by");

@@ -9,7 +9,10 @@ use sqlx::{
 };
 
 use super::address::{self, Address};
-use crate::store::{Revision, engine::Error};
+use crate::store::{
+    Revision,
+    engine::{Error, check_migrations},
+};
 
 /// The oldest version that has what is used: lz4 for values.
 const VERSION_MIN: i32 = 14;
@@ -66,7 +69,10 @@ async fn connect_to(host: &PgConnectOptions, address: &Address) -> Result<PgConn
     let name = address::shown(host);
     let opened = tokio::time::timeout(CONNECT_WITHIN, host.connect()).await;
     let opened = opened.map_err(|_| Error::Database(format!("{name}: no connection within {} s", CONNECT_WITHIN.as_secs())))?;
-    let mut connection = opened.map_err(|why| Error::Database(format!("{name}: {why}")))?;
+    let mut connection = opened.map_err(|why| match why {
+        sqlx::Error::Io(why) if why.kind() == std::io::ErrorKind::InvalidData => Error::Unfit(format!("{name}: {why}{TRUST}")),
+        other => Error::Database(format!("{name}: {other}")),
+    })?;
     let row = answer(sqlx::query(FITNESS).fetch_one(&mut connection)).await?;
     check_fitness(&row).map_err(|why| Error::Unfit(format!("{name}: {why}")))?;
     let settings = SETTINGS.replace("SCHEMA", &address.schema);
@@ -75,6 +81,9 @@ async fn connect_to(host: &PgConnectOptions, address: &Address) -> Result<PgConn
     answer(sqlx::query(BARRIER).execute(&mut connection)).await?;
     Ok(connection)
 }
+
+/// What helps against a certificate that is not trusted.
+const TRUST: &str = "; sslrootcert=FILE in the address names the authority to trust, and sslmode=verify-ca lets the host's name be another";
 
 /// A commit that writes no row; it is durable when it answers, and with it all before it.
 pub(super) const BARRIER: &str = "SELECT pg_logical_emit_message(true, 'howdah'::text, ''::text)";
@@ -112,14 +121,17 @@ fn check_fitness(row: &PgRow) -> Result<(), String> {
 }
 
 /// Makes the schema and its tables, or brings them up to date. Servers that start at the same time wait for one another; an older
-/// server does not mind migrations that it does not know.
+/// server does not mind migrations that it does not know, as long as they only add.
 pub(super) async fn migrate(connection: &mut PgConnection, schema: &str) -> Result<(), Error> {
     let exists = sqlx::query("SELECT 1 FROM pg_namespace WHERE nspname = $1").bind(schema);
     if answer(exists.fetch_optional(&mut *connection)).await?.is_none() {
         let create = AssertSqlSafe(format!("CREATE SCHEMA IF NOT EXISTS {schema}"));
         sqlx::raw_sql(create).execute(&mut *connection).await.map_err(|why| lacks_rights(&why.to_string(), schema))?;
     }
-    migrator().run(connection).await.map_err(|why| lacks_rights(&why.to_string(), schema))
+    let migrator = migrator();
+    migrator.run(&mut *connection).await.map_err(|why| lacks_rights(&why.to_string(), schema))?;
+    let carried_out = answer(sqlx::query_as("SELECT version, description FROM _sqlx_migrations ORDER BY version").fetch_all(connection)).await?;
+    check_migrations(migrator.iter().count(), carried_out)
 }
 
 fn lacks_rights(why: &str, schema: &str) -> Error {
