@@ -8,8 +8,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use howdah::{
+    base::{
+        Tasks, clock,
+        pki::{Authority, Identity},
+    },
+    client::{Informer, informer::Options},
+    meta::{Meta, Value},
+};
 use http::StatusCode;
-use howdah::meta::{Meta, Value};
+use k8s_openapi::api::core::v1::ConfigMap;
 use serde_json::json;
 
 use crate::{compose::RANGES, postgres, requests::client_of};
@@ -182,4 +190,113 @@ async fn servers_of_one_store_are_one_cluster() {
     // The controllers have made them, and the scheduler has seen that there is no node.
     let unscheduled = |it: &Value| it.items_at(&["status", "conditions"]).iter().any(|it| it.text("type") == "PodScheduled" && it.text("status") == "False");
     eventually(&two, "/api/v1/namespaces/default/pods", |it| it.items_at(&["items"]).iter().filter(|it| unscheduled(it)).count() == 2).await;
+}
+
+/// What `howdah store sizes` says of a store, as an API server would when it starts.
+fn sizes(store: &str, environment: &[(&str, &str)]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_howdah"));
+    let output = command.args(["store", "sizes", "--store", store]).envs(environment.iter().copied()).output().expect("howdah");
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[test]
+fn a_postgres_is_reached_over_tls_with_a_password() {
+    // An address of this process's own, for the port is Postgres's usual one.
+    let [.., b, c] = std::process::id().to_be_bytes();
+    let host = format!("127.88.{b}.{}", c.clamp(1, 254));
+    let Some(server) = postgres::Server::start(&[&format!("listen_addresses={host}")]) else { return };
+    let [own, other] = ["own", "other"].map(|it| Authority::named(it, clock::now()).expect("an authority"));
+    let credential = |name: &str| own.issue(&Identity::api_server(&[name.to_owned()]), clock::now()).expect("a certificate");
+    let serve = |name: &str| {
+        let it = credential(name);
+        let (certificate, key) = (server.keep("server.crt", &it.certificate), server.keep("server.key", &it.key));
+        for (setting, value) in [("ssl_cert_file", certificate.display().to_string()), ("ssl_key_file", key.display().to_string()), ("ssl", "on".to_owned())] {
+            server.psql(&format!("ALTER SYSTEM SET {setting} = '{value}'")).expect("set");
+        }
+        server.crash();
+        server.resume();
+    };
+    server.psql("CREATE ROLE app LOGIN PASSWORD 's3cret'; CREATE SCHEMA app AUTHORIZATION app").expect("a role");
+    server.keep("data/pg_hba.conf", "local all all trust\nhostssl all app 127.0.0.0/8 scram-sha-256\n");
+    let [trusted, untrusted] = [("own.crt", &own), ("other.crt", &other)].map(|(name, it)| {
+        let path = server.folder().join(name);
+        std::fs::write(&path, it.certificate()).expect("a file");
+        path.display().to_string()
+    });
+    let passwords = server.folder().join("passwords");
+    std::fs::write(&passwords, format!("{host}:5432:postgres:app:s3cret\n")).expect("a file");
+    std::fs::set_permissions(&passwords, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("rights");
+    let passwords = passwords.display().to_string();
+    let (good, by_file) = ([("PGPASSWORD", "s3cret")], [("PGPASSFILE", passwords.as_str())]);
+    let address = |parameters: &str| format!("postgres://app@{host}/postgres?schema=app&{parameters}");
+    let check = |parameters: &str, environment: &[(&str, &str)], expected: &str| {
+        let said = sizes(&address(parameters), environment);
+        assert!(said.contains(expected), "{parameters} {environment:?}: {said}");
+        assert!(!said.contains("s3cret"), "{said}");
+    };
+    check("sslmode=require", &good, "server does not support TLS");
+    serve(&host);
+    let verified = format!("sslmode=verify-full&sslrootcert={trusted}");
+    check(&verified, &good, "OBJECTS");
+    check(&verified, &by_file, "OBJECTS");
+    check(&verified, &[("PGPASSWORD", "wrong")], "password authentication failed for user \"app\"");
+    check("sslmode=disable", &good, "no pg_hba.conf entry");
+    check(&format!("sslmode=verify-full&sslrootcert={untrusted}"), &good, "invalid peer certificate: UnknownIssuer; sslrootcert=FILE in the address names");
+    check("sslmode=verify-full", &good, "invalid peer certificate: UnknownIssuer");
+    serve("db.example.com");
+    check(&verified, &good, "invalid peer certificate: certificate not valid for name");
+    check(&format!("sslmode=verify-ca&sslrootcert={trusted}"), &good, "OBJECTS");
+}
+
+/// The database goes back in time under a server that runs: no revision is given twice, and who watches lists again by himself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_point_in_time_recovery_is_seen_by_informers() {
+    let archive = tempfile::Builder::new().prefix("howdah-wal-").tempdir_in("/tmp").expect("a folder");
+    std::fs::set_permissions(archive.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("rights");
+    let settings = ["archive_mode=on".to_owned(), format!("archive_command=cp %p {}/%f", archive.path().display())];
+    let Some(database) = postgres::Server::start(&settings.each_ref().map(String::as_str)) else { return };
+    let (folder, backup) = (tempfile::tempdir().expect("a folder"), database.folder().join("backup"));
+    let server = Server::start(folder.path(), "one", &database.url("back"), "2Gi");
+    let client = server.client().await;
+    let create = async |name: &str| {
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": {"is": "ours"}}});
+        let (code, answer) = send(&client, "POST", MAPS, &map).await;
+        assert_eq!(code, 201, "{answer}");
+        answer.resource_version().parse::<u64>().expect("a revision")
+    };
+    create("before").await;
+    let copied = database.command("pg_basebackup").args(["-U", "postgres", "-c", "fast", "-h"]).arg(database.folder()).arg("-D").arg(&backup).status();
+    assert!(copied.is_ok_and(|it| it.success()), "a base backup");
+    create("kept").await;
+    database.psql("SELECT pg_create_restore_point('then')").expect("a restore point");
+    let lost = create("lost").await;
+    database.psql("SELECT pg_switch_wal()").expect("a new segment");
+
+    let tasks = Tasks::new();
+    let mut options = Options::default();
+    options.config = options.config.labels("is=ours");
+    let informer: Informer<ConfigMap> = Informer::start("maps", kube::Api::namespaced(client.clone(), "default"), options, &tasks);
+    let shows = async |wanted: &[&str]| {
+        let began = Instant::now();
+        loop {
+            let mut names: Vec<String> = informer.list().iter().filter_map(|it| it.metadata.name.clone()).collect();
+            names.sort();
+            if names == wanted {
+                return;
+            }
+            assert!(began.elapsed() < WITHIN, "the informer has {names:?} instead of {wanted:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    shows(&["before", "kept", "lost"]).await;
+    let archived = || database.psql("SELECT last_archived_wal IS NOT NULL AND (SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready') = 0 FROM pg_stat_archiver");
+    while archived().as_deref() != Some("t") {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    tokio::task::block_in_place(|| database.recover(&backup, archive.path(), "then"));
+    let after = create("after").await;
+    assert!(after > lost + (1 << 31), "{after} after {lost}");
+    shows(&["after", "before", "kept"]).await;
+    assert_eq!(send(&client, "GET", &format!("{MAPS}/lost"), &Value::Null).await.0, 404);
+    tasks.cancel();
 }

@@ -58,6 +58,17 @@ impl Server {
         Some(Self { folder, programs, user, settings, process: Mutex::default() })
     }
 
+    /// Makes a file that only the server may read.
+    pub fn keep(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, text).expect("a file");
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("its rights");
+        if let Some(user) = &self.user {
+            chown(&path, Some(user.uid.as_raw()), Some(user.gid.as_raw())).expect("its owner");
+        }
+        path
+    }
+
     fn run(&self, command: &mut Command) {
         let done = command.output().expect("the program runs");
         assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
@@ -75,7 +86,24 @@ impl Server {
         assert_eq!(self.psql("SELECT pg_promote()").as_deref(), Some("t"), "the standby is promoted");
     }
 
-    fn data(&self) -> PathBuf {
+    /// Ends the server, and starts it on what a base backup and the archive in `archive` say was there at the restore point `point`.
+    pub fn recover(&self, backup: &Path, archive: &Path, point: &str) {
+        self.crash();
+        std::fs::remove_dir_all(self.data()).expect("the data goes");
+        std::fs::rename(backup, self.data()).expect("the backup takes its place");
+        self.keep("data/recovery.signal", "");
+        let settings = format!("restore_command = 'cp {}/%f %p'\nrecovery_target_name = '{point}'\nrecovery_target_action = promote\n", archive.display());
+        self.keep("data/postgresql.auto.conf", &settings);
+        self.resume();
+        let began = Instant::now();
+        while self.psql("SELECT pg_is_in_recovery()").as_deref() != Some("f") {
+            assert!(began.elapsed() < START_WITHIN, "the recovery does not end");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Where the server keeps its tables.
+    pub fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
 
