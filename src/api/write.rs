@@ -148,7 +148,7 @@ impl Writer<'_> {
         new.set_metadata("uid", uuid::Uuid::new_v4().to_string());
         new.set_metadata("creationTimestamp", clock::now_rfc3339());
         self.target.fill(&mut new);
-        (kind.strategy.prepare)(&mut new, Step::Create);
+        kind.prepare(self.target.version(), &mut new, Step::Create);
         let options = self.options.to_value("CreateOptions");
         let context = self.context(&snapshot, Operation::Create, None, &options);
         let mut companions = service::allocate(&context, &mut new)?;
@@ -257,7 +257,7 @@ impl Writer<'_> {
         let context = self.context(snapshot, Operation::Update, Some(&old), &options);
         self.mutate(&context, &mut new).await?;
         let step = self.target.subresource.as_ref().map_or(Step::Update(&old), |it| Step::Part(it.name, &old));
-        (kind.strategy.prepare)(&mut new, step);
+        kind.prepare(version, &mut new, step);
         let companions = service::allocate(&context, &mut new)?;
         kind.count(self.target.subresource.as_ref(), &old, &mut new);
         self.check(&new, step)?;

@@ -54,7 +54,10 @@ pub fn immutable(new: &Value, old: &Value, at: &[&str], errors: &mut FieldErrors
 pub fn selector_of_template(spec: &Value, kind: &str, errors: &mut FieldErrors) {
     let path = Path::new("spec").child("selector");
     match spec.get("selector").filter(|it| !it.is_null()) {
-        None => errors.push(FieldError::required(&path, "")),
+        None => {
+            errors.extend((kind != "daemonset").then(|| FieldError::required(&path, "")));
+            labels_of_template(spec, &Path::new("spec"), errors);
+        }
         Some(selector) if LabelSelector::from_value(Some(selector)).is_ok_and(|it| it.is_everything()) => {
             errors.push(FieldError::invalid(&path, selector.clone(), format!("empty selector is invalid for {kind}")));
         }
@@ -107,6 +110,21 @@ pub fn fill_at(object: &mut Value, path: &[&str], value: impl Into<Value>) {
     };
     if is_missing {
         object.set_at(path, value);
+    }
+}
+
+/// A value and a list that it stands first in: the value counts where both are there (upstream's conversions). `inner` is the field of an item.
+pub fn same_first(object: &mut Value, one: &str, list: &str, inner: &str) {
+    if !object.is_object() {
+        return;
+    }
+    let first = object.items_at(&[list]).first().map(|it| if inner.is_empty() { it.clone() } else { it[inner].clone() });
+    match (object.text(one).to_owned(), first) {
+        (own, Some(first)) if own.is_empty() && first != "" => object[one] = first,
+        (own, first) if !own.is_empty() && first.as_ref().is_none_or(|it| *it != own) => {
+            object[list] = serde_json::json!([if inner.is_empty() { Value::from(own) } else { serde_json::json!({inner: own}) }]);
+        }
+        _ => (),
     }
 }
 

@@ -8,11 +8,11 @@ use serde_json::json;
 
 use super::{
     ALL_VERBS, Action, Body, Cell, Change, Column, Convert, Custom, FieldValue, Kind, Registry, Scope, Selectable, Strategy, Subresource, Version, Webhook,
-    check::{all, fill, one_of, required},
+    check::{fill, one_of, required},
     webhooks,
 };
 use crate::{
-    meta::{FieldError, FieldErrors, Meta, Path, Value, names},
+    meta::{FieldError, FieldErrors, Meta, Path, Value},
     schema::{SchemaRef, rules, structural},
 };
 
@@ -26,15 +26,18 @@ static CUSTOM_STRATEGIES: [Strategy; 2] = [CUSTOM, CUSTOM_WITH_STATUS];
 fn default(crd: &mut Value) {
     let kind = crd.text_at(&["spec", "names", "kind"]).to_owned();
     if let Some(names) = crd.get_mut("spec").and_then(|it| it.get_mut("names")) {
-        fill(names, "singular", kind.to_ascii_lowercase());
-        fill(names, "listKind", format!("{kind}List"));
+        if !kind.is_empty() {
+            fill(names, "singular", kind.to_lowercase());
+            fill(names, "listKind", format!("{kind}List"));
+        }
     }
     if crd.at(&["spec", "conversion"]).is_none_or(Value::is_null) && crd["spec"].is_object() {
         crd["spec"]["conversion"] = json!({"strategy": "None"});
     }
     webhooks::default_client(crd, &["spec", "conversion", "webhook", "clientConfig"]);
-    if crd.items_at(&["status", "storedVersions"]).is_empty() {
-        crd.set_at(&["status", "storedVersions"], storage_version(crd));
+    let stored = storage_version(crd);
+    if crd.items_at(&["status", "storedVersions"]).is_empty() && !stored.is_empty() {
+        crd.set_at(&["status", "storedVersions"], stored);
     }
 }
 
@@ -57,66 +60,93 @@ fn prepare(crd: &mut Value, change: Change<'_>) {
 
 fn validate(crd: &Value, change: Change<'_>) -> FieldErrors {
     let mut errors = FieldErrors::new();
-    if change.old().is_some() {
-        stored_versions(crd, &mut errors);
-    }
     if let Change::Part(..) = change {
         return errors;
     }
     let (path, spec) = (Path::new("spec"), &crd["spec"]);
     let expected = format!("{}.{}", spec.text_at(&["names", "plural"]), spec.text("group"));
-    if crd.name() != expected {
-        errors.push(FieldError::invalid(&Path::new("metadata").child("name"), crd.name(), "must be spec.names.plural+\".\"+spec.group"));
-    }
-    match spec.text("group") {
-        "" => errors.push(FieldError::required(&path.child("group"), "")),
-        group => {
-            all(names::dns1123_subdomain(group), group, &path.child("group"), &mut errors);
-            if !group.contains('.') {
-                errors.push(FieldError::invalid(&path.child("group"), group, "should be a domain with at least one dot"));
-            }
+    for field in ["name", "generateName"].into_iter().filter(|_| change.old().is_none()) {
+        let name = crd.metadata(field);
+        if !name.is_empty() && name != expected {
+            errors.push(FieldError::invalid(&Path::new("metadata").child(field), name, "must be spec.names.plural+\".\"+spec.group"));
         }
     }
-    if spec.text("scope").is_empty() {
-        errors.push(FieldError::required(&path.child("scope"), ""));
-    }
-    one_of(spec, "scope", &["Cluster", "Namespaced"], &path, &mut errors);
-    for field in ["plural", "kind"] {
-        required(&spec["names"], field, &path.child("names"), &mut errors);
-    }
-    for field in ["plural", "singular"] {
-        let text = spec.text_at(&["names", field]);
-        all(names::dns1035_label(text), text, &path.child("names").child(field), &mut errors);
-    }
-    validate_versions(spec, &path.child("versions"), &mut errors);
+    stored_versions(crd, &mut errors);
+    validate_versions(spec, &mut errors);
     validate_conversion(&spec["conversion"], &path.child("conversion"), &mut errors);
     validate_schemas(crd, change.old(), &mut errors);
-    if let Some(old) = change.old() {
-        for field in [&["spec", "group"][..], &["spec", "scope"]] {
+    if let Some(old) = change.old().filter(|it| is_established(it)) {
+        for field in [&["spec", "scope"][..], &["spec", "names", "kind"]] {
             super::check::immutable(crd, old, field, &mut errors);
         }
     }
     errors
 }
 
-fn validate_versions(spec: &Value, path: &Path, errors: &mut FieldErrors) {
-    let versions = spec.items_at(&["versions"]);
-    let stored = versions.iter().filter(|it| it["storage"] == true).count();
-    if stored != 1 {
-        errors.push(FieldError::invalid(path, Value::Array(versions.to_vec()), "must have exactly one version marked as storage version"));
+/// Versions with a field of theirs and where it stands: once, as in upstream's internal form, where it is the same in all of them.
+fn places<'a>(spec: &'a Value, field: &'static str, shared: &'static str) -> Vec<(Path, &'a Value)> {
+    let (versions, path) = (spec.items_at(&["versions"]), Path::new("spec"));
+    match versions.first() {
+        Some(first) if versions.iter().all(|it| it.get(field) == first.get(field)) => vec![(path.child(shared), first)],
+        _ => versions.iter().enumerate().map(|(at, it)| (path.child("versions").index(at).child(field), it)).collect(),
     }
-    let mut seen = Vec::new();
-    for (at, version) in versions.iter().enumerate() {
-        let (path, name) = (path.index(at), version.text("name"));
-        all(names::dns1035_label(name), name, &path.child("name"), errors);
-        if seen.contains(&name) {
-            errors.push(FieldError::duplicate(&path.child("name"), name));
-        }
-        seen.push(name);
-        if version.at(&["schema", "openAPIV3Schema"]).is_none() {
-            errors.push(FieldError::required(&path.child("schema").child("openAPIV3Schema"), "schemas are required"));
+}
+
+/// What versions have beside their schemas.
+fn validate_versions(spec: &Value, errors: &mut FieldErrors) {
+    const PACKAGE: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1";
+    for (path, version) in places(spec, "subresources", "subresources") {
+        errors.extend(super::rules::errors_of(&version["subresources"], &format!("{PACKAGE}.CustomResourceSubresources"), &path));
+    }
+    for (path, version) in places(spec, "additionalPrinterColumns", "additionalPrinterColumns") {
+        for (at, column) in version.items_at(&["additionalPrinterColumns"]).iter().enumerate() {
+            errors.extend(super::rules::errors_of(column, &format!("{PACKAGE}.CustomResourceColumnDefinition"), &path.index(at)));
         }
     }
+    let (schemas, selectable) = (places(spec, "schema", "validation"), places(spec, "selectableFields", "selectableFields"));
+    let is_apart = |list: &[(Path, &Value)]| list.first().is_some_and(|it| it.0.to_string().contains('['));
+    for (path, version) in &selectable {
+        let (fields, is_own) = (version.items_at(&["selectableFields"]), is_apart(&selectable));
+        let Some(schema) = version.at(&["schema", "openAPIV3Schema"]).filter(|_| is_apart(&schemas) == is_own) else {
+            let detail = if is_own { "may only be set when `version.schema.openAPIV3Schema` is not included" } else { "may only be set when validations.schema is included" };
+            errors.extend(fields.first().map(|_| FieldError::invalid(path, "", detail)));
+            continue;
+        };
+        for (at, field) in fields.iter().enumerate() {
+            selectable_field(field.text("jsonPath"), schema, &path.index(at).child("jsonPath"), &fields[..at], errors);
+        }
+        if fields.len() > SELECTABLE_MAX {
+            errors.push(FieldError::too_many(path, fields.len(), SELECTABLE_MAX));
+        }
+    }
+}
+
+/// `MaxSelectableFields`.
+const SELECTABLE_MAX: usize = 8;
+
+/// `ValidateCustomResourceSelectableFields`, for one of them.
+fn selectable_field(text: &str, schema: &Value, path: &Path, before: &[Value], errors: &mut FieldErrors) {
+    let mut wrong = |detail: String| errors.push(FieldError::invalid(path, text, detail));
+    let found = if text.contains('[') { Err("array notation is not allowed".to_owned()) } else { rules::path::resolve(text, schema) };
+    match found {
+        _ if text.is_empty() => errors.push(FieldError::required(path, "")),
+        Err(why) => wrong(format!("is an invalid path: {why}")),
+        Ok((place, below)) => {
+            if place.to_string().starts_with("metadata") {
+                wrong("must not point to fields in metadata".to_owned());
+            }
+            if !matches!(below.text("type"), "string" | "boolean" | "integer") {
+                wrong("must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.".to_owned());
+            }
+            if before.iter().any(|it| it.text("jsonPath") == text) {
+                errors.push(FieldError::duplicate(path, text));
+            }
+        }
+    }
+}
+
+fn is_established(crd: &Value) -> bool {
+    crd.items_at(&["status", "conditions"]).iter().any(|it| it.text("type") == "Established" && it.text("status") == "True")
 }
 
 /// `validateCustomResourceConversion`; the fields go by the names of upstream's internal type.
@@ -143,7 +173,7 @@ fn stored_versions(crd: &Value, errors: &mut FieldErrors) {
     let (path, stored) = (Path::new("status").child("storedVersions"), crd.items_at(&["status", "storedVersions"]));
     let versions = crd.items_at(&["spec", "versions"]);
     if stored.is_empty() {
-        return errors.push(FieldError::invalid(&path, json!([]), "must have at least one stored version"));
+        return errors.push(FieldError::invalid(&path, crd["status"]["storedVersions"].clone(), "must have at least one stored version"));
     }
     for version in versions.iter().filter(|it| it["storage"] == true && !stored.contains(&it["name"])) {
         errors.push(FieldError::invalid(&path, stored.to_vec(), format!("must have the storage version {}", version.text("name"))));
@@ -155,24 +185,42 @@ fn stored_versions(crd: &Value, errors: &mut FieldErrors) {
     }
 }
 
-/// The schemas and their rules. Where all versions have the same one it stands at `spec.validation`, as in upstream's internal form.
+/// The schemas and their rules.
 fn validate_schemas(crd: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
-    if crd["spec"]["preserveUnknownFields"] == true {
-        return;
+    let spec = &crd["spec"];
+    let has_none = spec.items_at(&["versions"]).iter().all(|it| it.at(&["schema", "openAPIV3Schema"]).is_none());
+    for (at, version) in spec.items_at(&["versions"]).iter().enumerate() {
+        let is_missing = version.at(&["schema", "openAPIV3Schema"]).is_none() && (has_none || places(spec, "schema", "validation").len() > 1);
+        let path = Path::new("spec").child("versions").index(at).child("schema").child("openAPIV3Schema");
+        errors.extend(is_missing.then(|| FieldError::required(&path, "")));
     }
-    let schema = |version: &Value| version.at(&["schema", "openAPIV3Schema"]).cloned();
-    let versions = crd.items_at(&["spec", "versions"]);
-    let is_shared = versions.iter().all(|it| schema(it) == schema(&versions[0]));
-    let path = Path::new("spec");
-    for (at, version) in versions.iter().enumerate().take(if is_shared { 1 } else { versions.len() }) {
-        let Some(schema) = version.at(&["schema", "openAPIV3Schema"]) else { continue };
-        let place = if is_shared { path.child("validation") } else { path.child("versions").index(at).child("schema") }.child("openAPIV3Schema");
-        let problems = structural::problems(schema, &place);
+    for (path, version) in places(spec, "schema", "validation") {
+        let Some(schema) = version.at(&["schema", "openAPIV3Schema"]).filter(|_| spec["preserveUnknownFields"] != true) else { continue };
+        let place = path.child("openAPIV3Schema");
+        let mut problems = super::rules::errors_as(schema, super::rules::SCHEMA, ROOT_SCHEMA, &place);
+        if version.at(&["subresources", "status"]).is_some() {
+            problems.extend(beside_status(schema, &place));
+        }
         let before = old.and_then(|it| it.items_at(&["spec", "versions"]).iter().find(|it| it["name"] == version["name"]));
         let is_unchanged = before.is_some_and(|it| it.at(&["schema", "openAPIV3Schema"]) == Some(schema));
         // A schema that is not structural has no types to check rules by.
         errors.extend(if problems.is_empty() { rules::check::check(schema, &place, is_unchanged) } else { problems });
     }
+}
+
+const ROOT_SCHEMA: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.RootSchema";
+
+/// What a schema with `status` apart may have at its root: nothing that speaks of the whole.
+fn beside_status(schema: &Value, path: &Path) -> Option<FieldError> {
+    const ALLOWED: &str = "Description Type Format Title Maximum ExclusiveMaximum Minimum ExclusiveMinimum MaxLength MinLength Pattern MaxItems MinItems UniqueItems MultipleOf Required Items Properties ExternalDocs Example XPreserveUnknownFields XValidations";
+    let internal = |field: &str| field.replace("x-kubernetes-", "x-").split('-').map(|it| it[..1].to_uppercase() + &it[1..]).collect::<String>();
+    if !matches!(schema.text("type"), "" | "object") {
+        let detail = "only \"object\" is allowed as the type at the root of the schema if the status subresource is enabled";
+        return Some(FieldError::invalid(&path.child("type"), schema.text("type"), detail));
+    }
+    let is_refused = |(field, value): (&String, &Value)| !value.is_null() && !ALLOWED.split(' ').any(|it| it == internal(field));
+    let detail = || format!("only [{ALLOWED}] fields are allowed at the root of the schema if the status subresource is enabled");
+    schema.as_object()?.iter().any(is_refused).then(|| FieldError::invalid(path, schema.clone(), detail()))
 }
 
 /// Conditions `NamesAccepted` and `Established` of a CRD beside the kinds that are served: (accepted, reason, message).
@@ -202,8 +250,7 @@ pub fn names_accepted(crd: &Value, registry: &Registry) -> (bool, &'static str, 
 
 /// The row of a CRD, whose stored form is `definition`; `None` while it is not established.
 pub fn kind(crd: &Value, definition: Bytes) -> Option<Kind> {
-    let is_established = crd.items_at(&["status", "conditions"]).iter().any(|it| it.text("type") == "Established" && it.text("status") == "True");
-    let spec = crd.get("spec").filter(|_| is_established)?;
+    let spec = crd.get("spec").filter(|_| is_established(crd))?;
     let names = &spec["names"];
     let listed = spec.items_at(&["versions"]);
     let convert = convert(crd);

@@ -36,7 +36,7 @@ pub fn validate(object: &Value, kind: &Kind) -> FieldErrors {
     labels(object.map_at(&["metadata", "labels"]), &path.child("labels"), &mut errors);
     annotations(object.map_at(&["metadata", "annotations"]), &path.child("annotations"), &mut errors);
     owners(object.owner_references(), &path.child("ownerReferences"), &mut errors);
-    finalizers(object, &path.child("finalizers"), kind.custom.is_none() && !LOOSE.contains(&kind.kind.as_ref()), &mut errors);
+    finalizers(object, &path.child("finalizers"), kind.custom.is_none() && !LOOSE.contains(&(kind.group.as_ref(), kind.kind.as_ref())), &mut errors);
     errors
 }
 
@@ -90,7 +90,8 @@ const EMPTY: &str = "must not be empty";
 /// Finalizers that need no domain before them.
 const STANDARD: [&str; 3] = [FINALIZER_ORPHAN, FINALIZER_FOREGROUND, "kubernetes"];
 /// Built-in kinds whose finalizers may be any, for upstream checks them as apimachinery alone does.
-const LOOSE: [&str; 5] = ["CustomResourceDefinition", "Event", "Lease", "PodDisruptionBudget", "RuntimeClass"];
+const LOOSE: [(&str, &str); 5] =
+    [("apiextensions.k8s.io", "CustomResourceDefinition"), ("", "Event"), ("coordination.k8s.io", "Lease"), ("policy", "PodDisruptionBudget"), ("node.k8s.io", "RuntimeClass")];
 
 /// `validateKubeFinalizerName`: a name without a domain that is not the system's.
 pub fn bare_finalizer(name: &str, path: &Path) -> Option<FieldError> {

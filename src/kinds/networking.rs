@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{
     Strategy,
-    check::{each, fill, fill_absent, fill_at},
+    check::{each, fill, fill_absent},
 };
 use crate::meta::{Meta, Value, names};
 
@@ -18,8 +18,11 @@ pub const IP_ADDRESS: Strategy = Strategy { name: ip_name, ..Strategy::PLAIN };
 
 /// `ValidateIPAddressName`: an address as it is usually written.
 fn ip_name(name: &str) -> names::Problems {
-    let is_canonical = name.parse::<core::net::IpAddr>().is_ok_and(|it| it.to_string() == name);
-    if is_canonical { names::Problems::new() } else { vec!["must be a valid IP address in canonical form (e.g. 10.9.8.7 or 2001:db8::ffff)".into()] }
+    match name.parse::<core::net::IpAddr>() {
+        Err(_) => vec!["must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".into()],
+        Ok(address) if address.to_string() != name => vec![format!("must be in canonical form (\"{address}\")").into()],
+        Ok(_) => names::Problems::new(),
+    }
 }
 
 fn default_endpoints(object: &mut Value) {
@@ -37,7 +40,7 @@ fn default_endpoint_slice(object: &mut Value) {
 
 fn default_ingress_class(object: &mut Value) {
     if object.at(&["spec", "parameters"]).is_some() {
-        fill_at(object, &["spec", "parameters", "scope"], "Cluster");
+        fill_absent(&mut object["spec"]["parameters"], "scope", "Cluster");
     }
 }
 
@@ -48,7 +51,7 @@ fn default_network_policy(object: &mut Value) {
     }
     for direction in ["ingress", "egress"] {
         for rule in each(object, &["spec", direction]) {
-            each(rule, &["ports"]).for_each(|port| fill(port, "protocol", "TCP"));
+            each(rule, &["ports"]).for_each(|port| fill_absent(port, "protocol", "TCP"));
         }
     }
 }

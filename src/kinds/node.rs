@@ -1,10 +1,20 @@
 //! Nodes. Source: `pkg/registry/core/node/strategy.go`.
 
-use super::Strategy;
+use super::{
+    Strategy,
+    check::{fill_at, same_first},
+};
 use crate::meta::{Meta, Value};
 
 /// A node registers itself with its status, so that a create keeps it.
-pub const NODE: Strategy = Strategy { resets_status: false, prepare, ..Strategy::PLAIN };
+pub const NODE: Strategy = Strategy { default, prepare, ..Strategy::PLAIN };
+
+fn default(node: &mut Value) {
+    if let Some(capacity) = node.at(&["status", "capacity"]).cloned() {
+        fill_at(node, &["status", "allocatable"], capacity);
+    }
+    same_first(&mut node["spec"], "podCIDR", "podCIDRs", "");
+}
 
 pub fn unschedulable(node: &Value) -> String {
     (node.at(&["spec", "unschedulable"]) == Some(&Value::Bool(true))).to_string()

@@ -29,6 +29,9 @@ impl Kind {
         if self.strategy.has_generation {
             object.set_metadata("generation", 1);
         }
+        if !self.is_namespaced() {
+            object.remove_metadata("namespace");
+        }
         if self.strategy.resets_status && object.remove_at(&["status"]).is_some() {
             let empty = version.schema.field("status").and_then(|it| schema::codec::decode_value(serde_json::json!({}), &it.schema).ok());
             empty.filter(|_| self.custom.is_none()).into_iter().for_each(|it| object["status"] = it.0);
@@ -39,6 +42,14 @@ impl Kind {
     pub fn fill(&self, version: &Version, object: &mut Value) {
         schema::default::default(object, &version.schema);
         (self.strategy.default)(object);
+    }
+
+    /// Drops what a client may not set and normalises (`PrepareForCreate`, `PrepareForUpdate`).
+    pub fn prepare(&self, version: &Version, object: &mut Value, change: Change<'_>) {
+        if self.custom.is_none() {
+            rules::drop_gated(object, change.old(), &version.schema);
+        }
+        (self.strategy.prepare)(object, change);
     }
 
     /// Counts a change in `metadata.generation`, where the kind counts.

@@ -1,13 +1,18 @@
 //! Pods, and the pod templates of workloads: defaults and checks.
 //! Source: `pkg/apis/core/v1/defaults.go`, `pkg/apis/core/validation/validation.go`, `pkg/registry/core/pod/strategy.go`.
 
+use std::sync::LazyLock;
+
+use regex::Regex;
 use serde_json::json;
 
 use super::{
     Change, Strategy,
-    check::{each, fill},
+    check::{each, fill, fill_absent, fill_at, same_first},
+    metadata::IMMUTABLE,
+    rules::words::ip_problem,
 };
-use crate::meta::{FieldError, FieldErrors, Meta, Path, Quantity, Value};
+use crate::meta::{FieldError, FieldErrors, Meta, Path, Quantity, Value, names};
 
 pub const POD: Strategy = Strategy {
     default: default_pod,
@@ -36,6 +41,9 @@ pub fn default_spec(spec: &mut Value) {
     fill(spec, "restartPolicy", "Always");
     fill(spec, "securityContext", json!({}));
     fill(spec, "terminationGracePeriodSeconds", GRACE_PERIOD);
+    if spec.int_at(&["terminationGracePeriodSeconds"]).is_some_and(|it| it < 0) {
+        spec["terminationGracePeriodSeconds"] = 1.into();
+    }
     fill(spec, "schedulerName", "default-scheduler");
     let account = [spec.text("serviceAccountName"), spec.text("serviceAccount")].into_iter().find(|it| !it.is_empty()).map(str::to_owned);
     if let Some(account) = account {
@@ -60,17 +68,30 @@ fn default_pod(pod: &mut Value) {
         for container in each(spec, &[list]) {
             request_what_is_limited(container);
             for port in each(container, &["ports"]).filter(|_| is_host_network) {
-                let number = port.get("containerPort").cloned().unwrap_or_default();
-                fill_zero(port, "hostPort", number);
+                let number = port.int_at(&["containerPort"]).unwrap_or(0);
+                if port.int_at(&["hostPort"]).unwrap_or(0) == 0 && number != 0 {
+                    port["hostPort"] = number.into();
+                }
             }
         }
     }
+    request_of_pod(pod);
+    same_first(&mut pod["status"], "podIP", "podIPs", "ip");
 }
 
-/// Sets a number where none stands, or 0.
-fn fill_zero(object: &mut Value, field: &str, value: Value) {
-    if object.int_at(&[field]).unwrap_or(0) == 0 {
-        object[field] = value;
+/// `defaultPodRequests`: what a pod as a whole does not ask for is what its containers ask for, or its limit.
+fn request_of_pod(pod: &mut Value) {
+    let Some(limits) = pod.map_at(&["spec", "resources", "limits"]).filter(|it| !it.is_empty()).cloned() else { return };
+    let sum = |pod: &Value, name: &str| {
+        let amounts = pod.items_at(&["spec", "containers"]).iter().filter_map(|it| it.text_at(&["resources", "requests", name]).parse::<Quantity>().ok());
+        amounts.reduce(Quantity::add).map(|it| it.to_string())
+    };
+    for name in limits.keys().filter(|it| matches!(it.as_str(), "cpu" | "memory") || it.starts_with("hugepages-")) {
+        let path = ["spec", "resources", "requests", name];
+        if pod.at(&path).is_none() {
+            let own = sum(pod, name).filter(|_| !name.starts_with("hugepages-")).map_or_else(|| limits[name].clone(), Value::from);
+            pod.set_at(&path, own);
+        }
     }
 }
 
@@ -97,10 +118,14 @@ fn default_container(container: &mut Value) {
     }
 }
 
-/// Whether an image's tag is `latest`, written or not.
+/// Whether an image's tag is `latest`, written or not (`parsers.ParseImageName`). What is no reference to an image has none.
 fn is_latest(image: &str) -> bool {
-    let name = image.rsplit('/').next().unwrap_or_default();
-    !name.contains('@') && name.split_once(':').is_none_or(|(_, tag)| tag == "latest")
+    static REFERENCE: LazyLock<Regex> = LazyLock::new(|| {
+        let (host, part) = ("[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?", "[a-z0-9]+(?:(?:\\.|_|__|-+)[a-z0-9]+)*");
+        Regex::new(&format!("^(?:{host}(?:\\.{host})*(?::[0-9]+)?/)?{part}(?:/{part})*(?::(?<tag>[\\w][\\w.-]{{0,127}}))?(?<digest>@[A-Za-z].*)?$")).expect("a constant pattern")
+    });
+    let parts = REFERENCE.captures(image).filter(|_| image.len() <= 255);
+    parts.is_some_and(|it| it.name("tag").map_or(it.name("digest").is_none(), |it| it.as_str() == "latest"))
 }
 
 fn request_what_is_limited(container: &mut Value) {
@@ -118,13 +143,7 @@ fn default_probe(probe: &mut Value) {
     }
     default_action(probe);
     if let Some(grpc) = probe.get_mut("grpc") {
-        fill_empty(grpc, "service");
-    }
-}
-
-fn fill_empty(object: &mut Value, field: &str) {
-    if object.get(field).is_none() {
-        object[field] = "".into();
+        fill_absent(grpc, "service", "");
     }
 }
 
@@ -150,10 +169,14 @@ fn default_volume(volume: &mut Value) {
         each(source, &["downwardAPI", "items"]).for_each(default_field_ref);
     }
     if let Some(host_path) = volume.get_mut("hostPath") {
-        fill_empty(host_path, "type");
+        fill_absent(host_path, "type", "");
     }
     if let Some(claim) = volume.get_mut("ephemeral").and_then(|it| it.get_mut("volumeClaimTemplate")) {
-        fill(&mut claim["spec"], "volumeMode", "Filesystem");
+        fill_absent(&mut claim["spec"], "volumeMode", "Filesystem");
+    }
+    if let Some(image) = volume.get_mut("image") {
+        let policy = if is_latest(image.text("reference")) { "Always" } else { "IfNotPresent" };
+        fill(image, "pullPolicy", policy);
     }
     let has_source = volume.as_object().is_some_and(|it| it.len() > 1);
     if !has_source {
@@ -171,10 +194,21 @@ fn prepare(pod: &mut Value, change: Change<'_>) {
     if let Change::Create = change {
         let class = qos_class(&pod["spec"]);
         pod["status"] = json!({"phase": "Pending", "qosClass": class});
+        if !pod.items_at(&["spec", "schedulingGates"]).is_empty() {
+            pod["status"]["conditions"] = json!([{"type": "PodScheduled", "status": "False", "lastTransitionTime": pod.metadata("creationTimestamp"), "reason": "SchedulingGated",
+                "message": "Scheduling is blocked due to non-empty scheduling gates"}]);
+        }
     }
     if let Change::Part("status", old) = change {
-        // The node speaks of status only; what it runs is not its to say.
+        // The node speaks of status only; what it runs is not its to say, nor who owns it.
         pod["spec"] = old["spec"].clone();
+        match old.at(&["metadata", "ownerReferences"]) {
+            Some(owners) => pod.set_metadata("ownerReferences", owners.clone()),
+            None => pod.remove_metadata("ownerReferences"),
+        }
+        if let Some(class) = old.at(&["status", "qosClass"]) {
+            fill_at(pod, &["status", "qosClass"], class.clone());
+        }
     }
 }
 
@@ -211,37 +245,109 @@ fn validate(pod: &Value, change: Change<'_>) -> FieldErrors {
     let mut errors = FieldErrors::new();
     match change {
         Change::Update(old) => validate_update(pod, old, &mut errors),
+        Change::Part("status", old) => validate_status(pod, old, &mut errors),
         Change::Create | Change::Part(..) => (),
     }
     errors
 }
 
-/// What may change of a running pod: images, the deadline, the grace period of a pod that ends, and more tolerations.
+/// `ValidatePodUpdate`: what may change of a running pod are images, deadlines, tolerations that are added and gates that go.
 fn validate_update(pod: &Value, old: &Value, errors: &mut FieldErrors) {
-    let mut allowed = pod["spec"].clone();
-    for field in ["activeDeadlineSeconds", "terminationGracePeriodSeconds", "tolerations", "schedulingGates", "nodeSelector"] {
-        match old.at(&["spec", field]) {
-            Some(value) => allowed[field] = value.clone(),
-            None => _ = allowed.remove_at(&[field]),
-        }
+    const CONTAINERS: [&str; 2] = ["containers", "initContainers"];
+    let (path, spec, before) = (Path::new("spec"), &pod["spec"], &old["spec"]);
+    if let Some(list) = CONTAINERS.into_iter().find(|it| spec.items_at(&[it]).len() != before.items_at(&[it]).len()) {
+        return errors.push(FieldError::forbidden(&path.child(list), "pod updates may not add or remove containers"));
     }
-    for list in ["containers", "initContainers"] {
-        let before = old.items_at(&["spec", list]);
-        for (container, before) in each(&mut allowed, &[list]).zip(before) {
+    if !deadline(spec.int_at(&["activeDeadlineSeconds"]), before.int_at(&["activeDeadlineSeconds"]), &path.child("activeDeadlineSeconds"), errors) {
+        return;
+    }
+    let timeless = |it: &Value| {
+        let mut it = it.clone();
+        it.remove_at(&["tolerationSeconds"]);
+        it
+    };
+    let kept: Vec<Value> = spec.items_at(&["tolerations"]).iter().map(timeless).collect();
+    if before.items_at(&["tolerations"]).iter().any(|it| !kept.contains(&timeless(it))) {
+        errors.push(FieldError::forbidden(&path.child("tolerations"), "existing toleration can not be modified except its tolerationSeconds"));
+    }
+    let gates = before.items_at(&["schedulingGates"]);
+    for (at, gate) in spec.items_at(&["schedulingGates"]).iter().enumerate().filter(|(_, it)| gates.iter().all(|old| old.text("name") != it.text("name"))) {
+        let detail = format!("only deletion is allowed, but found new scheduling gate '{}'", gate.text("name"));
+        errors.push(FieldError::forbidden(&path.child("schedulingGates").index(at).child("name"), detail));
+    }
+    let mut allowed = spec.clone();
+    let mut excuse = |field: &[&str]| match before.at(field) {
+        Some(value) => allowed.set_at(field, value.clone()),
+        None => _ = allowed.remove_at(field),
+    };
+    ["activeDeadlineSeconds", "tolerations", "schedulingGates"].iter().for_each(|it| excuse(&[it]));
+    if !gates.is_empty() {
+        let (now, was) = (spec.map_at(&["nodeSelector"]), before.map_at(&["nodeSelector"]));
+        if was.into_iter().flatten().any(|(key, value)| now.and_then(|it| it.get(key)) != Some(value)) {
+            let detail = "only additions to spec.nodeSelector are allowed (no mutations or deletions)";
+            errors.push(FieldError::invalid(&path.child("nodeSelector"), spec["nodeSelector"].clone(), detail));
+        }
+        excuse(&["nodeSelector"]);
+    }
+    for list in CONTAINERS {
+        for (container, before) in each(&mut allowed, &[list]).zip(before.items_at(&[list])) {
             container["image"] = before["image"].clone();
         }
     }
-    if allowed != old["spec"] {
+    if without_nothing(&allowed) != without_nothing(before) {
         let detail = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
-        errors.push(FieldError::forbidden(&Path::new("spec"), detail));
+        errors.push(FieldError::forbidden(&path, detail));
     }
-    let kept = |it: &Value| ["key", "operator", "value", "effect"].map(|field| it.text(field).to_owned());
-    let now: Vec<_> = pod.items_at(&["spec", "tolerations"]).iter().map(kept).collect();
-    if old.items_at(&["spec", "tolerations"]).iter().any(|it| !now.contains(&kept(it))) {
-        errors.push(FieldError::forbidden(
-            &Path::new("spec").child("tolerations"),
-            "existing toleration can not be modified except its tolerationSeconds",
-        ));
+}
+
+/// A deadline may come, and come nearer.
+fn deadline(now: Option<i64>, before: Option<i64>, path: &Path, errors: &mut FieldErrors) -> bool {
+    let detail = match (now, before) {
+        (Some(now), _) if !(0..=i64::from(i32::MAX)).contains(&now) => "must be between 0 and 2147483647, inclusive",
+        (Some(now), Some(before)) if before < now => "must be less than or equal to previous value",
+        (None, Some(_)) => "must not update from a positive integer to nil value",
+        _ => return true,
+    };
+    errors.push(FieldError::invalid(path, now.map_or(Value::Null, Value::from), detail));
+    now.is_none()
+}
+
+/// A value without what says nothing: `null`, and lists that are empty.
+fn without_nothing(value: &Value) -> Value {
+    let says = |value: &&Value| !value.is_null() && value.as_array().is_none_or(|it| !it.is_empty());
+    match value {
+        Value::Object(map) => map.iter().filter(|it| says(&it.1)).map(|(key, value)| (key.clone(), without_nothing(value))).collect(),
+        Value::Array(list) => list.iter().map(without_nothing).collect(),
+        other => other.clone(),
+    }
+}
+
+/// `ValidatePodStatusUpdate`, of addresses and the class; the rest is in the table.
+fn validate_status(pod: &Value, old: &Value, errors: &mut FieldErrors) {
+    let (path, status, before) = (Path::new("status"), &pod["status"], &old["status"]);
+    if status.text("qosClass") != before.text("qosClass") {
+        errors.push(FieldError::invalid(&path.child("qosClass"), status.text("qosClass"), IMMUTABLE));
+    }
+    let nominated = status.text("nominatedNodeName");
+    if nominated != before.text("nominatedNodeName") && !nominated.is_empty() {
+        let path = path.child("nominatedNodeName");
+        super::check::all(names::dns1123_subdomain(nominated), nominated, &path, errors);
+        let is_bound = !old.text_at(&["spec", "nodeName"]).is_empty();
+        errors.extend(is_bound.then(|| FieldError::forbidden(&path, "may not be set on pods that are already bound to a node")));
+    }
+    for (one, list) in [("", "podIPs"), ("hostIP", "hostIPs")] {
+        let (path, known) = (path.child(list), before.items_at(&[list]));
+        let ips: Vec<&str> = status.items_at(&[list]).iter().map(|it| it.text("ip")).collect();
+        if let Some(first) = ips.first().filter(|it| !one.is_empty() && **it != status.text(one)) {
+            errors.push(FieldError::invalid(&path.index(0).child("ip"), *first, "must be equal to `hostIP`"));
+        }
+        for (at, ip) in ips.iter().enumerate().filter(|it| known.iter().all(|old| old.text("ip") != *it.1)) {
+            errors.extend(ip_problem(ip).map(|it| FieldError::invalid(&path.index(at), *ip, it)));
+        }
+        let is_pair = ips.len() == 2 && ips[0].contains(':') != ips[1].contains(':');
+        if ips.len() > 1 && !is_pair {
+            errors.push(FieldError::invalid(&path, status[list].clone(), "may specify no more than one IP for each IP family"));
+        }
     }
 }
 

@@ -7,15 +7,15 @@ use super::{
     Change, Strategy,
     check::{each, fill, fill_at},
 };
-use crate::meta::{FieldError, FieldErrors, Meta, Path, Value};
+use crate::meta::{FieldError, FieldErrors, Meta, Path, Value, names};
 
-pub const DISRUPTION_BUDGET: Strategy = Strategy { has_generation: true, resets_status: true, ..Strategy::PLAIN };
+pub const DISRUPTION_BUDGET: Strategy = Strategy { name: names::path_segment, has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const QUOTA: Strategy = Strategy { resets_status: true, ..Strategy::PLAIN };
 pub const AUTOSCALER: Strategy = Strategy { default: default_autoscaler, resets_status: true, ..Strategy::PLAIN };
-pub const FLOW_SCHEMA: Strategy = Strategy { default: |object| fill_at(object, &["spec", "matchingPrecedence"], 1000), has_generation: true, resets_status: true, ..Strategy::PLAIN };
+pub const FLOW_SCHEMA: Strategy = Strategy { has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const PRIORITY_LEVEL: Strategy = Strategy { default: default_priority_level, has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const SIGNING_REQUEST: Strategy =
-    Strategy { prepare: prepare_signing_request, resets_status: true, ..Strategy::PLAIN };
+    Strategy { prepare: prepare_signing_request, name: names::path_segment, resets_status: true, ..Strategy::PLAIN };
 pub const API_SERVICE: Strategy = Strategy { default: default_api_service, validate: validate_api_service, resets_status: true, ..Strategy::PLAIN };
 pub const RESOURCE_CLAIM: Strategy = Strategy { default: |object| default_claim(&mut object["spec"]), resets_status: true, ..Strategy::PLAIN };
 pub const RESOURCE_CLAIM_TEMPLATE: Strategy = Strategy { default: |object| default_claim(&mut object["spec"]["spec"]), ..Strategy::PLAIN };
@@ -25,6 +25,10 @@ fn default_autoscaler(object: &mut Value) {
     let spec = &mut object["spec"];
     fill(spec, "minReplicas", 1);
     if is_first {
+        // What v2 has for metrics may stand in an annotation.
+        if object.at(&["metadata", "annotations", METRICS]).is_none() {
+            fill(&mut object["spec"], "targetCPUUtilizationPercentage", 80);
+        }
         return;
     }
     if spec.items_at(&["metrics"]).is_empty() {
@@ -111,22 +115,18 @@ fn default_priority_level(object: &mut Value) {
             fill_at(spec, &["exempt", "nominalConcurrencyShares"], 0);
             fill_at(spec, &["exempt", "lendablePercent"], 0);
         }
-        _ => {
+        "Limited" if spec.at(&["limited"]).is_some() => {
             fill_at(spec, &["limited", "nominalConcurrencyShares"], 30);
             fill_at(spec, &["limited", "lendablePercent"], 0);
-            if spec.text_at(&["limited", "limitResponse", "type"]) == "Queue" {
-                for (field, value) in [("handSize", 8), ("queues", 64), ("queueLengthLimit", 50)] {
-                    fill_at(spec, &["limited", "limitResponse", "queuing", field], value);
-                }
-            }
         }
+        _ => (),
     }
 }
 
 /// Conditions are written through `approval` and `status`, the certificate only through `status`.
 fn prepare_signing_request(object: &mut Value, change: Change<'_>) {
     match change {
-        Change::Create => _ = object.remove_at(&["status"]),
+        Change::Create => (),
         Change::Update(old) => object["spec"] = old["spec"].clone(),
         Change::Part(part, old) => {
             object["spec"] = old["spec"].clone();
@@ -170,6 +170,17 @@ fn default_claim(spec: &mut Value) {
             default_device_request(exactly);
         }
         each(request, &["firstAvailable"]).for_each(default_device_request);
+    }
+}
+
+pub const RESOURCE_SLICE: Strategy = Strategy { default: default_slice, has_generation: true, ..Strategy::PLAIN };
+
+/// A taint of a device came when the object last changed.
+fn default_slice(object: &mut Value) {
+    let times = object.items_at(&["metadata", "managedFields"]).iter().map(|it| it.text("time"));
+    let Some(now) = times.chain([object.metadata("creationTimestamp")]).max().filter(|it| !it.is_empty()).map(str::to_owned) else { return };
+    for device in each(object, &["spec", "devices"]) {
+        each(device, &["taints"]).for_each(|it| fill(it, "timeAdded", now.as_str()));
     }
 }
 

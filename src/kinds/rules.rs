@@ -5,18 +5,19 @@
 //! a map, `a{=}` each value. Guards: `?a` is set, `?a=X|Y` is one of these, `?*a` is there though empty, `?old` an update; `?!` turns a guard round.
 //! Tests pass over what is empty; `test!` looks at that too, and `test*` at what is there though empty. The tests of one line
 //! end with the first that fails. `@place` reports the error elsewhere; `as=name` says the field's name in paths, `is=Type` whose rules hold below it, `skip` leaves out what is below it.
-//! Of the fields that `one=…` names only the first that is set is looked into.
+//! `gated` fields belong to features that v1.36 has switched off; they are dropped.
+//! Of the fields that `one=…` or `first=…` names only the first that is set is looked into.
 //! Tests that are not of a field alone are functions (`call=…`). Source: `pkg/apis/*/validation` and the `+k8s:` tags of `types.go`.
 
 mod calls;
-mod words;
+pub mod words;
 
 use std::{cell::OnceCell, collections::HashMap, sync::LazyLock};
 
 use super::Change;
 use crate::{
     meta::{FieldErrors, Meta, Path, Value},
-    schema::{Schema, Shape},
+    schema::{Field, Schema, Shape, builtin},
 };
 
 static SOURCE: &str = include_str!("rules.txt");
@@ -84,6 +85,11 @@ pub struct Site<'a> {
 }
 
 impl Site<'_> {
+    /// Whether the value is the object that the rule is of.
+    pub fn is_whole(&self) -> bool {
+        self.suffix.is_empty()
+    }
+
     /// Where an error is reported.
     pub fn path(&self) -> &Path {
         self.path.get_or_init(|| match self.place {
@@ -102,6 +108,8 @@ struct Rules {
     typed: HashMap<&'static str, String>,
     /// Fields that are not walked, and when.
     skipped: Vec<(Vec<Guard>, &'static str)>,
+    /// Fields whose feature gates are closed.
+    gated: Vec<&'static str>,
     /// Fields of which only the first that is set is walked.
     exclusive: Vec<&'static str>,
 }
@@ -145,10 +153,11 @@ impl Rules {
             match word.split_once('=') {
                 Some(("as", name)) => _ = self.renamed.insert(target, name),
                 Some(("is", name)) => _ = self.typed.insert(target, format!("io.k8s.{package}.{name}")),
+                _ if *word == "gated" => self.gated.push(target),
                 _ if *word == "skip" => self.skipped.push((guards.clone(), target)),
-                Some(("one", fields)) => {
+                Some((name @ ("one" | "first"), fields)) => {
                     self.exclusive = fields.split(',').map(|it| it.split(':').next().unwrap_or(it)).collect();
-                    tests.push(test(word, message));
+                    tests.extend((name == "one").then(|| test(word, message)));
                 }
                 _ if word.starts_with('@') => place = Some(&word[1..]),
                 _ => tests.push(test(word, message)),
@@ -202,7 +211,7 @@ fn test(word: &'static str, message: &'static str) -> Test {
         _ => (name, LooksAt::Set),
     };
     let run = if name == "call" { calls::find(argument) } else { words::find(name) };
-    let looks_at = if matches!(name, "required" | "needed" | "call" | "immutable" | "fixed") && looks_at == LooksAt::Set { LooksAt::All } else { looks_at };
+    let looks_at = if matches!(name, "required" | "needed" | "one" | "call" | "immutable" | "fixed") && looks_at == LooksAt::Set { LooksAt::All } else { looks_at };
     Test { run: run.unwrap_or_else(|| panic!("rules.txt: no test {word}")), argument, message, looks_at }
 }
 
@@ -232,6 +241,43 @@ impl Guard {
             },
         };
         holds != self.is_negated
+    }
+}
+
+/// Drops fields of features that are switched off, unless the object had them before (`drop…DisabledFields`).
+pub fn drop_gated(object: &mut Value, old: Option<&Value>, schema: &Schema) {
+    let collect = |object: &mut Value| {
+        let mut found = Vec::new();
+        each_gated(object, schema, &mut |_, name| found.push(name));
+        found
+    };
+    if collect(object).is_empty() {
+        return;
+    }
+    let kept = old.map(|it| collect(&mut it.clone())).unwrap_or_default();
+    each_gated(object, schema, &mut |map, name| {
+        if !kept.contains(&name) {
+            map.remove(name);
+        }
+    });
+}
+
+fn each_gated(value: &mut Value, schema: &Schema, act: &mut dyn FnMut(&mut serde_json::Map<String, Value>, &'static str)) {
+    match (&schema.shape, value) {
+        (Shape::Object(shape), Value::Object(map)) => {
+            let gated = TABLE.get(&schema.name).map_or(&[][..], |it| &it.gated);
+            for name in gated.iter().copied() {
+                if map.contains_key(name) {
+                    act(map, name);
+                }
+            }
+            for field in shape.fields.iter().filter(|it| is_walked(&it.schema)) {
+                map.get_mut(&field.name).into_iter().for_each(|it| each_gated(it, &field.schema, act));
+            }
+        }
+        (Shape::List { items, .. }, Value::Array(list)) if is_walked(items) => list.iter_mut().for_each(|it| each_gated(it, items, act)),
+        (Shape::Map { values, .. }, Value::Object(map)) if is_walked(values) => map.values_mut().for_each(|it| each_gated(it, values, act)),
+        _ => (),
     }
 }
 
@@ -274,6 +320,9 @@ impl<'a> Walk<'a> {
     fn value(&mut self, value: &'a Value, old: Option<&'a Value>, schema: &Schema, kind: &str, path: &Path) {
         match (&schema.shape, value) {
             (Shape::Object(_), Value::Object(_)) => self.object(value, old, schema, kind, path, false),
+            (Shape::SchemaOrArray | Shape::SchemaOrBool, Value::Object(_)) => {
+                builtin(SCHEMA).into_iter().for_each(|it| self.object(value, old, &it, kind, path, false));
+            }
             (Shape::List { items, .. }, Value::Array(list)) if is_walked(items) => {
                 for (at, item) in list.iter().enumerate() {
                     self.value(item, old.and_then(|it| it.get(at)), items, kind, &path.index(at));
@@ -294,7 +343,7 @@ impl<'a> Walk<'a> {
         for rule in rules.into_iter().flat_map(|it| &it.rules) {
             let first = rule.target.first().map_or("", |it| if let Step::Field(name) = it { name } else { "" });
             if !is_root || self.part.has(first) {
-                self.apply(rule, value, old, path);
+                self.apply(rule, value, old, schema, path);
             }
         }
         for field in &shape.fields {
@@ -307,41 +356,45 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn apply(&mut self, rule: &Rule, object: &'a Value, old: Option<&'a Value>, path: &Path) {
+    fn apply(&mut self, rule: &Rule, object: &'a Value, old: Option<&'a Value>, schema: &Schema, path: &Path) {
         if rule.guards.iter().all(|it| it.holds(object, self.is_update)) {
-            self.reach(rule, &rule.target, (object, old), (object, old), path, String::new());
+            self.reach(rule, &rule.target, (object, old), (object, old), (Some(schema), &NOTHING), path, String::new());
         }
     }
 
-    /// Follows the steps of a rule's target and tests what is there.
-    fn reach(&mut self, rule: &Rule, steps: &[Step], from: (&'a Value, Option<&'a Value>), at: (&'a Value, Option<&'a Value>), base: &Path, suffix: String) {
+    /// Follows the steps of a rule's target and tests what is there. With the schema comes what an absent value is in Go.
+    #[expect(clippy::too_many_arguments)]
+    fn reach(&mut self, rule: &Rule, steps: &[Step], from: (&'a Value, Option<&'a Value>), at: (&'a Value, Option<&'a Value>), of: (Option<&Schema>, &'static Value), base: &Path, suffix: String) {
         let (value, old) = at;
         match steps.split_first() {
-            None => self.test(rule, from, at, base, &suffix),
+            None => self.test(rule, from, at, of.1, base, &suffix),
             Some((Step::Field(name), rest)) => {
                 let suffix = if suffix.is_empty() { (*name).to_owned() } else { format!("{suffix}.{name}") };
-                self.reach(rule, rest, from, (value.get(*name).unwrap_or(&NOTHING), old.and_then(|it| it.get(*name))), base, suffix);
+                let field = of.0.and_then(|it| it.as_struct()).and_then(|it| it.fields.iter().find(|it| it.name == *name));
+                let of = (field.map(|it| &*it.schema), field.map_or(&NOTHING, zero));
+                self.reach(rule, rest, from, (value.get(*name).unwrap_or(&NOTHING), old.and_then(|it| it.get(*name))), of, base, suffix);
             }
             Some((Step::Items, rest)) => {
                 for (at, item) in value.as_array().into_iter().flatten().enumerate() {
-                    self.reach(rule, rest, from, (item, old.and_then(|it| it.get(at))), base, format!("{suffix}[{at}]"));
+                    self.reach(rule, rest, from, (item, old.and_then(|it| it.get(at))), (of.0.and_then(inner), &NOTHING), base, format!("{suffix}[{at}]"));
                 }
             }
             Some((Step::Keys, _)) => {
                 for key in value.as_object().into_iter().flat_map(|it| it.keys()) {
-                    self.test(rule, from, (&Value::from(key.as_str()), None), base, &format!("{suffix}[{key}]"));
+                    self.test(rule, from, (&Value::from(key.as_str()), None), &NOTHING, base, &format!("{suffix}[{key}]"));
                 }
             }
             Some((Step::Values, rest)) => {
                 for (key, item) in value.as_object().into_iter().flatten() {
-                    self.reach(rule, rest, from, (item, old.and_then(|it| it.get(key))), base, format!("{suffix}[{key}]"));
+                    self.reach(rule, rest, from, (item, old.and_then(|it| it.get(key))), (of.0.and_then(inner), &NOTHING), base, format!("{suffix}[{key}]"));
                 }
             }
         }
     }
 
-    fn test(&mut self, rule: &Rule, (object, old_object): (&Value, Option<&Value>), (value, old): (&Value, Option<&Value>), base: &Path, suffix: &str) {
-        let site = Site { value, old, object, old_object, base, root: self.root, suffix, place: rule.place, path: OnceCell::new() };
+    fn test(&mut self, rule: &Rule, (object, old_object): (&Value, Option<&Value>), (value, old): (&Value, Option<&Value>), zero: &Value, base: &Path, suffix: &str) {
+        let shown = if value.is_null() { zero } else { value };
+        let site = Site { value: shown, old, object, old_object, base, root: self.root, suffix, place: rule.place, path: OnceCell::new() };
         let before = self.errors.len();
         for test in &rule.tests {
             let is_seen = match test.looks_at {
@@ -359,20 +412,48 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// What Go has where JSON has nothing: "" or false, or nothing too.
+fn zero(field: &Field) -> &'static Value {
+    static TEXT: Value = Value::String(String::new());
+    static FALSE: Value = Value::Bool(false);
+    match field.schema.shape {
+        Shape::String if !field.is_pointer => &TEXT,
+        Shape::Bool if !field.is_pointer => &FALSE,
+        _ => &NOTHING,
+    }
+}
+
+/// The schema of what a list or a map has.
+fn inner(schema: &Schema) -> Option<&Schema> {
+    match &schema.shape {
+        Shape::List { items, .. } => Some(items),
+        Shape::Map { values, .. } => Some(values),
+        _ => None,
+    }
+}
+
 /// Whether rules may stand below: in objects, and in lists and maps of them.
 fn is_walked(schema: &Schema) -> bool {
     match &schema.shape {
-        Shape::Object(_) => true,
+        Shape::Object(_) | Shape::SchemaOrArray | Shape::SchemaOrBool => true,
         Shape::List { items, .. } => is_walked(items),
         Shape::Map { values, .. } => is_walked(values),
         _ => false,
     }
 }
 
+/// The type of schemas in custom resource definitions.
+pub const SCHEMA: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
+
 /// What the rules find wrong with an object of a type that stands at `path`.
 pub fn errors_of(object: &Value, type_name: &str, path: &Path) -> FieldErrors {
+    errors_as(object, type_name, "", path)
+}
+
+/// The same by the rules of `kind`.
+pub fn errors_as(object: &Value, type_name: &str, kind: &str, path: &Path) -> FieldErrors {
     let mut walk = Walk { root: object, is_update: false, errors: FieldErrors::new(), part: Part::Both };
-    crate::schema::builtin(type_name).into_iter().for_each(|it| walk.object(object, None, &it, "", path, false));
+    builtin(type_name).into_iter().for_each(|it| walk.object(object, None, &it, kind, path, false));
     walk.errors
 }
 

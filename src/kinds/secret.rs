@@ -9,11 +9,11 @@ use super::{
 use crate::meta::{FieldError, FieldErrors, Meta, Path, Value, names};
 
 pub const CONFIG_MAP: Strategy = Strategy { validate: validate_config_map, ..Strategy::PLAIN };
-pub const SECRET: Strategy = Strategy { default: |secret| fill(secret, "type", "Opaque"), prepare, validate: validate_secret, ..Strategy::PLAIN };
+pub const SECRET: Strategy = Strategy { default: default_secret, validate: validate_secret, ..Strategy::PLAIN };
 
 /// What is told of a secret is its name (`cleanSecretReferences`).
 pub const SERVICE_ACCOUNT: Strategy = Strategy {
-    prepare: |account, _| each(account, &["secrets"]).for_each(|it| *it = serde_json::json!({"name": it.text("name")})),
+    prepare: |account, _| each(account, &["secrets"]).for_each(|it| it.as_object_mut().into_iter().for_each(|it| it.retain(|field, _| field == "name"))),
     ..Strategy::PLAIN
 };
 
@@ -21,7 +21,8 @@ pub const SERVICE_ACCOUNT: Strategy = Strategy {
 const SIZE_MAX: usize = 1 << 20;
 
 /// `stringData` is written into `data` and never kept.
-fn prepare(secret: &mut Value, _: Change<'_>) {
+fn default_secret(secret: &mut Value) {
+    fill(secret, "type", "Opaque");
     let Some(Value::Object(texts)) = secret.remove_at(&["stringData"]) else { return };
     for (key, text) in texts {
         secret.set_at(&["data", &key], BASE64.encode(text.as_str().unwrap_or_default()));
@@ -92,8 +93,8 @@ mod tests {
     #[test]
     fn string_data_becomes_data() {
         let mut secret = json!({"data": {"a": "eA=="}, "stringData": {"a": "y", "b": "z"}});
-        (SECRET.prepare)(&mut secret, Change::Create);
-        assert_eq!(secret, json!({"data": {"a": "eQ==", "b": "eg=="}}));
+        (SECRET.default)(&mut secret);
+        assert_eq!(secret, json!({"type": "Opaque", "data": {"a": "eQ==", "b": "eg=="}}));
     }
 
     #[test]

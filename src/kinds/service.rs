@@ -9,7 +9,7 @@ use super::{
 };
 use crate::meta::{Meta, Value, names};
 
-pub const SERVICE: Strategy = Strategy { default, prepare, name: names::dns1035_label, resets_status: true, ..Strategy::PLAIN };
+pub const SERVICE: Strategy = Strategy { default, prepare, name: names::dns1123_label, resets_status: true, ..Strategy::PLAIN };
 
 fn default(service: &mut Value) {
     let spec = &mut service["spec"];
@@ -31,8 +31,8 @@ fn default(service: &mut Value) {
     if is_reached_from_outside(spec) {
         fill(spec, "externalTrafficPolicy", "Cluster");
     }
-    if has_address(spec) {
-        fill(spec, "internalTrafficPolicy", "Cluster");
+    if matches!(spec.text("type"), "ClusterIP" | "NodePort" | "LoadBalancer") {
+        fill_absent(spec, "internalTrafficPolicy", "Cluster");
     }
     if is_balanced(spec) {
         fill(spec, "allocateLoadBalancerNodePorts", true);

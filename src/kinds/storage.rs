@@ -3,7 +3,7 @@
 
 use super::{
     Change, Strategy,
-    check::{fill, fill_at},
+    check::{fill, fill_absent, fill_at},
 };
 use crate::meta::{FieldError, FieldErrors, Meta, Path, Value};
 
@@ -17,7 +17,7 @@ pub const ATTACHMENT: Strategy = Strategy { resets_status: true, ..Strategy::PLA
 fn default_volume(object: &mut Value) {
     let spec = &mut object["spec"];
     fill(spec, "persistentVolumeReclaimPolicy", "Retain");
-    fill(spec, "volumeMode", "Filesystem");
+    fill_absent(spec, "volumeMode", "Filesystem");
     if let Some(path) = spec.get_mut("hostPath")
         && path.get("type").is_none()
     {
@@ -43,11 +43,14 @@ fn validate_volume(object: &Value, change: Change<'_>) -> FieldErrors {
     let (mut errors, path) = (FieldErrors::new(), Path::new("spec"));
     if let Change::Update(old) = change {
         let source = |object: &Value| object["spec"].as_object().map(|it| it.iter().filter(|(key, _)| !NOT_SOURCES.contains(&key.as_str())).map(|(key, value)| (key.clone(), value.clone())).collect::<Vec<_>>());
-        if source(object) != source(old) {
-            errors.push(FieldError::forbidden(&path.child("persistentvolumesource"), "spec.persistentvolumesource is immutable after creation"));
+        // A reference that is missing may be added.
+        const EXPAND: [&str; 3] = ["spec", "csi", "controllerExpandSecretRef"];
+        let mut object = object.clone();
+        if old.at(&EXPAND).is_none() {
+            object.remove_at(&EXPAND);
         }
-        if object.at(&["spec", "volumeMode"]) != old.at(&["spec", "volumeMode"]) {
-            errors.push(FieldError::invalid(&Path::new("volumeMode"), object["spec"]["volumeMode"].clone(), super::metadata::IMMUTABLE));
+        if source(&object) != source(old) {
+            errors.push(FieldError::forbidden(&path.child("persistentvolumesource"), "spec.persistentvolumesource is immutable after creation"));
         }
     }
     errors
@@ -55,7 +58,7 @@ fn validate_volume(object: &Value, change: Change<'_>) -> FieldErrors {
 
 /// A claim, or a template for one.
 pub fn default_claim(object: &mut Value) {
-    fill(&mut object["spec"], "volumeMode", "Filesystem");
+    fill_absent(&mut object["spec"], "volumeMode", "Filesystem");
     fill_at(object, &["status", "phase"], "Pending");
 }
 
@@ -63,8 +66,22 @@ fn prepare_claim(object: &mut Value, change: Change<'_>) {
     if let Change::Create = change {
         object["status"] = serde_json::json!({"phase": "Pending"});
     }
-    if !matches!(change, Change::Part(..)) {
-        same_sources(&mut object["spec"]);
+    match change {
+        Change::Part(_, old) => object["spec"] = old["spec"].clone(),
+        Change::Create | Change::Update(_) => {
+            // The gate `CrossNamespaceVolumeDataSource` is closed in v1.36.
+            let is_elsewhere = |it: &Value| !it.text_at(&["spec", "dataSourceRef", "namespace"]).is_empty();
+            if is_elsewhere(object) && change.old().is_none_or(|it| it.at(&["spec", "dataSourceRef"]).is_none()) {
+                object.remove_at(&["spec", "dataSourceRef"]);
+            }
+            // `EnforceDataSourceBackwardsCompatibility`: the older field knows two kinds of sources.
+            let of = |field: &str| object.text_at(&["spec", "dataSource", field]);
+            let is_known = matches!((of("apiGroup"), of("kind")), ("", "PersistentVolumeClaim") | ("snapshot.storage.k8s.io", "VolumeSnapshot"));
+            if !is_known && change.old().is_none_or(|it| it.at(&["spec", "dataSource"]).is_none()) {
+                object.remove_at(&["spec", "dataSource"]);
+            }
+            same_sources(&mut object["spec"]);
+        }
     }
 }
 
@@ -88,18 +105,23 @@ fn same_sources(spec: &mut Value) {
 fn validate_claim(object: &Value, change: Change<'_>) -> FieldErrors {
     let (mut errors, path) = (FieldErrors::new(), Path::new("spec"));
     if let Change::Update(old) = change {
-        let mut rest = object.clone();
-        for field in ["resources", "volumeAttributesClassName"] {
-            rest["spec"][field] = old["spec"][field].clone();
+        let (mut rest, is_bound) = (object.clone(), object.text_at(&["status", "phase"]) == "Bound");
+        if is_bound && rest.at(&["spec", "resources", "requests"]).is_some() {
+            rest["spec"]["resources"]["requests"]["storage"] = old["spec"]["resources"]["requests"]["storage"].clone();
+        }
+        if is_bound {
+            rest["spec"]["volumeAttributesClassName"] = old["spec"]["volumeAttributesClassName"].clone();
         }
         // A claim is bound once, and may get its class once.
         for field in ["volumeName", "storageClassName"] {
-            if old.text_at(&["spec", field]).is_empty() {
+            if old.at(&["spec", field]).is_none_or(|it| it.is_null() || field == "volumeName" && *it == "") {
                 rest["spec"][field] = old["spec"][field].clone();
             }
         }
+        let mut before = old["spec"].clone();
+        same_sources(&mut before);
         let strip = |value: &Value| value.as_object().map(|it| it.iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| (key.clone(), value.clone())).collect::<Vec<_>>());
-        if strip(&rest["spec"]) != strip(&old["spec"]) {
+        if strip(&rest["spec"]) != strip(&before) {
             errors.push(FieldError::forbidden(&path, "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims"));
         }
     }
@@ -107,8 +129,8 @@ fn validate_claim(object: &Value, change: Change<'_>) -> FieldErrors {
 }
 
 fn default_class(object: &mut Value) {
-    fill_at(object, &["reclaimPolicy"], "Delete");
-    fill_at(object, &["volumeBindingMode"], "Immediate");
+    fill_absent(object, "reclaimPolicy", "Delete");
+    fill_absent(object, "volumeBindingMode", "Immediate");
 }
 
 /// Upstream counts a driver's changes from nothing.
@@ -123,7 +145,7 @@ fn default_driver(object: &mut Value) {
     fill(spec, "attachRequired", true);
     fill(spec, "podInfoOnMount", false);
     fill(spec, "storageCapacity", false);
-    fill(spec, "fsGroupPolicy", "ReadWriteOnceWithFSType");
+    fill_absent(spec, "fsGroupPolicy", "ReadWriteOnceWithFSType");
     if spec.items_at(&["volumeLifecycleModes"]).is_empty() {
         spec["volumeLifecycleModes"] = serde_json::json!(["Persistent"]);
     }

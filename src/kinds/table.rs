@@ -15,6 +15,7 @@ pub fn registry() -> Registry {
 const NO_UPDATE: &[Verb] = &[Verb::Create, Verb::Delete, Verb::Get, Verb::List, Verb::Patch, Verb::Update, Verb::Watch];
 const PATHY: Strategy = Strategy { name: names::path_segment, ..Strategy::PLAIN };
 const COUNTED: Strategy = Strategy { has_generation: true, ..Strategy::PLAIN };
+const STATUS: Strategy = Strategy { resets_status: true, ..Strategy::PLAIN };
 const ANY_UPDATE: Strategy = Strategy { creates_on_update: true, ..Strategy::PLAIN };
 
 /// The legacy group.
@@ -38,7 +39,7 @@ fn core() -> Vec<Row> {
         .cols(&[path("Type", &["spec", "type"]), fun("Cluster-IP", "string", service_ip), fun("External-IP", "string", service_external), fun("Port(s)", "string", service_ports), AGE, wide("Selector", service_selector)])
         .field("spec.clusterIP", &["spec", "clusterIP"]).field("spec.type", &["spec", "type"]).sub("proxy", Action::Proxy, "ServiceProxyOptions", PROXY),
     ns("", "v1", "endpoints", "Endpoints").short("ep").does(&networking::ENDPOINTS).cols(&[fun("Endpoints", "string", endpoints)]).age().deprecated("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
-    ns("", "v1", "events", "Event").short("ev").does(&event::EVENT).unnamed().cols(EVENT).fields(event::FIELDS).field_fn("source", event::source),
+    ns("", "v1", "events", "Event").short("ev").does(&event::LEGACY).unnamed().cols(EVENT).fields(event::FIELDS).field_fn("source", event::source),
     ns("events.k8s.io", "v1", "events", "Event").short("ev").stored_as("events").does(&event::EVENT).converted(event::FROM_CORE, event::TO_CORE).unnamed().cols(EVENT).fields(event::NEW_FIELDS),
     ns("", "v1", "serviceaccounts", "ServiceAccount").returned().short("sa").does(&secret::SERVICE_ACCOUNT).age().sub_of("token", Action::Token, ("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
     ns("", "v1", "replicationcontrollers", "ReplicationController").short("rc").all().does(&workloads::REPLICATION_CONTROLLER).status().scale(None)
@@ -107,7 +108,7 @@ fn infrastructure() -> Vec<Row> {
     cl("networking.k8s.io", "v1", "ingressclasses", "IngressClass").does(&networking::INGRESS_CLASS).cols(&[path("Controller", &["spec", "controller"]), fun("Parameters", "string", class_parameters), AGE]),
     ns("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy").short("netpol").does(&networking::NETWORK_POLICY).cols(&[fun("Pod-Selector", "string", pod_selector), AGE]),
     cl("networking.k8s.io", "v1", "ipaddresses", "IPAddress").short("ip").does(&networking::IP_ADDRESS).cols(&[fun("ParentRef", "string", parent_ref)]).field_fn("spec.parentRef", |_| String::new()),
-    cl("networking.k8s.io", "v1", "servicecidrs", "ServiceCIDR").status().cols(&[fun("CIDRs", "string", cidrs)]).age(),
+    cl("networking.k8s.io", "v1", "servicecidrs", "ServiceCIDR").does(&STATUS).status().cols(&[fun("CIDRs", "string", cidrs)]).age(),
     ns("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice").does(&networking::ENDPOINT_SLICE).cols(&[path("AddressType", &["addressType"]), fun("Ports", "string", slice_ports), fun("Endpoints", "string", slice_endpoints)]).age(),
     cl("storage.k8s.io", "v1", "storageclasses", "StorageClass").returned().short("sc").does(&storage::CLASS).unnamed().cols(&[
             fun("Name", "string", class_name), path("Provisioner", &["provisioner"]), or("ReclaimPolicy", &["reclaimPolicy"], "Delete"), or("VolumeBindingMode", &["volumeBindingMode"], "Immediate"),
@@ -125,7 +126,7 @@ fn infrastructure() -> Vec<Row> {
     cl("resource.k8s.io", "v1", "deviceclasses", "DeviceClass").returned().does(&COUNTED).cols(&[AGE]),
     ns("resource.k8s.io", "v1", "resourceclaims", "ResourceClaim").returned().does(&policy::RESOURCE_CLAIM).status().cols(&[fun("State", "string", claim_state), AGE]),
     ns("resource.k8s.io", "v1", "resourceclaimtemplates", "ResourceClaimTemplate").returned().does(&policy::RESOURCE_CLAIM_TEMPLATE).cols(&[AGE]),
-    cl("resource.k8s.io", "v1", "resourceslices", "ResourceSlice").returned().does(&COUNTED).cols(&[path("Node", &["spec", "nodeName"]), path("Driver", &["spec", "driver"]), path("Pool", &["spec", "pool", "name"]), AGE])
+    cl("resource.k8s.io", "v1", "resourceslices", "ResourceSlice").returned().does(&policy::RESOURCE_SLICE).cols(&[path("Node", &["spec", "nodeName"]), path("Driver", &["spec", "driver"]), path("Pool", &["spec", "pool", "name"]), AGE])
         .field("spec.nodeName", &["spec", "nodeName"]).field("spec.driver", &["spec", "driver"]),
     ]
 }

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{
     Change, Strategy,
-    check::{each, fill, fill_at},
+    check::{each, fill, fill_absent, fill_at},
     pod,
 };
 use crate::meta::{FieldError, FieldErrors, Meta, Path, Value};
@@ -15,7 +15,7 @@ pub const DEPLOYMENT: Strategy =
 pub const DAEMON_SET: Strategy =
     Strategy { default: default_daemon_set, prepare: prepare_daemon_set, has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const STATEFUL_SET: Strategy =
-    Strategy { default: default_stateful_set, prepare: prepare_stateful_set, validate: validate_stateful_set, has_generation: true, resets_status: true, ..Strategy::PLAIN };
+    Strategy { default: default_stateful_set, validate: validate_stateful_set, name: crate::meta::names::dns1123_label, has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const CRON_JOB: Strategy = Strategy {
     default: default_cron_job,
     name: cron_job_name,
@@ -74,16 +74,24 @@ fn default_replica_set(object: &mut Value) {
 }
 
 fn default_replication_controller(object: &mut Value) {
-    default_template(object);
+    if object.at(&["spec", "template"]).is_some() {
+        default_template(object);
+    }
     fill(&mut object["spec"], "replicas", 1);
-    let labels = object.at(&["spec", "template", "metadata", "labels"]).cloned();
-    if let Some(labels) = labels {
-        if object.map_at(&["spec", "selector"]).is_none_or(serde_json::Map::is_empty) {
-            object.set_at(&["spec", "selector"], labels.clone());
-        }
-        if object.map_at(&["metadata", "labels"]).is_none_or(serde_json::Map::is_empty) {
-            object.set_at(&["metadata", "labels"], labels);
-        }
+    if let Some(labels) = object.at(&["spec", "template", "metadata", "labels"]).cloned()
+        && object.map_at(&["spec", "selector"]).is_none_or(serde_json::Map::is_empty)
+    {
+        object.set_at(&["spec", "selector"], labels);
+    }
+    take_labels(object);
+}
+
+/// What has no labels has its template's.
+fn take_labels(object: &mut Value) {
+    if let Some(labels) = object.at(&["spec", "template", "metadata", "labels"]).cloned()
+        && object.map_at(&["metadata", "labels"]).is_none_or(serde_json::Map::is_empty)
+    {
+        object.set_at(&["metadata", "labels"], labels);
     }
 }
 
@@ -131,14 +139,6 @@ fn default_stateful_set(object: &mut Value) {
         fill_at(claim, &["apiVersion"], "v1");
         fill_at(claim, &["kind"], "PersistentVolumeClaim");
         super::storage::default_claim(claim);
-    }
-}
-
-/// `dropStatefulSetDisabledFields`: the gate `MaxUnavailableStatefulSet` is closed in v1.36.
-fn prepare_stateful_set(object: &mut Value, change: Change<'_>) {
-    const FIELD: [&str; 4] = ["spec", "updateStrategy", "rollingUpdate", "maxUnavailable"];
-    if change.old().is_none_or(|it| it.at(&FIELD).is_none()) {
-        object.remove_at(&FIELD);
     }
 }
 
@@ -191,7 +191,7 @@ const JOB_LABELS: [(&str, bool); 4] =
 fn default_job(object: &mut Value) {
     default_template(object);
     let spec = &mut object["spec"];
-    fill(spec, "completionMode", "NonIndexed");
+    fill_absent(spec, "completionMode", "NonIndexed");
     fill(spec, "suspend", false);
     fill(spec, "backoffLimit", if spec.get("backoffLimitPerIndex").is_some() { i64::from(i32::MAX) } else { 6 });
     if spec.get("completions").is_none() && spec.get("parallelism").is_none() {
@@ -200,7 +200,8 @@ fn default_job(object: &mut Value) {
     fill(spec, "parallelism", 1);
     fill(spec, "manualSelector", false);
     let has_policy = spec.get("podFailurePolicy").is_some();
-    fill(spec, "podReplacementPolicy", if has_policy { "Failed" } else { "TerminatingOrFailed" });
+    fill_absent(spec, "podReplacementPolicy", if has_policy { "Failed" } else { "TerminatingOrFailed" });
+    take_labels(object);
 }
 
 /// `generateSelector`: a Job selects its pods by its own uid, unless told otherwise.

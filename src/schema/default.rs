@@ -8,10 +8,11 @@ pub fn default(value: &mut Value, schema: &Schema) {
     match (&schema.shape, value) {
         (Shape::Object(shape), Value::Object(map)) => {
             for field in &shape.fields {
-                // Go does not tell "" of a field that is no pointer from its absence.
-                let own = field.default.as_ref().filter(|it| field.is_pointer || **it != "");
+                // Go does not tell the zero value of a field that is no pointer from its absence.
+                let own = field.default.as_ref().or(field.implied.as_ref()).filter(|it| field.is_pointer || field.keeps_zero || !is_zero(it));
                 let declared = own.or(field.schema.default.as_ref());
-                if let (Some(default), false) = (declared, map.contains_key(&field.name)) {
+                let is_there = map.get(&field.name).is_some_and(|it| own.is_none() || field.is_pointer || !is_zero(it));
+                if let (Some(default), false) = (declared, is_there) {
                     map.insert(field.name.clone(), default.clone());
                 }
                 if let Some(value) = map.get_mut(&field.name) {
@@ -23,6 +24,10 @@ pub fn default(value: &mut Value, schema: &Schema) {
         (Shape::Map { values, .. }, Value::Object(map)) => map.values_mut().for_each(|value| default(value, values)),
         _ => (),
     }
+}
+
+fn is_zero(value: &Value) -> bool {
+    matches!(value, Value::Null | Value::Bool(false)) || *value == "" || *value == 0
 }
 
 #[cfg(test)]

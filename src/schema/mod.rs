@@ -101,6 +101,8 @@ pub struct Field {
     pub is_required: bool,
     /// This field's default, over its schema's.
     pub default: Option<Value>,
+    /// What Go fills in by code (`SetDefaults_*`), which OpenAPI does not tell.
+    pub implied: Option<Value>,
     /// This field is atomic for server-side apply, whatever its schema says.
     pub is_atomic: bool,
     /// This field is granular for server-side apply though its schema is atomic.

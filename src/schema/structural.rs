@@ -1,10 +1,10 @@
-//! From the `openAPIV3Schema` of a CRD to a [`Schema`], and what makes it structural.
+//! From the `openAPIV3Schema` of a CRD to a [`Schema`].
 //! Source: apiextensions-apiserver `pkg/apiserver/schema`.
 
 use std::sync::OnceLock;
 
 use super::{Field, ListTopology, Schema, SchemaRef, Shape, Struct, builtin, rules};
-use crate::meta::{FieldError, FieldErrors, Meta, Path, Value};
+use crate::meta::{Meta, Value};
 
 /// Says that fields that a node does not declare are kept.
 pub const OPEN: &str = "x-kubernetes-preserve-unknown-fields";
@@ -105,40 +105,6 @@ fn object(source: &Value) -> Struct {
     }
 }
 
-/// Why a schema is not structural; empty where it is.
-pub fn problems(open_api_v3_schema: &Value, path: &Path) -> FieldErrors {
-    let mut errors = FieldErrors::new();
-    if open_api_v3_schema.text("type") != "object" {
-        errors.push(match open_api_v3_schema.text("type") {
-            "" => FieldError::required(&path.child("type"), "must not be empty at the root"),
-            other => FieldError::invalid(&path.child("type"), other, "must be object at the root"),
-        });
-    }
-    check(open_api_v3_schema, path, true, &mut errors);
-    errors
-}
-
-fn check(source: &Value, path: &Path, is_root: bool, errors: &mut FieldErrors) {
-    let is_typed = ["x-kubernetes-int-or-string", OPEN].iter().any(|it| source[*it] == true);
-    if source.text("type").is_empty() && !is_typed && !is_root {
-        errors.push(FieldError::required(&path.child("type"), "must not be empty for specified object fields"));
-    }
-    for (name, property) in source.map_at(&["properties"]).into_iter().flatten() {
-        check(property, &path.child("properties").key(name), false, errors);
-    }
-    if let Some(values) = source.get("additionalProperties").filter(|it| it.is_object()) {
-        if source.get("properties").is_some() {
-            errors.push(FieldError::forbidden(&path.child("additionalProperties"), "additionalProperties and properties are mutual exclusive"));
-        }
-        check(values, &path.child("additionalProperties"), false, errors);
-    }
-    match (source.text("type"), source.get("items")) {
-        ("array", None) => errors.push(FieldError::required(&path.child("items"), "must be specified")),
-        (_, Some(items)) => check(items, &path.child("items"), false, errors),
-        _ => (),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,14 +127,5 @@ mod tests {
         prune::prune(&mut decoded, &schema);
         default::default(&mut decoded, &schema);
         assert_eq!(decoded["spec"], json!({"size": 1, "color": "blue", "free": {"any": [1]}, "items": [{"n": "a"}]}));
-    }
-
-    #[test]
-    fn what_is_not_structural_is_told() {
-        let path = Path::new("s");
-        let texts = |schema: Value| problems(&schema, &path).iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert_eq!(texts(schema()), Vec::<String>::new());
-        assert_eq!(texts(json!({"properties": {"a": {}}})), ["s.type: Required value: must not be empty at the root", "s.properties[a].type: Required value: must not be empty for specified object fields"]);
-        assert_eq!(texts(json!({"type": "object", "properties": {"a": {"type": "array"}}})), ["s.properties[a].items: Required value: must be specified"]);
     }
 }

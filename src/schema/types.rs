@@ -5,7 +5,7 @@
 //! Types: `s` string, `b` bool, `i`/`l` 32/64-bit integer, `d` float, `y` bytes, `t` Time, `u` MicroTime, `D` Duration, `q` Quantity,
 //! `x` IntOrString, `R` and `J` raw JSON, `v` verbs, or a type's name, with its package's number in front when it is another's; `[` a list,
 //! `(` a list in a message of its own, `{` a map. Attributes: `?` pointer, `!` written even when zero, `r` required, `k=` keys of a list map, `set`, `atomic`, `granular`,
-//! `p=` patch strategy and merge key, `d=` default in JSON, `e=` enum.
+//! `p=` patch strategy and merge key, `d=` default in JSON, `D=` one that OpenAPI does not tell, `e=` enum.
 
 use std::{collections::HashMap, sync::LazyLock};
 
@@ -111,6 +111,7 @@ impl Reader {
                 Some(("k", keys)) => topology = ListTopology::Map(keys.split(',').map(str::to_owned).collect()),
                 Some(("p", strategy)) => field.patch = patch_strategy(strategy),
                 Some(("d", value)) => field.default = serde_json::from_str(value).ok(),
+                Some(("D", value)) => field.implied = serde_json::from_str(value).ok(),
                 Some(("e", name)) => field.enumeration = self.enumeration(name, package),
                 Some(_) => (),
                 None if attribute == "set" => topology = ListTopology::Set,

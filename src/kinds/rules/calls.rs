@@ -1,6 +1,7 @@
 //! The tests that look at more than one field: functions that the table calls by name (`call=…`).
 
 mod containers;
+mod definitions;
 mod devices;
 mod jobs;
 mod others;
@@ -16,5 +17,5 @@ use super::Run;
 
 /// The function for a name after `call=`.
 pub fn find(name: &str) -> Option<Run> {
-    [pods::CALLS, containers::CALLS, quantities::CALLS, scheduling::CALLS, volumes::CALLS, workloads::CALLS, others::CALLS, services::CALLS, devices::CALLS].into_iter().flatten().find(|it| it.0 == name).map(|it| it.1)
+    [pods::CALLS, definitions::CALLS, containers::CALLS, quantities::CALLS, scheduling::CALLS, volumes::CALLS, workloads::CALLS, others::CALLS, services::CALLS, devices::CALLS].into_iter().flatten().find(|it| it.0 == name).map(|it| it.1)
 }

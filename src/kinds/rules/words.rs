@@ -14,10 +14,11 @@ pub fn find(name: &str) -> Option<Run> {
 }
 
 const WORDS: &[(&str, Run)] = &[
-    ("required", |site, test, errors| push_if(is_zero(site.value), FieldError::required(site.path(), test.message), errors)),
+    ("required", |site, test, errors| push_if(site.is_whole() || is_zero(site.value), FieldError::required(site.path(), test.message), errors)),
     ("needed", |site, test, errors| push_if(site.value.is_null(), FieldError::required(site.path(), test.message), errors)),
     ("forbidden", |site, test, errors| errors.push(FieldError::forbidden(site.path(), test.message))),
     ("invalid", |site, test, errors| errors.push(FieldError::invalid(site.path(), site.value.clone(), test.message))),
+    ("bare", |site, test, errors| errors.push(FieldError::invalid(site.path(), Value::Null, test.message))),
     ("oneof", |site, test, errors| {
         let words: Vec<&str> = test.argument.split(',').collect();
         push_if(!words.contains(&text(site.value)), FieldError::not_supported(site.path(), text(site.value), &words), errors);
@@ -118,6 +119,12 @@ const NAMES: &[(&str, Run)] = &[
         let problems = names::label_value(text(site.value));
         push_if(!problems.is_empty(), FieldError::invalid(site.path(), text(site.value), problems.join(";")), errors);
     }),
+    ("joined1035", |site, test, errors| {
+        let name = text(site.value);
+        let problems = names::dns1035_label(&if test.argument == "lower" { name.to_lowercase() } else { name.to_owned() });
+        let before = if test.message.is_empty() { String::new() } else { format!("{}: ", test.message) };
+        push_if(!problems.is_empty(), FieldError::invalid(site.path(), name, before + &problems.join(",")), errors);
+    }),
     ("portname", |site, _, errors| named(names::port_name, site, errors)),
     ("key", |site, _, errors| named(names::config_map_key, site, errors)),
     ("env", |site, _, errors| named(names::env_var_name, site, errors)),
@@ -187,7 +194,11 @@ fn unique(site: &Site<'_>, test: &Test, errors: &mut FieldErrors) {
     for (at, item) in site.value.as_array().into_iter().flatten().enumerate() {
         let (value, path) = match test.argument {
             "" => (item, site.path().index(at)),
-            field => (item.get(field).unwrap_or(&Value::Null), site.path().index(at).child(field)),
+            // `name^` tells of the item.
+            field => match field.strip_suffix('^') {
+                Some(field) => (item.get(field).unwrap_or(&Value::Null), site.path().index(at)),
+                None => (item.get(field).unwrap_or(&Value::Null), site.path().index(at).child(field)),
+            },
         };
         if !value.is_null() && seen.contains(&value) {
             errors.push(FieldError::duplicate(&path, value.clone()));

@@ -2,7 +2,7 @@
 //! Follows apiextensions-apiserver `pkg/apiserver/schema/cel/{compilation,validation}.go`; what a CRD itself must keep to stands in `check.rs`.
 
 pub mod check;
-mod path;
+pub mod path;
 #[cfg(test)]
 mod tests;
 
@@ -78,7 +78,7 @@ impl Node {
 
     /// `rules` has the rules, `schema` the types: they differ within `allOf`.
     fn build(rules: &Value, schema: &Value, decl: &Decl) -> Option<Self> {
-        let rule = |it: &Value| Rule { compiled: Compiled::new(it, decl), field: path::resolve(it.text("fieldPath"), schema).ok(), source: it.clone() };
+        let rule = |it: &Value| Rule { compiled: Compiled::new(it, decl), field: path::resolve(it.text("fieldPath"), schema).ok().map(|it| it.0), source: it.clone() };
         let below = |name: &str, step: &str| Self::build(rules.get(name).filter(|it| it.is_object())?, schema.get(name)?, &decl.step(step)?).map(Box::new);
         let property = |(name, rules): (&String, &Value)| {
             let schema = schema.at(&["properties", name])?;

@@ -2,8 +2,8 @@
 
 use crate::meta::{Meta, Path, Value};
 
-/// The path of fields that `text` spells, if the schema has them.
-pub fn resolve(text: &str, schema: &Value) -> Result<Path, String> {
+/// The path of fields that `text` spells, if the schema has them, and the schema there.
+pub fn resolve<'a>(text: &str, schema: &'a Value) -> Result<(Path, &'a Value), String> {
     let (mut path, mut schema, mut rest) = (Path::root(), schema, text);
     if text.is_empty() {
         return Err("is empty".to_owned());
@@ -31,7 +31,7 @@ pub fn resolve(text: &str, schema: &Value) -> Result<Path, String> {
             None => return Err("does not refer to a valid field".to_owned()),
         };
     }
-    Ok(path)
+    Ok((path, schema))
 }
 
 /// A text in single quotes whose opening one was read, and what follows it.

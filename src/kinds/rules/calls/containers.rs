@@ -17,6 +17,11 @@ pub const CALLS: &[(&str, Run)] = &[
     ("devices", devices),
     ("mounts", mounts),
     ("valuefrom", value_from),
+    ("envfrom", |site, _, errors| {
+        let count = ["configMapRef", "secretRef"].iter().filter(|it| site.value.get(it).is_some_and(|it| !it.is_null())).count();
+        let detail = if count == 0 { "must specify one of: `configMapRef` or `secretRef`" } else { "may not have more than one field specified at a time" };
+        push_if(count != 1, FieldError::invalid(site.path(), "", detail), errors);
+    }),
     ("fieldpath", |site, _, errors| field_selector(site.value, site.path(), &ENV_FIELDS, errors)),
     ("resourcefield", |site, _, errors| resource_ref(site.value, site.path(), false, errors)),
     ("windowsuser", windows_user),

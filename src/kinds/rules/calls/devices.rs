@@ -19,7 +19,7 @@ pub const CALLS: &[(&str, Run)] = &[
         if site.value.is_null() {
             return;
         }
-        push_if(!name.is_empty() && !name.contains('/'), FieldError::invalid(site.path(), name, "must include a domain"), errors);
+        push_if(!name.is_empty() && !name.contains('/'), FieldError::invalid(site.path(), name, "a fully qualified name must be a domain and a name separated by a slash"), errors);
         qualified(name, site.path(), errors);
     }),
     ("extended", |site, _, errors| {

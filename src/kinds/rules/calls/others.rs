@@ -3,6 +3,8 @@
 
 use core::net::IpAddr;
 
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+
 use super::quantities::{container_name, requirements};
 use crate::{
     kinds::{
@@ -12,7 +14,7 @@ use crate::{
             words::{endpoint_ip, int, ip_problem, push_if, quantity, text},
         },
     },
-    meta::{FieldError, FieldErrors, Meta, Path, Quantity, Value, names},
+    meta::{FieldError, FieldErrors, LabelSelector, Meta, Path, Quantity, Value, names},
 };
 
 pub const CALLS: &[(&str, Run)] = &[
@@ -33,7 +35,7 @@ pub const CALLS: &[(&str, Run)] = &[
     }),
     ("conditionreason", |site, _, errors| {
         let reason = text(site.value);
-        push_if(reason.is_empty(), FieldError::required(site.path(), "must be set"), errors);
+        push_if(reason.is_empty(), FieldError::required(site.path(), ""), errors);
         push_if(reason.len() > 1024, FieldError::too_long(site.path(), 1024), errors);
     }),
     ("nothost", |site, _, errors| {
@@ -147,6 +149,26 @@ pub const CALLS: &[(&str, Run)] = &[
         push_if(is_exempt != (text(site.value) == "Exempt"), FieldError::invalid(site.path(), text(site.value), "must be 'Exempt' if and only if `name` is 'exempt'"), errors);
     }),
     ("handsize", hand_size),
+    ("grouped", |site, _, errors| {
+        let (group, version) = crate::meta::object::split_api_version(text(site.value));
+        let detail = if version.contains('/') { format!("unexpected GroupVersion string: {}", text(site.value)) } else { "apiVersion must specify API group".to_owned() };
+        push_if(group.is_empty() || version.contains('/'), FieldError::invalid(site.path(), text(site.value), detail), errors);
+    }),
+    ("selector", |site, test, errors| {
+        let is_wrong = LabelSelector::from_value(Some(site.value)).is_err();
+        push_if(is_wrong, FieldError::invalid(site.path(), Value::Null, test.message), errors);
+    }),
+    ("usages", |site, _, errors| {
+        let usages = texts(Some(site.value), &[]);
+        for (at, usage) in usages.iter().enumerate() {
+            push_if(!USAGES.contains(usage), FieldError::not_supported(&site.path().index(at), *usage, &USAGES), errors);
+            push_if(usages[..at].contains(usage), FieldError::duplicate(&site.path().index(at), *usage), errors);
+        }
+    }),
+    ("request", |site, _, errors| {
+        let is_request = rustls::pki_types::pem::PemObject::from_pem_slice(&BASE64.decode(text(site.value)).unwrap_or_default()).is_ok_and(|it: rustls::pki_types::CertificateSigningRequestDer<'_>| !it.is_empty());
+        push_if(!is_request, FieldError::invalid(site.path(), site.value.clone(), "PEM block type must be CERTIFICATE REQUEST"), errors);
+    }),
     ("finalizer", |site, _, errors| errors.extend(metadata::bare_finalizer(text(site.value), site.path()))),
     ("eventtype", |site, _, errors| {
         let kind = text(site.value);
@@ -170,6 +192,12 @@ pub const CALLS: &[(&str, Run)] = &[
         push_if(!is_fine, FieldError::invalid(site.path(), about, "does not match event.namespace"), errors);
     }),
     ("signer", |site, _, errors| super::trust::signer_name(text(site.value), site.path(), errors)),
+];
+
+/// `allValidUsages`, in order.
+const USAGES: [&str; 23] = [
+    "any", "cert sign", "client auth", "code signing", "content commitment", "crl sign", "data encipherment", "decipher only", "digital signature", "email protection", "encipher only", "ipsec end system",
+    "ipsec tunnel", "ipsec user", "key agreement", "key encipherment", "microsoft sgc", "netscape sgc", "ocsp signing", "s/mime", "server auth", "signing", "timestamping",
 ];
 
 /// `validateMetricSpec`: the source that the type names, and no other.

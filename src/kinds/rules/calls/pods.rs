@@ -160,27 +160,6 @@ fn started(spec: &Value, container: &Value, path: &Path, errors: &mut FieldError
             errors.push(FieldError::invalid(&path.child("lifecycle").child(hook).child("sleep"), seconds, detail));
         }
     }
-    if let Some(signal) = container.at(&["lifecycle", "stopSignal"]).and_then(Value::as_str) {
-        stop_signal(signal, spec, &path.child("lifecycle").child("stopSignal"), errors);
-    }
-}
-
-const SIGNALS: [&str; 65] = [
-    "SIGABRT", "SIGALRM", "SIGBUS", "SIGCHLD", "SIGCLD", "SIGCONT", "SIGFPE", "SIGHUP", "SIGILL", "SIGINT", "SIGIO", "SIGIOT", "SIGKILL", "SIGPIPE", "SIGPOLL", "SIGPROF", "SIGPWR", "SIGQUIT",
-    "SIGRTMAX", "SIGRTMAX-1", "SIGRTMAX-10", "SIGRTMAX-11", "SIGRTMAX-12", "SIGRTMAX-13", "SIGRTMAX-14", "SIGRTMAX-2", "SIGRTMAX-3", "SIGRTMAX-4", "SIGRTMAX-5", "SIGRTMAX-6", "SIGRTMAX-7",
-    "SIGRTMAX-8", "SIGRTMAX-9", "SIGRTMIN", "SIGRTMIN+1", "SIGRTMIN+10", "SIGRTMIN+11", "SIGRTMIN+12", "SIGRTMIN+13", "SIGRTMIN+14", "SIGRTMIN+15", "SIGRTMIN+2", "SIGRTMIN+3", "SIGRTMIN+4",
-    "SIGRTMIN+5", "SIGRTMIN+6", "SIGRTMIN+7", "SIGRTMIN+8", "SIGRTMIN+9", "SIGSEGV", "SIGSTKFLT", "SIGSTOP", "SIGSYS", "SIGTERM", "SIGTRAP", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGURG",
-    "SIGUSR1", "SIGUSR2", "SIGVTALRM", "SIGWINCH", "SIGXCPU", "SIGXFSZ",
-];
-
-fn stop_signal(signal: &str, spec: &Value, path: &Path, errors: &mut FieldErrors) {
-    let known: &[&str] = match spec.text_at(&["os", "name"]) {
-        _ if !has(spec, &["os"]) => return errors.push(FieldError::forbidden(path, "may not be set for containers with empty `spec.os.name`")),
-        "windows" => &["SIGKILL", "SIGTERM"],
-        "linux" => &SIGNALS,
-        _ => return,
-    };
-    push_if(!known.contains(&signal), FieldError::not_supported(path, signal, known), errors);
 }
 
 /// `validateHostUsers`.
@@ -292,9 +271,11 @@ fn spread(site: &Site<'_>, errors: &mut FieldErrors) {
 fn ephemeral_claims(site: &Site<'_>, errors: &mut FieldErrors) {
     let (volumes, path) = (site.value.items_at(&["spec", "volumes"]), Path::new("spec").child("volumes"));
     let claim = |volume: &Value| format!("{}-{}", site.value.name(), volume.text("name"));
-    let made: Vec<String> = volumes.iter().filter(|it| has(it, &["ephemeral"])).map(claim).collect();
+    // Of several sources only the first counts.
+    let has = |volume: &Value| volume.get("ephemeral").is_some_and(|it| !it.is_null()) && volume.as_object().is_some_and(|it| it.len() == 2);
+    let made: Vec<String> = volumes.iter().filter(|it| has(it)).map(claim).collect();
     for (at, volume) in volumes.iter().enumerate() {
-        if has(volume, &["ephemeral"]) && !volume.text("name").is_empty() {
+        if has(volume) && !volume.text("name").is_empty() && !site.value.name().is_empty() {
             let problems = names::dns1123_subdomain(&claim(volume)).into_iter().map(|it| format!("PVC name {:?}: {it}", claim(volume)).into()).collect();
             check::all(problems, volume.text("name"), &path.index(at).child("name"), errors);
         }

@@ -37,6 +37,7 @@ pub const CALLS: &[(&str, Run)] = &[
     ("taints", |site, _, errors| {
         let all: Vec<&Value> = site.value.as_array().into_iter().flatten().collect();
         for (at, taint) in all.iter().enumerate() {
+            errors.extend(super::super::errors_of(taint, "io.k8s.api.core.v1.Taint", &site.path().index(at)));
             if all[..at].iter().any(|it| it.text("key") == taint.text("key") && it.text("effect") == taint.text("effect")) {
                 let mut error = FieldError::duplicate(&site.path().index(at), (*taint).clone());
                 error.detail = "taints must be unique by key and effect pair".into();

@@ -55,6 +55,11 @@ pub const CALLS: &[(&str, Run)] = &[
         let detail = "node updates may not change providerID except from \"\" to valid";
         push_if(!old.is_empty() && site.value != old, FieldError::forbidden(site.path(), detail), errors);
     }),
+    ("cidrpair", |site, _, errors| {
+        let all: Vec<_> = texts(Some(site.value), &[]).into_iter().map(|it| crate::meta::names::cidr(it).map(|it| it.0.is_ipv4())).collect();
+        let is_pair = all.len() < 2 || (all.len() == 2 && all[0] != all[1]);
+        push_if(!is_pair && all.iter().all(Option::is_some), FieldError::invalid(site.path(), site.value.clone(), "may specify no more than one CIDR for each IP family"), errors);
+    }),
     ("podcidrs", |site, _, errors| {
         let (old, new) = (texts(site.old, &[]), texts(Some(site.value), &[]));
         let detail = "node updates may not change podCIDR except from \"\" to valid";

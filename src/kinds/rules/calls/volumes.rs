@@ -84,9 +84,55 @@ pub const CALLS: &[(&str, Run)] = &[
             }
         }
     }),
+    ("kept", |site, test, errors| {
+        let is_changed = site.old.is_some_and(|it| !it.is_null() && it != site.value);
+        push_if(is_changed, FieldError::invalid(site.path(), site.value.clone(), test.message), errors);
+    }),
+    ("keptset", |site, test, errors| {
+        push_if(site.value.is_null() && site.old.is_some_and(|it| !it.is_null()), FieldError::forbidden(site.path(), test.message), errors);
+    }),
+    ("shrunk", |site, _, errors| {
+        let millis = |value: Option<&Value>| value.and_then(quantity).map_or(0, Quantity::millis);
+        let (new, old) = (millis(Some(site.value)), millis(site.old));
+        let held = millis(site.old_object.and_then(|it| it.at(&["status", "capacity", "storage"])));
+        push_if(new < old && new <= held, FieldError::forbidden(site.path(), "field can not be less than status.capacity"), errors);
+    }),
+    ("resizes", |site, _, errors| {
+        for (key, state) in site.value.as_object().into_iter().flatten() {
+            claim_resource(key, site.path(), errors);
+            let is_known = RESIZES.contains(&text(state));
+            push_if(!is_known, FieldError::not_supported(site.path(), key.as_str(), &RESIZES), errors);
+        }
+    }),
+    ("allocated", |site, _, errors| {
+        for (key, amount) in site.value.as_object().into_iter().flatten() {
+            if claim_resource(key, site.path(), errors) {
+                negative(amount, &site.path().key(key), errors);
+            }
+        }
+    }),
+    ("amount", |site, _, errors| negative(site.value, site.path(), errors)),
     ("datasource", data_source),
     ("datasources", data_sources),
 ];
+
+/// `resizeStatusSet`.
+const RESIZES: [&str; 5] = ["ControllerResizeInProgress", "ControllerResizeInfeasible", "NodeResizeInProgress", "NodeResizeInfeasible", "NodeResizePending"];
+
+/// `validatePersistentVolumeClaimResourceKey`.
+fn claim_resource(key: &str, path: &Path, errors: &mut FieldErrors) -> bool {
+    let problems = names::qualified_name(key);
+    let is_fine = problems.is_empty() && (key == "storage" || (key.contains('/') && !key.contains("kubernetes.io/")));
+    push_if(!is_fine && problems.is_empty(), FieldError::not_supported(path, key, &["storage"]), errors);
+    check::all(problems, key, path, errors);
+    is_fine
+}
+
+/// `validateBasicResource`.
+fn negative(amount: &Value, path: &Path, errors: &mut FieldErrors) {
+    let is_negative = quantity(amount).is_some_and(Quantity::is_negative);
+    push_if(is_negative, FieldError::invalid(path, quantity(amount).map_or(0, Quantity::units), "must be a valid resource quantity"), errors);
+}
 
 fn iqn(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
     let is_persistent = site.base.as_str().starts_with("spec.iscsi");

@@ -45,6 +45,18 @@ pub const CALLS: &[(&str, Run)] = &[
             errors.extend(super::super::errors_of(&claim["spec"], "io.k8s.api.core.v1.PersistentVolumeClaimSpec", &site.path().index(at).child("spec")));
         }
     }),
+    // Claims become volumes of their names, which stand before the template's.
+    ("claimvolumes", |site, _, errors| {
+        let path = site.path().child("template").child("spec").child("volumes");
+        for (at, claim) in site.value.items_at(&["volumeClaimTemplates"]).iter().enumerate() {
+            let (path, name) = (path.index(at), claim.text_at(&["metadata", "name"]));
+            let problems = if name.is_empty() { Vec::new() } else { names::dns1123_label(name) };
+            check::all(problems, name, &path.child("name"), errors);
+            for place in [path.child("name"), path.child("persistentVolumeClaim").child("claimName")].iter().filter(|_| name.is_empty()) {
+                errors.push(FieldError::required(place, ""));
+            }
+        }
+    }),
     ("revision", |site, _, errors| match site.value {
         Value::Object(_) => (),
         Value::Null => errors.push(FieldError::required(site.path(), "data is mandatory")),
