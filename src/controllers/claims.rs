@@ -82,7 +82,11 @@ where
     let objects: Api<K> = Api::namespaced(client.clone(), &namespace);
     let Claims { mut owned, adopt, release } = claims;
     for object in release {
-        patch(&objects, &object, json!({"ownerReferences": [{"$patch": "delete", "uid": owner.uid()}], "uid": object.uid()})).await?;
+        let mut metadata = json!({"ownerReferences": [{"$patch": "delete", "uid": owner.uid()}], "uid": object.uid()});
+        if !finalizers.is_empty() {
+            metadata["$deleteFromPrimitiveList/finalizers"] = json!(finalizers);
+        }
+        patch(&objects, &object, metadata).await?;
     }
     if !adopt.is_empty() {
         ensure_alive(client, owner).await?;

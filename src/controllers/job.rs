@@ -42,8 +42,16 @@ pub struct JobController {
 }
 type Shell = super::Shell<JobController>;
 
+/// What is to be looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Item {
+    Job(ObjectKey),
+    /// A pod that is held by a finalizer, but by no Job.
+    Orphan(ObjectKey),
+}
+
 impl Controller for JobController {
-    type Key = ObjectKey;
+    type Key = Item;
     const NAME: &'static str = "job-controller";
 
     async fn listen(shell: &Arc<Shell>) {
@@ -51,7 +59,11 @@ impl Controller for JobController {
         shell.on(&shell.informers.pods, Shell::pod_changed);
     }
 
-    async fn reconcile(shell: &Arc<Shell>, key: &ObjectKey) -> Result<Option<Duration>> {
+    async fn reconcile(shell: &Arc<Shell>, item: &Item) -> Result<Option<Duration>> {
+        let key = match item {
+            Item::Job(key) => key,
+            Item::Orphan(key) => return shell.let_orphan_go(key).await,
+        };
         let job = shell.informers.jobs.get(key);
         let Some(job) = job.filter(|it| it.metadata.deletion_timestamp.is_none()) else {
             shell.forget(key);
@@ -88,7 +100,7 @@ impl Shell {
         if change.is_deleted() || change.old().is_some_and(|old| old.metadata.uid != change.object().metadata.uid) {
             self.forget(&key);
         }
-        self.queue.add(key);
+        self.queue.add(Item::Job(key));
     }
 
     fn forget(&self, key: &ObjectKey) {
@@ -102,26 +114,34 @@ impl Shell {
             return self.orphan_changed(change);
         };
         self.observe(&key, change);
-        self.queue.add_after(key, COALESCE);
+        self.queue.add_after(Item::Job(key), COALESCE);
     }
 
-    /// Wakes the Jobs that may adopt a pod without a controller.
+    /// Wakes the Jobs that may adopt a pod without a controller; without one it is let go.
     fn orphan_changed(&self, change: &Change<Pod>) {
         let pod = change.object();
-        if change.is_deleted() || controller_of(&pod.metadata).is_some() || pod.labels().is_empty() {
+        if change.is_deleted() || controller_of(&pod.metadata).is_some() {
             return;
         }
-        for job in self.informers.jobs.by(BY_NAMESPACE, pod.metadata.namespace.as_deref().unwrap_or_default()) {
-            let selector = job.spec.as_ref().and_then(|it| it.selector.as_ref()).map(claims::selector_of);
-            if selector.is_some_and(|it| it.is_ok_and(|it| it.matches(pod.labels()))) {
-                self.queue.add(ObjectKey::of(job.as_ref()));
-            }
+        let jobs = self.informers.jobs.by(BY_NAMESPACE, pod.metadata.namespace.as_deref().unwrap_or_default());
+        let selector = |job: &Job| job.spec.as_ref().and_then(|it| it.selector.as_ref()).map(claims::selector_of);
+        let matching: Vec<_> = jobs.iter().filter(|it| selector(it).is_some_and(|it| it.is_ok_and(|it| it.matches(pod.labels())))).collect();
+        if matching.is_empty() && is_held(pod) {
+            self.queue.add(Item::Orphan(ObjectKey::of(pod.as_ref())));
         }
+        matching.iter().for_each(|it| self.queue.add(Item::Job(ObjectKey::of(it.as_ref()))));
+    }
+
+    async fn let_orphan_go(&self, key: &ObjectKey) -> Result<Option<Duration>> {
+        if let Some(pod) = self.informers.pods.get(key).filter(|it| controller_of(&it.metadata).is_none()) {
+            self.release(&pod).await?;
+        }
+        Ok(None)
     }
 
     fn held(&self, job: &Job) -> Vec<Arc<Pod>> {
         let pods = self.informers.pods.by(BY_OWNER, &job.uid().unwrap_or_default());
-        pods.into_iter().filter(|it| it.finalizers().iter().any(|it| it == FINALIZER)).collect()
+        pods.into_iter().filter(|it| is_held(it)).collect()
     }
 
     async fn claim(&self, job: &Job) -> Result<Vec<Arc<Pod>>> {
@@ -142,7 +162,7 @@ impl Shell {
 
     /// Takes the finalizer from a pod.
     async fn release(&self, pod: &Pod) -> Result<()> {
-        if pod.finalizers().iter().all(|it| it != FINALIZER) {
+        if !is_held(pod) {
             return Ok(());
         }
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
@@ -165,6 +185,10 @@ impl Shell {
         }
         writes::status(&self.client, CONTROLLER_MANAGER, &Job { status: Some(status.clone()), ..job.clone() }).await
     }
+}
+
+fn is_held(pod: &Pod) -> bool {
+    pod.finalizers().iter().any(|it| it == FINALIZER)
 }
 
 /// A pod of the Job; with an index it has a name, a label and a variable for it.

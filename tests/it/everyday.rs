@@ -140,7 +140,7 @@ const STEPS: &[(&str, &str)] = &[
     ("TTY:kubectl exec -it shell -c shell -- tty", "/dev/pts/0"),
     ("TTY:kubectl run named --image=test/shell:1 --restart=Never -it --rm -- sh -c 'sleep 1; tty'", "/dev/pts/0"),
     ("kubectl run plain --image=test/shell:1 --restart=Never --overrides='{\"spec\": {\"securityContext\": {\"runAsUser\": 1000}}}' -- sh -c 'echo mine > /dev/stdout' && kubectl wait --for=jsonpath='{.status.phase}'=Succeeded pod/plain --timeout=60s && kubectl logs plain", "mine"),
-    ("TTY:kubectl run one --image=test/shell:1 --restart=Never -it --rm -- sh -c 'sleep 1; echo hello from inside'", "hello from inside\nSession ended"),
+    ("TTY:kubectl run one --image=test/shell:1 --restart=Never -it --rm -- sh -c 'sleep 1; echo hello from inside'", "hello from inside"),
     ("echo piped | kubectl run two --image=test/shell:1 --restart=Never -i --rm --quiet -- cat", "piped"),
     ("kubectl run talker --image=test/shell:1 -- sh -c 'while true; do date; sleep 1; done' && kubectl wait --for=condition=Ready pod/talker --timeout=60s && timeout 3 kubectl attach talker", "UTC"),
     ("echo content > file && kubectl cp -c shell file shell:tmp/file && kubectl exec shell -c shell -- cat /tmp/file && kubectl cp -c shell shell:tmp/file back && cat back", "content\ncontent"),
@@ -161,6 +161,9 @@ const STEPS: &[(&str, &str)] = &[
     ("kubectl auth can-i list pods --as=system:serviceaccount:default:default", "yes"),
     ("kubectl explain pod.spec.containers.livenessProbe.exec", "<ExecAction>"),
     ("kubectl api-resources --api-group=apps -o name", "deployments.apps"),
+    // A pod that its Job lets go is held by nothing any more.
+    ("kubectl create job once --image=test/shell:1 -- sleep 1000 && kubectl wait --for=condition=Ready pod -l job-name=once --timeout=60s && kubectl label pod -l job-name=once batch.kubernetes.io/controller-uid=other --overwrite && for i in 1 2 3 4 5 6 7 8 9; do kubectl get pod -l batch.kubernetes.io/controller-uid=other -o jsonpath='held by: {.items[0].metadata.finalizers}.' | grep 'by: [.]' && break; sleep 1; done", "held by: ."),
+    ("kubectl delete job once && kubectl delete pod --force -l batch.kubernetes.io/controller-uid=other --wait --timeout=30s", "force deleted"),
     ("kubectl top pod", "error: Metrics API not available"),
     // Three-way merge: what others have set stays, what was taken out of the file goes.
     ("kubectl scale deployment web --replicas=3 && sed 's/replicas: 2//' web.yaml > web2.yaml && sed -i 's/{app: web}}$/{app: web, tier: front}}/;0,/tier: front/s/, tier: front//' web2.yaml && kubectl diff -f web2.yaml", "+        tier: front"),

@@ -84,10 +84,6 @@ struct Facts<'a> {
     end: Option<End>,
 }
 
-fn has_finalizer(pod: &Pod) -> bool {
-    pod.finalizers().iter().any(|it| it == FINALIZER)
-}
-
 pub fn index_of(pod: &Pod) -> Option<i32> {
     pod.annotations().get(INDEX)?.parse().ok()
 }
@@ -157,7 +153,7 @@ impl Facts<'_> {
     /// Counts the pods that were taken up before and whose finalizer is gone by now.
     fn flush(&mut self) {
         let uncounted = self.status.uncounted_terminated_pods.take().unwrap_or_default();
-        let held: Vec<String> = self.pods.iter().filter(|it| has_finalizer(it)).filter_map(|it| it.uid()).collect();
+        let held: Vec<String> = self.pods.iter().filter(|it| super::is_held(it)).filter_map(|it| it.uid()).collect();
         let split = |uids: Option<Vec<String>>| -> (Vec<String>, i32) {
             let (kept, gone): (Vec<String>, Vec<String>) = uids.unwrap_or_default().into_iter().partition(|it| held.contains(it));
             (kept, gone.len() as i32)
@@ -173,7 +169,7 @@ impl Facts<'_> {
         let mut uncounted = self.status.uncounted_terminated_pods.clone().unwrap_or_default();
         let (succeeded, failed) = (uncounted.succeeded.get_or_insert_default(), uncounted.failed.get_or_insert_default());
         let (mut latest, mut has_succeeded, mut new_failures) = (plan.failures.last, false, 0);
-        for pod in self.pods.iter().filter(|it| has_finalizer(it)).take(UNCOUNTED_MOST) {
+        for pod in self.pods.iter().filter(|it| super::is_held(it)).take(UNCOUNTED_MOST) {
             let uid = pod.uid().unwrap_or_default();
             if succeeded.contains(&uid) || failed.contains(&uid) {
                 plan.release.push(pod.clone());
