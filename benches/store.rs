@@ -7,9 +7,11 @@
 #[allow(dead_code, reason = "shared with the tests of the whole program")]
 mod database;
 
+#[path = "../tests/support/etcd.rs"]
+mod etcd;
+
 use std::{
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -56,9 +58,9 @@ async fn run(time: Duration, clients: &[usize]) {
     let folder = tempfile::tempdir().expect("a folder");
     println!("| durable writes/s (p50, p99 ms) at N clients | {} |", clients.iter().map(usize::to_string).collect::<Vec<_>>().join(" | "));
     println!("|---|{}", "---|".repeat(clients.len()));
-    let etcd = Etcd::start(folder.path()).await;
+    let etcd = etcd::Etcd::start(folder.path()).await;
     let peer = match &etcd {
-        Some(etcd) => row("etcd", etcd.swap().await, time, clients).await,
+        Some(etcd) => row("etcd", etcd_swap(etcd.port).await, time, clients).await,
         None => Vec::new(),
     };
     let tasks = Tasks::new();
@@ -199,60 +201,21 @@ async fn per_write(server: &database::Server) -> Swap {
     })
 }
 
-/// An etcd of this run's own.
-struct Etcd {
-    process: Child,
-    port: u16,
-}
-
-impl Etcd {
-    async fn start(folder: &Path) -> Option<Self> {
-        let on_path = std::env::var_os("PATH").unwrap_or_default();
-        let named = std::env::var_os("ETCD").map(PathBuf::from);
-        let Some(program) = named.into_iter().chain(std::env::split_paths(&on_path).map(|it| it.join("etcd"))).find(|it| it.is_file()) else {
-            println!("SKIPPED: etcd is neither on the PATH nor named by ETCD");
-            return None;
-        };
-        let free = || std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a port").port();
-        let (port, peers) = (free(), free());
-        let (own, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peers}"));
-        let mut command = Command::new(program);
-        command.arg("--data-dir").arg(folder.join("etcd")).args(["--quota-backend-bytes", "8589934592", "--log-level", "error"]);
-        command.args(["--listen-client-urls", &own, "--advertise-client-urls", &own, "--listen-peer-urls", &peer]);
-        command.args(["--initial-advertise-peer-urls", &peer, "--initial-cluster", &format!("default={peer}")]);
-        let process = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("etcd starts");
-        let began = Instant::now();
-        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
-            assert!(began.elapsed() < Duration::from_secs(30), "etcd does not start");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        Some(Self { process, port })
+async fn etcd_swap(port: u16) -> Swap {
+    let mut connections = Vec::new();
+    for _ in 0..8 {
+        let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.expect("etcd");
+        stream.set_nodelay(true).expect("a socket");
+        let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
+        tokio::spawn(connection);
+        connections.push(sender);
     }
-
-    async fn swap(&self) -> Swap {
-        let mut connections = Vec::new();
-        for _ in 0..8 {
-            let stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.expect("etcd");
-            stream.set_nodelay(true).expect("a socket");
-            let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
-            tokio::spawn(connection);
-            connections.push(sender);
-        }
-        let (filling, port) = (Bytes::from(filling()), self.port);
-        Arc::new(move |key, at| {
-            let connection = connections[(key >> 8) as usize % connections.len()].clone();
-            let body = transaction(format!("/registry/o{key}").as_bytes(), at, &filling);
-            Box::pin(async move { call(connection, port, body).await })
-        })
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+    let filling = Bytes::from(filling());
+    Arc::new(move |key, at| {
+        let connection = connections[(key >> 8) as usize % connections.len()].clone();
+        let body = transaction(format!("/registry/o{key}").as_bytes(), at, &filling);
+        Box::pin(async move { call(connection, port, body).await })
+    })
 }
 
 /// `etcdserverpb.KV/Txn`: the header's revision of the answer.

@@ -111,6 +111,11 @@ impl Server {
         self.folder.path()
     }
 
+    /// The process above all of the server's, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.lock().expect("the process").as_ref().map(Child::id)
+    }
+
     /// A program of Postgres, run as its user.
     pub fn command(&self, name: &str) -> Command {
         let mut command = Command::new(self.programs.join(name));
