@@ -13,6 +13,7 @@ use prometheus_client::{
 };
 
 use super::{Response, Server, body, http::GIT_VERSION, request::RequestInfo};
+use crate::store::Condition;
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// In what Linux tells programs of time.
@@ -36,6 +37,15 @@ pub struct Labels {
 type One = [(&'static str, String); 1];
 type Two = [(&'static str, String); 2];
 
+/// What is told of the store, by the name of its engine.
+const STORE: [(&str, &str, fn(&Condition) -> u64); 5] = [
+    ("apiserver_storage_size_bytes", "The bytes of all stored objects", |it| it.bytes as u64),
+    ("howdah_store_quota_bytes", "The bytes that all objects may take; beyond it nothing is created", |it| it.quota as u64),
+    ("howdah_store_revision", "The newest revision that is known here", |it| it.revision),
+    ("howdah_store_folded_revision", "The revision up to which the database's table of objects is current", |it| it.folded),
+    ("howdah_store_up", "Whether the database answered when it was last asked", |it| it.answers.into()),
+];
+
 /// All that is counted.
 pub struct Metrics {
     registry: Registry,
@@ -44,6 +54,7 @@ pub struct Metrics {
     /// `mutating` and `readOnly`.
     inflight: Family<One, Gauge>,
     objects: Family<One, Gauge>,
+    store: [Family<One, Gauge>; STORE.len()],
     executing: Family<One, Gauge>,
     queued: Family<One, Gauge>,
     refused: Family<Two, Counter>,
@@ -72,6 +83,7 @@ impl Default for Metrics {
             durations: Family::new_with_constructor(durations),
             inflight: Family::default(),
             objects: Family::default(),
+            store: Default::default(),
             executing: Family::default(),
             queued: Family::default(),
             refused: Family::default(),
@@ -90,6 +102,7 @@ impl Metrics {
         it.register("apiserver_request_duration_seconds", "How long requests took until their answer began", self.durations.clone());
         it.register("apiserver_current_inflight_requests", "Requests that are being answered, by kind", self.inflight.clone());
         it.register("apiserver_storage_objects", "Stored objects by resource", self.objects.clone());
+        STORE.iter().zip(&self.store).for_each(|((name, help, _), family)| it.register(*name, *help, family.clone()));
         it.register("apiserver_flowcontrol_current_executing_requests", "Requests that run in a priority level", self.executing.clone());
         it.register("apiserver_flowcontrol_current_inqueue_requests", "Requests that wait in a priority level", self.queued.clone());
         it.register("apiserver_flowcontrol_rejected_requests", "Requests that a priority level refused", self.refused.clone());
@@ -119,6 +132,10 @@ impl Metrics {
         for kind in server.registry.load().iter().filter(|it| it.storage.is_none()) {
             let count = i64::try_from(snapshot.count(&kind.resource())).unwrap_or(i64::MAX);
             self.objects.get_or_create(&[("resource", kind.group_resource().to_string())]).set(count);
+        }
+        let condition = server.store.condition();
+        for ((_, _, value), family) in STORE.iter().zip(&self.store) {
+            family.get_or_create(&[("storage_cluster_id", condition.engine.to_owned())]).set(i64::try_from(value(&condition)).unwrap_or(i64::MAX));
         }
         for (level, running, waiting, refused) in server.fairness.state() {
             let label = [("priority_level", level.clone())];

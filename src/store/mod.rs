@@ -20,7 +20,7 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -240,6 +240,20 @@ pub enum ReadError {
     Future(Revision),
 }
 
+/// What a store says of itself, for those who look after it.
+#[derive(Clone, Copy, Debug)]
+pub struct Condition {
+    pub engine: &'static str,
+    pub revision: Revision,
+    /// Up to here the database's table of objects is what the journal says.
+    pub folded: Revision,
+    /// Of all objects.
+    pub bytes: usize,
+    pub quota: usize,
+    /// Whether the database answered when it was last asked.
+    pub answers: bool,
+}
+
 /// The handle to the store; clones share it.
 #[derive(Clone)]
 pub struct Store {
@@ -259,6 +273,8 @@ struct Inner {
     batch_ids: AtomicI64,
     /// How far the database's table of objects is folded, and the keys that changed since.
     folded: AtomicU64,
+    /// See [`Condition::answers`].
+    answers: AtomicBool,
     dirty: Mutex<HashMap<Key, Entry>>,
     /// What is after this revision was written in the last minutes.
     recent: AtomicU64,
@@ -292,6 +308,18 @@ impl Store {
     /// Sets the bytes that all objects may take.
     pub fn set_quota(&self, bytes: usize) {
         self.inner.quota.store(bytes, Ordering::Relaxed);
+    }
+
+    pub fn condition(&self) -> Condition {
+        let (inner, snapshot) = (&self.inner, self.snapshot());
+        Condition {
+            engine: inner.engine.name(),
+            revision: snapshot.revision(),
+            folded: inner.folded.load(Ordering::Relaxed),
+            bytes: snapshot.bytes(),
+            quota: inner.quota.load(Ordering::Relaxed),
+            answers: inner.answers.load(Ordering::Relaxed),
+        }
     }
 
     /// The state now: a consistent picture of everything, for as long as it is held.
@@ -386,6 +414,7 @@ impl Inner {
             quota: AtomicUsize::new(QUOTA),
             batch_ids: AtomicI64::new(uuid::Uuid::new_v4().as_u64_pair().0 as i64),
             folded: AtomicU64::new(0),
+            answers: AtomicBool::new(true),
             dirty: Mutex::default(),
             recent: AtomicU64::new(0),
             probes: Probes::default(),

@@ -144,7 +144,9 @@ impl Writer {
 
     /// Applies what others have appended.
     async fn catch_up(&self) {
-        match self.inner.engine.tail(self.inner.state.load().revision).await {
+        let tail = self.inner.engine.tail(self.inner.state.load().revision).await;
+        self.inner.answers.store(!matches!(tail, Err(Error::Database(_) | Error::Unfit(_))), Ordering::Relaxed);
+        match tail {
             Ok(batches) => self.apply(batches).await,
             Err(Error::Broken(_)) => _ = self.reload().await,
             Err(error) => tracing::warn!(%error, "the journal cannot be read; trying again"),

@@ -90,13 +90,25 @@ impl Server {
     }
 }
 
-async fn send(client: &kube::Client, method: &str, path: &str, body: &Value) -> (u16, Value) {
+/// What the program says to these arguments.
+fn howdah(arguments: &[&str], environment: &[(&str, &str)]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_howdah")).args(arguments).envs(environment.iter().copied()).output().expect("howdah");
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+async fn ask(client: &kube::Client, method: &str, path: &str, body: Vec<u8>) -> (u16, bytes::Bytes) {
     let request = http::Request::builder().method(method).uri(path).header("content-type", "application/json");
-    let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
     let answer = client.send(request.body(kube::client::Body::from(body)).expect("a request")).await.expect("an answer");
-    let status = answer.status().as_u16();
-    let bytes = http_body_util::BodyExt::collect(answer.into_body()).await.expect("a body").to_bytes();
+    (answer.status().as_u16(), http_body_util::BodyExt::collect(answer.into_body()).await.expect("a body").to_bytes())
+}
+
+async fn send(client: &kube::Client, method: &str, path: &str, body: &Value) -> (u16, Value) {
+    let (status, bytes) = ask(client, method, path, if body.is_null() { Vec::new() } else { body.to_string().into_bytes() }).await;
     (status, serde_json::from_slice(&bytes).unwrap_or_default())
+}
+
+async fn text(client: &kube::Client, path: &str) -> String {
+    String::from_utf8_lossy(&ask(client, "GET", path, Vec::new()).await.1).into_owned()
 }
 
 async fn get(client: &kube::Client, path: &str) -> Value {
@@ -136,6 +148,20 @@ async fn definitions(one: &kube::Client, two: &kube::Client) {
     assert_eq!(send(two, "GET", "/apis/none.example.com/v1/none", &Value::Null).await.0, 404);
 }
 
+/// A copy of the cluster while it serves, from Postgres into a SQLite file.
+fn copies(server: &Server) {
+    let (file, data) = (server.kubeconfig.with_file_name("copy"), server.kubeconfig.with_file_name("copied"));
+    let [file, data, kubeconfig] = [&file, &data, &server.kubeconfig].map(|it| it.display().to_string());
+    let said = howdah(&["backup", &file, "--kubeconfig", &kubeconfig], &[]);
+    let count = said.split_whitespace().nth(1).unwrap_or_default();
+    assert!(said.starts_with("Saved ") && count.parse::<usize>().is_ok_and(|it| it > 200), "{said}");
+    let said = howdah(&["restore", &file, "--data-dir", &data], &[]);
+    assert!(said.starts_with(&format!("Restored {count} objects")), "{said}");
+    let sizes = howdah(&["store", "sizes", "--data-dir", &data], &[]);
+    let objects = |line: &str| line.split_whitespace().next().and_then(|it| it.parse::<usize>().ok());
+    assert_eq!(sizes.lines().filter_map(objects).sum::<usize>().to_string(), count, "{sizes}");
+}
+
 /// The first server has room, the second has not, until objects are deleted by hand.
 async fn quota(one: &kube::Client, two: &kube::Client, store: &str) {
     let map = |name: &str, bytes: usize| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"fill": "x".repeat(bytes)}});
@@ -147,10 +173,7 @@ async fn quota(one: &kube::Client, two: &kube::Client, store: &str) {
     assert!(status.text("message").contains("the store's quota of 2097152 bytes is exceeded; delete something"), "{status}");
     let (code, status) = send(two, "PUT", &format!("{MAPS}/large-3"), &map("large-3", 10)).await;
     assert_eq!(code, 200, "what becomes smaller is written: {status}");
-    let by_hand = |arguments: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_howdah")).arg("store").args(arguments).args(["--store", store]).output().expect("howdah");
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-    };
+    let by_hand = |arguments: &[&str]| howdah(&[&["store"], arguments, &["--store", store]].concat(), &[]);
     let bytes = |line: &str| line.strip_suffix(" configmaps").and_then(|it| it.split_whitespace().last()?.parse::<usize>().ok());
     let sizes = by_hand(&["sizes"]);
     assert!(sizes.lines().find_map(bytes).is_some_and(|it| it > 2_700_000), "{sizes}");
@@ -174,6 +197,8 @@ async fn servers_of_one_store_are_one_cluster() {
     definitions(&one, &two).await;
     quota(&one, &two, &store).await;
 
+    copies(&first);
+
     let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices?labelSelector=kubernetes.io/service-name%3Dkubernetes";
     let has_port = |list: &Value, port: u16| list.items_at(&["items"]).iter().any(|it| it.items_at(&["ports"]).iter().any(|it| it["port"] == port));
     eventually(&two, slices, |it| has_port(it, first.port) && has_port(it, second.port)).await;
@@ -190,13 +215,6 @@ async fn servers_of_one_store_are_one_cluster() {
     // The controllers have made them, and the scheduler has seen that there is no node.
     let unscheduled = |it: &Value| it.items_at(&["status", "conditions"]).iter().any(|it| it.text("type") == "PodScheduled" && it.text("status") == "False");
     eventually(&two, "/api/v1/namespaces/default/pods", |it| it.items_at(&["items"]).iter().filter(|it| unscheduled(it)).count() == 2).await;
-}
-
-/// What `howdah store sizes` says of a store, as an API server would when it starts.
-fn sizes(store: &str, environment: &[(&str, &str)]) -> String {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_howdah"));
-    let output = command.args(["store", "sizes", "--store", store]).envs(environment.iter().copied()).output().expect("howdah");
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 #[test]
@@ -230,7 +248,7 @@ fn a_postgres_is_reached_over_tls_with_a_password() {
     let (good, by_file) = ([("PGPASSWORD", "s3cret")], [("PGPASSFILE", passwords.as_str())]);
     let address = |parameters: &str| format!("postgres://app@{host}/postgres?schema=app&{parameters}");
     let check = |parameters: &str, environment: &[(&str, &str)], expected: &str| {
-        let said = sizes(&address(parameters), environment);
+        let said = howdah(&["store", "sizes", "--store", &address(parameters)], environment);
         assert!(said.contains(expected), "{parameters} {environment:?}: {said}");
         assert!(!said.contains("s3cret"), "{said}");
     };
@@ -293,8 +311,20 @@ async fn a_point_in_time_recovery_is_seen_by_informers() {
     while archived().as_deref() != Some("t") {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    database.crash();
+    let up = async |value: &str| {
+        let began = Instant::now();
+        let line = format!("howdah_store_up{{storage_cluster_id=\"postgres\"}} {value}\n");
+        while !text(&client, "/metrics").await.contains(&line) {
+            assert!(began.elapsed() < WITHIN, "never: {line}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    up("0").await;
+    assert!(text(&client, "/readyz").await.contains("[-]store failed"));
     tokio::task::block_in_place(|| database.recover(&backup, archive.path(), "then"));
     let after = create("after").await;
+    up("1").await;
     assert!(after > lost + (1 << 31), "{after} after {lost}");
     shows(&["after", "before", "kept"]).await;
     assert_eq!(send(&client, "GET", &format!("{MAPS}/lost"), &Value::Null).await.0, 404);
