@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use rustls::{ClientConfig, pki_types::ServerName};
 
-use super::{Request, Response, Server, body, connect::Route, endpoint, forms::parse, identity::User, request::RequestInfo};
+use super::{Request, Response, Server, body, connect::Route, endpoint, forms::parse, identity::User, request::RequestInfo, trace::Why};
 use crate::{
     base::pki::{self, Rotating},
     meta::{Meta, Result, Status, Value},
@@ -162,7 +162,9 @@ pub async fn pass(server: &Server, delegate: &Delegate, user: &User, mut request
 
 /// What upstream's `http.Error` leaves.
 fn unavailable() -> Response {
-    body::text(503, "service unavailable\n")
+    let mut response = body::text(503, "service unavailable\n");
+    response.extensions_mut().insert(Why("the aggregated API server is not available".to_owned()));
+    response
 }
 
 /// Names the user to another server (`SetAuthProxyHeaders`). What a client said there itself goes.
