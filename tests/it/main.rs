@@ -13,6 +13,7 @@ mod random;
 mod readme;
 mod requests;
 mod servers;
+mod services;
 mod tidy;
 mod validation;
 mod webhooks;
