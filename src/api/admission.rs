@@ -1,6 +1,6 @@
 //! The built-in admission chain: what the cluster adds to objects, and what it refuses, beyond their own validity.
 //! Source: apiserver `pkg/admission/plugin/namespace/lifecycle`, kubernetes `plugin/pkg/admission/{serviceaccount,priority,
-//! defaulttolerationseconds,nodetaint,runtimeclass}`.
+//! defaulttolerationseconds,nodetaint,runtimeclass,network/defaultingressclass,storage/storageclass/setdefault}`.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -88,7 +88,7 @@ type Mutate = fn(&Context<'_>, &mut Value) -> Result<()>;
 type Validate = fn(&Context<'_>, &Value) -> Result<()>;
 
 /// In upstream's order. Each looks at what it is for and lets the rest pass.
-const MUTATING: &[Mutate] = &[namespace_lifecycle, certificates::requester, limits::default, service_account, node_taint, priority, toleration_seconds, runtime_class, storage_class];
+const MUTATING: &[Mutate] = &[namespace_lifecycle, certificates::requester, limits::default, service_account, node_taint, priority, toleration_seconds, runtime_class, storage_class, ingress_class];
 const VALIDATING: &[Validate] = &[limits::check, node::restrict, certificates::check, podsecurity::check, rbac_escalation];
 
 /// Changes a new object, or refuses it: the plugins first, then policies, then webhooks. What policies and webhooks have changed the plugins
@@ -311,19 +311,33 @@ fn runtime_class(context: &Context<'_>, pod: &mut Value) -> Result<()> {
     Ok(())
 }
 
-/// A claim that names no class gets the default one; of several the newest.
+/// A claim that names no class gets the default one.
 fn storage_class(context: &Context<'_>, claim: &mut Value) -> Result<()> {
-    const CLASSES: &str = "storage.k8s.io/storageclasses";
     const DEFAULT: [&str; 2] = ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
-    if !context.is("", "persistentvolumeclaims") || !context.is_create() || claim.at(&["spec", "storageClassName"]).is_some() {
-        return Ok(());
-    }
-    let is_default = |it: &Value| it.annotations().any(|(key, value)| DEFAULT.contains(&key) && value == "true");
-    let classes = context.snapshot.list(CLASSES, None, None).map(|it| parse(&it.json)).filter(is_default);
-    if let Some(class) = classes.max_by_key(|it| it.metadata("creationTimestamp").to_owned()) {
-        claim.set_at(&["spec", "storageClassName"], class.name());
+    if context.is("", "persistentvolumeclaims") {
+        default_class(context, claim, "storageClassName", "storage.k8s.io/storageclasses", &DEFAULT);
     }
     Ok(())
+}
+
+/// So does an Ingress, unless it says its class in the older annotation.
+fn ingress_class(context: &Context<'_>, ingress: &mut Value) -> Result<()> {
+    let has_own = ingress.annotations().any(|it| it.0 == "kubernetes.io/ingress.class");
+    if context.is("networking.k8s.io", "ingresses") && !has_own {
+        default_class(context, ingress, "ingressClassName", "networking.k8s.io/ingressclasses", &["ingressclass.kubernetes.io/is-default-class"]);
+    }
+    Ok(())
+}
+
+/// Names in `spec` of a new object the class that is the default by an annotation; of several the newest.
+fn default_class(context: &Context<'_>, object: &mut Value, field: &str, classes: &str, annotations: &[&str]) {
+    if !context.is_create() || object.at(&["spec", field]).is_some() {
+        return;
+    }
+    let is_default = |it: &Value| it.annotations().any(|(key, value)| annotations.contains(&key) && value == "true");
+    let classes = context.snapshot.list(classes, None, None).map(|it| parse(&it.json)).filter(is_default);
+    let newest = classes.min_by_key(|it| (std::cmp::Reverse(it.metadata("creationTimestamp").to_owned()), it.name().to_owned()));
+    newest.into_iter().for_each(|it| object.set_at(&["spec", field], it.name()));
 }
 
 /// Nobody grants what they do not hold.

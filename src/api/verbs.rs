@@ -45,13 +45,16 @@ pub struct Call {
 pub async fn serve(server: Arc<Server>, user: User, info: RequestInfo, query: Query, request: Request) -> Result<Response> {
     registration::await_kind(&server, &info.group, &info.resource).await;
     let target = Target::find(&server.registry.load(), &info)?;
-    let requester = Requester::new(user, deadline(&query)?);
+    let within = within(&query)?;
+    let requester = Requester::new(user, Instant::now() + within.min(ADMITTED_WITHIN));
     let action = target.subresource.as_ref().map(|it| it.action.clone()).filter(is_stream);
     let form = if action.is_some() { Form { encoding: Encoding::Json, shape: Shape::Object } } else { Form::negotiate(request.headers(), &query)? };
     let call = Call { server, requester, info, query, headers: request.headers().clone(), target, form };
     let answered = match action {
         Some(action) => call.stream(&action, request).await,
-        None => call.dispatch(request).await,
+        // A watch ends by a time of its own.
+        None if call.info.verb == "watch" => call.dispatch(request).await,
+        None => tokio::time::timeout(within, Box::pin(call.dispatch(request))).await.unwrap_or_else(|_| Err(overdue())),
     };
     let warnings = call.requester.warnings();
     let mut response = match answered {
@@ -63,13 +66,19 @@ pub async fn serve(server: Arc<Server>, user: User, info: RequestInfo, query: Qu
     Ok(response)
 }
 
-/// A request may take this long, admission included (`requestTimeoutUpperBound`).
-const TIMEOUT: Duration = Duration::from_secs(34);
+/// A request that is no watch may take this long (`--request-timeout`), and a write this long with admission (`requestTimeoutUpperBound`).
+const TIMEOUT: Duration = Duration::from_secs(60);
+const ADMITTED_WITHIN: Duration = Duration::from_secs(34);
 
-/// When the request is over: the client's `timeout`, and [`TIMEOUT`] at the latest.
-fn deadline(query: &Query) -> Result<Instant> {
+/// How long the request may take: the client's `timeout`, and [`TIMEOUT`] at the most.
+fn within(query: &Query) -> Result<Duration> {
     let asked = query.duration("timeout").map_err(|why| Status::bad_request(format!("invalid timeout specified in the request URL - {why}")))?;
-    Ok(Instant::now() + asked.filter(|it| !it.is_zero()).map_or(TIMEOUT, |it| it.min(TIMEOUT)))
+    Ok(asked.filter(|it| !it.is_zero()).map_or(TIMEOUT, |it| it.min(TIMEOUT)))
+}
+
+/// What one gets whose request took too long; it may still be carried out (`WithTimeoutForNonLongRunningRequests`).
+fn overdue() -> Status {
+    Status::timeout("Timeout: request did not complete within the allotted timeout")
 }
 
 fn is_stream(action: &Action) -> bool {

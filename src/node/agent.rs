@@ -45,6 +45,8 @@ use crate::{
 
 /// Pods that are worked on at the same time; most of them wait, for a hook or the API.
 const WORKERS: usize = 64;
+/// What kubelet says where the runtime gives pods no users of their own (`userns_manager.go`).
+const NO_USER_NAMESPACES: &str = "can't set `spec.hostUsers: false`, runtime does not support user namespaces";
 /// Volumes and status are looked at again after this time, so that changed ConfigMaps and tokens reach the pod.
 pub(super) const RESYNC: Duration = Duration::from_secs(60);
 /// What could not be made is tried again after this time.
@@ -453,13 +455,17 @@ impl Agent {
         }
     }
 
-    /// The namespaces and addresses of a pod, and the pod with what its environment may ask for.
+    /// The namespaces and addresses of a pod (one that wants users of its own is refused), and the pod with what its environment may ask for.
     fn with_addresses(&self, pod: &Pod, spec: &PodSpec) -> Result<Pod> {
-        let own = self.sandboxes.ensure(pod, spec).map_err(|why| {
+        let refuse = |why: &dyn core::fmt::Display| {
             let why = format!("Failed to create pod sandbox: {why}");
             self.recorder.event(pod, EventType::Warning, "FailedCreatePodSandBox", why.clone());
             Error::Invalid(why)
-        })?;
+        };
+        if spec.host_users == Some(false) {
+            return Err(refuse(&NO_USER_NAMESPACES));
+        }
+        let own = self.sandboxes.ensure(pod, spec).map_err(|why| refuse(&why))?;
         let mut pod = pod.clone();
         let status = pod.status.get_or_insert_default();
         status.host_ip = Some(self.options.address.to_string());

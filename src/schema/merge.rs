@@ -221,11 +221,11 @@ fn items(value: Option<&Value>) -> Vec<Value> {
     value.and_then(Value::as_array).cloned().unwrap_or_default()
 }
 
-/// A value that lands where nothing was, without its directives and nulls; `None` when it deletes itself.
+/// A value that lands where nothing was, without its directives and nulls; `None` when it is one (`removeDirectives`).
 fn without_directives(value: Value) -> Option<Value> {
     let is_directive = |name: &str| name.starts_with(SET_ORDER) || name.starts_with(DELETE_PRIMITIVES) || name == RETAIN_KEYS || name == DIRECTIVE;
     match value {
-        Value::Object(map) if map.get(DIRECTIVE).is_some_and(|it| it == "delete") => None,
+        Value::Object(map) if map.contains_key(DIRECTIVE) => None,
         Value::Object(map) => {
             let kept = map.into_iter().filter(|(name, value)| !is_directive(name) && !value.is_null());
             Some(Value::Object(kept.filter_map(|(name, value)| Some((name, without_directives(value)?))).collect()))

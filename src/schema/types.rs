@@ -124,6 +124,8 @@ impl Reader {
                 }
             }
         }
+        // What has no type is owned as a whole.
+        field.is_atomic |= matches!(code, "R" | "J");
         field.schema = SchemaRef::Builtin(self.node(code, package, topology));
         field
     }

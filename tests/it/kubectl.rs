@@ -88,6 +88,28 @@ fn a_deployment_runs_on_simulated_nodes_and_survives_kill_9() {
 }
 
 #[test]
+fn who_names_no_class_gets_the_default_one() {
+    if !has_kubectl() {
+        return;
+    }
+    let cluster = Cluster::start(&["--store", "memory", "--node", "none"]);
+    let class = |name: &str, is_default: bool| {
+        format!("apiVersion: networking.k8s.io/v1\nkind: IngressClass\nmetadata: {{name: {name}, annotations: {{ingressclass.kubernetes.io/is-default-class: \"{is_default}\"}}}}\nspec: {{controller: example.com/{name}}}\n---\n")
+    };
+    let (made, output) = cluster.kubectl_with("create -f -", &(class("other", false) + &class("usual", true)));
+    assert!(made, "{output}");
+    transcript(
+        &cluster,
+        &[
+            ("create ingress a --rule=a.example.com/=web:80", "ingress.networking.k8s.io/a created"),
+            ("create ingress b --class=other --rule=b.example.com/=web:80", "ingress.networking.k8s.io/b created"),
+            ("create ingress c --annotation=kubernetes.io/ingress.class=old --rule=c.example.com/=web:80", "ingress.networking.k8s.io/c created"),
+            ("get ingresses -o jsonpath={.items[*].spec.ingressClassName}", "usual other"),
+        ],
+    );
+}
+
+#[test]
 fn server_side_apply_finds_conflicts() {
     if !has_kubectl() {
         return;

@@ -85,4 +85,11 @@ fn a_container_that_ends_says_how() {
     cluster.eventually("get pod once -o jsonpath={.status.containerStatuses[0].state.terminated.exitCode}", "1");
     let (_, output) = cluster.kubectl("logs once");
     assert!(output.starts_with("howdah: "), "{output}");
+    // Nor does one run as it must not.
+    let (created, output) = cluster.kubectl_with("create -f -", &FAILING.replace("once", "apart").replace("spec:\n", "spec:\n  hostUsers: false\n"));
+    assert!(created, "{output}");
+    cluster.eventually(
+        "get events --field-selector involvedObject.name=apart,reason=FailedCreatePodSandBox -o jsonpath={.items[*].message}",
+        "Failed to create pod sandbox: can't set `spec.hostUsers: false`, runtime does not support user namespaces",
+    );
 }

@@ -158,11 +158,12 @@ struct Comparison {
 }
 
 impl Comparison {
-    fn of(old: &Value, new: &Value, schema: &Schema) -> Self {
+    /// `reset` are paths that the write may not reach, so that nobody gains or loses them.
+    fn of(old: &Value, new: &Value, schema: &Schema, reset: &[&[&str]]) -> Self {
         let mut comparison = Self::default();
         let Self { changed, removed } = &mut comparison;
         compare(Some(old), Some(new), &Node::root(schema), changed, removed);
-        for path in NEVER_OWNED {
+        for path in NEVER_OWNED.iter().chain(reset) {
             changed.remove_below(&Set::of_path(path));
             removed.remove_below(&Set::of_path(path));
         }
@@ -214,17 +215,9 @@ pub fn update(old: &Value, new: &mut Value, schema: &Schema, manager: &Manager<'
     }
     let own = Managers::read(new).filter(|it| !it.0.is_empty());
     let mut managers = own.or_else(|| Managers::read(old)).unwrap_or_default();
-    let empty;
-    let old = if old.is_null() {
-        empty = codec::decode_value(json!({}), schema).map(|(value, _)| value).unwrap_or_default();
-        &empty
-    } else {
-        old
-    };
-    let mut comparison = Comparison::of(old, new, schema);
-    for path in reset {
-        comparison.changed.remove_below(&Set::of_path(path));
-    }
+    let empty = nothing(schema);
+    let old = if old.is_null() { &empty } else { old };
+    let comparison = Comparison::of(old, new, schema, reset);
     for entry in managers.0.iter_mut().filter(|it| !it.is(manager, "Update")) {
         entry.fields.remove(&comparison.changed);
         entry.fields.remove(&comparison.removed);
@@ -237,6 +230,11 @@ pub fn update(old: &Value, new: &mut Value, schema: &Schema, manager: &Manager<'
         entry.time = manager.now.to_owned();
     }
     managers.write(new);
+}
+
+/// An object in which nothing is set.
+fn nothing(schema: &Schema) -> Value {
+    codec::decode_value(json!({}), schema).map(|(value, _)| value).unwrap_or_default()
 }
 
 /// A client clears the managers by an empty list, or a list with one empty entry.
@@ -255,6 +253,11 @@ pub fn apply(live: &Value, applied: &Value, schema: &Schema, manager: &Manager<'
         return Err(Status::bad_request("metadata.managedFields must be nil"));
     }
     let mut managers = Managers::read(live).unwrap_or_default();
+    if !live.is_null() && managers.0.is_empty() {
+        // What nobody is known to have set was there before the first apply (`skipnonapplied.go`).
+        let fields = Comparison::of(&nothing(schema), live, schema, reset).changed;
+        managers.0.push(Entry { manager: "before-first-apply".to_owned(), fields, ..Entry::new(manager, "Update") });
+    }
     let mut wanted = Set::of_applied(applied, schema);
     for path in NEVER_OWNED.iter().chain(reset) {
         wanted.remove_below(&Set::of_path(path));
@@ -276,7 +279,7 @@ pub fn apply(live: &Value, applied: &Value, schema: &Schema, manager: &Manager<'
         entry.api_version = manager.api_version.to_owned();
         entry.time = manager.now.to_owned();
     }
-    let comparison = Comparison::of(if live.is_null() { &merged } else { live }, &merged, schema);
+    let comparison = Comparison::of(if live.is_null() { &merged } else { live }, &merged, schema, reset);
     settle(&mut managers, &comparison, manager, is_forced)?;
     managers.write(&mut merged);
     Ok(merged)
@@ -308,7 +311,7 @@ fn owner(entry: &Entry) -> String {
 
 /// Source: managedfields `internal/conflict.go`.
 fn conflict(mut conflicts: Vec<(String, String)>) -> Status {
-    conflicts.sort();
+    conflicts.sort_by(|left, right| left.0.cmp(&right.0));
     let told = match conflicts.as_slice() {
         [(owner, path)] => format!("1 conflict: conflict with {owner}: {path}"),
         many => {
@@ -394,8 +397,11 @@ fn prune(value: &mut Value, gone: &Set, kept: &Set, node: &Node<'_>) {
         match kept {
             None if gone.is_member => remove_part(value, &name),
             _ => {
-                if let Some(part) = part_mut(value, &name) {
-                    prune(part, gone, kept.unwrap_or(&Set::default()), &node);
+                let Some(part) = part_mut(value, &name) else { continue };
+                prune(part, gone, kept.unwrap_or(&Set::default()), &node);
+                // What stood around it goes too when nobody names it.
+                if kept.is_none() && part.as_object().is_some_and(Map::is_empty) {
+                    remove_part(value, &name);
                 }
             }
         }

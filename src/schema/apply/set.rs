@@ -96,7 +96,7 @@ impl Set {
         set
     }
 
-    /// The members as upstream prints paths: `.spec.containers[name="a"].image`.
+    /// The members as upstream prints paths and in its order, the nearer ones first: `.spec.containers[name="a"].image`.
     pub fn paths(&self) -> Vec<String> {
         let mut paths = Vec::new();
         self.collect("", &mut paths);
@@ -104,12 +104,9 @@ impl Set {
     }
 
     fn collect(&self, prefix: &str, paths: &mut Vec<String>) {
-        if self.is_member {
-            paths.push(prefix.to_owned());
-        }
-        for (name, child) in &self.children {
-            child.collect(&format!("{prefix}{}", element_text(name)), paths);
-        }
+        let places: Vec<(String, &Self)> = self.children.iter().map(|(name, child)| (format!("{prefix}{}", element_text(name)), child)).collect();
+        paths.extend(places.iter().filter(|it| it.1.is_member).map(|it| it.0.clone()));
+        places.iter().for_each(|(place, child)| child.collect(place, paths));
     }
 
     /// A set with the one path of these field names.
@@ -123,10 +120,13 @@ impl Set {
     /// All that `value` sets, as its manager applied it.
     pub fn of_applied(value: &Value, schema: &Schema) -> Self {
         let mut set = Self::default();
-        for (name, child) in parts(value, &Node::root(schema)) {
-            set.children.insert(name, applied(child.value, &child.node));
-        }
+        set.add_applied(parts(value, &Node::root(schema)));
         set
+    }
+
+    fn add_applied(&mut self, parts: Vec<(String, Part<'_, '_>)>) {
+        let owned = parts.into_iter().map(|(name, child)| (name, applied(&child))).filter(|it| !it.1.is_empty());
+        self.children.extend(owned);
     }
 }
 
@@ -142,13 +142,12 @@ fn element_text(element: &str) -> String {
     format!("[{}]", texts.join(","))
 }
 
-fn applied(value: &Value, node: &Node<'_>) -> Set {
-    let mut set = Set::default();
-    for (name, child) in parts(value, node) {
-        set.children.insert(name, applied(child.value, &child.node));
-    }
+fn applied(part: &Part<'_, '_>) -> Set {
+    let below = parts(part.value, &part.node);
     // Items of lists are members themselves; other containers only when nothing is in them.
-    set.is_member = set.children.is_empty() || node.is_item;
+    let is_member = part.node.is_item || (below.is_empty() && !part.is_nothing());
+    let mut set = Set { is_member, ..Set::default() };
+    set.add_applied(below);
     set
 }
 
@@ -188,6 +187,13 @@ fn is_atomic(schema: &Schema) -> bool {
 pub struct Part<'v, 's> {
     pub value: &'v Value,
     pub node: Node<'s>,
+}
+
+impl Part<'_, '_> {
+    /// A list without items, where items are owned one by one: it is nobody's.
+    fn is_nothing(&self) -> bool {
+        !self.node.is_atomic && matches!(self.node.schema.shape, Shape::List { .. }) && self.value.as_array().is_some_and(Vec::is_empty)
+    }
 }
 
 /// The parts of a value that are owned one by one; none of a leaf or an atomic value.
