@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{Server, delete::Deletion, forms::{View, parse}, target::Target};
 use crate::{
     base::clock,
-    kinds::{Registry, crd},
+    kinds::{Kind, Registry, crd},
     meta::{Meta, Value, options::DeleteOptions},
     store::{Change, Draft, Event, EventKind, Expect, Key, Revision, Scope, Snapshot, Stored, Transaction, WAIT_FOR_REVISION, Write},
 };
@@ -25,7 +25,7 @@ const CLEANUP_AGAIN: Duration = Duration::from_secs(1);
 /// followed it. It takes no time for any other.
 pub async fn await_kind(server: &Server, group: &str, plural: &str) {
     let is_builtin = server.registry.load().find(group, plural).is_some_and(|it| it.custom.is_none());
-    if !is_builtin && let Some(definition) = server.store.snapshot().get(&Key::new(CRDS, "", &format!("{plural}.{group}"))) {
+    if !is_builtin && let Some(definition) = server.store.snapshot().get(&definition_of(group, plural)) {
         await_revision(server, definition.revision).await;
     }
 }
@@ -39,6 +39,10 @@ async fn await_revision(server: &Server, revision: Revision) {
     let _ = tokio::time::timeout(WAIT_FOR_REVISION, server.registered.subscribe().wait_for(|it| *it >= revision)).await;
 }
 
+fn definition_of(group: &str, plural: &str) -> Key {
+    Key::new(CRDS, "", &format!("{plural}.{group}"))
+}
+
 fn newest(snapshot: &Snapshot) -> Revision {
     snapshot.list(CRDS, None, None).map(|it| it.revision).max().unwrap_or_default()
 }
@@ -47,6 +51,7 @@ fn newest(snapshot: &Snapshot) -> Revision {
 pub async fn follow(server: Arc<Server>) {
     loop {
         let snapshot = server.store.snapshot();
+        forget(&server, &snapshot);
         for stored in snapshot.list(CRDS, None, None) {
             settle(&server, stored).await;
         }
@@ -58,6 +63,14 @@ pub async fn follow(server: Arc<Server>) {
                 server.registered.send_replace(event.revision);
             }
         }
+    }
+}
+
+/// Serves no more what was defined when the database went back to an earlier state.
+fn forget(server: &Server, snapshot: &Snapshot) {
+    let is_gone = |kind: &&Arc<Kind>| kind.custom.is_some() && snapshot.get(&definition_of(&kind.group, &kind.plural)).is_none();
+    for kind in server.registry.load().iter().filter(is_gone) {
+        change(server, |registry| registry.without(&kind.group, &kind.plural));
     }
 }
 

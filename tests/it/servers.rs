@@ -18,6 +18,7 @@ use howdah::{
 };
 use http::StatusCode;
 use k8s_openapi::api::core::v1::ConfigMap;
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::{compose::RANGES, postgres, requests::client_of};
@@ -52,7 +53,7 @@ impl Drop for Process {
 }
 
 struct Server {
-    _process: Process,
+    process: Process,
     kubeconfig: PathBuf,
     port: u16,
 }
@@ -67,7 +68,7 @@ impl Server {
         let (config, data) = (kubeconfig.display().to_string(), own.display().to_string());
         arguments.extend(["--kubeconfig", &config, "--data-dir", &data]);
         arguments.extend(RANGES);
-        Self { _process: Process::start(own.join("log"), &arguments), kubeconfig, port }
+        Self { process: Process::start(own.join("log"), &arguments), kubeconfig, port }
     }
 
     fn url(&self) -> String {
@@ -80,7 +81,13 @@ impl Server {
             assert!(began.elapsed() < WITHIN, "the server does not start");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        client_of(&self.kubeconfig).await
+        let client = client_of(&self.kubeconfig).await;
+        eventually(&client, "/api/v1/namespaces/default", |it| it.name() == "default").await;
+        client
+    }
+
+    fn signal(&self, signal: Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.process.child.id() as i32), signal).expect("a signal");
     }
 
     /// A role with its kubeconfig, which is told of this server alone.
@@ -131,17 +138,26 @@ fn is_established(definition: &Value) -> bool {
     definition.items_at(&["status", "conditions"]).iter().any(|it| it.text("type") == "Established" && it.text("status") == "True")
 }
 
+/// Defines kettles in a group, and waits until that is established.
+async fn define(client: &kube::Client, group: &str) {
+    let versions = json!([{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object"}}}]);
+    let spec = json!({"group": group, "scope": "Namespaced", "names": {"kind": "Kettle", "plural": "kettles"}, "versions": versions});
+    let definition = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": format!("kettles.{group}")}, "spec": spec});
+    assert_eq!(send(client, "POST", CRDS, &definition).await.0, 201);
+    eventually(client, &format!("{CRDS}/kettles.{group}"), is_established).await;
+}
+
+fn kettles(group: &str) -> String {
+    format!("/apis/{group}/v1/namespaces/default/kettles")
+}
+
 /// What one server calls established another one serves and lists, at once.
 async fn definitions(one: &kube::Client, two: &kube::Client) {
     for at in 0..DEFINITIONS {
-        let (group, plural) = (format!("g{at}.example.com"), format!("kettles{at}"));
-        let versions = json!([{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object"}}}]);
-        let spec = json!({"group": group, "scope": "Namespaced", "names": {"kind": format!("Kettle{at}"), "plural": plural}, "versions": versions});
-        let definition = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": format!("{plural}.{group}")}, "spec": spec});
-        assert_eq!(send(one, "POST", CRDS, &definition).await.0, 201);
-        eventually(one, &format!("{CRDS}/{plural}.{group}"), is_established).await;
-        let kettle = json!({"apiVersion": format!("{group}/v1"), "kind": format!("Kettle{at}"), "metadata": {"name": "k"}});
-        assert_eq!(send(two, "POST", &format!("/apis/{group}/v1/namespaces/default/{plural}"), &kettle).await.0, 201, "definition {at}");
+        let group = format!("g{at}.example.com");
+        define(one, &group).await;
+        let kettle = json!({"apiVersion": format!("{group}/v1"), "kind": "Kettle", "metadata": {"name": "k"}});
+        assert_eq!(send(two, "POST", &kettles(&group), &kettle).await.0, 201, "definition {at}");
         let groups = get(two, "/apis").await;
         assert!(groups.items_at(&["groups"]).iter().any(|it| it.text("name") == group), "{group} is not listed: {groups}");
     }
@@ -160,6 +176,31 @@ fn copies(server: &Server) {
     let sizes = howdah(&["store", "sizes", "--data-dir", &data], &[]);
     let objects = |line: &str| line.split_whitespace().next().and_then(|it| it.parse::<usize>().ok());
     assert_eq!(sizes.lines().filter_map(objects).sum::<usize>().to_string(), count, "{sizes}");
+}
+
+/// A server that was stopped for longer than the journal is kept starts over, and its watchers list again.
+async fn lag(one: &kube::Client, two: &kube::Client, second: &Server, database: &postgres::Server) {
+    let map = |name: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": {"is": "late"}}});
+    let tasks = Tasks::new();
+    let mut options = Options::default();
+    options.config = options.config.labels("is=late");
+    let informer: Informer<ConfigMap> = Informer::start("late", kube::Api::namespaced(two.clone(), "default"), options, &tasks);
+    informer.synced().await;
+    second.signal(Signal::SIGSTOP);
+    assert_eq!(send(one, "POST", MAPS, &map("late")).await.0, 201);
+    let head = "(SELECT max(last) FROM servers.journal)";
+    while database.psql(&format!("SELECT rev >= {head} FROM servers.fold")).as_deref() != Some("t") {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    database.psql(&format!("DELETE FROM servers.journal WHERE last < {head}")).expect("trimmed");
+    second.signal(Signal::SIGCONT);
+    assert_eq!(send(two, "GET", &format!("{MAPS}/late"), &Value::Null).await.0, 200);
+    let began = Instant::now();
+    while informer.len() != 1 {
+        assert!(began.elapsed() < WITHIN, "the informer does not list again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    tasks.cancel();
 }
 
 /// The first server has room, the second has not, until objects are deleted by hand.
@@ -198,6 +239,7 @@ async fn servers_of_one_store_are_one_cluster() {
     quota(&one, &two, &store).await;
 
     copies(&first);
+    lag(&one, &two, &second, &database).await;
 
     let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices?labelSelector=kubernetes.io/service-name%3Dkubernetes";
     let has_port = |list: &Value, port: u16| list.items_at(&["items"]).iter().any(|it| it.items_at(&["ports"]).iter().any(|it| it["port"] == port));
@@ -287,6 +329,7 @@ async fn a_point_in_time_recovery_is_seen_by_informers() {
     assert!(copied.is_ok_and(|it| it.success()), "a base backup");
     create("kept").await;
     database.psql("SELECT pg_create_restore_point('then')").expect("a restore point");
+    define(&client, "lost.example.com").await;
     let lost = create("lost").await;
     database.psql("SELECT pg_switch_wal()").expect("a new segment");
 
@@ -327,6 +370,8 @@ async fn a_point_in_time_recovery_is_seen_by_informers() {
     up("1").await;
     assert!(after > lost + (1 << 31), "{after} after {lost}");
     shows(&["after", "before", "kept"]).await;
-    assert_eq!(send(&client, "GET", &format!("{MAPS}/lost"), &Value::Null).await.0, 404);
+    for path in [format!("{MAPS}/lost"), kettles("lost.example.com")] {
+        assert_eq!(send(&client, "GET", &path, &Value::Null).await.0, 404, "{path}");
+    }
     tasks.cancel();
 }
