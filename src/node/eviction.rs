@@ -103,7 +103,7 @@ impl Agent {
         *self.pressure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn group_of(&self, pod: &Pod) -> String {
+    pub(super) fn group_of(&self, pod: &Pod) -> String {
         format!("{}/{}", self.options.cgroup, pod.metadata.uid.as_deref().unwrap_or_default())
     }
 

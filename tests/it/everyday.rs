@@ -164,6 +164,7 @@ const STEPS: &[(&str, &str)] = &[
     // A pod that its Job lets go is held by nothing any more.
     ("kubectl create job once --image=test/shell:1 -- sleep 1000 && kubectl wait --for=condition=Ready pod -l job-name=once --timeout=60s && kubectl label pod -l job-name=once batch.kubernetes.io/controller-uid=other --overwrite && for i in 1 2 3 4 5 6 7 8 9; do kubectl get pod -l batch.kubernetes.io/controller-uid=other -o jsonpath='held by: {.items[0].metadata.finalizers}.' | grep 'by: [.]' && break; sleep 1; done", "held by: ."),
     ("kubectl delete job once && kubectl delete pod --force -l batch.kubernetes.io/controller-uid=other --wait --timeout=30s", "force deleted"),
+    ("kubectl get --raw /api/v1/$(kubectl get nodes -o name | sed s/node/nodes/)/proxy/metrics/resource | grep -v ' 0 ' | cut -d' ' -f1", "container_memory_working_set_bytes{container=\"shell\",namespace=\"default\",pod=\"shell\"}"),
     ("kubectl top pod", "error: Metrics API not available"),
     // Three-way merge: what others have set stays, what was taken out of the file goes.
     ("kubectl scale deployment web --replicas=3 && sed 's/replicas: 2//' web.yaml > web2.yaml && sed -i 's/{app: web}}$/{app: web, tier: front}}/;0,/tier: front/s/, tier: front//' web2.yaml && kubectl diff -f web2.yaml", "+        tier: front"),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::devices;
 
 const ROOT: &str = "/sys/fs/cgroup";
-const V1: [&str; 5] = ["memory", "cpu", "pids", "devices", "freezer"];
+const V1: [&str; 6] = ["memory", "cpu", "cpuacct", "pids", "devices", "freezer"];
 const V2: [&str; 3] = ["memory", "cpu", "pids"];
 /// Microseconds of a scheduling period.
 const PERIOD: i64 = 100_000;
@@ -153,6 +153,16 @@ pub fn memory_used(group: &str) -> i64 {
     let used: i64 = fs::read_to_string(used).ok().and_then(|it| it.trim().parse().ok()).unwrap_or(0);
     let stat = fs::read_to_string(stat).unwrap_or_default();
     used - stat.lines().find_map(|it| it.strip_prefix(key)?.parse::<i64>().ok()).unwrap_or(0)
+}
+
+/// The seconds of processors that a group has used.
+pub fn cpu_seconds(group: &str) -> f64 {
+    let number = |text: &str| text.trim().parse::<f64>().ok();
+    let used = match is_v2() {
+        true => fs::read_to_string(format!("{ROOT}/{group}/cpu.stat")).ok().and_then(|it| it.lines().find_map(|it| number(it.strip_prefix("usage_usec ")?))).map(|it| it / 1e6),
+        false => fs::read_to_string(format!("{ROOT}/cpuacct/{group}/cpuacct.usage")).ok().and_then(|it| number(&it)).map(|it| it / 1e9),
+    };
+    used.unwrap_or(0.0)
 }
 
 /// Removes a group once its processes are gone; waits for that a moment.

@@ -1,9 +1,10 @@
-//! The node's HTTPS server, as the kubelet's: logs, exec, attach, port-forward, health. It serves only those whose certificate says
+//! The node's HTTPS server, as the kubelet's: logs, exec, attach, port-forward, health, metrics. It serves only those whose certificate says
 //! that they are the API server or an administrator.
 
 mod exec;
 pub mod forward;
 pub mod logs;
+mod metrics;
 pub mod session;
 mod spdy;
 
@@ -61,6 +62,8 @@ fn router(context: Context) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/pods", get(pods))
+        .route("/metrics", get(metrics::own))
+        .route("/metrics/resource", get(metrics::resource))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(container_logs))
         .route("/exec/{namespace}/{pod}/{container}", any(exec::exec))
         .route("/attach/{namespace}/{pod}/{container}", any(exec::attach))
