@@ -170,7 +170,7 @@ enum Step {
     Create { server: usize, name: u8 },
     Update { server: usize, name: u8, node: u8 },
     Delete { server: usize, name: u8 },
-    Fail(bool),
+    Fail(Fault),
     /// A server ends and another takes its place.
     Restart { server: usize },
 }
@@ -181,7 +181,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => place.clone().prop_map(|(server, name)| Step::Create { server, name }),
         6 => (place.clone(), 0..3u8).prop_map(|((server, name), node)| Step::Update { server, name, node }),
         3 => place.prop_map(|(server, name)| Step::Delete { server, name }),
-        2 => any::<bool>().prop_map(Step::Fail),
+        3 => prop_oneof![Just(Fault::Lost), Just(Fault::Ambiguous), Just(Fault::Unheard)].prop_map(Step::Fail),
         1 => (0..SERVERS).prop_map(|server| Step::Restart { server }),
     ]
 }
@@ -192,8 +192,8 @@ const SERVERS: usize = 3;
 struct World {
     servers: Vec<(Store, Tasks)>,
     open: Box<dyn Fn() -> futures::future::LocalBoxFuture<'static, Arc<dyn Engine>>>,
-    /// Makes an append fail: lost, or written all the same.
-    fail: Box<dyn Fn(bool)>,
+    /// Makes something go wrong with the next append.
+    fail: Box<dyn Fn(Fault)>,
 }
 
 impl World {
@@ -219,8 +219,8 @@ impl World {
         let mut submits = Vec::new();
         for step in steps {
             let (server, name, change) = match step {
-                Step::Fail(is_lost) => {
-                    (self.fail)(*is_lost);
+                Step::Fail(fault) => {
+                    (self.fail)(*fault);
                     continue;
                 }
                 Step::Restart { server } => {
@@ -365,11 +365,11 @@ fn in_memory() -> World {
             let engine: Arc<dyn Engine> = memory.clone();
             Box::pin(async { engine })
         }),
-        fail: Box::new(move |is_lost| failing.fail([if is_lost { Fault::Lost } else { Fault::Ambiguous }])),
+        fail: Box::new(move |fault| failing.fail([fault])),
     }
 }
 
-/// Servers on a schema of their own; a fault ends a backend that is at work, whatever it does.
+/// Servers on a schema of their own; a fault ends a backend whatever it does, all of them, or those that hear of appends.
 fn on_postgres(database: Arc<database::Server>, tasks: Tasks) -> World {
     let schema = format!("s{}", uuid::Uuid::new_v4().simple());
     let (server, name) = (database.clone(), schema.clone());
@@ -379,9 +379,13 @@ fn on_postgres(database: Arc<database::Server>, tasks: Tasks) -> World {
             let (server, schema, tasks) = (server.clone(), schema.clone(), tasks.clone());
             Box::pin(async move { postgres(&server, &schema, &tasks).await })
         }),
-        fail: Box::new(move |is_one| {
-            let limit = if is_one { "LIMIT 1" } else { "" };
-            let sql = format!("SELECT pg_terminate_backend(pid) FROM (SELECT pid FROM pg_stat_activity WHERE application_name = 'howdah/{name}' ORDER BY random() {limit}) chosen");
+        fail: Box::new(move |fault| {
+            let chosen = match fault {
+                Fault::Lost => "ORDER BY random() LIMIT 1",
+                Fault::Ambiguous => "",
+                Fault::Unheard => "AND query LIKE 'LISTEN%'",
+            };
+            let sql = format!("SELECT pg_terminate_backend(pid) FROM (SELECT pid FROM pg_stat_activity WHERE application_name = 'howdah/{name}' {chosen}) chosen");
             // At the same time as the writes that follow.
             let mut psql = database.command("psql");
             psql.args(["-q", "-U", "postgres", "-h"]).arg(database.folder()).args(["-c", &sql, "postgres"]).stdout(std::process::Stdio::null());

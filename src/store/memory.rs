@@ -18,6 +18,8 @@ pub enum Fault {
     Lost,
     /// The append is written, but its answer is an error.
     Ambiguous,
+    /// The append is written, and nobody is woken.
+    Unheard,
 }
 
 #[derive(Default)]
@@ -80,20 +82,20 @@ impl Engine for Memory {
     }
 
     fn append<'a>(&'a self, batch: &'a Batch) -> Answer<'a, Appended> {
+        let fault = self.lock().faults.pop();
         let appended = {
             let mut state = self.lock();
-            let fault = state.faults.pop();
             let head = state.journal.last().map_or(0, |it| it.last);
             match fault {
                 Some(Fault::Lost) => Err(Error::Database("lost".to_owned())),
                 _ if head != batch.prev => Ok(Appended::Behind),
-                fault => {
+                _ => {
                     state.journal.push(batch.clone());
-                    fault.map_or(Ok(Appended::Committed), |_| Err(Error::Database("ambiguous".to_owned())))
+                    if fault == Some(Fault::Ambiguous) { Err(Error::Database("ambiguous".to_owned())) } else { Ok(Appended::Committed) }
                 }
             }
         };
-        if self.is_shared {
+        if self.is_shared && fault != Some(Fault::Unheard) {
             self.wakeups.send_replace(());
         }
         async move { appended }.boxed()
