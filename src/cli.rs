@@ -2,7 +2,6 @@
 
 use std::{
     io::{IsTerminal, Write},
-    net::{IpAddr, SocketAddr},
     path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
@@ -13,19 +12,17 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     api::identity::User,
     base::{Tasks, pki},
-    meta::{Cidr, Quantity},
     node::{images::Images, runtime::shim},
     process::{
         self, STOP_WITHIN,
         apiserver::{self, ApiServer, StoreKind},
         hello, join,
         kubeconfig::Kubeconfig,
-        network::{self, Network},
         node::{self, Node},
         roles::{self, Role},
         slot::{self, Slot},
         store,
-        up::{self, Cluster, NodeKind},
+        up::{self, Cluster},
     },
 };
 
@@ -35,25 +32,28 @@ use crate::{
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// What is logged to standard error: `warn`, `info`, `debug`, or directives such as `howdah::store=debug`.
+    #[arg(long, value_name = "LEVEL", default_value = "warn", global = true)]
+    log: String,
 }
 
 #[derive(Subcommand)]
 enum Command {
     /// Start a whole cluster and run it until ctrl-C.
-    Up(Up),
+    Up(up::Options),
     /// Run an API server alone. Any number of them may serve one Postgres store.
-    Apiserver {
-        #[command(flatten)]
-        serving: Serving,
-        #[command(flatten)]
-        log: Log,
-    },
+    Apiserver(apiserver::Options),
     /// Run the controllers alone; of several processes one is active.
-    Controllers(Apart),
+    Controllers(roles::Options),
     /// Run the scheduler alone; of several processes one is active.
-    Scheduler(Apart),
+    Scheduler(roles::Options),
     /// Run pods on this machine for a cluster elsewhere.
-    Node(Joining),
+    Node {
+        #[command(flatten)]
+        joining: join::Options,
+        #[command(flatten)]
+        own: node::Options,
+    },
     /// Work with the tokens by which machines join.
     Token {
         #[command(subcommand)]
@@ -96,26 +96,6 @@ enum Command {
         #[command(subcommand)]
         command: Shim,
     },
-}
-
-#[derive(Args)]
-struct Joining {
-    /// The cluster's API server, as https://HOST:PORT. May be repeated: the next is asked when one fails.
-    #[arg(long, value_name = "URL", required = true)]
-    join: Vec<String>,
-    /// What `howdah token create` has printed; needed until the machine has joined.
-    #[arg(long, value_name = "TOKEN")]
-    token: Option<String>,
-    /// The hash of the cluster's authority, as `howdah token create` prints it, for those who do not trust the token alone.
-    #[arg(long, value_name = "sha256:HEX")]
-    ca_cert_hash: Option<String>,
-    /// Where the node's state, certificates and images are kept.
-    #[arg(long, value_name = "DIR", default_value = "data")]
-    data_dir: PathBuf,
-    #[command(flatten)]
-    own: NodeFlags,
-    #[command(flatten)]
-    log: Log,
 }
 
 #[derive(Subcommand)]
@@ -191,140 +171,23 @@ enum Shim {
     },
 }
 
-/// What an API server needs to know.
-#[derive(Args)]
-struct Serving {
-    /// Where the cluster's state and images are kept.
-    #[arg(long, value_name = "DIR", default_value = "data")]
-    data_dir: PathBuf,
-    /// Where people reach the API. Pods and other machines reach it at the machine's address and the same port.
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:6443")]
-    bind: SocketAddr,
-    /// The address at which pods and other machines reach this server, instead of the machine's.
-    #[arg(long, value_name = "IP")]
-    advertise_address: Option<IpAddr>,
-    /// One more name or address that the server's certificate is to have. May be repeated.
-    #[arg(long, value_name = "NAME")]
-    tls_san: Vec<String>,
-    /// Where the administrator's kubeconfig is written, readable only by you; those of controllers and scheduler stand beside it.
-    #[arg(long, value_name = "PATH", default_value = "kubeconfig/admin.conf")]
-    kubeconfig: PathBuf,
-    /// Where objects are stored: `sqlite`, a file that survives everything; `memory`, which survives nothing; or a Postgres, which other
-    /// servers may share: postgres://USER:PASSWORD@HOST/DATABASE?schema=NAME&sslmode=verify-full.
-    #[arg(long, value_name = "STORE", default_value = "sqlite")]
-    store: StoreKind,
-    /// What all objects may take together, such as 2Gi; beyond it nothing is created (507). Memory holds about a quarter more.
-    #[arg(long, value_name = "BYTES", default_value = "2Gi", value_parser = bytes)]
-    store_quota: usize,
-    /// A file to which a line of JSON is added for every request: who asked for what, the answer's status, time and size.
-    #[arg(long, value_name = "FILE")]
-    trace: Option<PathBuf>,
-    /// The addresses of Services in a new cluster, such as 10.96.0.0/16.
-    #[arg(long, value_name = "CIDR")]
-    service_cidr: Option<Cidr>,
-    /// The addresses of pods in a new cluster, such as 10.244.0.0/16; each node gets a /24 of it.
-    #[arg(long, value_name = "CIDR")]
-    pod_cidr: Option<Cidr>,
-}
-
-impl Serving {
-    fn options(self, default_network: Network) -> apiserver::Options {
-        apiserver::Options {
-            data_dir: self.data_dir,
-            bind: self.bind,
-            advertise: self.advertise_address,
-            names: self.tls_san,
-            kubeconfig: self.kubeconfig,
-            store: self.store,
-            quota: self.store_quota,
-            trace: self.trace,
-            network: network::Wanted { services: self.service_cidr, pods: self.pod_cidr },
-            default_network,
-        }
-    }
-}
-
-/// What a node needs to know.
-#[derive(Args)]
-struct NodeFlags {
-    /// The node's name, instead of the host's.
-    #[arg(long, value_name = "NAME")]
-    node_name: Option<String>,
-    /// The node's address, instead of the one from which the machine reaches others.
-    #[arg(long, value_name = "IP")]
-    node_ip: Option<IpAddr>,
-    /// A registry that is asked for images before their own, as http://HOST:PORT.
-    #[arg(long, value_name = "URL")]
-    registry_mirror: Option<String>,
-}
-
-impl NodeFlags {
-    fn options(self, data_dir: PathBuf) -> node::Options {
-        node::Options { name: self.node_name, address: self.node_ip, data_dir, registry_mirror: self.registry_mirror }
-    }
-}
-
-#[derive(Args, Default)]
-struct Log {
-    /// What is logged to standard error: `warn`, `info`, `debug`, or directives such as `howdah::store=debug`.
-    #[arg(long, value_name = "LEVEL", default_value = "warn")]
-    log: String,
-}
-
-#[derive(Args)]
-struct Up {
-    #[command(flatten)]
-    serving: Serving,
-    #[command(flatten)]
-    own: NodeFlags,
-    /// Whether this machine runs pods.
-    #[arg(long, value_enum, default_value = "embedded")]
-    node: NodeKind,
-    /// Nodes that only say that their pods run.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    simulated_nodes: usize,
-    #[command(flatten)]
-    log: Log,
-}
-
-/// A role that runs apart from the API server.
-#[derive(Args)]
-struct Apart {
-    /// Who this process is: a kubeconfig that an API server has written.
-    #[arg(long, value_name = "PATH")]
-    kubeconfig: PathBuf,
-    /// An API server to ask instead of the kubeconfig's, as https://HOST:PORT. May be repeated: the next is asked when one fails.
-    #[arg(long, value_name = "URL")]
-    server: Vec<String>,
-    #[command(flatten)]
-    log: Log,
-}
-
 pub fn main() -> ExitCode {
-    match Cli::parse().command {
-        Command::Up(mut up) => run(&std::mem::take(&mut up.log), up_until_signal(up)),
-        Command::Apiserver { serving, log } => run(&log, serve_until_signal(serving)),
-        Command::Controllers(mut apart) => run(&std::mem::take(&mut apart.log), role_until_signal(Role::Controllers, apart)),
-        Command::Scheduler(mut apart) => run(&std::mem::take(&mut apart.log), role_until_signal(Role::Scheduler, apart)),
-        Command::Backup { file, kubeconfig } => run(&Log::default(), async { counted("Saved", store::backup(&kubeconfig, &file).await) }),
-        Command::Restore { file, place } => run(&Log::default(), async { counted("Restored", store::restore(&file, &place.store, &place.data_dir).await) }),
-        Command::Store { command, place } => run(&Log::default(), by_hand(command, place)),
-        Command::Node(mut joining) => run(&std::mem::take(&mut joining.log), node_until_signal(joining)),
-        Command::Token { command } => run(&Log::default(), token(command)),
-        Command::Image { command, data_dir } => match image(command, &data_dir) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(why) => fail(&why),
-        },
+    let Cli { command, log } = Cli::parse();
+    match command {
+        Command::Up(options) => run(&log, up_until_signal(options)),
+        Command::Apiserver(options) => run(&log, serve_until_signal(options)),
+        Command::Controllers(options) => run(&log, role_until_signal(Role::Controllers, options)),
+        Command::Scheduler(options) => run(&log, role_until_signal(Role::Scheduler, options)),
+        Command::Node { joining, own } => run(&log, node_until_signal(joining, own)),
+        Command::Backup { file, kubeconfig } => run(&log, async { counted("Saved", store::backup(&kubeconfig, &file).await) }),
+        Command::Restore { file, place } => run(&log, async { counted("Restored", store::restore(&file, &place.store, &place.data_dir).await) }),
+        Command::Store { command, place } => run(&log, by_hand(command, place)),
+        Command::Token { command } => run(&log, token(command)),
+        Command::Image { command, data_dir } => image(command, &data_dir).map_or_else(|why| fail(&why), |()| ExitCode::SUCCESS),
         Command::Hello => hello::serve().map_or_else(|why| fail(&why), |()| ExitCode::SUCCESS),
         Command::Shim { command: Shim::Run { folder } } => shim::run(&folder),
         Command::Shim { command: Shim::Exec { folder, tty, arguments } } => shim::exec(&folder, tty, &arguments),
     }
-}
-
-/// A number of bytes, as a quantity.
-fn bytes(text: &str) -> Result<usize, String> {
-    let quantity: Quantity = text.parse().map_err(|_| "not a quantity such as 2Gi".to_owned())?;
-    usize::try_from(quantity.units()).map_err(|_| "negative".to_owned())
 }
 
 fn counted(what: &str, result: crate::process::Result<(usize, u64)>) -> ExitCode {
@@ -359,8 +222,8 @@ fn image(command: Image, data_dir: &std::path::Path) -> std::io::Result<()> {
 }
 
 /// Runs `work` on a runtime of its own, with the log as asked.
-fn run(log: &Log, work: impl Future<Output = ExitCode>) -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_new(&log.log).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+fn run(log: &str, work: impl Future<Output = ExitCode>) -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_new(log).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(work),
@@ -378,99 +241,68 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-async fn up_until_signal(up: Up) -> ExitCode {
+async fn up_until_signal(options: up::Options) -> ExitCode {
     let began = Instant::now();
-    let (data_dir, kubeconfig) = (up.serving.data_dir.clone(), up.serving.kubeconfig.clone());
-    let store = up.serving.store.to_string();
-    let options = up::Options {
-        api: up.serving.options(slot::first_network()),
-        node: up.node,
-        node_options: up.own.options(data_dir),
-        simulated_nodes: up.simulated_nodes,
-    };
+    let (kubeconfig, store, simulated) = (options.api.kubeconfig.clone(), options.api.store.to_string(), options.simulated_nodes);
     let cluster = match Cluster::start(options).await {
         Ok(cluster) => cluster,
         Err(error) => return fail(&error),
     };
-    say(&format!(
-        "The cluster is up after {} ms: API server at {}, store {}, controllers, scheduler.",
-        began.elapsed().as_millis(),
-        cluster.api.url,
-        store
-    ));
-    if up.simulated_nodes > 0 {
-        say(&format!("{} simulated nodes.", up.simulated_nodes));
+    let (took, url) = (began.elapsed().as_millis(), &cluster.api.url);
+    say(&format!("The cluster is up after {took} ms: API server at {url}, store {store}, controllers, scheduler."));
+    if simulated > 0 {
+        say(&format!("{simulated} simulated nodes."));
     }
     cluster.limits.iter().for_each(|it| say(&format!("Note: {it}.")));
     say(&format!("To use it:\n\n  export KUBECONFIG={}\n\nCtrl-C stops it.", kubeconfig.display()));
-    let is_ended_by_signal = tokio::select! {
-        () = signal() => true,
-        () = cluster.failed() => false,
-    };
+    let is_asked = signal_before(cluster.failed()).await;
     say("Stopping.");
-    ended(is_ended_by_signal, cluster.stop().await)
+    ended(is_asked, cluster.stop().await)
 }
 
-async fn serve_until_signal(serving: Serving) -> ExitCode {
-    let (kubeconfig, tasks) = (serving.kubeconfig.clone(), Tasks::new());
-    let api = match ApiServer::start(&serving.options(slot::first_network()), &tasks).await {
+async fn serve_until_signal(options: apiserver::Options) -> ExitCode {
+    let tasks = Tasks::new();
+    let api = match ApiServer::start(&options, slot::first_network(), &tasks).await {
         Ok(api) => api,
         Err(error) => return fail(&error),
     };
-    say(&format!("The API server is at {}, for other machines at {}.\n\n  export KUBECONFIG={}\n\nCtrl-C stops it.", api.url, api.address, kubeconfig.display()));
-    let is_ended_by_signal = tokio::select! {
-        () = signal() => true,
-        () = tasks.stopping() => false,
-        () = api.failed() => false,
-    };
+    let kubeconfig = options.kubeconfig.display();
+    say(&format!("The API server is at {}, for other machines at {}.\n\n  export KUBECONFIG={kubeconfig}\n\nCtrl-C stops it.", api.url, api.address));
+    let is_asked = signal_before(either(tasks.stopping(), api.failed())).await;
     let is_clean = tasks.stop(STOP_WITHIN).await;
-    ended(is_ended_by_signal, api.stop(STOP_WITHIN).await && is_clean)
+    ended(is_asked, api.stop(STOP_WITHIN).await && is_clean)
 }
 
-async fn role_until_signal(role: Role, apart: Apart) -> ExitCode {
+async fn role_until_signal(role: Role, options: roles::Options) -> ExitCode {
     let tasks = Tasks::new();
-    let options = roles::Options { kubeconfig: apart.kubeconfig, servers: apart.server };
     if let Err(error) = role.start(&options, &tasks).await {
         return fail(&error);
     }
     say(&format!("Ready to lead: {}. Ctrl-C stops it.", role.name()));
-    let is_ended_by_signal = tokio::select! {
-        () = signal() => true,
-        () = tasks.stopping() => false,
-    };
-    ended(is_ended_by_signal, tasks.stop(STOP_WITHIN).await)
+    let is_asked = signal_before(tasks.stopping()).await;
+    ended(is_asked, tasks.stop(STOP_WITHIN).await)
 }
 
-async fn node_until_signal(joining: Joining) -> ExitCode {
+async fn node_until_signal(joining: join::Options, own: node::Options) -> ExitCode {
     let tasks = Tasks::new();
-    let node = match start_node(joining, &tasks).await {
-        Ok(node) => node,
+    let (_slot, node) = match start_node(joining, own, &tasks).await {
+        Ok(started) => started,
         Err(error) => return fail(&error),
     };
     say("The node has joined. Ctrl-C stops it, and the pods on it.");
-    let is_ended_by_signal = tokio::select! {
-        () = signal() => true,
-        () = node.1.failed() => false,
-        () = tasks.stopping() => false,
-    };
-    let is_clean = node.1.stop().await;
-    ended(is_ended_by_signal, tasks.stop(STOP_WITHIN).await && is_clean)
+    let is_asked = signal_before(either(tasks.stopping(), node.failed())).await;
+    let is_clean = node.stop().await;
+    ended(is_asked, tasks.stop(STOP_WITHIN).await && is_clean)
 }
 
 /// The node, and its place among the clusters of this machine.
-async fn start_node(joining: Joining, tasks: &Tasks) -> Result<(Slot, Node), process::Error> {
+async fn start_node(mut joining: join::Options, mut own: node::Options, tasks: &Tasks) -> Result<(Slot, Node), process::Error> {
     std::fs::create_dir_all(&joining.data_dir).map_err(|why| process::Error::new(&joining.data_dir.display().to_string(), why))?;
     let slot = Slot::claim(&joining.data_dir)?;
-    let options = joining.own.options(joining.data_dir.clone());
-    let join = join::Options {
-        servers: joining.join,
-        token: joining.token,
-        authority_hash: joining.ca_cert_hash,
-        data_dir: joining.data_dir,
-        node: options.node_name()?,
-    };
-    let joined = join::join(&join, tasks).await?;
-    let node = Node::start(&joined.clients, &joined.authority, &options, &slot, tasks).await?;
+    own.data_dir.clone_from(&joining.data_dir);
+    joining.node = own.node_name()?;
+    let joined = join::join(&joining, tasks).await?;
+    let node = Node::start(&joined.clients, &joined.authority, &own, &slot, tasks).await?;
     Ok((slot, node))
 }
 
@@ -493,6 +325,21 @@ async fn token(command: Token) -> ExitCode {
 
 fn ended(by_signal: bool, is_clean: bool) -> ExitCode {
     if by_signal && is_clean { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+async fn either(one: impl Future<Output = ()>, other: impl Future<Output = ()>) {
+    tokio::select! {
+        () = one => (),
+        () = other => (),
+    }
+}
+
+/// Waits; whether somebody asked for the end before a part failed.
+async fn signal_before(failure: impl Future<Output = ()>) -> bool {
+    tokio::select! {
+        () = signal() => true,
+        () = failure => false,
+    }
 }
 
 /// Completes at ctrl-C or SIGTERM.

@@ -347,6 +347,6 @@ fn rbac_escalation(context: &Context<'_>, object: &Value) -> Result<()> {
     }
     let authorizer = &context.server.authorizer;
     let index = authorizer.index(context.snapshot);
-    let allowed = |attributes: &super::identity::Attributes| authorizer.authorize(&context.requester.user, attributes, context.snapshot).is_allowed();
+    let allowed = |attributes: &super::identity::Attributes| authorizer.authorize(&context.requester.user, attributes, context.snapshot).is_allowed;
     rbac::check_escalation(&index, &context.requester.user, &context.target.kind.plural, &context.target.namespace, object, context.old, allowed)
 }

@@ -142,7 +142,7 @@ pub fn remove_credentials(headers: &mut HeaderMap) {
 pub fn impersonate(user: User, headers: &HeaderMap, authorize: impl Fn(&User, &Attributes) -> Decision) -> Result<User> {
     let Some(asked) = Impersonation::of(headers)? else { return Ok(user) };
     for attributes in asked.questions() {
-        if let Decision::NoOpinion(reason) = authorize(&user, &attributes) {
+        if let Decision { is_allowed: false, reason } = authorize(&user, &attributes) {
             return Err(forbidden(&user, &attributes, &reason));
         }
     }
@@ -332,10 +332,7 @@ mod tests {
         ];
         for (lines, allowed, expected) in cases {
             let me = User { name: "me".into(), ..User::default() };
-            let decide = |_: &User, it: &Attributes| match allowed.split(' ').any(|allowed| allowed == it.resource) {
-                true => Decision::Allow(String::new()),
-                false => Decision::NoOpinion(String::new()),
-            };
+            let decide = |_: &User, it: &Attributes| Decision { is_allowed: allowed.split(' ').any(|allowed| allowed == it.resource), reason: String::new() };
             let got = impersonate(me, &headers(&lines), decide).map(|it| format!("{}|{}", it.name, it.groups.join(",")));
             assert_eq!(got.as_deref().map_err(|it| it.message.as_str()), expected);
         }

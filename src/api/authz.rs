@@ -27,10 +27,10 @@ pub struct Authorizer {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    Allow(String),
-    /// No rule allows it; the reason, if there is one to tell.
-    NoOpinion(String),
+pub struct Decision {
+    pub is_allowed: bool,
+    /// If there is one to tell.
+    pub reason: String,
 }
 
 /// The index of the RBAC objects as of `stamp`, which was still so at `revision`.
@@ -48,13 +48,13 @@ impl Authorizer {
 
     pub fn authorize(&self, user: &User, attributes: &Attributes, snapshot: &Snapshot) -> Decision {
         if user.is_in(MASTERS) {
-            return Decision::Allow(String::new());
+            return Decision { is_allowed: true, reason: String::new() };
         }
         let index = self.index(snapshot);
         if let Some(node) = node::name_of(user)
             && node::decide(node, attributes, snapshot).unwrap_or_else(|| index.role_allows(node::ROLE, attributes))
         {
-            return Decision::Allow(String::new());
+            return Decision { is_allowed: true, reason: String::new() };
         }
         decide(&index, user, attributes)
     }
@@ -83,15 +83,9 @@ impl Authorizer {
 }
 
 impl Decision {
-    pub fn is_allowed(&self) -> bool {
-        matches!(self, Self::Allow(_))
-    }
-
+    /// Forbids what is not allowed.
     pub fn check(self, user: &User, attributes: &Attributes) -> Result<()> {
-        match self {
-            Self::Allow(_) => Ok(()),
-            Self::NoOpinion(reason) => Err(forbidden(user, attributes, &reason)),
-        }
+        if self.is_allowed { Ok(()) } else { Err(forbidden(user, attributes, &self.reason)) }
     }
 }
 
@@ -115,8 +109,8 @@ fn forbidden_message(user: &User, attributes: &Attributes) -> String {
 
 fn decide(index: &Index, user: &User, attributes: &Attributes) -> Decision {
     match index.decide(user, attributes) {
-        Ok(reason) => Decision::Allow(reason),
-        Err(reason) => Decision::NoOpinion(reason),
+        Ok(reason) => Decision { is_allowed: true, reason },
+        Err(reason) => Decision { is_allowed: false, reason },
     }
 }
 
@@ -161,7 +155,7 @@ mod tests {
             let key = Key::new(resource, "", object.unwrap_or(&binding)["metadata"]["name"].as_str().unwrap());
             let expect = store.snapshot().get(&key).map_or(Expect::Absent, |it| Expect::At(it.revision));
             store.submit(Transaction { writes: vec![Write { key, expect, change }] }).await.unwrap();
-            assert_eq!(authorizer.authorize(&jane, &question, &store.snapshot()).is_allowed(), expected, "{resource} {object:?}");
+            assert_eq!(authorizer.authorize(&jane, &question, &store.snapshot()).is_allowed, expected, "{resource} {object:?}");
         }
     }
 

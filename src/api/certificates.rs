@@ -64,7 +64,7 @@ fn asks_for_masters(request: &Value) -> bool {
 
 fn has_new_certificate(context: &Context<'_>, request: &Value) -> bool {
     let certificate = |it: &Value| it.text_at(&["status", "certificate"]).to_owned();
-    let failed = |it: &Value| it.items_at(&["status", "conditions"]).iter().any(|it| it.text("type") == "Failed");
+    let failed = |it: &Value| it.condition("Failed").is_some();
     context.old.is_none_or(|old| certificate(old) != certificate(request) || failed(old) != failed(request))
 }
 
@@ -80,6 +80,6 @@ fn may(context: &Context<'_>, verb: &str, signer: &str) -> bool {
             name: name.to_owned(),
             ..Attributes::default()
         };
-        context.server.authorizer.authorize(&context.requester.user, &attributes, context.snapshot).is_allowed()
+        context.server.authorizer.authorize(&context.requester.user, &attributes, context.snapshot).is_allowed
     })
 }

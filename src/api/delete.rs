@@ -44,7 +44,7 @@ pub fn options(body: &Value, query: &Query) -> Result<DeleteOptions> {
             Status::new(422, "Invalid", format!("DeleteOptions.meta.k8s.io \"\" is invalid: propagationPolicy: Unsupported value: {policy:?}: {supported}"))
         })?),
     };
-    let values: Vec<&str> = body.items_at(&["dryRun"]).iter().filter_map(Value::as_str).chain(query.all("dryRun")).collect();
+    let values: Vec<&str> = body.texts_at(&["dryRun"]).chain(query.all("dryRun")).collect();
     Ok(DeleteOptions {
         grace_period_seconds: match body.int_at(&["gracePeriodSeconds"]) {
             Some(seconds) => Some(seconds),

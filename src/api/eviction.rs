@@ -63,7 +63,7 @@ fn charge(snapshot: &Snapshot, pod: &Value) -> Result<Vec<Write>> {
 }
 
 fn is_ready(pod: &Value) -> bool {
-    pod.items_at(&["status", "conditions"]).iter().any(|it| it.text("type") == "Ready" && it.text("status") == "True")
+    pod.has_condition("Ready")
 }
 
 fn number(budget: &Value, field: &str) -> i64 {
@@ -101,7 +101,7 @@ fn why_not(budget: &Value) -> String {
     let name = budget.name();
     let (current, desired) = (number(budget, "currentHealthy"), number(budget, "desiredHealthy"));
     let refusal = format!("The disruption budget {name} does not allow evicting pods currently");
-    let condition = budget.items_at(&["status", "conditions"]).iter().find(|it| it.text("type") == "DisruptionAllowed");
+    let condition = budget.condition("DisruptionAllowed");
     match condition.filter(|it| it.text("status") == "False" && !it.text("message").is_empty()) {
         Some(it) if it.text("reason") == "SyncFailed" => format!("{refusal} because it failed sync: {}", it.text("message")),
         _ if current <= desired => format!("The disruption budget {name} needs {desired} healthy pods and has {current} currently"),

@@ -212,7 +212,7 @@ fn is_asked(rule: &Value, attributes: &Attributes) -> bool {
     }
     if !attributes.is_resource() {
         let covers = |it: &str| it == attributes.path || it.strip_suffix('*').is_some_and(|prefix| attributes.path.starts_with(prefix));
-        return rule.items_at(&["nonResourceURLs"]).iter().filter_map(Value::as_str).any(covers);
+        return rule.texts_at(&["nonResourceURLs"]).any(covers);
     }
     let resource = match attributes.subresource.as_str() {
         "" => attributes.resource.clone(),

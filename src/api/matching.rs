@@ -126,7 +126,7 @@ fn selector(owner: &Value, field: &str) -> std::result::Result<LabelSelector, St
 }
 
 fn texts(object: &Value, field: &str) -> Vec<String> {
-    object.items_at(&[field]).iter().filter_map(|it| Some(it.as_str()?.to_owned())).collect()
+    object.texts_at(&[field]).map(str::to_owned).collect()
 }
 
 fn rules(owner: &Value, field: &str) -> Vec<Rule> {
@@ -407,10 +407,7 @@ impl authorizer::Authorizer for Asks<'_> {
             name: asked.name.clone(),
         };
         let user = account.as_ref().unwrap_or(&context.requester.user);
-        let (is_allowed, reason) = match context.server.authorizer.authorize(user, &attributes, context.snapshot) {
-            Decision::Allow(reason) => (true, reason),
-            Decision::NoOpinion(reason) => (false, reason),
-        };
+        let Decision { is_allowed, reason } = context.server.authorizer.authorize(user, &attributes, context.snapshot);
         authorizer::Decision { is_allowed, reason, error: String::new() }
     }
 }

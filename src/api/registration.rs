@@ -113,7 +113,7 @@ fn conditions(crd: &mut Value, registry: &Registry) {
         let names = crd["spec"]["names"].clone();
         crd.set_at(&["status", "acceptedNames"], names);
         condition(crd, "Established", true, "InitialNamesAccepted", "the initial names have been accepted");
-    } else if !crd.items_at(&["status", "conditions"]).iter().any(|it| it.text("type") == "Established") {
+    } else if !crd.condition("Established").is_some() {
         condition(crd, "Established", false, "NotAccepted", "not all names are accepted");
     }
 }

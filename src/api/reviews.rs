@@ -152,10 +152,7 @@ fn decide(context: &Context<'_>, user: User, mut review: Value, errors: FieldErr
         let kind = GroupKind::new(AUTHORIZATION, review.text("kind").to_owned());
         return Err(Status::invalid(&kind, "", errors));
     }
-    let (is_allowed, reason) = match (context.decide)(&user, &attributes(&review)) {
-        Decision::Allow(reason) => (true, reason),
-        Decision::NoOpinion(reason) => (false, reason),
-    };
+    let Decision { is_allowed, reason } = (context.decide)(&user, &attributes(&review));
     review["status"] = json!({"allowed": is_allowed});
     if !reason.is_empty() {
         review["status"]["reason"] = reason.into();
@@ -197,7 +194,7 @@ fn present<'a>(review: &'a Value, field: &str) -> Option<&'a Value> {
 }
 
 fn texts(value: &Value, path: &[&str]) -> Vec<String> {
-    value.items_at(path).iter().filter_map(|it| Some(it.as_str()?.to_owned())).collect()
+    value.texts_at(path).map(str::to_owned).collect()
 }
 
 fn check_attributes(review: &Value) -> FieldErrors {
@@ -402,8 +399,8 @@ mod tests {
             user: &jane,
             namespace,
             decide: &|user, it| match user.name == "jane" && it.verb == "get" && (it.namespace == "a" || it.path == "/x") {
-                true => Decision::Allow("because".into()),
-                false => Decision::NoOpinion(String::new()),
+                true => Decision { is_allowed: true, reason: "because".into() },
+                false => Decision { is_allowed: false, reason: String::new() },
             },
             rules: &|_, _| {
                 let one = |it: &str| vec![it.to_owned()];

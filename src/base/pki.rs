@@ -262,12 +262,16 @@ fn set_validity(params: &mut CertificateParams, lasts: Duration, now: Timestamp)
     (params.not_before, params.not_after) = (now - BACKDATE, now + lasts);
 }
 
-/// When a certificate (PEM) begins and ends, in seconds since 1970.
-pub fn lifetime(certificate: &str) -> Result<(i64, i64)> {
+/// What `read` finds in a certificate (PEM).
+fn within<T>(certificate: &str, read: impl FnOnce(&X509Certificate<'_>) -> T) -> Result<T> {
     let wrong = |why: &dyn std::fmt::Display| Error::Certificate(why.to_string());
     let der = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|why| wrong(&why))?;
-    let (_, parsed) = X509Certificate::from_der(&der).map_err(|why| wrong(&why))?;
-    Ok((parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp()))
+    X509Certificate::from_der(&der).map(|(_, parsed)| read(&parsed)).map_err(|why| wrong(&why))
+}
+
+/// When a certificate (PEM) begins and ends, in seconds since 1970.
+pub fn lifetime(certificate: &str) -> Result<(i64, i64)> {
+    within(certificate, |it| (it.validity().not_before.timestamp(), it.validity().not_after.timestamp()))
 }
 
 /// Whether less than a fifth of a certificate's time is left, or it cannot be read: client-go's manager renews at 70 to 90 %.
@@ -298,10 +302,7 @@ fn name_text(name: &GeneralName<'_>) -> Option<String> {
 
 /// `sha256:…` of an authority's public key: kubeadm's `--discovery-token-ca-cert-hash` (RFC 7469).
 pub fn public_key_hash(certificate: &str) -> Result<String> {
-    let wrong = |why: &dyn std::fmt::Display| Error::Certificate(why.to_string());
-    let der = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|why| wrong(&why))?;
-    let (_, parsed) = X509Certificate::from_der(&der).map_err(|why| wrong(&why))?;
-    let digest = ::ring::digest::digest(&::ring::digest::SHA256, parsed.public_key().raw);
+    let digest = within(certificate, |it| ::ring::digest::digest(&::ring::digest::SHA256, it.public_key().raw))?;
     let hex: String = digest.as_ref().iter().map(|it| format!("{it:02x}")).collect();
     Ok(format!("sha256:{hex}"))
 }
@@ -399,6 +400,8 @@ pub fn trusting_any(credential: Option<Arc<Rotating>>) -> ClientConfig {
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 
+type Signed = std::result::Result<HandshakeSignatureValid, rustls::Error>;
+
 impl ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(
         &self,
@@ -411,21 +414,11 @@ impl ServerCertVerifier for AnyCertificate {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls12_signature(&self, message: &[u8], certificate: &CertificateDer<'_>, signed: &DigitallySignedStruct) -> Signed {
         rustls::crypto::verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
     }
 
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls13_signature(&self, message: &[u8], certificate: &CertificateDer<'_>, signed: &DigitallySignedStruct) -> Signed {
         rustls::crypto::verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
     }
 

@@ -73,10 +73,6 @@ impl Error {
         self.has_reason("AlreadyExists")
     }
 
-    pub fn is_invalid(&self) -> bool {
-        self.has_reason("Invalid")
-    }
-
     /// Whether the create failed only because the namespace is being deleted (`NamespaceTerminatingCause`).
     pub fn is_namespace_terminating(&self) -> bool {
         let causes = self.status().and_then(|it| it.details.as_ref()).map(|it| it.causes.as_slice()).unwrap_or_default();

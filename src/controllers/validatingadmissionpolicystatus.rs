@@ -62,7 +62,7 @@ impl Controller for ValidatingAdmissionPolicyStatusController {
 fn versions(spec: &Value) -> BTreeSet<(String, String)> {
     let rules = spec.items_at(&["matchConstraints", "resourceRules"]).iter();
     let named = rules.flat_map(|rule| {
-        let words = |field: &str| rule.items_at(&[field]).iter().filter_map(|it| Some(it.as_str()?.to_owned())).collect::<Vec<_>>();
+        let words = |field: &str| rule.texts_at(&[field]).map(str::to_owned).collect::<Vec<_>>();
         let versions = words("apiVersions");
         words("apiGroups").into_iter().flat_map(move |group| versions.clone().into_iter().map(move |version| (group.clone(), version)))
     });
@@ -129,7 +129,7 @@ type Named = (String, Decl);
 fn types(spec: &Value, known: &Types) -> Vec<Named> {
     let mut places = BTreeSet::new();
     for rule in spec.items_at(&["matchConstraints", "resourceRules"]) {
-        let words = |field: &str| -> Vec<&str> { rule.items_at(&[field]).iter().filter_map(Value::as_str).collect() };
+        let words = |field: &str| -> Vec<&str> { rule.texts_at(&[field]).collect() };
         let (groups, versions) = (words("apiGroups"), words("apiVersions"));
         if groups.iter().chain(&versions).any(|it| it.contains('*')) {
             continue;

@@ -11,7 +11,7 @@ const NONE: &str = "<none>";
 const UNKNOWN: &str = "<unknown>";
 
 fn texts<'a>(object: &'a Value, path: &[&str]) -> impl Iterator<Item = &'a str> {
-    object.items_at(path).iter().filter_map(Value::as_str)
+    object.texts_at(path)
 }
 
 fn or<'a>(text: &'a str, default: &'a str) -> &'a str {
@@ -19,13 +19,9 @@ fn or<'a>(text: &'a str, default: &'a str) -> &'a str {
 }
 
 /// `RWO,ROX`, each once and in upstream's order.
-fn access_modes(object: &Value, part: &str) -> String {
+pub fn access_modes(object: &Value, part: &str) -> String {
     const SHORT: [(&str, &str); 4] = [("ReadWriteOnce", "RWO"), ("ReadOnlyMany", "ROX"), ("ReadWriteMany", "RWX"), ("ReadWriteOncePod", "RWOP")];
     join(SHORT.iter().filter(|(mode, _)| texts(object, &[part, "accessModes"]).any(|it| it == *mode)).map(|(_, short)| *short))
-}
-
-pub fn volume_modes(object: &Value, _: Timestamp) -> Value {
-    access_modes(object, "spec").into()
 }
 
 pub fn phase(object: &Value, _: Timestamp) -> Value {
@@ -86,14 +82,6 @@ pub fn class_parameters(object: &Value, _: Timestamp) -> Value {
     format!("{kind}/{}", parameters.text("name")).into()
 }
 
-pub fn pod_selector(object: &Value, _: Timestamp) -> Value {
-    super::columns::selector_text(object.at(&["spec", "podSelector"]))
-}
-
-pub fn schedule_zone(object: &Value, _: Timestamp) -> Value {
-    or(object.text_at(&["spec", "timeZone"]), NONE).into()
-}
-
 pub fn suspended(object: &Value, _: Timestamp) -> Value {
     match object.at(&["spec", "suspend"]) {
         Some(Value::Bool(value)) => if *value { "True" } else { "False" }.into(),
@@ -108,29 +96,8 @@ pub fn last_schedule(object: &Value, now: Timestamp) -> Value {
     }
 }
 
-fn cron_template(object: &Value) -> Value {
-    serde_json::json!({"spec": object.at(&["spec", "jobTemplate", "spec"])})
-}
-
-pub fn cron_containers(object: &Value, now: Timestamp) -> Value {
-    super::columns::template_containers(&cron_template(object), now)
-}
-
-pub fn cron_images(object: &Value, now: Timestamp) -> Value {
-    super::columns::template_images(&cron_template(object), now)
-}
-
-pub fn cron_selector(object: &Value, now: Timestamp) -> Value {
-    super::columns::label_selector(&cron_template(object), now)
-}
-
-pub fn node_selector(object: &Value, _: Timestamp) -> Value {
-    let pairs = object.map_at(&["spec", "template", "spec", "nodeSelector"]).into_iter().flatten();
-    let text = pairs.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect::<Vec<_>>().join(",");
-    or(&text, NONE).into()
-}
-
-fn int_or_text(value: Option<&Value>, default: &str) -> Value {
+/// A number, a text, or a word for what is absent.
+pub fn int_or_text(value: Option<&Value>, default: &str) -> Value {
     match value {
         Some(Value::String(text)) => text.as_str().into(),
         Some(number) => number.to_string().into(),
@@ -138,27 +105,11 @@ fn int_or_text(value: Option<&Value>, default: &str) -> Value {
     }
 }
 
-pub fn least_available(object: &Value, _: Timestamp) -> Value {
-    int_or_text(object.at(&["spec", "minAvailable"]), "N/A")
-}
-
-pub fn most_unavailable(object: &Value, _: Timestamp) -> Value {
-    int_or_text(object.at(&["spec", "maxUnavailable"]), "N/A")
-}
-
-fn quota(object: &Value, is_limit: bool) -> Value {
+pub fn quota(object: &Value, is_limit: bool) -> Value {
     let mut names: Vec<&String> = object.map_at(&["status", "hard"]).into_iter().flat_map(|it| it.keys()).filter(|it| it.starts_with("limits.") == is_limit).collect();
     names.sort();
     let one = |name: &&String| format!("{name}: {}/{}", or(object.text_at(&["status", "used", name]), "0"), object.text_at(&["status", "hard", name]));
     names.iter().map(one).collect::<Vec<_>>().join(", ").into()
-}
-
-pub fn quota_requests(object: &Value, _: Timestamp) -> Value {
-    quota(object, false)
-}
-
-pub fn quota_limits(object: &Value, _: Timestamp) -> Value {
-    quota(object, true)
 }
 
 pub fn scale_target(object: &Value, _: Timestamp) -> Value {
@@ -202,16 +153,12 @@ pub fn scale_metrics(object: &Value, _: Timestamp) -> Value {
     if all.len() > MOST { format!("{shown} + {} more...", all.len() - MOST).into() } else { shown.into() }
 }
 
-pub fn least_replicas(object: &Value, _: Timestamp) -> Value {
-    int_or_text(object.at(&["spec", "minReplicas"]), UNSET)
-}
-
 pub fn request_duration(object: &Value, _: Timestamp) -> Value {
     object.int_at(&["spec", "expirationSeconds"]).map_or_else(|| NONE.to_owned(), human_duration).into()
 }
 
 pub fn request_condition(object: &Value, _: Timestamp) -> Value {
-    let has = |kind: &str| object.items_at(&["status", "conditions"]).iter().any(|it| it.text("type") == kind);
+    let has = |kind: &str| object.condition(kind).is_some();
     let mut text = if has("Denied") { "Denied" } else if has("Approved") { "Approved" } else { "Pending" }.to_owned();
     if has("Failed") {
         text += ",Failed";
@@ -238,7 +185,7 @@ pub fn param_ref(object: &Value, _: Timestamp) -> Value {
 }
 
 pub fn missing_level(object: &Value, _: Timestamp) -> Value {
-    let dangling = object.items_at(&["status", "conditions"]).iter().find(|it| it.text("type") == "Dangling");
+    let dangling = object.condition("Dangling");
     dangling.map_or("?", |it| it.text("status")).into()
 }
 
@@ -250,7 +197,7 @@ pub fn api_service(object: &Value, _: Timestamp) -> Value {
 }
 
 pub fn api_available(object: &Value, _: Timestamp) -> Value {
-    let available = object.items_at(&["status", "conditions"]).iter().find(|it| it.text("type") == "Available");
+    let available = object.condition("Available");
     match available {
         Some(it) if it.text("status") == "True" => "True".into(),
         Some(it) => format!("{} ({})", it.text("status"), it.text("reason")).into(),
@@ -290,9 +237,9 @@ mod tests {
         let cases = [
             (scale_metrics(&autoscaler, now), "cpu: 12%/80%"),
             (ingress_hosts(&ingress, now), "a,b,c + 1 more..."),
-            (quota_requests(&quota, now), "pods: 1/5"),
-            (quota_limits(&quota, now), "limits.cpu: 0/2"),
-            (volume_modes(&json!({"spec": {"accessModes": ["ReadOnlyMany", "ReadWriteOnce"]}}), now), "RWO,ROX"),
+            (super::quota(&quota, false), "pods: 1/5"),
+            (super::quota(&quota, true), "limits.cpu: 0/2"),
+            (access_modes(&json!({"spec": {"accessModes": ["ReadOnlyMany", "ReadWriteOnce"]}}), "spec").into(), "RWO,ROX"),
             (request_condition(&json!({"status": {"conditions": [{"type": "Approved"}], "certificate": "x"}}), now), "Approved,Issued"),
         ];
         for (cell, expected) in cases {

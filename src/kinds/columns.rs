@@ -62,7 +62,7 @@ pub fn human_duration(seconds: i64) -> String {
     }
 }
 
-fn or_none(text: &str) -> Value {
+pub fn or_none(text: &str) -> Value {
     if text.is_empty() { NONE.into() } else { text.into() }
 }
 
@@ -91,10 +91,6 @@ pub fn pod_ready(pod: &Value, _: Timestamp) -> Value {
         .filter(|it| it.get("started") == Some(&Value::Bool(true)) && is_ready(it))
         .count();
     format!("{}/{total}", main + init).into()
-}
-
-fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
-    object.items_at(&["status", "conditions"]).iter().find(|it| it.text("type") == kind)
 }
 
 /// The reason of a container's state that tells most: waiting or terminated.
@@ -134,11 +130,11 @@ fn init_reason(pod: &Value) -> Option<String> {
 pub fn pod_status(pod: &Value, _: Timestamp) -> Value {
     let own = pod.text_at(&["status", "reason"]);
     let mut reason = if own.is_empty() { pod.text_at(&["status", "phase"]) } else { own }.to_owned();
-    if condition(pod, "PodScheduled").is_some_and(|it| it.text("reason") == "SchedulingGated") {
+    if pod.condition("PodScheduled").is_some_and(|it| it.text("reason") == "SchedulingGated") {
         reason = "SchedulingGated".to_owned();
     }
     let init = init_reason(pod);
-    let is_initialized = init.is_none() || condition(pod, "Initialized").is_some_and(|it| it.text("status") == "True");
+    let is_initialized = init.is_none() || pod.has_condition("Initialized");
     if let (Some(init), false) = (&init, is_initialized) {
         reason = init.clone();
     }
@@ -149,7 +145,7 @@ pub fn pod_status(pod: &Value, _: Timestamp) -> Value {
             reason = found;
         }
         if reason == "Completed" && is_running {
-            let is_ready = condition(pod, "Ready").is_some_and(|it| it.text("status") == "True");
+            let is_ready = pod.has_condition("Ready");
             reason = if is_ready { "Running" } else { "NotReady" }.to_owned();
         }
     }
@@ -168,33 +164,17 @@ pub fn pod_restarts(pod: &Value, now: Timestamp) -> Value {
     if restarts == 0 || last.is_empty() { restarts.to_string().into() } else { format!("{restarts} ({} ago)", age(last, now)).into() }
 }
 
-pub fn pod_ip(pod: &Value, _: Timestamp) -> Value {
-    or_none(pod.text_at(&["status", "podIP"]))
-}
-
-pub fn pod_node(pod: &Value, _: Timestamp) -> Value {
-    or_none(pod.text_at(&["spec", "nodeName"]))
-}
-
-pub fn pod_nominated(pod: &Value, _: Timestamp) -> Value {
-    or_none(pod.text_at(&["status", "nominatedNodeName"]))
-}
-
 pub fn pod_gates(pod: &Value, _: Timestamp) -> Value {
     let gates = pod.items_at(&["spec", "readinessGates"]);
     if gates.is_empty() {
         return NONE.into();
     }
-    let is_true = |gate: &&Value| condition(pod, gate.text("conditionType")).is_some_and(|it| it.text("status") == "True");
+    let is_true = |gate: &&Value| pod.has_condition(gate.text("conditionType"));
     format!("{}/{}", gates.iter().filter(is_true).count(), gates.len()).into()
 }
 
-pub fn service_ip(service: &Value, _: Timestamp) -> Value {
-    or_none(service.text_at(&["spec", "clusterIP"]))
-}
-
 pub fn service_external(service: &Value, _: Timestamp) -> Value {
-    let external = service.items_at(&["spec", "externalIPs"]).iter().filter_map(Value::as_str);
+    let external = service.texts_at(&["spec", "externalIPs"]);
     match service.text_at(&["spec", "type"]) {
         "ExternalName" => service.text_at(&["spec", "externalName"]).into(),
         "LoadBalancer" => {
@@ -218,21 +198,9 @@ pub fn service_ports(service: &Value, _: Timestamp) -> Value {
     or_none(&ports.collect::<Vec<_>>().join(","))
 }
 
-fn pairs(map: Option<&serde_json::Map<String, Value>>) -> String {
+pub fn pairs(map: Option<&serde_json::Map<String, Value>>) -> String {
     let pairs = map.into_iter().flatten().map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()));
     pairs.collect::<Vec<_>>().join(",")
-}
-
-pub fn service_selector(service: &Value, _: Timestamp) -> Value {
-    or_none(&pairs(service.map_at(&["spec", "selector"])))
-}
-
-pub fn map_selector(object: &Value, _: Timestamp) -> Value {
-    pairs(object.map_at(&["spec", "selector"])).into()
-}
-
-pub fn label_selector(object: &Value, _: Timestamp) -> Value {
-    selector_text(object.at(&["spec", "selector"]))
 }
 
 /// `FormatLabelSelector`.
@@ -291,7 +259,7 @@ pub fn event_first_seen(event: &Value, now: Timestamp) -> Value {
     age(times.into_iter().find(|it| !it.is_empty()).unwrap_or_default(), now).into()
 }
 
-fn event_target(event: &Value) -> &Value {
+pub fn event_target(event: &Value) -> &Value {
     event.get("involvedObject").or_else(|| event.get("regarding")).unwrap_or(&Value::Null)
 }
 
@@ -299,10 +267,6 @@ pub fn event_object(event: &Value, _: Timestamp) -> Value {
     let target = event_target(event);
     let kind = target.text("kind").to_ascii_lowercase();
     if target.text("name").is_empty() { kind.into() } else { format!("{kind}/{}", target.text("name")).into() }
-}
-
-pub fn event_subobject(event: &Value, _: Timestamp) -> Value {
-    event_target(event).text("fieldPath").into()
 }
 
 pub fn event_source(event: &Value, _: Timestamp) -> Value {
@@ -326,7 +290,7 @@ pub fn event_count(event: &Value, _: Timestamp) -> Value {
 }
 
 pub fn node_status(node: &Value, _: Timestamp) -> Value {
-    let mut status = match condition(node, "Ready").map(|it| it.text("status")) {
+    let mut status = match node.condition("Ready").map(|it| it.text("status")) {
         Some("True") => "Ready".to_owned(),
         Some(_) => "NotReady".to_owned(),
         None => "Unknown".to_owned(),
@@ -348,36 +312,9 @@ pub fn node_roles(node: &Value, _: Timestamp) -> Value {
     or_none(&roles.join(","))
 }
 
-fn node_address(node: &Value, kind: &str) -> Value {
+pub fn node_address(node: &Value, kind: &str) -> Value {
     let addresses = node.items_at(&["status", "addresses"]);
     or_none(addresses.iter().find(|it| it.text("type") == kind).map_or("", |it| it.text("address")))
-}
-
-pub fn node_internal_ip(node: &Value, _: Timestamp) -> Value {
-    node_address(node, "InternalIP")
-}
-
-pub fn node_external_ip(node: &Value, _: Timestamp) -> Value {
-    node_address(node, "ExternalIP")
-}
-
-fn node_info(node: &Value, field: &str) -> Value {
-    match node.text_at(&["status", "nodeInfo", field]) {
-        "" => UNKNOWN.into(),
-        text => text.into(),
-    }
-}
-
-pub fn node_os(node: &Value, _: Timestamp) -> Value {
-    node_info(node, "osImage")
-}
-
-pub fn node_kernel(node: &Value, _: Timestamp) -> Value {
-    node_info(node, "kernelVersion")
-}
-
-pub fn node_runtime(node: &Value, _: Timestamp) -> Value {
-    node_info(node, "containerRuntimeVersion")
 }
 
 pub fn ready_replicas(object: &Value, _: Timestamp) -> Value {
@@ -385,16 +322,9 @@ pub fn ready_replicas(object: &Value, _: Timestamp) -> Value {
     format!("{}/{desired}", object.int_at(&["status", "readyReplicas"]).unwrap_or(0)).into()
 }
 
-fn template_texts(object: &Value, field: &str) -> Value {
-    join(object.items_at(&["spec", "template", "spec", "containers"]).iter().map(|it| it.text(field))).into()
-}
-
-pub fn template_containers(object: &Value, _: Timestamp) -> Value {
-    template_texts(object, "name")
-}
-
-pub fn template_images(object: &Value, _: Timestamp) -> Value {
-    template_texts(object, "image")
+/// A field of each container of a template.
+pub fn containers(object: &Value, template: &[&str], field: &str) -> Value {
+    join(object.items_at(template).iter().map(|it| it.text(field))).into()
 }
 
 pub fn controller(object: &Value, _: Timestamp) -> Value {
@@ -406,7 +336,7 @@ pub fn controller(object: &Value, _: Timestamp) -> Value {
 }
 
 pub fn job_status(job: &Value, _: Timestamp) -> Value {
-    let is_true = |kind: &str| condition(job, kind).is_some_and(|it| it.text("status") == "True");
+    let is_true = |kind: &str| job.has_condition(kind);
     let states = [("Complete", "Complete"), ("Failed", "Failed")];
     let done = states.into_iter().find(|(kind, _)| is_true(kind)).map(|(_, text)| text);
     done.unwrap_or_else(|| match () {
@@ -451,30 +381,18 @@ fn join_slash<'a>(parts: impl IntoIterator<Item = &'a str>) -> Value {
 }
 
 pub fn cidrs(object: &Value, _: Timestamp) -> Value {
-    join(object.items_at(&["spec", "cidrs"]).iter().filter_map(Value::as_str)).into()
+    join(object.texts_at(&["spec", "cidrs"])).into()
 }
 
 pub fn binding_role(binding: &Value, _: Timestamp) -> Value {
     join_slash([binding.text_at(&["roleRef", "kind"]), binding.text_at(&["roleRef", "name"])])
 }
 
-fn subjects(binding: &Value, kind: &str) -> Value {
+pub fn subjects(binding: &Value, kind: &str) -> Value {
     let subjects = binding.items_at(&["subjects"]).iter().filter(|it| it.text("kind") == kind);
     let names = subjects
         .map(|it| if kind == "ServiceAccount" { format!("{}/{}", it.text("namespace"), it.text("name")) } else { it.text("name").to_owned() });
     names.collect::<Vec<_>>().join(", ").into()
-}
-
-pub fn binding_users(binding: &Value, _: Timestamp) -> Value {
-    subjects(binding, "User")
-}
-
-pub fn binding_groups(binding: &Value, _: Timestamp) -> Value {
-    subjects(binding, "Group")
-}
-
-pub fn binding_accounts(binding: &Value, _: Timestamp) -> Value {
-    subjects(binding, "ServiceAccount")
 }
 
 #[cfg(test)]

@@ -75,7 +75,7 @@ fn validate(crd: &Value, change: Change<'_>) -> FieldErrors {
     validate_versions(spec, &mut errors);
     validate_conversion(&spec["conversion"], &path.child("conversion"), &mut errors);
     validate_schemas(crd, change.old(), &mut errors);
-    if let Some(old) = change.old().filter(|it| is_established(it)) {
+    if let Some(old) = change.old().filter(|it| it.has_condition("Established")) {
         for field in [&["spec", "scope"][..], &["spec", "names", "kind"]] {
             super::check::immutable(crd, old, field, &mut errors);
         }
@@ -143,10 +143,6 @@ fn selectable_field(text: &str, schema: &Value, path: &Path, before: &[Value], e
             }
         }
     }
-}
-
-fn is_established(crd: &Value) -> bool {
-    crd.items_at(&["status", "conditions"]).iter().any(|it| it.text("type") == "Established" && it.text("status") == "True")
 }
 
 /// `validateCustomResourceConversion`; the fields go by the names of upstream's internal type.
@@ -250,7 +246,7 @@ pub fn names_accepted(crd: &Value, registry: &Registry) -> (bool, &'static str, 
 
 /// The row of a CRD, whose stored form is `definition`; `None` while it is not established.
 pub fn kind(crd: &Value, definition: Bytes) -> Option<Kind> {
-    let spec = crd.get("spec").filter(|_| is_established(crd))?;
+    let spec = crd.get("spec").filter(|_| crd.has_condition("Established"))?;
     let names = &spec["names"];
     let listed = spec.items_at(&["versions"]);
     let convert = convert(crd);

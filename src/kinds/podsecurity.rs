@@ -276,7 +276,7 @@ impl<'a> Pod<'a> {
     fn added_capabilities(&self, allowed: &[&str]) -> (Vec<&'a str>, BTreeSet<&'a str>) {
         let mut added = BTreeSet::new();
         let names = self.bad(|it| {
-            let listed = it.items_at(&["securityContext", "capabilities", "add"]).iter().filter_map(Value::as_str);
+            let listed = it.texts_at(&["securityContext", "capabilities", "add"]);
             let bad: Vec<&str> = listed.filter(|it| !allowed.contains(it)).collect();
             added.extend(bad.iter().copied());
             !bad.is_empty()

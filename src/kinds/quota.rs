@@ -137,7 +137,7 @@ pub fn counted(name: &str) -> (String, String) {
 
 /// Whether an object falls under all scopes of a quota. Only pods do, where there are any.
 pub fn is_in_scope(quota: &Value, group: &str, plural: &str, object: &Value) -> bool {
-    let scopes = quota.items_at(&["spec", "scopes"]).iter().filter_map(Value::as_str).map(|it| (it, "Exists", [].as_slice()));
+    let scopes = quota.texts_at(&["spec", "scopes"]).map(|it| (it, "Exists", [].as_slice()));
     let expressions = quota.items_at(&["spec", "scopeSelector", "matchExpressions"]).iter();
     let selected = expressions.map(|it| (it.text("scopeName"), it.text("operator"), it.items_at(&["values"])));
     let mut all = scopes.chain(selected).peekable();

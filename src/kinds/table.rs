@@ -4,7 +4,10 @@ use super::{
     ALL_VERBS, Action, Body, CREATE_ONLY, Cell, Column, Convert, FieldValue, Kind, Registry, Scope, Selectable, Strategy, Subresource, Verb, Version,
     admission, cells::*, columns::*, crd, event, namespace, networking, node, pod, policy, rbac, secret, service, storage, webhooks, workloads,
 };
-use crate::{meta::names, schema};
+use crate::{
+    meta::{Meta, names},
+    schema,
+};
 
 /// The kinds of Kubernetes v1.36 that this server serves.
 pub fn registry() -> Registry {
@@ -26,7 +29,7 @@ fn core() -> Vec<Row> {
     ns("", "v1", "secrets", "Secret").does(&secret::SECRET).cols(&[path("Type", &["type"]), fun("Data", "string", data_count)]).age().field("type", &["type"]),
     ns("", "v1", "pods", "Pod").returned().short("po").all().does(&pod::POD).status().cols(&[
             fun("Ready", "string", pod_ready), fun("Status", "string", pod_status), fun("Restarts", "string", pod_restarts), AGE,
-            wide("IP", pod_ip), wide("Node", pod_node), wide("Nominated Node", pod_nominated), wide("Readiness Gates", pod_gates)])
+            wide_or("IP", &["status", "podIP"], "<none>"), wide_or("Node", &["spec", "nodeName"], "<none>"), wide_or("Nominated Node", &["status", "nominatedNodeName"], "<none>"), wide("Readiness Gates", pod_gates)])
         .field("spec.nodeName", &["spec", "nodeName"]).field("spec.restartPolicy", &["spec", "restartPolicy"]).field("spec.schedulerName", &["spec", "schedulerName"])
         .field("spec.serviceAccountName", &["spec", "serviceAccountName"]).field_fn("spec.hostNetwork", pod::host_network).field("status.phase", &["status", "phase"])
         .field("status.podIP", &["status", "podIP"]).field("status.nominatedNodeName", &["status", "nominatedNodeName"])
@@ -36,20 +39,20 @@ fn core() -> Vec<Row> {
         .sub("portforward", Action::PortForward, "PodPortForwardOptions", &["create", "get"]).sub("proxy", Action::Proxy, "PodProxyOptions", PROXY)
         .sub("resize", Action::Part, "Pod", PART),
     ns("", "v1", "services", "Service").returned().short("svc").all().does(&service::SERVICE).status()
-        .cols(&[path("Type", &["spec", "type"]), fun("Cluster-IP", "string", service_ip), fun("External-IP", "string", service_external), fun("Port(s)", "string", service_ports), AGE, wide("Selector", service_selector)])
+        .cols(&[path("Type", &["spec", "type"]), or("Cluster-IP", &["spec", "clusterIP"], "<none>"), fun("External-IP", "string", service_external), fun("Port(s)", "string", service_ports), AGE, wide("Selector", |it, _| or_none(&pairs(it.map_at(&["spec", "selector"]))))])
         .field("spec.clusterIP", &["spec", "clusterIP"]).field("spec.type", &["spec", "type"]).sub("proxy", Action::Proxy, "ServiceProxyOptions", PROXY),
     ns("", "v1", "endpoints", "Endpoints").short("ep").does(&networking::ENDPOINTS).cols(&[fun("Endpoints", "string", endpoints)]).age().deprecated("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
     ns("", "v1", "events", "Event").short("ev").does(&event::LEGACY).unnamed().cols(EVENT).fields(event::FIELDS).field_fn("source", event::source),
     ns("events.k8s.io", "v1", "events", "Event").short("ev").stored_as("events").does(&event::EVENT).converted(event::FROM_CORE, event::TO_CORE).unnamed().cols(EVENT).fields(event::NEW_FIELDS),
     ns("", "v1", "serviceaccounts", "ServiceAccount").returned().short("sa").does(&secret::SERVICE_ACCOUNT).age().sub_of("token", Action::Token, ("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
     ns("", "v1", "replicationcontrollers", "ReplicationController").short("rc").all().does(&workloads::REPLICATION_CONTROLLER).status().scale(None)
-        .cols(&[int("Desired", &["spec", "replicas"]), int("Current", &["status", "replicas"]), int("Ready", &["status", "readyReplicas"]), AGE, wide("Containers", template_containers), wide("Images", template_images), wide("Selector", map_selector)])
+        .cols(&[int("Desired", &["spec", "replicas"]), int("Current", &["status", "replicas"]), int("Ready", &["status", "readyReplicas"]), AGE, CONTAINERS, IMAGES, wide("Selector", |it, _| pairs(it.map_at(&["spec", "selector"])).into())])
         .field("status.replicas", &["status", "replicas"]),
     ns("", "v1", "podtemplates", "PodTemplate").returned().does(&workloads::POD_TEMPLATE).age(),
     ns("", "v1", "limitranges", "LimitRange").short("limits").does(&policy::LIMIT_RANGE).cols(&[CREATED]),
-    ns("", "v1", "resourcequotas", "ResourceQuota").returned().short("quota").does(&policy::QUOTA).status().cols(&[fun("Request", "string", quota_requests), fun("Limit", "string", quota_limits)]).age(),
+    ns("", "v1", "resourcequotas", "ResourceQuota").returned().short("quota").does(&policy::QUOTA).status().cols(&[fun("Request", "string", |it, _| quota(it, false)), fun("Limit", "string", |it, _| quota(it, true))]).age(),
     cl("", "v1", "persistentvolumes", "PersistentVolume").returned().short("pv").does(&storage::VOLUME).status().cols(&[
-            path("Capacity", &["spec", "capacity", "storage"]), fun("Access Modes", "string", volume_modes), path("Reclaim Policy", &["spec", "persistentVolumeReclaimPolicy"]),
+            path("Capacity", &["spec", "capacity", "storage"]), fun("Access Modes", "string", |it, _| access_modes(it, "spec").into()), path("Reclaim Policy", &["spec", "persistentVolumeReclaimPolicy"]),
             fun("Status", "string", phase), fun("Claim", "string", volume_claim), fun("StorageClass", "string", storage_class),
             or("VolumeAttributesClass", &["spec", "volumeAttributesClassName"], "<unset>"), path("Reason", &["status", "reason"]), AGE,
             wide_or("VolumeMode", &["spec", "volumeMode"], "<unset>")]),
@@ -61,7 +64,7 @@ fn core() -> Vec<Row> {
         .field("status.phase", &["status", "phase"]).sub("finalize", Action::Part, "Namespace", &["update"]),
     cl("", "v1", "nodes", "Node").short("no").does(&node::NODE).status().cols(&[
             fun("Status", "string", node_status), fun("Roles", "string", node_roles), AGE, path("Version", &["status", "nodeInfo", "kubeletVersion"]),
-            wide("Internal-IP", node_internal_ip), wide("External-IP", node_external_ip), wide("OS-Image", node_os), wide("Kernel-Version", node_kernel), wide("Container-Runtime", node_runtime)])
+            wide("Internal-IP", |it, _| node_address(it, "InternalIP")), wide("External-IP", |it, _| node_address(it, "ExternalIP")), wide_or("OS-Image", &["status", "nodeInfo", "osImage"], "<unknown>"), wide_or("Kernel-Version", &["status", "nodeInfo", "kernelVersion"], "<unknown>"), wide_or("Container-Runtime", &["status", "nodeInfo", "containerRuntimeVersion"], "<unknown>")])
         .field_fn("spec.unschedulable", node::unschedulable).sub("proxy", Action::Proxy, "NodeProxyOptions", PROXY),
     ns("", "v1", "bindings", "Binding").verbs(CREATE_ONLY),
     ]
@@ -73,29 +76,30 @@ fn running() -> Vec<Row> {
     vec![
     ns("apps", "v1", "deployments", "Deployment").short("deploy").all().does(&workloads::DEPLOYMENT).status().scale(Some(&["spec", "selector"])).cols(&[
             fun("Ready", "string", ready_replicas), int("Up-to-date", &["status", "updatedReplicas"]), int("Available", &["status", "availableReplicas"]), AGE,
-            wide("Containers", template_containers), wide("Images", template_images), wide("Selector", label_selector)]),
+            CONTAINERS, IMAGES, SELECTOR]),
     ns("apps", "v1", "replicasets", "ReplicaSet").short("rs").all().does(&workloads::REPLICA_SET).status().scale(Some(&["spec", "selector"])).cols(&[
             int("Desired", &["spec", "replicas"]), int("Current", &["status", "replicas"]), int("Ready", &["status", "readyReplicas"]), AGE,
-            wide("Containers", template_containers), wide("Images", template_images), wide("Selector", label_selector)]).field("status.replicas", &["status", "replicas"]),
+            CONTAINERS, IMAGES, SELECTOR]).field("status.replicas", &["status", "replicas"]),
     ns("apps", "v1", "controllerrevisions", "ControllerRevision").cols(&[fun("Controller", "string", controller), int("Revision", &["revision"])]).age(),
     ns("apps", "v1", "daemonsets", "DaemonSet").short("ds").all().does(&workloads::DAEMON_SET).status().cols(&[
             int("Desired", &["status", "desiredNumberScheduled"]), int("Current", &["status", "currentNumberScheduled"]), int("Ready", &["status", "numberReady"]),
-            int("Up-to-date", &["status", "updatedNumberScheduled"]), int("Available", &["status", "numberAvailable"]), fun("Node Selector", "string", node_selector), AGE,
-            wide("Containers", template_containers), wide("Images", template_images), wide("Selector", label_selector)]),
+            int("Up-to-date", &["status", "updatedNumberScheduled"]), int("Available", &["status", "numberAvailable"]), fun("Node Selector", "string", |it, _| or_none(&pairs(it.map_at(&["spec", "template", "spec", "nodeSelector"])))), AGE,
+            CONTAINERS, IMAGES, SELECTOR]),
     ns("apps", "v1", "statefulsets", "StatefulSet").short("sts").all().does(&workloads::STATEFUL_SET).status().scale(Some(&["spec", "selector"])).cols(&[
-            fun("Ready", "string", ready_replicas), AGE, wide("Containers", template_containers), wide("Images", template_images)]),
+            fun("Ready", "string", ready_replicas), AGE, CONTAINERS, IMAGES]),
     ns("batch", "v1", "cronjobs", "CronJob").short("cj").all().does(&workloads::CRON_JOB).status().cols(&[
-            path("Schedule", &["spec", "schedule"]), fun("Timezone", "string", schedule_zone), fun("Suspend", "boolean", suspended), count("Active", &["status", "active"]),
-            fun("Last Schedule", "string", last_schedule), AGE, wide("Containers", cron_containers), wide("Images", cron_images), wide("Selector", cron_selector)]),
+            path("Schedule", &["spec", "schedule"]), or("Timezone", &["spec", "timeZone"], "<none>"), fun("Suspend", "boolean", suspended), count("Active", &["status", "active"]),
+            fun("Last Schedule", "string", last_schedule), AGE, wide("Containers", |it, _| containers(it, CRON_TEMPLATE, "name")),
+            wide("Images", |it, _| containers(it, CRON_TEMPLATE, "image")), wide("Selector", |it, _| selector_text(it.at(&["spec", "jobTemplate", "spec", "selector"])))]),
     ns("batch", "v1", "jobs", "Job").all().does(&workloads::JOB).status().cols(&[
             fun("Status", "string", job_status), fun("Completions", "string", job_completions), fun("Duration", "string", job_duration), AGE,
-            wide("Containers", template_containers), wide("Images", template_images), wide("Selector", label_selector)]).field("status.successful", &["status", "succeeded"]),
+            CONTAINERS, IMAGES, SELECTOR]).field("status.successful", &["status", "succeeded"]),
     ns("autoscaling", "v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler").short("hpa").all().does(&policy::AUTOSCALER).status().cols(&[
-            fun("Reference", "string", scale_target), fun("Targets", "string", scale_metrics), fun("MinPods", "string", least_replicas),
+            fun("Reference", "string", scale_target), fun("Targets", "string", scale_metrics), fun("MinPods", "string", |it, _| int_or_text(it.at(&["spec", "minReplicas"]), "<unset>")),
             int("MaxPods", &["spec", "maxReplicas"]), int("Replicas", &["status", "currentReplicas"]), AGE])
         .also("v1", policy::AUTOSCALER_TO_V1, policy::AUTOSCALER_FROM_V1),
     ns("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget").short("pdb").does(&policy::DISRUPTION_BUDGET).status().cols(&[
-            fun("Min Available", "string", least_available), fun("Max Unavailable", "string", most_unavailable), int("Allowed Disruptions", &["status", "disruptionsAllowed"]), AGE]),
+            fun("Min Available", "string", |it, _| int_or_text(it.at(&["spec", "minAvailable"]), "N/A")), fun("Max Unavailable", "string", |it, _| int_or_text(it.at(&["spec", "maxUnavailable"]), "N/A")), int("Allowed Disruptions", &["status", "disruptionsAllowed"]), AGE]),
     ]
 }
 
@@ -106,7 +110,7 @@ fn infrastructure() -> Vec<Row> {
     ns("networking.k8s.io", "v1", "ingresses", "Ingress").short("ing").does(&networking::INGRESS).status().cols(&[
             or("Class", &["spec", "ingressClassName"], "<none>"), fun("Hosts", "string", ingress_hosts), fun("Address", "string", ingress_address), fun("Ports", "string", ingress_ports), AGE]),
     cl("networking.k8s.io", "v1", "ingressclasses", "IngressClass").does(&networking::INGRESS_CLASS).cols(&[path("Controller", &["spec", "controller"]), fun("Parameters", "string", class_parameters), AGE]),
-    ns("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy").short("netpol").does(&networking::NETWORK_POLICY).cols(&[fun("Pod-Selector", "string", pod_selector), AGE]),
+    ns("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy").short("netpol").does(&networking::NETWORK_POLICY).cols(&[fun("Pod-Selector", "string", |it, _| selector_text(it.at(&["spec", "podSelector"]))), AGE]),
     cl("networking.k8s.io", "v1", "ipaddresses", "IPAddress").short("ip").does(&networking::IP_ADDRESS).cols(&[fun("ParentRef", "string", parent_ref)]).field_fn("spec.parentRef", |_| String::new()),
     cl("networking.k8s.io", "v1", "servicecidrs", "ServiceCIDR").does(&STATUS).status().cols(&[fun("CIDRs", "string", cidrs)]).age(),
     ns("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice").does(&networking::ENDPOINT_SLICE).cols(&[path("AddressType", &["addressType"]), fun("Ports", "string", slice_ports), fun("Endpoints", "string", slice_endpoints)]).age(),
@@ -174,12 +178,17 @@ const PROXY: &[&str] = &["create", "delete", "get", "patch", "update"];
 
 const AGE: Col = Col { name: "Age", data_type: "string", priority: 0, cell: Cell::Age(&["metadata", "creationTimestamp"]) };
 const CREATED: Col = Col { name: "Created At", data_type: "date", priority: 0, cell: Cell::Path(&["metadata", "creationTimestamp"]) };
+const TEMPLATE: &[&str] = &["spec", "template", "spec", "containers"];
+const CRON_TEMPLATE: &[&str] = &["spec", "jobTemplate", "spec", "template", "spec", "containers"];
+const CONTAINERS: Col = wide("Containers", |it, _| containers(it, TEMPLATE, "name"));
+const IMAGES: Col = wide("Images", |it, _| containers(it, TEMPLATE, "image"));
+const SELECTOR: Col = wide("Selector", |it, _| selector_text(it.at(&["spec", "selector"])));
 const EVENT: &[Col] = &[
     fun("Last Seen", "string", event_last_seen),
     path("Type", &["type"]),
     path("Reason", &["reason"]),
     fun("Object", "string", event_object),
-    wide("Subobject", event_subobject),
+    wide("Subobject", |it, _| event_target(it).text("fieldPath").into()),
     wide("Source", event_source),
     fun("Message", "string", event_message),
     wide("First Seen", event_first_seen),
@@ -189,9 +198,9 @@ const EVENT: &[Col] = &[
 const BINDING: &[Col] = &[
     fun("Role", "string", binding_role),
     AGE,
-    wide("Users", binding_users),
-    wide("Groups", binding_groups),
-    wide("ServiceAccounts", binding_accounts),
+    wide("Users", |it, _| subjects(it, "User")),
+    wide("Groups", |it, _| subjects(it, "Group")),
+    wide("ServiceAccounts", |it, _| subjects(it, "ServiceAccount")),
 ];
 
 /// A column in the making.

@@ -137,7 +137,17 @@ pub trait Meta {
         texts(self.map_at(&["metadata", "annotations"]))
     }
     fn finalizers(&self) -> impl Iterator<Item = &str> {
-        self.items_at(&["metadata", "finalizers"]).iter().filter_map(Value::as_str)
+        self.texts_at(&["metadata", "finalizers"])
+    }
+    /// The texts in the list at a path.
+    fn texts_at<'a>(&'a self, path: &[&str]) -> impl Iterator<Item = &'a str> + use<'a, Self> {
+        self.items_at(path).iter().filter_map(Value::as_str)
+    }
+    fn condition(&self, kind: &str) -> Option<&Value> {
+        self.items_at(&["status", "conditions"]).iter().find(|it| it.text("type") == kind)
+    }
+    fn has_condition(&self, kind: &str) -> bool {
+        self.condition(kind).is_some_and(|it| it.text("status") == "True")
     }
     fn owner_references(&self) -> &[Value] {
         self.items_at(&["metadata", "ownerReferences"])

@@ -59,7 +59,7 @@ impl LabelSelector {
         let labels = selector.map_at(&["matchLabels"]).into_iter().flatten();
         let mut res = Self::from_map(labels.filter_map(|(key, value)| Some((key.as_str(), value.as_str()?))));
         for expression in selector.items_at(&["matchExpressions"]) {
-            let values = expression.items_at(&["values"]).iter().filter_map(Value::as_str).map(str::to_owned).collect();
+            let values = expression.texts_at(&["values"]).map(str::to_owned).collect();
             let operator = match expression.text("operator") {
                 "In" => Operator::In,
                 "NotIn" => Operator::NotIn,

@@ -141,10 +141,6 @@ impl Status {
         Self::new(403, "Forbidden", message).about(resource, name)
     }
 
-    pub fn method_not_supported(resource: &GroupResource, action: &str) -> Self {
-        Self::new(405, "MethodNotAllowed", format!("{action} is not supported on resources of kind \"{resource}\"")).about(resource, "")
-    }
-
     /// `NewGenericServerResponse` for 405 on paths that exist with other methods.
     pub fn method_not_allowed() -> Self {
         let mut status = Self::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource");

@@ -10,16 +10,11 @@ use http::{HeaderValue, Request, Response, Uri, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime},
-};
+use rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::base::Tasks;
+use crate::base::{Tasks, pki};
 
 /// Whose certificates are good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,9 +29,9 @@ static SYSTEM: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let builder = ClientConfig::builder_with_provider(ring::default_provider().into()).with_safe_default_protocol_versions();
-    Arc::new(builder.map(|it| it.with_root_certificates(roots).with_no_client_auth()).unwrap_or_else(|_| insecure()))
+    Arc::new(builder.expect("ring has TLS 1.2 and 1.3").with_root_certificates(roots).with_no_client_auth())
 });
-static ANYONE: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| Arc::new(insecure()));
+static ANYONE: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| Arc::new(pki::trusting_any(None)));
 
 /// Sends a request to the authority of its URI. The answer's body comes as it is read.
 pub async fn send(tasks: &Tasks, mut request: Request<Full<Bytes>>, trust: Trust) -> io::Result<Response<Incoming>> {
@@ -72,35 +67,4 @@ fn destination(uri: &Uri) -> io::Result<(String, u16, bool)> {
     let is_tls = uri.scheme_str() == Some("https");
     let host = uri.host().ok_or_else(|| io::Error::other(format!("{uri} names no host")))?;
     Ok((host.trim_matches(['[', ']']).to_owned(), uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 }), is_tls))
-}
-
-fn insecure() -> ClientConfig {
-    let provider = Arc::new(ring::default_provider());
-    let verifier = Arc::new(Anyone(provider.clone()));
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let builder = builder.unwrap_or_else(|never| unreachable!("ring speaks TLS 1.2 and 1.3: {never}"));
-    builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
-}
-
-#[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
-
-type Signed = Result<HandshakeSignatureValid, rustls::Error>;
-
-impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(&self, _: &CertificateDer<'_>, _: &[CertificateDer<'_>], _: &ServerName<'_>, _: &[u8], _: UnixTime) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(&self, message: &[u8], certificate: &CertificateDer<'_>, signed: &DigitallySignedStruct) -> Signed {
-        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(&self, message: &[u8], certificate: &CertificateDer<'_>, signed: &DigitallySignedStruct) -> Signed {
-        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }

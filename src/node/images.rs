@@ -129,7 +129,7 @@ impl Images {
             folders.push(self.add_layer(&safe(folder, Path::new(layer))?, diff)?);
         }
         folders.reverse();
-        let texts = |field: &str| config.items_at(&["config", field]).iter().filter_map(|it| Some(it.as_str()?.to_owned())).collect();
+        let texts = |field: &str| config.texts_at(&["config", field]).map(str::to_owned).collect();
         let text = |field: &str| config.text_at(&["config", field]).to_owned();
         Ok(Image {
             id: format!("sha256:{}", hex(&Sha256::digest(&bytes))),
@@ -253,7 +253,7 @@ type Found = (Option<String>, String, Vec<String>);
 
 fn docker_images(folder: &Path) -> io::Result<Vec<Found>> {
     let manifest: Value = serde_json::from_slice(&fs::read(folder.join("manifest.json"))?)?;
-    let texts = |value: &Value, field: &str| value.items_at(&[field]).iter().filter_map(|it| Some(it.as_str()?.to_owned())).collect::<Vec<_>>();
+    let texts = |value: &Value, field: &str| value.texts_at(&[field]).map(str::to_owned).collect::<Vec<_>>();
     let mut found = Vec::new();
     for image in manifest.as_array().into_iter().flatten() {
         let (config, layers) = (image.text("Config").to_owned(), texts(image, "Layers"));

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use clap::Args;
 use tokio::net::TcpListener;
 
 use super::{
@@ -21,7 +22,7 @@ use crate::{
     client::{self, Clients},
     controllers,
     kinds::table,
-    meta::{Meta, Value},
+    meta::{Meta, Quantity, Value},
     store::{Engine, Store, engine, memory::Memory, postgres::{self, Postgres}, sqlite::Sqlite},
 };
 
@@ -66,23 +67,43 @@ impl std::fmt::Display for StoreKind {
     }
 }
 
-#[derive(Clone, Debug)]
+/// What an API server needs to know; the comments are the command line's.
+#[derive(Args, Clone, Debug)]
+#[group(skip)]
 pub struct Options {
+    /// Where the cluster's state and images are kept.
+    #[arg(long, value_name = "DIR", default_value = "data")]
     pub data_dir: PathBuf,
+    /// Where people reach the API. Pods and other machines reach it at the machine's address and the same port.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:6443")]
     pub bind: SocketAddr,
-    /// Where pods and other machines reach this server; by default the machine's address.
-    pub advertise: Option<IpAddr>,
-    /// More names and addresses for the serving certificate.
-    pub names: Vec<String>,
+    /// The address at which pods and other machines reach this server, instead of the machine's.
+    #[arg(long, value_name = "IP")]
+    pub advertise_address: Option<IpAddr>,
+    /// One more name or address that the server's certificate is to have. May be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub tls_san: Vec<String>,
+    /// Where the administrator's kubeconfig is written, readable only by you; those of controllers and scheduler stand beside it.
+    #[arg(long, value_name = "PATH", default_value = "kubeconfig/admin.conf")]
     pub kubeconfig: PathBuf,
+    /// Where objects are stored: `sqlite`, a file that survives everything; `memory`, which survives nothing; or a Postgres, which other
+    /// servers may share: postgres://USER:PASSWORD@HOST/DATABASE?schema=NAME&sslmode=verify-full.
+    #[arg(long, value_name = "STORE", default_value = "sqlite")]
     pub store: StoreKind,
-    /// The bytes that all objects may take together.
-    pub quota: usize,
-    /// Where every request is recorded.
+    /// What all objects may take together, such as 2Gi; beyond it nothing is created (507). Memory holds about a quarter more.
+    #[arg(long, value_name = "BYTES", default_value = "2Gi", value_parser = bytes)]
+    pub store_quota: usize,
+    /// A file to which a line of JSON is added for every request: who asked for what, the answer's status, time and size.
+    #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
+    #[command(flatten)]
     pub network: network::Wanted,
-    /// The ranges of a new cluster that was told none.
-    pub default_network: Network,
+}
+
+/// A number of bytes, as a quantity.
+fn bytes(text: &str) -> std::result::Result<usize, String> {
+    let quantity: Quantity = text.parse().map_err(|_| "not a quantity such as 2Gi".to_owned())?;
+    usize::try_from(quantity.units()).map_err(|_| "negative".to_owned())
 }
 
 /// A running API server.
@@ -103,17 +124,17 @@ pub struct ApiServer {
 
 impl ApiServer {
     /// Returns when the API answers and the objects of a new cluster are there. Its listeners end with `tasks`, the store with [`ApiServer::stop`].
-    pub async fn start(options: &Options, tasks: &Tasks) -> Result<Self> {
+    pub async fn start(options: &Options, default_network: Network, tasks: &Tasks) -> Result<Self> {
         std::fs::create_dir_all(&options.data_dir).map_err(|why| Error::new(&options.data_dir.display().to_string(), why))?;
         let store_tasks = Tasks::new();
         let engine = open_engine(&options.store, &options.data_dir, &store_tasks).await?;
         let is_alone = engine.is_exclusive();
         let extract = api::extract(Arc::new(table::registry()));
         let store = Store::open(engine, extract, &store_tasks).await.map_err(|why| Error::new("the store", why))?;
-        store.set_quota(options.quota);
-        let network = Network::of(&store, &options.network, options.default_network.clone()).await?;
+        store.set_quota(options.store_quota);
+        let network = Network::of(&store, &options.network, default_network).await?;
         let keys = Keys::of(&store, &options.data_dir.join("pki")).await?;
-        let address = options.advertise.or_else(machine_address).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let address = options.advertise_address.or_else(machine_address).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let mut certificates = Certificates { authority: keys.authority.clone(), all: Vec::new() };
         let trace = open_trace(options, &store_tasks).await?;
         let server = make_server(&keys, store, trace, &mut certificates, tasks)?;
@@ -197,7 +218,7 @@ fn make_server(keys: &Keys, store: Store, trace: Option<Arc<Trace>>, certificate
 /// Listens where people reach the API, and at the machine's address, where pods do. Returns the port.
 async fn serve(server: &Arc<Server>, certificates: &mut Certificates, options: &Options, address: IpAddr, network: &Network, tasks: &Tasks) -> Result<u16> {
     let mut names = vec![address.to_string(), options.bind.ip().to_string(), network.api_service().to_string(), host_name()?];
-    names.extend(options.names.iter().cloned());
+    names.extend(options.tls_san.iter().cloned());
     let credential = certificates.issue(Identity::api_server(&names))?;
     let tls = Arc::new(pki::server_config(credential, certificates.authority.certificate()).map_err(certificate_error)?);
     let first = TcpListener::bind(options.bind).await.map_err(|why| Error::new(&format!("cannot listen on {}", options.bind), why))?;

@@ -26,15 +26,24 @@ const ANSWER_MAX: usize = 2 << 20;
 /// The file with the cluster's authority, beside the node's certificates.
 const AUTHORITY: &str = "ca.crt";
 
-#[derive(Clone, Debug)]
+/// What a machine needs to know to join.
+#[derive(clap::Args, Clone, Debug)]
+#[group(skip)]
 pub struct Options {
-    /// API servers, as https://HOST:PORT; the next is asked when one fails.
+    /// The cluster's API server, as https://HOST:PORT. May be repeated: the next is asked when one fails.
+    #[arg(long = "join", value_name = "URL", required = true)]
     pub servers: Vec<String>,
-    /// Needed the first time.
+    /// What `howdah token create` has printed; needed until the machine has joined.
+    #[arg(long, value_name = "TOKEN")]
     pub token: Option<String>,
-    /// `sha256:…` of the authority's public key, for those who do not trust the token alone.
+    /// The hash of the cluster's authority, as `howdah token create` prints it, for those who do not trust the token alone.
+    #[arg(long = "ca-cert-hash", value_name = "sha256:HEX")]
     pub authority_hash: Option<String>,
+    /// Where the node's state, certificates and images are kept.
+    #[arg(long, value_name = "DIR", default_value = "data")]
     pub data_dir: PathBuf,
+    /// The node's name.
+    #[arg(skip)]
     pub node: String,
 }
 

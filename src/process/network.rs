@@ -23,9 +23,13 @@ pub struct Network {
 }
 
 /// What a process was told of the ranges; `None` is whatever the cluster has.
-#[derive(Clone, Debug, Default)]
+#[derive(clap::Args, Clone, Debug, Default)]
 pub struct Wanted {
+    /// The addresses of Services in a new cluster, such as 10.96.0.0/16.
+    #[arg(long = "service-cidr", value_name = "CIDR")]
     pub services: Option<Cidr>,
+    /// The addresses of pods in a new cluster, such as 10.244.0.0/16; each node gets a /24 of it.
+    #[arg(long = "pod-cidr", value_name = "CIDR")]
     pub pods: Option<Cidr>,
 }
 

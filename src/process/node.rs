@@ -36,15 +36,22 @@ const KUBELET_PORT: u16 = 10250;
 const ANSWERS_WITHIN: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-#[derive(Clone, Debug)]
+/// What a node needs to know.
+#[derive(clap::Args, Clone, Debug)]
+#[group(skip)]
 pub struct Options {
-    /// The node's name; by default the host's.
+    /// The node's name, instead of the host's.
+    #[arg(long = "node-name", value_name = "NAME")]
     pub name: Option<String>,
-    /// Where other machines reach it; by default the machine's address.
+    /// The node's address, instead of the one from which the machine reaches others.
+    #[arg(long = "node-ip", value_name = "IP")]
     pub address: Option<IpAddr>,
-    pub data_dir: PathBuf,
-    /// Where images are looked for before their registries.
+    /// A registry that is asked for images before their own, as http://HOST:PORT.
+    #[arg(long, value_name = "URL")]
     pub registry_mirror: Option<String>,
+    /// That of the whole process.
+    #[arg(skip)]
+    pub data_dir: PathBuf,
 }
 
 impl Options {

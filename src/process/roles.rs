@@ -11,10 +11,15 @@ pub enum Role {
     Scheduler,
 }
 
-#[derive(Clone, Debug)]
+/// What a role needs to know that runs apart from the API server.
+#[derive(clap::Args, Clone, Debug)]
+#[group(skip)]
 pub struct Options {
+    /// Who this process is: a kubeconfig that an API server has written.
+    #[arg(long, value_name = "PATH")]
     pub kubeconfig: PathBuf,
-    /// API servers that are asked instead of the kubeconfig's, one after the other when one fails.
+    /// An API server to ask instead of the kubeconfig's, as https://HOST:PORT. May be repeated: the next is asked when one fails.
+    #[arg(long = "server", value_name = "URL")]
     pub servers: Vec<String>,
 }
 

@@ -23,11 +23,18 @@ use crate::{
 const MARK_FIRST: Duration = Duration::from_millis(20);
 const MARK_MOST: Duration = Duration::from_secs(5);
 
-#[derive(Clone, Debug)]
+#[derive(clap::Args, Clone, Debug)]
+#[group(skip)]
 pub struct Options {
+    #[command(flatten)]
     pub api: apiserver::Options,
-    pub node: NodeKind,
+    #[command(flatten)]
     pub node_options: node::Options,
+    /// Whether this machine runs pods.
+    #[arg(long, value_enum, default_value = "embedded")]
+    pub node: NodeKind,
+    /// Nodes that only say that their pods run.
+    #[arg(long, value_name = "N", default_value_t = 0)]
     pub simulated_nodes: usize,
 }
 
@@ -56,9 +63,9 @@ impl Cluster {
         let data_dir = &options.api.data_dir;
         std::fs::create_dir_all(data_dir).map_err(|why| super::Error::new(&data_dir.display().to_string(), why))?;
         let (slot, parts) = (Slot::claim(data_dir)?, Tasks::new());
-        options.api.default_network = slot.network();
-        options.api.advertise = options.api.advertise.or(options.node_options.address);
-        let api = ApiServer::start(&options.api, &parts).await?;
+        options.node_options.data_dir.clone_from(data_dir);
+        options.api.advertise_address = options.api.advertise_address.or(options.node_options.address);
+        let api = ApiServer::start(&options.api, slot.network(), &parts).await?;
         let leader = if api.is_alone { None } else { Some(leader_identity()?) };
         for role in [Role::Controllers, Role::Scheduler] {
             role.start_with(&api.clients, &parts, api.authority.certificate().to_owned(), leader.clone());

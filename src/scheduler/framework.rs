@@ -2,26 +2,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::cluster::{Cluster, NodeInfo, PodInfo};
+use super::{
+    cluster::{Cluster, NodeInfo, PodInfo},
+    plugins,
+};
 
 /// `MaxNodeScore`.
 pub const MOST: i64 = 100;
 
 /// One concern of scheduling.
-pub trait Plugin: Send + Sync {
+pub struct Plugin {
     /// Upstream's name of it.
-    fn name(&self) -> &'static str;
-
-    /// How much its scores count, as in upstream's default configuration.
-    fn weight(&self) -> i64 {
-        1
-    }
-
-    /// What it has to say about `pod` in this state of the cluster (PreFilter and PreScore): nothing, or a judge of nodes.
-    fn prepare<'a>(&'a self, pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Judge + 'a>>;
-
+    pub name: &'static str,
+    /// How much its scores count.
+    pub weight: i64,
+    /// What it has to say about a pod in this state of the cluster (PreFilter and PreScore): nothing, or a judge of nodes.
+    pub prepare: for<'a> fn(&'a PodInfo, &'a Cluster) -> Option<Box<dyn Judge + 'a>>,
     /// Whether such a change may make room for a pod that this plugin rejected (QueueingHint).
-    fn is_helped_by(&self, event: ClusterEvent) -> bool;
+    pub is_helped_by: fn(ClusterEvent) -> bool,
 }
 
 /// A plugin at work on one pod.
@@ -95,19 +93,19 @@ pub fn histogram<'a>(nodes: usize, reasons: impl Iterator<Item = &'a str>) -> St
     format!("0/{nodes} nodes are available:{detail}")
 }
 
-type Judges<'a> = Vec<(&'a dyn Plugin, Box<dyn Judge + 'a>)>;
+type Judges<'a> = Vec<(&'static Plugin, Box<dyn Judge + 'a>)>;
 
-fn prepare<'a>(plugins: &'a [Box<dyn Plugin>], pod: &'a PodInfo, cluster: &'a Cluster) -> Judges<'a> {
-    plugins.iter().filter_map(|it| Some((it.as_ref(), it.prepare(pod, cluster)?))).collect()
+fn prepare<'a>(pod: &'a PodInfo, cluster: &'a Cluster) -> Judges<'a> {
+    plugins::ALL.iter().filter_map(|it| Some((it, (it.prepare)(pod, cluster)?))).collect()
 }
 
 fn filter<'a>(judges: &Judges<'a>, node: &NodeInfo) -> Result<(), (&'static str, Rejection)> {
-    judges.iter().try_for_each(|(plugin, judge)| judge.filter(node).map_err(|it| (plugin.name(), it)))
+    judges.iter().try_for_each(|(plugin, judge)| judge.filter(node).map_err(|it| (plugin.name, it)))
 }
 
 /// The best node for `pod`. `turn` decides between equals, so that they take turns.
-pub fn decide(plugins: &[Box<dyn Plugin>], pod: &PodInfo, cluster: &Cluster, turn: usize) -> Result<String, Diagnosis> {
-    let judges = prepare(plugins, pod, cluster);
+pub fn decide(pod: &PodInfo, cluster: &Cluster, turn: usize) -> Result<String, Diagnosis> {
+    let judges = prepare(pod, cluster);
     let mut diagnosis = Diagnosis::default();
     let mut feasible = Vec::new();
     for node in cluster.present() {
@@ -128,8 +126,8 @@ pub fn decide(plugins: &[Box<dyn Plugin>], pod: &PodInfo, cluster: &Cluster, tur
 }
 
 /// Whether `pod` passes every filter on the node `name`.
-pub fn fits(plugins: &[Box<dyn Plugin>], pod: &PodInfo, cluster: &Cluster, name: &str) -> bool {
-    let judges = prepare(plugins, pod, cluster);
+pub fn fits(pod: &PodInfo, cluster: &Cluster, name: &str) -> bool {
+    let judges = prepare(pod, cluster);
     cluster.nodes.get(name).is_some_and(|node| filter(&judges, node).is_ok())
 }
 
@@ -137,7 +135,7 @@ fn best<'a>(judges: &Judges<'_>, nodes: &[&'a NodeInfo], turn: usize) -> &'a Nod
     let mut totals = vec![0; nodes.len()];
     for (plugin, judge) in judges {
         for (total, score) in totals.iter_mut().zip(judge.scores(nodes).into_iter().flatten()) {
-            *total += plugin.weight() * score;
+            *total += plugin.weight * score;
         }
     }
     let most = totals.iter().copied().max().unwrap_or(0);

@@ -21,7 +21,7 @@ use tokio::{sync::mpsc, time::Instant};
 
 use self::{
     cluster::{Cluster, PodInfo},
-    framework::{ClusterEvent, Diagnosis, Plugin},
+    framework::{ClusterEvent, Diagnosis},
     plugins::{default_preemption, scheduling_gates},
     queue::Queue,
 };
@@ -82,7 +82,6 @@ fn start_one(client: kube::Client, tasks: &Tasks) {
         events: EventRecorder::start(client.clone(), NAME, "", tasks),
         client,
         tasks: tasks.clone(),
-        plugins: plugins::all(),
         cluster: Cluster::default(),
         queue: Queue::default(),
         sender: sender.clone(),
@@ -103,7 +102,6 @@ struct Scheduler {
     client: kube::Client,
     events: EventRecorder,
     tasks: Tasks,
-    plugins: Vec<Box<dyn Plugin>>,
     cluster: Cluster,
     queue: Queue,
     sender: mpsc::UnboundedSender<News>,
@@ -164,7 +162,7 @@ impl Scheduler {
     }
 
     fn happened(&mut self, event: ClusterEvent) {
-        self.queue.happened(event, &self.plugins, Instant::now());
+        self.queue.happened(event, Instant::now());
     }
 
     fn node_changed(&mut self, change: &Change<Node>) {
@@ -247,7 +245,7 @@ impl Scheduler {
                 return done > 0;
             };
             self.turn = self.turn.wrapping_add(1);
-            match framework::decide(&self.plugins, &pod, &self.cluster, self.turn) {
+            match framework::decide(&pod, &self.cluster, self.turn) {
                 Ok(node) => self.assume(pod, node),
                 Err(diagnosis) => self.fail(&pod, diagnosis),
             }
@@ -276,7 +274,7 @@ impl Scheduler {
         let mut message = diagnosis.message();
         let mut nominated = None;
         if diagnosis.nodes > 0 {
-            match default_preemption::preempt(&self.plugins, pod, &mut self.cluster, &diagnosis) {
+            match default_preemption::preempt(pod, &mut self.cluster, &diagnosis) {
                 Ok(candidate) => {
                     nominated = Some(candidate.node.clone());
                     self.evict(pod, candidate);
@@ -285,7 +283,7 @@ impl Scheduler {
             }
         }
         let reason = if diagnosis.nodes == 0 { "SchedulerError" } else { "Unschedulable" };
-        self.queue.reject(&pod.uid, diagnosis.plugins, &self.plugins, Instant::now());
+        self.queue.reject(&pod.uid, diagnosis.plugins, Instant::now());
         self.tell_unscheduled(pod, reason, &message, nominated);
     }
 

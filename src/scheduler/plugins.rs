@@ -1,4 +1,4 @@
-//! The plugins, one file each with upstream's name, in upstream's default order.
+//! The plugins, one file each with upstream's name.
 
 pub mod default_preemption;
 pub mod image_locality;
@@ -13,22 +13,25 @@ pub mod pod_topology_spread;
 pub mod scheduling_gates;
 pub mod taint_toleration;
 
-use super::framework::Plugin;
+use super::framework::{
+    ClusterEvent::{NodeAdded, NodeChanged, PodAssigned, PodGone},
+    Plugin,
+};
 
-pub fn all() -> Vec<Box<dyn Plugin>> {
-    vec![
-        Box::new(node_unschedulable::NodeUnschedulable),
-        Box::new(node_name::NodeName),
-        Box::new(taint_toleration::TaintToleration),
-        Box::new(node_affinity::NodeAffinity),
-        Box::new(node_ports::NodePorts),
-        Box::new(node_resources_fit::NodeResourcesFit),
-        Box::new(pod_topology_spread::PodTopologySpread),
-        Box::new(inter_pod_affinity::InterPodAffinity),
-        Box::new(node_resources_balanced_allocation::NodeResourcesBalancedAllocation),
-        Box::new(image_locality::ImageLocality),
-    ]
-}
+/// The plugins, in upstream's default order and with the weights of its default configuration.
+#[rustfmt::skip]
+pub const ALL: [Plugin; 10] = [
+    Plugin { name: "NodeUnschedulable", weight: 1, prepare: node_unschedulable::prepare, is_helped_by: |it| matches!(it, NodeAdded | NodeChanged) },
+    Plugin { name: "NodeName", weight: 1, prepare: node_name::prepare, is_helped_by: |it| it == NodeAdded },
+    Plugin { name: "TaintToleration", weight: 3, prepare: taint_toleration::prepare, is_helped_by: |it| matches!(it, NodeAdded | NodeChanged) },
+    Plugin { name: "NodeAffinity", weight: 2, prepare: node_affinity::prepare, is_helped_by: |it| matches!(it, NodeAdded | NodeChanged) },
+    Plugin { name: "NodePorts", weight: 1, prepare: node_ports::prepare, is_helped_by: |it| matches!(it, NodeAdded | PodGone) },
+    Plugin { name: "NodeResourcesFit", weight: 1, prepare: node_resources_fit::prepare, is_helped_by: |it| it != PodAssigned },
+    Plugin { name: "PodTopologySpread", weight: 2, prepare: pod_topology_spread::prepare, is_helped_by: |_| true },
+    Plugin { name: "InterPodAffinity", weight: 2, prepare: inter_pod_affinity::prepare, is_helped_by: |_| true },
+    Plugin { name: "NodeResourcesBalancedAllocation", weight: 1, prepare: node_resources_balanced_allocation::prepare, is_helped_by: |_| false },
+    Plugin { name: "ImageLocality", weight: 1, prepare: image_locality::prepare, is_helped_by: |_| false },
+];
 
 #[cfg(test)]
 mod tests;

@@ -11,7 +11,8 @@ use tokio::time::Instant;
 
 use super::{
     cluster::PodInfo,
-    framework::{ClusterEvent, Plugin},
+    framework::ClusterEvent,
+    plugins,
 };
 
 /// `DefaultPodInitialBackoffDuration` and `DefaultPodMaxBackoffDuration`.
@@ -110,10 +111,10 @@ impl Queue {
     }
 
     /// No node took the pod: it waits for a change that helps one of the plugins `by`; for any, if none is named.
-    pub fn reject(&mut self, uid: &str, by: BTreeSet<&'static str>, plugins: &[Box<dyn Plugin>], now: Instant) {
+    pub fn reject(&mut self, uid: &str, by: BTreeSet<&'static str>, now: Instant) {
         let Some(entry) = self.entries.get_mut(uid) else { return };
         let changed = match &entry.state {
-            State::InFlight { changed } => changed.iter().any(|event| helps(*event, &by, plugins)),
+            State::InFlight { changed } => changed.iter().any(|event| helps(*event, &by)),
             _ => false,
         };
         let not_before = now + backoff(entry.attempts);
@@ -134,13 +135,13 @@ impl Queue {
     }
 
     /// Wakes the pods that `event` may help.
-    pub fn happened(&mut self, event: ClusterEvent, plugins: &[Box<dyn Plugin>], now: Instant) {
+    pub fn happened(&mut self, event: ClusterEvent, now: Instant) {
         let mut helped = Vec::new();
         for uid in &self.watching {
             let Some(entry) = self.entries.get_mut(uid) else { continue };
             match &mut entry.state {
                 State::InFlight { changed } if !changed.contains(&event) => changed.push(event),
-                State::Unschedulable { by, until, not_before } if helps(event, by, plugins) => helped.push((uid.clone(), *until, *not_before)),
+                State::Unschedulable { by, until, not_before } if helps(event, by) => helped.push((uid.clone(), *until, *not_before)),
                 _ => (),
             }
         }
@@ -182,8 +183,8 @@ impl Queue {
     }
 }
 
-fn helps(event: ClusterEvent, by: &BTreeSet<&'static str>, plugins: &[Box<dyn Plugin>]) -> bool {
-    by.is_empty() || plugins.iter().any(|it| by.contains(it.name()) && it.is_helped_by(event))
+fn helps(event: ClusterEvent, by: &BTreeSet<&'static str>) -> bool {
+    by.is_empty() || plugins::ALL.iter().any(|it| by.contains(it.name) && (it.is_helped_by)(event))
 }
 
 fn backoff(attempts: u32) -> Duration {
@@ -195,7 +196,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::scheduler::plugins;
 
     fn pod(name: &str, priority: i32) -> Arc<PodInfo> {
         let value = json!({"metadata": {"name": name, "uid": name}, "spec": {"containers": [], "priority": priority}});
@@ -213,23 +213,23 @@ mod tests {
 
     #[test]
     fn a_rejected_pod_waits_for_what_helps_it() {
-        let (plugins, start) = (plugins::all(), Instant::now());
+        let start = Instant::now();
         let later = |seconds| start + Duration::from_secs(seconds);
         let mut queue = Queue::default();
         queue.put(pod("a", 0));
         queue.pop();
-        queue.reject("a", ["NodeAffinity"].into(), &plugins, start);
-        queue.happened(ClusterEvent::PodGone, &plugins, later(2));
+        queue.reject("a", ["NodeAffinity"].into(), start);
+        queue.happened(ClusterEvent::PodGone, later(2));
         assert!(queue.pop().is_none(), "a pod that went away does not change labels");
-        queue.happened(ClusterEvent::NodeAdded, &plugins, later(2));
+        queue.happened(ClusterEvent::NodeAdded, later(2));
         assert!(queue.pop().is_some());
-        queue.happened(ClusterEvent::NodeChanged, &plugins, later(2));
-        queue.reject("a", ["NodeAffinity"].into(), &plugins, later(2));
+        queue.happened(ClusterEvent::NodeChanged, later(2));
+        queue.reject("a", ["NodeAffinity"].into(), later(2));
         assert_eq!(queue.release_due(later(3)), Some(later(4)), "a change during the attempt counts, after the back-off of the second attempt");
         assert!(queue.pop().is_none());
         queue.release_due(later(4));
         assert!(queue.pop().is_some());
-        queue.reject("a", ["NodeAffinity"].into(), &plugins, later(4));
+        queue.reject("a", ["NodeAffinity"].into(), later(4));
         queue.release_due(later(304));
         assert!(queue.pop().is_some(), "nothing waits for ever");
     }

@@ -65,7 +65,7 @@ pub fn same_item<'a>(list: &'a Value, item: &Value, schema: &Value) -> Option<&'
     if schema.text("x-kubernetes-list-type") != "map" {
         return None;
     }
-    let keys: Vec<&str> = schema.items_at(&["x-kubernetes-list-map-keys"]).iter().filter_map(Value::as_str).collect();
+    let keys: Vec<&str> = schema.texts_at(&["x-kubernetes-list-map-keys"]).collect();
     list.as_array()?.iter().find(|it| keys.iter().all(|key| it.get(key) == item.get(key)))
 }
 

@@ -83,7 +83,7 @@ fn node(source: &Value) -> SchemaRef {
 fn topology(source: &Value) -> ListTopology {
     match source.text("x-kubernetes-list-type") {
         "set" => ListTopology::Set,
-        "map" => ListTopology::Map(source.items_at(&["x-kubernetes-list-map-keys"]).iter().filter_map(|it| Some(it.as_str()?.to_owned())).collect()),
+        "map" => ListTopology::Map(source.texts_at(&["x-kubernetes-list-map-keys"]).map(str::to_owned).collect()),
         _ => ListTopology::Atomic,
     }
 }

@@ -117,7 +117,7 @@ fn check(value: &Value, rules: &Value, path: &Path, errors: &mut FieldErrors) ->
         errors.push(FieldError::type_invalid(path, type_name(value), detail));
         return false;
     }
-    for name in rules.items_at(&["required"]).iter().filter_map(Value::as_str).filter(|it| value.is_object() && value.get(it).is_none()) {
+    for name in rules.texts_at(&["required"]).filter(|it| value.is_object() && value.get(it).is_none()) {
         errors.push(FieldError::required(&path.child(name), ""));
     }
     let allowed = rules.items_at(&["enum"]);

@@ -39,7 +39,7 @@ const SLICES: &str = "discovery.k8s.io/endpointslices";
 
 /// Whether an APIService has the condition.
 pub fn is_true(service: &Value) -> bool {
-    service.items_at(&["status", "conditions"]).iter().any(|it| it.text("type") == "Available" && it.text("status") == "True")
+    service.has_condition("Available")
 }
 
 /// Reason and message of what is wrong.

@@ -119,7 +119,7 @@ impl Binding {
             name: binding.name().to_owned(),
             criteria: spec.get("matchResources").filter(|it| it.is_object()).map(Criteria::of_policy),
             params: spec["paramRef"].clone(),
-            actions: spec.items_at(&["validationActions"]).iter().filter_map(|it| Some(it.as_str()?.to_owned())).collect(),
+            actions: spec.texts_at(&["validationActions"]).map(str::to_owned).collect(),
         }
     }
 }

@@ -48,5 +48,5 @@ impl Hook {
 }
 
 fn texts(object: &Value, field: &str) -> Vec<String> {
-    object.items_at(&[field]).iter().filter_map(|it| Some(it.as_str()?.to_owned())).collect()
+    object.texts_at(&[field]).map(str::to_owned).collect()
 }

@@ -45,7 +45,7 @@ impl Review {
         Ok(Verdict {
             is_allowed: response["allowed"] == true,
             patch: if is_mutating { patch } else { Vec::new() },
-            warnings: response.items_at(&["warnings"]).iter().filter_map(|it| Some(it.as_str()?.to_owned())).collect(),
+            warnings: response.texts_at(&["warnings"]).map(str::to_owned).collect(),
             result: response.get("status").cloned().unwrap_or_default(),
         })
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::scheduler::{
     cluster::{Cluster, PodInfo},
-    framework::{self, Diagnosis, Plugin},
+    framework::{self, Diagnosis},
 };
 
 /// `DefaultMinCandidateNodesAbsolute`: enough candidates to choose from.
@@ -18,7 +18,7 @@ pub struct Candidate {
 }
 
 /// The best candidate, or the text that says why there is none.
-pub fn preempt(plugins: &[Box<dyn Plugin>], pod: &PodInfo, cluster: &mut Cluster, diagnosis: &Diagnosis) -> Result<Candidate, String> {
+pub fn preempt(pod: &PodInfo, cluster: &mut Cluster, diagnosis: &Diagnosis) -> Result<Candidate, String> {
     if pod.pod.spec.as_ref().and_then(|it| it.preemption_policy.as_deref()) == Some("Never") {
         return Err("not eligible due to preemptionPolicy=Never.".to_owned());
     }
@@ -31,7 +31,7 @@ pub fn preempt(plugins: &[Box<dyn Plugin>], pod: &PodInfo, cluster: &mut Cluster
         if !rejection.is_resolvable {
             reasons.push("Preemption is not helpful for scheduling");
         } else if candidates.len() < CANDIDATES_MOST {
-            match victims(plugins, pod, cluster, node) {
+            match victims(pod, cluster, node) {
                 Some(victims) => candidates.push(Candidate { node: node.clone(), victims }),
                 None => reasons.push("No preemption victims found for incoming pod"),
             }
@@ -52,15 +52,15 @@ fn is_waiting_for_victims(pod: &PodInfo, cluster: &Cluster) -> bool {
 }
 
 /// `SelectVictimsOnNode`: all lesser pods go, then the highest are kept as long as the pod still fits.
-fn victims(plugins: &[Box<dyn Plugin>], pod: &PodInfo, cluster: &mut Cluster, node: &str) -> Option<Vec<Arc<PodInfo>>> {
+fn victims(pod: &PodInfo, cluster: &mut Cluster, node: &str) -> Option<Vec<Arc<PodInfo>>> {
     let mut lesser: Vec<Arc<PodInfo>> = cluster.nodes.get(node)?.pods.values().filter(|it| it.priority < pod.priority).cloned().collect();
     lesser.sort_by_key(|it| (std::cmp::Reverse(it.priority), it.pod.metadata.creation_timestamp.clone()));
     lesser.iter().for_each(|it| drop(cluster.remove_pod(&it.uid, node)));
-    let does_fit = !lesser.is_empty() && framework::fits(plugins, pod, cluster, node);
+    let does_fit = !lesser.is_empty() && framework::fits(pod, cluster, node);
     let mut victims = Vec::new();
     for other in lesser {
         cluster.add_pod(other.clone(), node);
-        if does_fit && !framework::fits(plugins, pod, cluster, node) {
+        if does_fit && !framework::fits(pod, cluster, node) {
             cluster.remove_pod(&other.uid, node);
             victims.push(other);
         }

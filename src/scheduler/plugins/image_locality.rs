@@ -2,31 +2,19 @@
 
 use crate::scheduler::{
     cluster::{Cluster, NodeInfo, PodInfo},
-    framework::{ClusterEvent, Judge, MOST, Plugin},
+    framework::{Judge, MOST},
 };
 
 /// `minThreshold` and `maxContainerThreshold`: below the one an image does not matter, above the other it matters no more.
 const LEAST_BYTES: i64 = 23 << 20;
 const MOST_BYTES_A_CONTAINER: i64 = 1000 << 20;
 
-pub struct ImageLocality;
-
-impl Plugin for ImageLocality {
-    fn name(&self) -> &'static str {
-        "ImageLocality"
-    }
-
-    fn prepare<'a>(&'a self, pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
-        let spec = pod.pod.spec.as_ref()?;
-        let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
-        let images: Vec<String> = containers.filter_map(|it| it.image.as_deref()).map(with_tag).collect();
-        let is_known = images.iter().any(|it| cluster.image_nodes.contains_key(it));
-        is_known.then(|| Box::new(Images { images, cluster }) as Box<dyn Judge>)
-    }
-
-    fn is_helped_by(&self, _: ClusterEvent) -> bool {
-        false
-    }
+pub fn prepare<'a>(pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
+    let spec = pod.pod.spec.as_ref()?;
+    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let images: Vec<String> = containers.filter_map(|it| it.image.as_deref()).map(with_tag).collect();
+    let is_known = images.iter().any(|it| cluster.image_nodes.contains_key(it));
+    is_known.then(|| Box::new(Images { images, cluster }) as Box<dyn Judge>)
 }
 
 /// `normalizedImageName`.

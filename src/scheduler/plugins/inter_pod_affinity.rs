@@ -4,29 +4,13 @@ use std::collections::HashMap;
 
 use crate::scheduler::{
     cluster::{Cluster, NodeInfo, PodInfo, Term},
-    framework::{ClusterEvent, Judge, MOST, Plugin, Rejection},
+    framework::{Judge, MOST, Rejection},
 };
 
-pub struct InterPodAffinity;
-
-impl Plugin for InterPodAffinity {
-    fn name(&self) -> &'static str {
-        "InterPodAffinity"
-    }
-
-    fn weight(&self) -> i64 {
-        2
-    }
-
-    fn prepare<'a>(&'a self, pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
-        let own = &pod.affinities;
-        let has_own = !own.required.is_empty() || !own.required_anti.is_empty() || !own.preferred.is_empty();
-        (has_own || cluster.pods_with_affinity > 0).then(|| Box::new(Neighbours::count(pod, cluster)) as Box<dyn Judge>)
-    }
-
-    fn is_helped_by(&self, _: ClusterEvent) -> bool {
-        true
-    }
+pub fn prepare<'a>(pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
+    let own = &pod.affinities;
+    let has_own = !own.required.is_empty() || !own.required_anti.is_empty() || !own.preferred.is_empty();
+    (has_own || cluster.pods_with_affinity > 0).then(|| Box::new(Neighbours::count(pod, cluster)) as Box<dyn Judge>)
 }
 
 type Domain<'a> = (&'a str, &'a str);

@@ -4,30 +4,14 @@ use crate::{
     client::placement,
     scheduler::{
         cluster::{Cluster, NodeInfo, PodInfo},
-        framework::{ClusterEvent, Judge, Plugin, Rejection, normalize},
+        framework::{Judge, Rejection, normalize},
     },
 };
 
-pub struct NodeAffinity;
-
-impl Plugin for NodeAffinity {
-    fn name(&self) -> &'static str {
-        "NodeAffinity"
-    }
-
-    fn weight(&self) -> i64 {
-        2
-    }
-
-    fn prepare<'a>(&'a self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
-        let spec = pod.pod.spec.as_ref()?;
-        let has_affinity = spec.affinity.as_ref().is_some_and(|it| it.node_affinity.is_some());
-        (has_affinity || spec.node_selector.is_some()).then(|| Box::new(Affinity { pod }) as Box<dyn Judge>)
-    }
-
-    fn is_helped_by(&self, event: ClusterEvent) -> bool {
-        matches!(event, ClusterEvent::NodeAdded | ClusterEvent::NodeChanged)
-    }
+pub fn prepare<'a>(pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
+    let spec = pod.pod.spec.as_ref()?;
+    let has_affinity = spec.affinity.as_ref().is_some_and(|it| it.node_affinity.is_some());
+    (has_affinity || spec.node_selector.is_some()).then(|| Box::new(Affinity { pod }) as Box<dyn Judge>)
 }
 
 struct Affinity<'a> {

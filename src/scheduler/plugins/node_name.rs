@@ -2,24 +2,12 @@
 
 use crate::scheduler::{
     cluster::{Cluster, NodeInfo, PodInfo},
-    framework::{ClusterEvent, Judge, Plugin, Rejection},
+    framework::{Judge, Rejection},
 };
 
-pub struct NodeName;
-
-impl Plugin for NodeName {
-    fn name(&self) -> &'static str {
-        "NodeName"
-    }
-
-    fn prepare<'a>(&'a self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
-        let name = pod.node_name();
-        (!name.is_empty()).then(|| Box::new(Named { name }) as Box<dyn Judge>)
-    }
-
-    fn is_helped_by(&self, event: ClusterEvent) -> bool {
-        event == ClusterEvent::NodeAdded
-    }
+pub fn prepare<'a>(pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
+    let name = pod.node_name();
+    (!name.is_empty()).then(|| Box::new(Named { name }) as Box<dyn Judge>)
 }
 
 struct Named<'a> {

@@ -2,23 +2,11 @@
 
 use crate::scheduler::{
     cluster::{Cluster, HostPort, NodeInfo, PodInfo},
-    framework::{ClusterEvent, Judge, Plugin, Rejection},
+    framework::{Judge, Rejection},
 };
 
-pub struct NodePorts;
-
-impl Plugin for NodePorts {
-    fn name(&self) -> &'static str {
-        "NodePorts"
-    }
-
-    fn prepare<'a>(&'a self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
-        (!pod.ports.is_empty()).then(|| Box::new(Ports { wanted: &pod.ports }) as Box<dyn Judge>)
-    }
-
-    fn is_helped_by(&self, event: ClusterEvent) -> bool {
-        matches!(event, ClusterEvent::NodeAdded | ClusterEvent::PodGone)
-    }
+pub fn prepare<'a>(pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
+    (!pod.ports.is_empty()).then(|| Box::new(Ports { wanted: &pod.ports }) as Box<dyn Judge>)
 }
 
 struct Ports<'a> {

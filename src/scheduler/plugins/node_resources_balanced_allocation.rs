@@ -2,25 +2,13 @@
 
 use crate::scheduler::{
     cluster::{Cluster, NodeInfo, PodInfo, Resources},
-    framework::{ClusterEvent, Judge, MOST, Plugin},
+    framework::{Judge, MOST},
 };
 
-pub struct NodeResourcesBalancedAllocation;
-
-impl Plugin for NodeResourcesBalancedAllocation {
-    fn name(&self) -> &'static str {
-        "NodeResourcesBalancedAllocation"
-    }
-
-    /// A pod that asks for nothing is not weighed.
-    fn prepare<'a>(&'a self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
-        let is_best_effort = pod.request.milli_cpu == 0 && pod.request.memory == 0;
-        (!is_best_effort).then(|| Box::new(Balance { pod }) as Box<dyn Judge>)
-    }
-
-    fn is_helped_by(&self, _: ClusterEvent) -> bool {
-        false
-    }
+/// A pod that asks for nothing is not weighed.
+pub fn prepare<'a>(pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
+    let is_best_effort = pod.request.milli_cpu == 0 && pod.request.memory == 0;
+    (!is_best_effort).then(|| Box::new(Balance { pod }) as Box<dyn Judge>)
 }
 
 struct Balance<'a> {

@@ -2,23 +2,11 @@
 
 use crate::scheduler::{
     cluster::{Cluster, NodeInfo, PodInfo},
-    framework::{ClusterEvent, Judge, MOST, Plugin, Rejection},
+    framework::{Judge, MOST, Rejection},
 };
 
-pub struct NodeResourcesFit;
-
-impl Plugin for NodeResourcesFit {
-    fn name(&self) -> &'static str {
-        "NodeResourcesFit"
-    }
-
-    fn prepare<'a>(&'a self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
-        Some(Box::new(Fit { pod }))
-    }
-
-    fn is_helped_by(&self, event: ClusterEvent) -> bool {
-        event != ClusterEvent::PodAssigned
-    }
+pub fn prepare<'a>(pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
+    Some(Box::new(Fit { pod }))
 }
 
 struct Fit<'a> {

@@ -5,23 +5,11 @@ use k8s_openapi::api::core::v1::Taint;
 use super::taint_toleration::is_tolerated;
 use crate::scheduler::{
     cluster::{Cluster, NodeInfo, PodInfo},
-    framework::{ClusterEvent, Judge, Plugin, Rejection},
+    framework::{Judge, Rejection},
 };
 
-pub struct NodeUnschedulable;
-
-impl Plugin for NodeUnschedulable {
-    fn name(&self) -> &'static str {
-        "NodeUnschedulable"
-    }
-
-    fn prepare<'a>(&'a self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
-        Some(Box::new(Cordon { pod }))
-    }
-
-    fn is_helped_by(&self, event: ClusterEvent) -> bool {
-        matches!(event, ClusterEvent::NodeAdded | ClusterEvent::NodeChanged)
-    }
+pub fn prepare<'a>(pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
+    Some(Box::new(Cordon { pod }))
 }
 
 struct Cordon<'a> {

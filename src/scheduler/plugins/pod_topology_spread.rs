@@ -10,42 +10,26 @@ use crate::{
     meta::LabelSelector,
     scheduler::{
         cluster::{Cluster, NodeInfo, PodInfo, selector_of},
-        framework::{ClusterEvent, Judge, MOST, Plugin, Rejection},
+        framework::{Judge, MOST, Rejection},
     },
 };
-
-pub struct PodTopologySpread;
 
 const HOSTNAME: &str = "kubernetes.io/hostname";
 /// `systemDefaultConstraints`: (key, maxSkew), preferences only.
 const DEFAULTS: [(&str, i32); 2] = [(HOSTNAME, 3), ("topology.kubernetes.io/zone", 5)];
 
-impl Plugin for PodTopologySpread {
-    fn name(&self) -> &'static str {
-        "PodTopologySpread"
+pub fn prepare<'a>(pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
+    let own: Vec<Constraint> =
+        pod.pod.spec.iter().flat_map(|it| it.topology_spread_constraints.iter().flatten()).map(|it| Constraint::of(it, pod)).collect();
+    if own.is_empty() {
+        let owner = pod.owner.as_deref()?;
+        let defaults = DEFAULTS.iter().map(|(key, skew)| Constraint::by_default(key, *skew, owner)).collect();
+        return Some(Box::new(Spread { pod, cluster, hard: Vec::new(), soft: defaults, is_default: true }));
     }
-
-    fn weight(&self) -> i64 {
-        2
-    }
-
-    fn prepare<'a>(&'a self, pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
-        let own: Vec<Constraint> =
-            pod.pod.spec.iter().flat_map(|it| it.topology_spread_constraints.iter().flatten()).map(|it| Constraint::of(it, pod)).collect();
-        if own.is_empty() {
-            let owner = pod.owner.as_deref()?;
-            let defaults = DEFAULTS.iter().map(|(key, skew)| Constraint::by_default(key, *skew, owner)).collect();
-            return Some(Box::new(Spread { pod, cluster, hard: Vec::new(), soft: defaults, is_default: true }));
-        }
-        let (hard, soft): (Vec<_>, Vec<_>) = own.into_iter().partition(|it| it.is_hard);
-        let keys: Vec<String> = hard.iter().map(|it| it.key.clone()).collect();
-        let hard = hard.into_iter().map(|it| it.counted(pod, cluster, &keys)).collect();
-        Some(Box::new(Spread { pod, cluster, hard, soft, is_default: false }))
-    }
-
-    fn is_helped_by(&self, _: ClusterEvent) -> bool {
-        true
-    }
+    let (hard, soft): (Vec<_>, Vec<_>) = own.into_iter().partition(|it| it.is_hard);
+    let keys: Vec<String> = hard.iter().map(|it| it.key.clone()).collect();
+    let hard = hard.into_iter().map(|it| it.counted(pod, cluster, &keys)).collect();
+    Some(Box::new(Spread { pod, cluster, hard, soft, is_default: false }))
 }
 
 enum Alike<'a> {

@@ -6,28 +6,12 @@ use crate::{
     client::placement,
     scheduler::{
         cluster::{Cluster, NodeInfo, PodInfo},
-        framework::{ClusterEvent, Judge, Plugin, Rejection, normalize},
+        framework::{Judge, Rejection, normalize},
     },
 };
 
-pub struct TaintToleration;
-
-impl Plugin for TaintToleration {
-    fn name(&self) -> &'static str {
-        "TaintToleration"
-    }
-
-    fn weight(&self) -> i64 {
-        3
-    }
-
-    fn prepare<'a>(&'a self, pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
-        Some(Box::new(Taints { pod }))
-    }
-
-    fn is_helped_by(&self, event: ClusterEvent) -> bool {
-        matches!(event, ClusterEvent::NodeAdded | ClusterEvent::NodeChanged)
-    }
+pub fn prepare<'a>(pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
+    Some(Box::new(Taints { pod }))
 }
 
 struct Taints<'a> {

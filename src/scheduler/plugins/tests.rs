@@ -38,7 +38,7 @@ fn cluster(nodes: &[(&str, Value)], pods: &[(&str, Arc<PodInfo>)]) -> Cluster {
 }
 
 fn decide(pod: &PodInfo, cluster: &Cluster) -> Result<String, Diagnosis> {
-    framework::decide(&all(), pod, cluster, 0)
+    framework::decide(pod, cluster, 0)
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn the_message_counts_reasons_as_upstream() {
     let web = pod("web", asking("8"));
     let diagnosis = decide(&web, &cluster).unwrap_err();
     assert_eq!(diagnosis.message(), "0/3 nodes are available: 1 node(s) were unschedulable, 2 Insufficient cpu.");
-    let why = default_preemption::preempt(&all(), &web, &mut cluster, &diagnosis).unwrap_err();
+    let why = default_preemption::preempt(&web, &mut cluster, &diagnosis).unwrap_err();
     assert_eq!(why, "0/3 nodes are available: 3 Preemption is not helpful for scheduling.");
     assert_eq!(Diagnosis::default().message(), "no nodes available to schedule pods");
 }
@@ -155,7 +155,7 @@ fn preemption_evicts_as_little_as_possible() {
         let mut cluster = cluster(&nodes, &present);
         let wanted = pod("web", with(cpu, priority));
         let diagnosis = decide(&wanted, &cluster).unwrap_err();
-        let found = default_preemption::preempt(&all(), &wanted, &mut cluster, &diagnosis);
+        let found = default_preemption::preempt(&wanted, &mut cluster, &diagnosis);
         let found = found.map(|it| (it.node, it.victims.iter().map(|it| it.uid.clone()).collect::<Vec<_>>()));
         let expected = expected.map(|(node, victims)| (node.to_owned(), victims.into_iter().map(str::to_owned).collect())).map_err(str::to_owned);
         assert_eq!(found, expected, "{cpu} {priority}");
@@ -168,12 +168,11 @@ fn a_thousand_pods_spread_evenly_over_a_hundred_nodes() {
     let names: Vec<String> = (0..100).map(|it| format!("node-{it}")).collect();
     let nodes: Vec<(&str, Value)> = names.iter().map(|it| (it.as_str(), json!({}))).collect();
     let mut cluster = cluster(&nodes, &[]);
-    let plugins = all();
     let start = std::time::Instant::now();
     for turn in 0..1000 {
         let mut info = PodInfo::clone(&pod(&format!("web-{turn}"), asking("10m")));
         info.owner = Some("rs".to_owned());
-        let node = framework::decide(&plugins, &info, &cluster, turn).unwrap();
+        let node = framework::decide(&info, &cluster, turn).unwrap();
         cluster.add_pod(Arc::new(info), &node);
     }
     println!("{:.0} pods/s", 1000.0 / start.elapsed().as_secs_f64());

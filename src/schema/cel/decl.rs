@@ -161,7 +161,7 @@ impl Decl {
             "date" => Self::sized(Type::Timestamp, 12, 12),
             "date-time" => Self::sized(Type::Timestamp, 21, 32),
             _ => {
-                let longest = schema.items_at(&["enum"]).iter().filter_map(Value::as_str).map(|it| it.len() as i64).max();
+                let longest = schema.texts_at(&["enum"]).map(|it| it.len() as i64).max();
                 let most = bound(schema, "maxLength").map(|it| it * 4).or(longest).unwrap_or(REQUEST_BYTES_MAX - 2);
                 Self::sized(Type::String, 2, most)
             }

@@ -362,7 +362,7 @@ impl<'a> List<'a> {
         match schema.text("x-kubernetes-list-type") {
             "set" => Some(vec![item.clone()]),
             "map" => {
-                let keys = schema.items_at(&["x-kubernetes-list-map-keys"]).iter().filter_map(Value::as_str);
+                let keys = schema.texts_at(&["x-kubernetes-list-map-keys"]);
                 Some(keys.map(|key| item.find(&Val::text(decl::escape(key).unwrap_or_default())).ok().flatten().unwrap_or(Val::Null)).collect())
             }
             _ => None,
