@@ -1,7 +1,7 @@
 //! `/healthz`, `/livez` and `/readyz`: checks by name, all together or one alone.
 //! Source: apiserver `pkg/server/healthz/healthz.go`.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use super::{Response, Server, body};
 use crate::meta::options::Query;
@@ -10,7 +10,11 @@ use crate::meta::options::Query;
 const STORE_WITHIN: Duration = Duration::from_secs(2);
 
 /// What is asked, in order: a server that answers at all has passed the first two.
-const CHECKS: [&str; 4] = ["ping", "log", "store", "shutdown"];
+const CHECKS: [&str; 5] = ["ping", "log", "store", BOOTSTRAP, "shutdown"];
+/// The first objects are there, and with them the rights of everybody but the administrator.
+const BOOTSTRAP: &str = "poststarthook/rbac/bootstrap-roles";
+/// What says only whether clients should come.
+const READINESS: [&str; 2] = [BOOTSTRAP, "shutdown"];
 const ROOTS: [&str; 3] = ["healthz", "livez", "readyz"];
 
 /// The answer to a path of health; `None` for other paths.
@@ -19,7 +23,7 @@ pub async fn serve(server: &Server, path: &str, query: &Query) -> Option<Respons
     if !ROOTS.contains(&root) {
         return None;
     }
-    let checks = CHECKS.into_iter().filter(|it| *it != "shutdown" || root == "readyz");
+    let checks = CHECKS.into_iter().filter(|it| !READINESS.contains(it) || root == "readyz");
     if !name.is_empty() {
         let name = checks.into_iter().find(|it| *it == name)?;
         return Some(match run(server, name).await {
@@ -55,6 +59,7 @@ pub async fn serve(server: &Server, path: &str, query: &Query) -> Option<Respons
 async fn run(server: &Server, check: &str) -> bool {
     match check {
         "store" => tokio::time::timeout(STORE_WITHIN, server.store.consistent()).await.is_ok_and(|it| it.is_ok()),
+        BOOTSTRAP => server.is_bootstrapped.load(Ordering::Relaxed),
         // A server that is about to stop takes no new clients.
         "shutdown" => !server.tasks.is_stopping(),
         _ => true,

@@ -49,7 +49,7 @@ pub mod webhooks;
 mod websocket;
 pub mod write;
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -84,6 +84,8 @@ pub struct Server {
     pub registry: ArcSwap<Registry>,
     /// The definitions of custom resources are followed up to this revision.
     registered: tokio::sync::watch::Sender<Revision>,
+    /// Whether the first objects of a cluster are there; until then the server is not ready.
+    pub is_bootstrapped: AtomicBool,
     pub authenticator: authn::Authenticator,
     pub authorizer: authz::Authorizer,
     pub tokens: Arc<tokens::Tokens>,
@@ -111,6 +113,7 @@ impl Server {
             store,
             registry: ArcSwap::from_pointee(kinds::table::registry()),
             registered: tokio::sync::watch::Sender::default(),
+            is_bootstrapped: AtomicBool::default(),
             authenticator: authn::Authenticator::new(tokens.clone()),
             authorizer: authz::Authorizer::new(),
             tokens,

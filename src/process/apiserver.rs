@@ -3,7 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -147,6 +147,7 @@ impl ApiServer {
         let authentication = bootstrap::authentication(keys.authority.certificate(), keys.front_proxy.certificate());
         let started = Self { authentication, clients: in_process(&server), server, network, authority: keys.authority, url, address, is_alone, store: store_tasks };
         started.bootstrap(port).await?;
+        started.server.is_bootstrapped.store(true, Ordering::Relaxed);
         started.publish(port, tasks);
         Ok(started)
     }

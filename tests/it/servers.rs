@@ -82,7 +82,11 @@ impl Server {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let client = client_of(&self.kubeconfig).await;
-        eventually(&client, "/api/v1/namespaces/default", |it| it.name() == "default").await;
+        while text(&client, "/readyz").await != "ok" {
+            assert!(began.elapsed() < WITHIN, "the server is not ready");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(get(&client, "/api/v1/namespaces/default").await.name(), "default", "what is ready has its first objects");
         client
     }
 
