@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{
     Change, Strategy,
-    check::{each, fill, fill_absent, fill_at, same_first},
+    check::{each, fill, fill_at, same_first},
     metadata::IMMUTABLE,
     rules::words::ip_problem,
 };
@@ -24,27 +24,20 @@ pub const POD: Strategy = Strategy {
     ..Strategy::PLAIN
 };
 
-/// Seconds that a pod gets to end when nobody says otherwise.
-const GRACE_PERIOD: i64 = 30;
 const CONTAINER_LISTS: [&str; 3] = ["initContainers", "containers", "ephemeralContainers"];
 
 pub fn host_network(pod: &Value) -> String {
     (pod.at(&["spec", "hostNetwork"]) == Some(&Value::Bool(true))).to_string()
 }
 
-/// `SetDefaults_PodSpec` and what hangs below it.
+/// `SetDefaults_PodSpec` and what hangs below it, beside what `types.txt` says.
 pub fn default_spec(spec: &mut Value) {
     if !spec.is_object() {
         return;
     }
-    fill(spec, "dnsPolicy", "ClusterFirst");
-    fill(spec, "restartPolicy", "Always");
-    fill(spec, "securityContext", json!({}));
-    fill(spec, "terminationGracePeriodSeconds", GRACE_PERIOD);
     if spec.int_at(&["terminationGracePeriodSeconds"]).is_some_and(|it| it < 0) {
         spec["terminationGracePeriodSeconds"] = 1.into();
     }
-    fill(spec, "schedulerName", "default-scheduler");
     let account = [spec.text("serviceAccountName"), spec.text("serviceAccount")].into_iter().find(|it| !it.is_empty()).map(str::to_owned);
     if let Some(account) = account {
         spec["serviceAccountName"] = account.clone().into();
@@ -99,23 +92,6 @@ fn default_container(container: &mut Value) {
     let image = container.text("image");
     let policy = if is_latest(image) { "Always" } else { "IfNotPresent" };
     fill(container, "imagePullPolicy", policy);
-    fill(container, "terminationMessagePath", "/dev/termination-log");
-    fill(container, "terminationMessagePolicy", "File");
-    fill(container, "resources", json!({}));
-    for port in each(container, &["ports"]) {
-        fill(port, "protocol", "TCP");
-    }
-    for env in each(container, &["env"]) {
-        if let Some(reference) = env.get_mut("valueFrom").and_then(|it| it.get_mut("fieldRef")) {
-            fill(reference, "apiVersion", "v1");
-        }
-    }
-    for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
-        container.get_mut(probe).into_iter().for_each(default_probe);
-    }
-    for hook in ["postStart", "preStop"] {
-        container.get_mut("lifecycle").and_then(|it| it.get_mut(hook)).into_iter().for_each(default_action);
-    }
 }
 
 /// Whether an image's tag is `latest`, written or not (`parsers.ParseImageName`). What is no reference to an image has none.
@@ -137,43 +113,7 @@ fn request_what_is_limited(container: &mut Value) {
     }
 }
 
-fn default_probe(probe: &mut Value) {
-    for (field, value) in [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)] {
-        fill(probe, field, value);
-    }
-    default_action(probe);
-    if let Some(grpc) = probe.get_mut("grpc") {
-        fill_absent(grpc, "service", "");
-    }
-}
-
-fn default_action(action: &mut Value) {
-    if let Some(get) = action.get_mut("httpGet") {
-        fill(get, "path", "/");
-        fill(get, "scheme", "HTTP");
-    }
-}
-
 fn default_volume(volume: &mut Value) {
-    const MODE: i64 = 0o644;
-    for source in ["configMap", "secret", "downwardAPI", "projected"] {
-        if let Some(source) = volume.get_mut(source) {
-            fill(source, "defaultMode", MODE);
-            each(source, &["items"]).for_each(default_field_ref);
-        }
-    }
-    for source in each(volume, &["projected", "sources"]) {
-        if let Some(token) = source.get_mut("serviceAccountToken") {
-            fill(token, "expirationSeconds", 3600);
-        }
-        each(source, &["downwardAPI", "items"]).for_each(default_field_ref);
-    }
-    if let Some(host_path) = volume.get_mut("hostPath") {
-        fill_absent(host_path, "type", "");
-    }
-    if let Some(claim) = volume.get_mut("ephemeral").and_then(|it| it.get_mut("volumeClaimTemplate")) {
-        fill_absent(&mut claim["spec"], "volumeMode", "Filesystem");
-    }
     if let Some(image) = volume.get_mut("image") {
         let policy = if is_latest(image.text("reference")) { "Always" } else { "IfNotPresent" };
         fill(image, "pullPolicy", policy);
@@ -181,12 +121,6 @@ fn default_volume(volume: &mut Value) {
     let has_source = volume.as_object().is_some_and(|it| it.len() > 1);
     if !has_source {
         volume["emptyDir"] = json!({});
-    }
-}
-
-fn default_field_ref(item: &mut Value) {
-    if let Some(reference) = item.get_mut("fieldRef") {
-        fill(reference, "apiVersion", "v1");
     }
 }
 
@@ -363,6 +297,7 @@ mod tests {
     fn pods_get_upstreams_defaults() {
         let mut pod = pod(json!({"containers": [{"name": "c", "image": "web", "ports": [{"containerPort": 80}],
             "livenessProbe": {"httpGet": {"port": 80}}, "resources": {"limits": {"cpu": "1"}}}], "volumes": [{"name": "v"}, {"name": "s", "secret": {"secretName": "x"}}]}));
+        crate::schema::default::default(&mut pod, &crate::schema::builtin("io.k8s.api.core.v1.Pod").expect("Pod"));
         (POD.default)(&mut pod);
         (POD.prepare)(&mut pod, Change::Create);
         let expected = json!({"containers": [{"name": "c", "image": "web", "imagePullPolicy": "Always", "terminationMessagePath": "/dev/termination-log",

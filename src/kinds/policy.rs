@@ -16,14 +16,13 @@ pub const FLOW_SCHEMA: Strategy = Strategy { has_generation: true, resets_status
 pub const PRIORITY_LEVEL: Strategy = Strategy { default: default_priority_level, has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const SIGNING_REQUEST: Strategy =
     Strategy { prepare: prepare_signing_request, name: names::path_segment, resets_status: true, ..Strategy::PLAIN };
-pub const API_SERVICE: Strategy = Strategy { default: default_api_service, validate: validate_api_service, resets_status: true, ..Strategy::PLAIN };
+pub const API_SERVICE: Strategy = Strategy { validate: validate_api_service, resets_status: true, ..Strategy::PLAIN };
 pub const RESOURCE_CLAIM: Strategy = Strategy { default: |object| default_claim(&mut object["spec"]), resets_status: true, ..Strategy::PLAIN };
 pub const RESOURCE_CLAIM_TEMPLATE: Strategy = Strategy { default: |object| default_claim(&mut object["spec"]["spec"]), ..Strategy::PLAIN };
 
 fn default_autoscaler(object: &mut Value) {
     let is_first = object.text("apiVersion") == "autoscaling/v1";
     let spec = &mut object["spec"];
-    fill(spec, "minReplicas", 1);
     if is_first {
         // What v2 has for metrics may stand in an annotation.
         if object.at(&["metadata", "annotations", METRICS]).is_none() {
@@ -115,10 +114,6 @@ fn default_priority_level(object: &mut Value) {
             fill_at(spec, &["exempt", "nominalConcurrencyShares"], 0);
             fill_at(spec, &["exempt", "lendablePercent"], 0);
         }
-        "Limited" if spec.at(&["limited"]).is_some() => {
-            fill_at(spec, &["limited", "nominalConcurrencyShares"], 30);
-            fill_at(spec, &["limited", "lendablePercent"], 0);
-        }
         _ => (),
     }
 }
@@ -135,12 +130,6 @@ fn prepare_signing_request(object: &mut Value, change: Change<'_>) {
                 object.set_at(&["status", kept], value.clone());
             }
         }
-    }
-}
-
-fn default_api_service(object: &mut Value) {
-    if object.at(&["spec", "service"]).is_some() {
-        fill_at(object, &["spec", "service", "port"], 443);
     }
 }
 
@@ -185,7 +174,6 @@ fn default_slice(object: &mut Value) {
 }
 
 fn default_device_request(request: &mut Value) {
-    fill(request, "allocationMode", "ExactCount");
     if request.text("allocationMode") == "ExactCount" {
         fill(request, "count", 1);
     }

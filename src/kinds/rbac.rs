@@ -8,9 +8,6 @@ pub const BINDING: Strategy = Strategy { default, name: names::path_segment, ..S
 const GROUP: &str = "rbac.authorization.k8s.io";
 
 fn default(binding: &mut Value) {
-    if let Some(role) = binding.get_mut("roleRef") {
-        fill(role, "apiGroup", GROUP);
-    }
     for subject in super::check::each(binding, &["subjects"]) {
         if matches!(subject.text("kind"), "User" | "Group") {
             fill(subject, "apiGroup", GROUP);

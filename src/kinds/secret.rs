@@ -4,7 +4,7 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 
 use super::{
     Change, Strategy,
-    check::{all, each, fill},
+    check::{all, each},
 };
 use crate::meta::{FieldError, FieldErrors, Meta, Path, Value, names};
 
@@ -22,7 +22,6 @@ const SIZE_MAX: usize = 1 << 20;
 
 /// `stringData` is written into `data` and never kept.
 fn default_secret(secret: &mut Value) {
-    fill(secret, "type", "Opaque");
     let Some(Value::Object(texts)) = secret.remove_at(&["stringData"]) else { return };
     for (key, text) in texts {
         secret.set_at(&["data", &key], BASE64.encode(text.as_str().unwrap_or_default()));
@@ -94,7 +93,7 @@ mod tests {
     fn string_data_becomes_data() {
         let mut secret = json!({"data": {"a": "eA=="}, "stringData": {"a": "y", "b": "z"}});
         (SECRET.default)(&mut secret);
-        assert_eq!(secret, json!({"type": "Opaque", "data": {"a": "eQ==", "b": "eg=="}}));
+        assert_eq!(secret, json!({"data": {"a": "eQ==", "b": "eg=="}}));
     }
 
     #[test]

@@ -13,8 +13,6 @@ pub const SERVICE: Strategy = Strategy { default, prepare, name: names::dns1123_
 
 fn default(service: &mut Value) {
     let spec = &mut service["spec"];
-    fill(spec, "sessionAffinity", "None");
-    fill(spec, "type", "ClusterIP");
     if spec.text("sessionAffinity") == "None" {
         spec.remove_at(&["sessionAffinityConfig"]);
     }
@@ -22,7 +20,6 @@ fn default(service: &mut Value) {
         spec.set_at(&["sessionAffinityConfig", "clientIP", "timeoutSeconds"], 10_800);
     }
     for port in each(spec, &["ports"]) {
-        fill(port, "protocol", "TCP");
         let number = port.get("port").cloned().unwrap_or_default();
         if port.get("targetPort").is_none_or(|it| *it == 0 || *it == "") {
             port["targetPort"] = number;
@@ -95,6 +92,7 @@ mod tests {
     #[test]
     fn services_get_defaults() {
         let mut service = json!({"spec": {"ports": [{"port": 80}]}});
+        crate::schema::default::default(&mut service, &crate::schema::builtin("io.k8s.api.core.v1.Service").expect("Service"));
         default(&mut service);
         assert_eq!(
             service["spec"],

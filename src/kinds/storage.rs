@@ -1,28 +1,17 @@
 //! Volumes and what provides them: defaults and checks.
 //! Source: `pkg/apis/core/v1/defaults.go`, `pkg/apis/storage/v1/defaults.go`, `pkg/apis/{core,storage}/validation`.
 
-use super::{
-    Change, Strategy,
-    check::{fill, fill_absent, fill_at},
-};
+use super::{Change, Strategy, check::fill_at};
 use crate::meta::{FieldError, FieldErrors, Meta, Path, Value};
 
 pub const VOLUME: Strategy =
     Strategy { default: default_volume, prepare: prepare_volume, validate: validate_volume, resets_status: true, ..Strategy::PLAIN };
 pub const CLAIM: Strategy = Strategy { default: default_claim, prepare: prepare_claim, validate: validate_claim, resets_status: true, ..Strategy::PLAIN };
-pub const CLASS: Strategy = Strategy { default: default_class, ..Strategy::PLAIN };
-pub const CSI_DRIVER: Strategy = Strategy { default: default_driver, prepare: prepare_driver, has_generation: true, ..Strategy::PLAIN };
+pub const CLASS: Strategy = Strategy::PLAIN;
+pub const CSI_DRIVER: Strategy = Strategy { prepare: prepare_driver, has_generation: true, ..Strategy::PLAIN };
 pub const ATTACHMENT: Strategy = Strategy { resets_status: true, ..Strategy::PLAIN };
 
 fn default_volume(object: &mut Value) {
-    let spec = &mut object["spec"];
-    fill(spec, "persistentVolumeReclaimPolicy", "Retain");
-    fill_absent(spec, "volumeMode", "Filesystem");
-    if let Some(path) = spec.get_mut("hostPath")
-        && path.get("type").is_none()
-    {
-        path["type"] = "".into();
-    }
     fill_at(object, &["status", "phase"], "Pending");
 }
 
@@ -58,7 +47,6 @@ fn validate_volume(object: &Value, change: Change<'_>) -> FieldErrors {
 
 /// A claim, or a template for one.
 pub fn default_claim(object: &mut Value) {
-    fill_absent(&mut object["spec"], "volumeMode", "Filesystem");
     fill_at(object, &["status", "phase"], "Pending");
 }
 
@@ -128,27 +116,9 @@ fn validate_claim(object: &Value, change: Change<'_>) -> FieldErrors {
     errors
 }
 
-fn default_class(object: &mut Value) {
-    fill_absent(object, "reclaimPolicy", "Delete");
-    fill_absent(object, "volumeBindingMode", "Immediate");
-}
-
 /// Upstream counts a driver's changes from nothing.
 fn prepare_driver(object: &mut Value, change: Change<'_>) {
     if let Change::Create = change {
         object.remove_metadata("generation");
     }
-}
-
-fn default_driver(object: &mut Value) {
-    let spec = &mut object["spec"];
-    fill(spec, "attachRequired", true);
-    fill(spec, "podInfoOnMount", false);
-    fill(spec, "storageCapacity", false);
-    fill_absent(spec, "fsGroupPolicy", "ReadWriteOnceWithFSType");
-    if spec.items_at(&["volumeLifecycleModes"]).is_empty() {
-        spec["volumeLifecycleModes"] = serde_json::json!(["Persistent"]);
-    }
-    fill(spec, "requiresRepublish", false);
-    fill(spec, "seLinuxMount", false);
 }

@@ -25,7 +25,7 @@ pub const CRON_JOB: Strategy = Strategy {
     ..Strategy::PLAIN
 };
 pub const REPLICA_SET: Strategy =
-    Strategy { default: default_replica_set, has_generation: true, resets_status: true, ..Strategy::PLAIN };
+    Strategy { default: default_template, has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const REPLICATION_CONTROLLER: Strategy = Strategy {
     default: default_replication_controller,
     has_generation: true,
@@ -51,9 +51,6 @@ fn default_template(object: &mut Value) {
 fn default_deployment(object: &mut Value) {
     default_template(object);
     let spec = &mut object["spec"];
-    fill(spec, "replicas", 1);
-    fill(spec, "revisionHistoryLimit", 10);
-    fill(spec, "progressDeadlineSeconds", 600);
     if spec.get("strategy").is_none() {
         spec["strategy"] = json!({});
     }
@@ -68,16 +65,10 @@ fn default_deployment(object: &mut Value) {
     }
 }
 
-fn default_replica_set(object: &mut Value) {
-    default_template(object);
-    fill(&mut object["spec"], "replicas", 1);
-}
-
 fn default_replication_controller(object: &mut Value) {
     if object.at(&["spec", "template"]).is_some() {
         default_template(object);
     }
-    fill(&mut object["spec"], "replicas", 1);
     if let Some(labels) = object.at(&["spec", "template", "metadata", "labels"]).cloned()
         && object.map_at(&["spec", "selector"]).is_none_or(serde_json::Map::is_empty)
     {
@@ -102,7 +93,6 @@ fn default_daemon_set(object: &mut Value) {
         fill_at(object, &["spec", "updateStrategy", "rollingUpdate", "maxUnavailable"], 1);
         fill_at(object, &["spec", "updateStrategy", "rollingUpdate", "maxSurge"], 0);
     }
-    fill(&mut object["spec"], "revisionHistoryLimit", 10);
     fill_at(object, &TEMPLATE_GENERATION, "0");
 }
 
@@ -122,7 +112,6 @@ fn prepare_daemon_set(object: &mut Value, change: Change<'_>) {
 
 fn default_stateful_set(object: &mut Value) {
     default_template(object);
-    fill(&mut object["spec"], "podManagementPolicy", "OrderedReady");
     if object.text_at(&["spec", "updateStrategy", "type"]).is_empty() {
         fill_at(object, &["spec", "updateStrategy", "type"], "RollingUpdate");
         fill_at(object, &["spec", "updateStrategy", "rollingUpdate"], json!({}));
@@ -133,8 +122,6 @@ fn default_stateful_set(object: &mut Value) {
     for when in ["whenDeleted", "whenScaled"] {
         fill_at(object, &["spec", "persistentVolumeClaimRetentionPolicy", when], "Retain");
     }
-    fill(&mut object["spec"], "replicas", 1);
-    fill(&mut object["spec"], "revisionHistoryLimit", 10);
     for claim in each(object, &["spec", "volumeClaimTemplates"]) {
         fill_at(claim, &["apiVersion"], "v1");
         fill_at(claim, &["kind"], "PersistentVolumeClaim");
@@ -176,12 +163,7 @@ fn cron_job_name(name: &str) -> crate::meta::names::Problems {
 }
 
 fn default_cron_job(object: &mut Value) {
-    let spec = &mut object["spec"];
-    fill(spec, "concurrencyPolicy", "Allow");
-    fill(spec, "suspend", false);
-    fill(spec, "successfulJobsHistoryLimit", 3);
-    fill(spec, "failedJobsHistoryLimit", 1);
-    pod::default_spec(&mut spec["jobTemplate"]["spec"]["template"]["spec"]);
+    pod::default_spec(&mut object["spec"]["jobTemplate"]["spec"]["template"]["spec"]);
 }
 
 /// The labels by which a Job knows its pods, in the new form and the old.
@@ -231,7 +213,6 @@ mod tests {
         let mut object =
             json!({"metadata": {"name": "web"}, "spec": {"selector": {"matchLabels": {"app": "web"}}, "template": template(), "strategy": {}}});
         default_deployment(&mut object);
-        assert_eq!(object["spec"]["replicas"], 1);
         assert_eq!(object["spec"]["strategy"], json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}}));
     }
 

@@ -11,7 +11,7 @@ pub fn default(value: &mut Value, schema: &Schema) {
                 // Go does not tell the zero value of a field that is no pointer from its absence.
                 let own = field.default.as_ref().or(field.implied.as_ref()).filter(|it| field.is_pointer || field.keeps_zero || !is_zero(it));
                 let declared = own.or(field.schema.default.as_ref());
-                let is_there = map.get(&field.name).is_some_and(|it| own.is_none() || field.is_pointer || !is_zero(it));
+                let is_there = map.get(&field.name).is_some_and(|it| own.is_none() || (field.is_pointer && !it.is_null()) || !is_zero(it));
                 if let (Some(default), false) = (declared, is_there) {
                     map.insert(field.name.clone(), default.clone());
                 }
@@ -27,7 +27,7 @@ pub fn default(value: &mut Value, schema: &Schema) {
 }
 
 fn is_zero(value: &Value) -> bool {
-    matches!(value, Value::Null | Value::Bool(false)) || *value == "" || *value == 0
+    matches!(value, Value::Null | Value::Bool(false)) || *value == "" || *value == 0 || value.as_array().is_some_and(Vec::is_empty)
 }
 
 #[cfg(test)]
@@ -37,9 +37,16 @@ mod tests {
 
     #[test]
     fn declared_defaults_fill_what_is_absent() {
-        let schema = crate::schema::builtin("io.k8s.api.core.v1.Service").expect("Service");
-        let mut service = json!({"spec": {"ports": [{"port": 80}, {"port": 53, "protocol": "UDP"}]}});
-        default(&mut service, &schema);
-        assert_eq!(service, json!({"spec": {"ports": [{"port": 80, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]}}));
+        let cases = [
+            ("core.v1.Service", json!({"spec": {"ports": [{"port": 80}, {"port": 53, "protocol": "UDP"}]}}), json!({"spec": {"ports": [{"port": 80, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}], "type": "ClusterIP", "sessionAffinity": "None"}})),
+            // Go tells what is empty from what is absent by pointers.
+            ("discovery.v1.EndpointSlice", json!({"ports": [{"port": 80, "protocol": ""}]}), json!({"ports": [{"port": 80, "protocol": "", "name": ""}]})),
+            ("storage.v1.CSIDriver", json!({"spec": {"attachRequired": false, "volumeLifecycleModes": []}}), json!({"spec": {"attachRequired": false, "podInfoOnMount": false, "storageCapacity": false,
+                "fsGroupPolicy": "ReadWriteOnceWithFSType", "requiresRepublish": false, "seLinuxMount": false, "volumeLifecycleModes": ["Persistent"]}})),
+        ];
+        for (name, mut object, expected) in cases {
+            default(&mut object, &crate::schema::builtin(&format!("io.k8s.api.{name}")).expect("a type"));
+            assert_eq!(object, expected, "{name}");
+        }
     }
 }
