@@ -276,16 +276,15 @@ async fn whole(count: usize, seed: u64) -> Vec<String> {
     let options = Options {
         data_dir: folder.path().join("data"),
         bind: "127.0.0.1:0".parse().expect("an address"),
-        advertise: Some("127.0.0.1".parse().expect("an address")),
-        names: Vec::new(),
+        advertise_address: Some("127.0.0.1".parse().expect("an address")),
+        tls_san: Vec::new(),
         kubeconfig: folder.path().join("admin.conf"),
         store: StoreKind::Memory,
-        quota: 2 << 30,
+        store_quota: 2 << 30,
         trace: None,
         network: Wanted::default(),
-        default_network: slot::first_network(),
     };
-    let api = ApiServer::start(&options, &tasks).await.expect("the server starts");
+    let api = ApiServer::start(&options, slot::first_network(), &tasks).await.expect("the server starts");
     let operations = operations(&api.server).await;
     println!("{} operations of our OpenAPI documents, {count} requests, seed {seed}", operations.len());
     let statuses = std::array::from_fn(|_| AtomicUsize::new(0));
