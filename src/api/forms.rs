@@ -9,7 +9,7 @@ use crate::{
     base::clock,
     kinds::{Kind, Version},
     meta::{Meta, Result, Status, Value, object::api_version},
-    schema::protobuf,
+    schema::{protobuf, transcode},
     store::Stored,
 };
 
@@ -86,7 +86,7 @@ impl View<'_> {
                 Ok(self.json_list(objects, &metadata, "meta.k8s.io/v1", "PartialObjectMetadataList", |it| self.metadata(it)))
             }
             (Shape::Object, Encoding::Protobuf) if self.kind.custom.is_none() => {
-                let items = objects.iter().map(|it| protobuf::encode_message(&self.value(it), &self.version.schema)).collect::<Result<Vec<_>>>()?;
+                let items = objects.iter().map(|it| transcode::message(&it.json, &self.version.schema)).collect::<Result<Vec<_>>>()?;
                 Ok(protobuf::encode_list(&self.api_version(), &self.kind.list_kind, &metadata, &items)?.into())
             }
             (Shape::Table(include), encoding) => encode(&self.table(objects, include, metadata), encoding),

@@ -13,6 +13,7 @@ pub mod default;
 pub mod merge;
 pub mod openapi;
 pub mod protobuf;
+pub mod transcode;
 pub mod prune;
 pub mod rules;
 pub mod structural;

@@ -65,7 +65,7 @@ pub fn encode_watch_event(kind: &str, object: &[u8]) -> Vec<u8> {
     frame
 }
 
-fn envelope(api_version: &str, kind: &str, message: &[u8]) -> Vec<u8> {
+pub(super) fn envelope(api_version: &str, kind: &str, message: &[u8]) -> Vec<u8> {
     let mut type_meta = Vec::with_capacity(api_version.len() + kind.len() + 4);
     put_bytes(&mut type_meta, 1, api_version.as_bytes());
     put_bytes(&mut type_meta, 2, kind.as_bytes());
@@ -78,7 +78,7 @@ fn envelope(api_version: &str, kind: &str, message: &[u8]) -> Vec<u8> {
     out
 }
 
-fn as_struct(schema: &Schema) -> Result<&Struct> {
+pub(super) fn as_struct(schema: &Schema) -> Result<&Struct> {
     schema.as_struct().filter(|_| !schema.name.is_empty()).ok_or_else(|| Status::bad_request("the object has no protobuf form"))
 }
 
@@ -357,17 +357,27 @@ fn put_int(out: &mut Vec<u8>, number: u32, value: i64) {
     put_varint(out, value as u64);
 }
 
-fn put_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
+pub(super) fn put_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
     put_varint(out, u64::from(number) << 3 | 2);
     put_varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
-/// A message in a message: written apart, then with its length in front.
-fn put_message(out: &mut Vec<u8>, number: u32, write: impl FnOnce(&mut Vec<u8>) -> Result<()>) -> Result<()> {
-    let mut inner = Vec::new();
-    write(&mut inner)?;
-    put_bytes(out, number, &inner);
+/// A message in a message. A short one has room for its length in front; a longer one is moved.
+pub(super) fn put_message(out: &mut Vec<u8>, number: u32, write: impl FnOnce(&mut Vec<u8>) -> Result<()>) -> Result<()> {
+    put_varint(out, u64::from(number) << 3 | 2);
+    let start = out.len();
+    out.push(0);
+    write(out)?;
+    let length = out.len() - start - 1;
+    match u8::try_from(length) {
+        Ok(short @ 0..128) => out[start] = short,
+        _ => {
+            let mut prefix = Vec::with_capacity(5);
+            put_varint(&mut prefix, length as u64);
+            out.splice(start..=start, prefix);
+        }
+    }
     Ok(())
 }
 
@@ -383,7 +393,7 @@ fn write_fields(out: &mut Vec<u8>, map: &Map<String, Value>, fields: &[Field], d
 }
 
 /// What Go's encoder writes of a field that is no pointer and was never set.
-fn write_zero(out: &mut Vec<u8>, field: &Field) -> Result<()> {
+pub(super) fn write_zero(out: &mut Vec<u8>, field: &Field) -> Result<()> {
     if field.is_pointer {
         return Ok(());
     }
@@ -423,7 +433,7 @@ fn write_entry_value(out: &mut Vec<u8>, value: &Value, values: &Schema) -> Resul
     }
 }
 
-fn write_value(out: &mut Vec<u8>, number: u32, value: &Value, schema: &Schema) -> Result<()> {
+pub(super) fn write_value(out: &mut Vec<u8>, number: u32, value: &Value, schema: &Schema) -> Result<()> {
     let wrong = || mistyped(&schema.name, value);
     let text = || value.as_str().ok_or_else(wrong);
     match &schema.shape {
