@@ -3,6 +3,7 @@
 
 pub mod cluster;
 pub mod framework;
+mod nominations;
 pub mod plugins;
 pub mod queue;
 
@@ -22,6 +23,7 @@ use tokio::{sync::mpsc, time::Instant};
 use self::{
     cluster::{Cluster, PodInfo},
     framework::{ClusterEvent, Diagnosis},
+    nominations::Nominations,
     plugins::{default_preemption, scheduling_gates},
     queue::Queue,
 };
@@ -84,6 +86,7 @@ fn start_one(client: kube::Client, tasks: &Tasks) {
         tasks: tasks.clone(),
         cluster: Cluster::default(),
         queue: Queue::default(),
+        nominations: Nominations::default(),
         sender: sender.clone(),
         turn: 0,
     };
@@ -104,6 +107,7 @@ struct Scheduler {
     tasks: Tasks,
     cluster: Cluster,
     queue: Queue,
+    nominations: Nominations,
     sender: mpsc::UnboundedSender<News>,
     turn: usize,
 }
@@ -210,13 +214,20 @@ impl Scheduler {
         let is_bound_soon = self.cluster.nodes.values().any(|it| it.pods.contains_key(&uid));
         if !is_ours || pod.metadata.deletion_timestamp.is_some() || scheduling_gates::is_gated(pod) {
             self.queue.remove(&uid);
+            self.nominations.remove(&uid);
         } else if !is_bound_soon {
-            self.queue.put(Arc::new(PodInfo::new(Pod::clone(pod))));
+            let info = Arc::new(PodInfo::new(Pod::clone(pod)));
+            let nominated = pod.status.as_ref().and_then(|it| it.nominated_node_name.as_deref()).filter(|it| !it.is_empty());
+            if let (Some(node), None) = (nominated, self.nominations.node_of(&uid)) {
+                self.nominations.add(info.clone(), node);
+            }
+            self.queue.put(info);
         }
     }
 
     fn forget(&mut self, uid: &str, pod: &Pod) {
         self.queue.remove(uid);
+        self.nominations.remove(uid);
         if self.cluster.remove_pod(uid, node_name(pod)).is_some() {
             self.happened(ClusterEvent::PodGone);
         }
@@ -224,6 +235,7 @@ impl Scheduler {
 
     fn assigned(&mut self, pod: &Pod, uid: &str, node: &str) {
         self.queue.remove(uid);
+        self.nominations.remove(uid);
         let known = self.cluster.nodes.get(node).and_then(|it| it.pods.get(uid));
         let is_same = known.is_some_and(|it| {
             let (old, new) = (&it.pod.metadata, &pod.metadata);
@@ -245,7 +257,8 @@ impl Scheduler {
                 return done > 0;
             };
             self.turn = self.turn.wrapping_add(1);
-            match framework::decide(&pod, &self.cluster, self.turn) {
+            let turn = self.turn;
+            match self.nominations.counted(&pod, &mut self.cluster, |cluster| framework::decide(&pod, cluster, turn)) {
                 Ok(node) => self.assume(pod, node),
                 Err(diagnosis) => self.fail(&pod, diagnosis),
             }
@@ -256,6 +269,7 @@ impl Scheduler {
     /// The pod counts as on the node from now on, while the server is told.
     fn assume(&mut self, pod: Arc<PodInfo>, node: String) {
         self.queue.remove(&pod.uid);
+        self.nominations.remove(&pod.uid);
         self.cluster.add_pod(pod.clone(), &node);
         self.happened(ClusterEvent::PodAssigned);
         let (client, events, sender) = (self.client.clone(), self.events.clone(), self.sender.clone());
@@ -270,16 +284,23 @@ impl Scheduler {
         });
     }
 
-    fn fail(&mut self, pod: &PodInfo, diagnosis: Diagnosis) {
+    fn fail(&mut self, pod: &Arc<PodInfo>, diagnosis: Diagnosis) {
         let mut message = diagnosis.message();
         let mut nominated = None;
         if diagnosis.nodes > 0 {
-            match default_preemption::preempt(pod, &mut self.cluster, &diagnosis) {
+            let promised = self.nominations.node_of(&pod.uid);
+            match self.nominations.counted(pod, &mut self.cluster, |cluster| default_preemption::preempt(pod, promised, cluster, &diagnosis)) {
                 Ok(candidate) => {
                     nominated = Some(candidate.node.clone());
+                    self.nominations.add(pod.clone(), &candidate.node);
                     self.evict(pod, candidate);
                 }
-                Err(reason) => message = format!("{message} preemption: {reason}"),
+                Err(refusal) => {
+                    message = format!("{message} preemption: {}", refusal.why);
+                    if refusal.is_hopeless {
+                        self.nominations.remove(&pod.uid);
+                    }
+                }
             }
         }
         let reason = if diagnosis.nodes == 0 { "SchedulerError" } else { "Unschedulable" };

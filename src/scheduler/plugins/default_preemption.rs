@@ -17,13 +17,22 @@ pub struct Candidate {
     pub victims: Vec<Arc<PodInfo>>,
 }
 
-/// The best candidate, or the text that says why there is none.
-pub fn preempt(pod: &PodInfo, cluster: &mut Cluster, diagnosis: &Diagnosis) -> Result<Candidate, String> {
+/// Why nobody is evicted, in upstream's words.
+#[derive(Debug)]
+pub struct Refusal {
+    pub why: String,
+    /// Room that was promised to the pod before would not come either.
+    pub is_hopeless: bool,
+}
+
+/// The best candidate for a pod that was perhaps promised room on the node `promised` before.
+pub fn preempt(pod: &PodInfo, promised: Option<&str>, cluster: &mut Cluster, diagnosis: &Diagnosis) -> Result<Candidate, Refusal> {
+    let not_eligible = |why: &str| Err(Refusal { why: format!("not eligible due to {why}."), is_hopeless: false });
     if pod.pod.spec.as_ref().and_then(|it| it.preemption_policy.as_deref()) == Some("Never") {
-        return Err("not eligible due to preemptionPolicy=Never.".to_owned());
+        return not_eligible("preemptionPolicy=Never");
     }
-    if is_waiting_for_victims(pod, cluster) {
-        return Err("not eligible due to a terminating pod on the nominated node.".to_owned());
+    if promised.is_some_and(|it| is_being_cleared(it, pod, cluster)) {
+        return not_eligible("a terminating pod on the nominated node");
     }
     let mut reasons = Vec::new();
     let mut candidates = Vec::new();
@@ -41,14 +50,13 @@ pub fn preempt(pod: &PodInfo, cluster: &mut Cluster, diagnosis: &Diagnosis) -> R
         let priorities = it.victims.iter().map(|it| i64::from(it.priority));
         (priorities.clone().max(), priorities.sum::<i64>(), it.victims.len())
     };
-    candidates.into_iter().min_by_key(cost).ok_or_else(|| framework::histogram(diagnosis.nodes, reasons.into_iter()))
+    let best = candidates.into_iter().min_by_key(cost);
+    best.ok_or_else(|| Refusal { why: framework::histogram(diagnosis.nodes, reasons.into_iter()), is_hopeless: true })
 }
 
 /// Whether pods that this one evicted before are still going.
-fn is_waiting_for_victims(pod: &PodInfo, cluster: &Cluster) -> bool {
-    let nominated = pod.pod.status.as_ref().and_then(|it| it.nominated_node_name.as_deref());
-    let node = nominated.and_then(|it| cluster.nodes.get(it));
-    node.is_some_and(|it| it.pods.values().any(|it| it.priority < pod.priority && it.pod.metadata.deletion_timestamp.is_some()))
+fn is_being_cleared(node: &str, pod: &PodInfo, cluster: &Cluster) -> bool {
+    cluster.nodes.get(node).is_some_and(|it| it.pods.values().any(|it| it.priority < pod.priority && it.pod.metadata.deletion_timestamp.is_some()))
 }
 
 /// `SelectVictimsOnNode`: all lesser pods go, then the highest are kept as long as the pod still fits.

@@ -6,6 +6,7 @@ use super::*;
 use crate::scheduler::{
     cluster::{Cluster, PodInfo},
     framework::{self, Diagnosis},
+    nominations::Nominations,
 };
 
 fn node(name: &str, extra: Value) -> Arc<k8s_openapi::api::core::v1::Node> {
@@ -130,7 +131,7 @@ fn the_message_counts_reasons_as_upstream() {
     let web = pod("web", asking("8"));
     let diagnosis = decide(&web, &cluster).unwrap_err();
     assert_eq!(diagnosis.message(), "0/3 nodes are available: 1 node(s) were unschedulable, 2 Insufficient cpu.");
-    let why = default_preemption::preempt(&web, &mut cluster, &diagnosis).unwrap_err();
+    let why = default_preemption::preempt(&web, None, &mut cluster, &diagnosis).unwrap_err().why;
     assert_eq!(why, "0/3 nodes are available: 3 Preemption is not helpful for scheduling.");
     assert_eq!(Diagnosis::default().message(), "no nodes available to schedule pods");
 }
@@ -155,12 +156,34 @@ fn preemption_evicts_as_little_as_possible() {
         let mut cluster = cluster(&nodes, &present);
         let wanted = pod("web", with(cpu, priority));
         let diagnosis = decide(&wanted, &cluster).unwrap_err();
-        let found = default_preemption::preempt(&wanted, &mut cluster, &diagnosis);
+        let found = default_preemption::preempt(&wanted, None, &mut cluster, &diagnosis).map_err(|it| it.why);
         let found = found.map(|it| (it.node, it.victims.iter().map(|it| it.uid.clone()).collect::<Vec<_>>()));
         let expected = expected.map(|(node, victims)| (node.to_owned(), victims.into_iter().map(str::to_owned).collect())).map_err(str::to_owned);
         assert_eq!(found, expected, "{cpu} {priority}");
         assert_eq!(cluster.nodes.values().map(|it| it.pods.len()).sum::<usize>(), 4, "the picture is as before");
     }
+}
+
+#[test]
+fn room_that_was_made_for_a_pod_is_kept_from_lesser_ones() {
+    let with = |name: &str, cpu: &str, priority: i32| {
+        let mut spec = asking(cpu);
+        spec["priority"] = json!(priority);
+        pod(name, spec)
+    };
+    let mut cluster = cluster(&[("n1", json!({}))], &[]);
+    let mut nominations = Nominations::default();
+    nominations.add(with("promised", "3", 10), "n1");
+    // (name, cpu, priority) and whether it finds room
+    let cases = [("lesser", "2", 1, false), ("small", "1", 1, true), ("equal", "2", 10, false), ("greater", "2", 20, true), ("promised", "3", 10, true)];
+    for (name, cpu, priority, expected) in cases {
+        let wanted = with(name, cpu, priority);
+        let found = nominations.counted(&wanted, &mut cluster, |cluster| framework::decide(&wanted, cluster, 0).is_ok());
+        assert_eq!(found, expected, "{name}");
+        assert!(cluster.nodes["n1"].pods.is_empty(), "the picture is as before");
+    }
+    nominations.add(with("greater", "2", 20), "n1");
+    assert_eq!((nominations.node_of("promised"), nominations.node_of("greater")), (None, Some("n1")));
 }
 
 #[test]
