@@ -125,9 +125,12 @@ fn check_fitness(row: &PgRow) -> Result<(), String> {
 pub(super) async fn migrate(connection: &mut PgConnection, schema: &str) -> Result<(), Error> {
     let exists = sqlx::query("SELECT 1 FROM pg_namespace WHERE nspname = $1").bind(schema);
     if answer(exists.fetch_optional(&mut *connection)).await?.is_none() {
-        // Under a lock, for IF NOT EXISTS fails where two make it at the same moment.
-        let create = format!("SELECT pg_advisory_lock(hashtext('{schema}')); CREATE SCHEMA IF NOT EXISTS {schema}; SELECT pg_advisory_unlock(hashtext('{schema}'))");
-        sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut *connection).await.map_err(|why| lacks_rights(&why.to_string(), schema))?;
+        let create = AssertSqlSafe(format!("CREATE SCHEMA IF NOT EXISTS {schema}"));
+        match sqlx::raw_sql(create).execute(&mut *connection).await {
+            // Where two make it at the same moment the second is refused, and it is there.
+            Err(sqlx::Error::Database(why)) if why.is_unique_violation() => (),
+            other => _ = other.map_err(|why| lacks_rights(&why.to_string(), schema))?,
+        }
     }
     let migrator = migrator();
     migrator.run(&mut *connection).await.map_err(|why| lacks_rights(&why.to_string(), schema))?;
