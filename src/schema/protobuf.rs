@@ -476,7 +476,7 @@ pub(super) fn write_value(out: &mut Vec<u8>, number: u32, value: &Value, schema:
     Ok(())
 }
 
-pub(super) fn put_triple(out: &mut Vec<u8>, number: u32, ints: Option<(i64, i64)>, bytes: Option<(u32, &[u8])>) {
+fn put_triple(out: &mut Vec<u8>, number: u32, ints: Option<(i64, i64)>, bytes: Option<(u32, &[u8])>) {
     let mut inner = Vec::new();
     if let Some((first, second)) = ints {
         put_int(&mut inner, 1, first);

@@ -4,14 +4,13 @@
 use std::fmt;
 
 use serde::de::{
-    Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
+    DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
     value::{MapAccessDeserializer, SeqAccessDeserializer},
 };
-use serde_json::value::RawValue;
 
 use super::{
     Field, Schema, Shape, Struct,
-    protobuf::{as_struct, put_bytes, put_message, put_triple, write_value, write_zero},
+    protobuf::{as_struct, put_bytes, put_message, write_value, write_zero},
 };
 use crate::meta::{Status, Value};
 
@@ -155,17 +154,7 @@ impl<'de> DeserializeSeed<'de> for Slot<'_> {
     type Value = bool;
 
     fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<bool, D::Error> {
-        if !matches!(self.schema.shape, Shape::Any) {
-            return reader.deserialize_any(self);
-        }
-        // Text in a message as it is text here: what has no schema, such as a manager's fields, is not read at all.
-        match <&RawValue>::deserialize(reader)?.get() {
-            "null" => self.visit_unit(),
-            text => self.wrapped(|out, number, _| {
-                put_triple(out, number, None, Some((1, text.as_bytes())));
-                Ok(())
-            }),
-        }
+        reader.deserialize_any(self)
     }
 }
 
