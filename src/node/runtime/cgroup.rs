@@ -137,6 +137,18 @@ pub fn join(group: &str) -> io::Result<()> {
     folders(group).iter().try_for_each(|it| fs::write(format!("{it}/cgroup.procs"), "0"))
 }
 
+/// Kills whatever runs in a group; the nameless one is everybody's.
+pub fn kill_all(group: &str) {
+    if group.is_empty() {
+        return;
+    }
+    let place = folders(group).into_iter().next().unwrap_or_default();
+    let processes = fs::read_to_string(format!("{place}/cgroup.procs")).unwrap_or_default();
+    for pid in processes.lines().filter_map(|it| it.parse().ok()) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
 /// How often the kernel has killed something in the group for want of memory.
 pub fn oom_kills(group: &str) -> u64 {
     let file = if is_v2() { format!("{ROOT}/{group}/memory.events") } else { format!("{ROOT}/memory/{group}/memory.oom_control") };

@@ -247,6 +247,8 @@ impl Runtime {
     /// Removes a container that has ended, and all that is left of it.
     pub fn remove(&self, container: &Container) {
         self.signal(container, Signal::SIGKILL);
+        // Its process may be younger than what is known of it here.
+        cgroup::kill_all(&container.spec.cgroup);
         cgroup::remove(&container.spec.cgroup);
         let _ = fs::remove_dir_all(self.folder(&container.id));
     }
