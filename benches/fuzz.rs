@@ -39,7 +39,7 @@ const DEPTH: usize = 5;
 /// What these write would turn others' requests away, or ask servers that are not there, rightly with a 5xx: they are dry runs.
 const TURN_AWAY: [&str; 6] = ["webhookconfigurations", "apiservices", "flowschemas", "prioritylevelconfigurations", "admissionpolicies", "admissionpolicybindings"];
 /// What stands behind these is a node or a pod, and there is none.
-const CONNECT: [&str; 6] = ["proxy", "/exec", "/attach", "/portforward", "/log", "serviceaccounts/{name}/token"];
+const CONNECT: [&str; 5] = ["/proxy", "/exec", "/attach", "/portforward", "/log"];
 
 /// One operation of the documents.
 struct Operation {

@@ -222,11 +222,18 @@ fn image(command: Image, data_dir: &std::path::Path) -> std::io::Result<()> {
 }
 
 /// Runs `work` on a runtime of its own, with the log as asked.
+/// What waits in a thread, as for a child that does not end, does not keep the program.
+const BLOCKING_END_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
+
 fn run(log: &str, work: impl Future<Output = ExitCode>) -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_new(log).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(work),
+        Ok(runtime) => {
+            let code = runtime.block_on(work);
+            runtime.shutdown_timeout(BLOCKING_END_WITHIN);
+            code
+        }
         Err(error) => fail(&error),
     }
 }

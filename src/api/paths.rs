@@ -206,12 +206,21 @@ impl Paths<'_> {
         }
     }
 
+    /// Custom resources have neither protobuf nor strategic merges.
+    fn spoken(&self, all: &[&'static str]) -> Vec<&'static str> {
+        all.iter().copied().filter(|it| self.kind.custom.is_none() || !it.contains("protobuf") && !it.contains("strategic")).collect()
+    }
+
+    fn media_types(&self) -> Vec<&'static str> {
+        self.spoken(&MEDIA_TYPES)
+    }
+
     fn set_body(&self, operation: &mut Value, takes: Takes, definition: &str) {
-        let (name, media_types): (String, &[&str]) = match takes {
+        let (name, media_types) = match takes {
             Takes::Nothing => return,
-            Takes::Object => (definition.to_owned(), &MEDIA_TYPES),
-            Takes::Patch => (format!("{META}.Patch"), &PATCHES),
-            Takes::Options => (format!("{META}.DeleteOptions"), &MEDIA_TYPES),
+            Takes::Object => (definition.to_owned(), self.media_types()),
+            Takes::Patch => (format!("{META}.Patch"), self.spoken(&PATCHES)),
+            Takes::Options => (format!("{META}.DeleteOptions"), self.media_types()),
         };
         let is_required = takes != Takes::Options;
         match self.dialect {
@@ -252,7 +261,7 @@ impl Paths<'_> {
             Dialect::V2 => json!({"description": said(code), "schema": schema}),
             Dialect::V3 if it.action == "connect" => json!({"description": said(code), "content": {"*/*": {"schema": schema}}}),
             Dialect::V3 => {
-                let content: Map<String, Value> = MEDIA_TYPES.iter().map(|it| ((*it).to_owned(), json!({"schema": schema}))).collect();
+                let content: Map<String, Value> = self.media_types().into_iter().map(|it| (it.to_owned(), json!({"schema": schema}))).collect();
                 json!({"description": said(code), "content": content})
             }
         };
@@ -260,7 +269,7 @@ impl Paths<'_> {
         all.insert("401".to_owned(), json!({"description": "Unauthorized"}));
         operation["responses"] = all.into();
         if self.dialect == Dialect::V2 {
-            operation["produces"] = json!(MEDIA_TYPES);
+            operation["produces"] = json!(self.media_types());
         }
     }
 }

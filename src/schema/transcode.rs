@@ -55,8 +55,9 @@ impl<'de> Visitor<'de> for Message<'_> {
             };
             is_there[at] = map.next_value_seed(Slot::of(&fields[at], self.out))?;
         }
-        let absent = fields.iter().zip(is_there).filter(|it| !it.1).map(|it| it.0);
-        absent.into_iter().try_for_each(|field| within(self.out, &field.within, |out| write_zero(out, field))).map_err(failed)
+        // Nothing is written for a pointer, not even the message that would lead to it.
+        let mut absent = fields.iter().zip(is_there).filter(|(field, is_there)| !is_there && !field.is_pointer).map(|it| it.0);
+        absent.try_for_each(|field| within(self.out, &field.within, |out| write_zero(out, field))).map_err(failed)
     }
 }
 

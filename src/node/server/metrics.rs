@@ -1,7 +1,7 @@
 //! What Prometheus and metrics-server read of a node: `/metrics/resource`, and how much runs on it at `/metrics`.
 //! Source: kubelet `pkg/kubelet/metrics/collectors/resource_metrics.go`, `pkg/kubelet/metrics/metrics.go`.
 
-use std::{fmt::Write, sync::Arc};
+use std::{collections::HashMap, fmt::Write, sync::Arc};
 
 use axum::{
     extract::State,
@@ -59,8 +59,13 @@ fn node_memory() -> i64 {
     (of("MemTotal:") - of("MemAvailable:")) * 1024
 }
 
-fn running(agent: &Agent, pod: &Pod) -> Vec<Container> {
-    agent.containers(pod).into_iter().filter(Container::is_running).collect()
+/// The running containers by the uid of their pod.
+fn running(agent: &Agent) -> HashMap<String, Vec<Container>> {
+    let mut all = HashMap::<String, Vec<Container>>::new();
+    for it in agent.runtime.containers().into_iter().filter(Container::is_running) {
+        all.entry(it.spec.pod_uid.clone()).or_default().push(it);
+    }
+    all
 }
 
 fn used(agent: &Agent) -> String {
@@ -75,19 +80,17 @@ fn used(agent: &Agent) -> String {
         Family::new("container_memory_working_set_bytes", "gauge", MEMORY),
         Family::new("container_start_time_seconds", "gauge", "Start time since unix epoch in seconds"),
     ];
-    for pod in agent.pods() {
-        let of_pod = running(agent, &pod);
+    let mut running = running(agent);
+    for (pod, of_pod) in agent.pods().iter().filter_map(|pod| Some((pod, running.remove(pod.metadata.uid.as_deref()?)?))) {
         for it in &of_pod {
-            let (labels, group) = (labels(&pod, Some(&it.spec.name)), &it.spec.cgroup);
+            let (labels, group) = (labels(pod, Some(&it.spec.name)), &it.spec.cgroup);
             let began = it.started.as_ref().and_then(|it| it.at.parse::<Timestamp>().ok()).map_or(0.0, |it| it.as_second() as f64);
             let values = [cgroup::cpu_seconds(group), cgroup::memory_used(group) as f64, began];
             containers.iter_mut().zip(values).for_each(|(family, value)| family.samples.push((labels.clone(), value)));
         }
-        if !of_pod.is_empty() {
-            let group = agent.group_of(&pod);
-            let values = [cgroup::cpu_seconds(&group), cgroup::memory_used(&group) as f64];
-            pods.iter_mut().zip(values).for_each(|(family, value)| family.samples.push((labels(&pod, None), value)));
-        }
+        let group = agent.group_of(pod);
+        let values = [cgroup::cpu_seconds(&group), cgroup::memory_used(&group) as f64];
+        pods.iter_mut().zip(values).for_each(|(family, value)| family.samples.push((labels(pod, None), value)));
     }
     let mut scraped = Family::new("resource_scrape_error", "gauge", "1 if there was an error while getting container metrics, 0 otherwise");
     scraped.samples.push((String::new(), 0.0));
@@ -98,11 +101,11 @@ fn used(agent: &Agent) -> String {
 }
 
 fn counts(agent: &Agent) -> String {
-    let running: Vec<usize> = agent.pods().iter().map(|it| running(agent, it).len()).collect();
+    let running = running(agent);
     let mut pods = Family::new("kubelet_running_pods", "gauge", "Number of pods that have a running pod sandbox");
-    pods.samples.push((String::new(), running.iter().filter(|it| **it > 0).count() as f64));
+    pods.samples.push((String::new(), running.len() as f64));
     let mut containers = Family::new("kubelet_running_containers", "gauge", "Number of containers currently running");
-    containers.samples.push(("{container_state=\"running\"}".to_owned(), running.iter().sum::<usize>() as f64));
+    containers.samples.push(("{container_state=\"running\"}".to_owned(), running.values().map(Vec::len).sum::<usize>() as f64));
     let mut text = String::new();
     [pods, containers].iter().for_each(|it| it.write(None, &mut text));
     text
