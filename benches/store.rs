@@ -1,5 +1,5 @@
 //! Durable writes: the store on SQLite and Postgres beside a transaction per write on the same Postgres and, where it is at hand
-//! (`ETCD=path`, or on the PATH), etcd. Every client compares and swaps objects of 2 KB of its own.
+//! (`ETCD=path`, or on the PATH), etcd. Every client compares and swaps pods of 2 KB of its own; all engines get the same bytes.
 //!
 //! `cargo bench --bench store -- --seconds 5 --clients 1,16,64,256`
 
@@ -33,7 +33,6 @@ use sqlx::{PgPool, postgres::PgPoolOptions};
 
 /// Keys of each client.
 const KEYS: u64 = 16;
-const OBJECT: usize = 2000;
 const WRITES_ACROSS: usize = 1000;
 const WRITE_EVERY: Duration = Duration::from_millis(5);
 
@@ -98,7 +97,7 @@ async fn across(server: &database::Server, tasks: &Tasks) {
     for at in 0..WRITES_ACROSS {
         ticks.tick().await;
         let name = format!("o{at}");
-        let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "default"}, "data": {"fill": "x".repeat(OBJECT)}});
+        let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "default"}, "data": {"fill": "x".repeat(2000)}});
         let change = Change::Put(Draft::new(&object, Header::default()));
         let writes = vec![Write { key: Key::new("configmaps", "default", &name), expect: Expect::Absent, change }];
         let revision = writer.submit(Transaction { writes }).await.expect("written").revision;
@@ -156,28 +155,74 @@ async fn drive(swap: &Swap, time: Duration, count: usize, round: u64) -> (Vec<Du
 /// The whole store: group commit, fold, events.
 async fn store(engine: Arc<dyn Engine>, tasks: &Tasks) -> Swap {
     let store = Store::open(engine, Arc::new(|_, _| Header::default()), tasks).await.expect("a store");
-    let filling = filling();
+    let pods = Pods::new();
     Arc::new(move |key, at| {
-        let name = format!("o{key}");
-        let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "default"}, "data": {"at": at, "fill": filling}});
         let expect = if at == 0 { Expect::Absent } else { Expect::At(at) };
-        let change = Change::Put(Draft::new(&object, Header::default()));
-        let write = Write { key: Key::new("configmaps", "default", &name), expect, change };
+        let draft = Draft { head: Bytes::from_static(HEAD.as_bytes()), tail: pods.tail(key, at).into(), header: Header::default() };
+        let write = Write { key: Key::new("pods", "default", &format!("o{key}")), expect, change: Change::Put(draft) };
         let store = store.clone();
         Box::pin(async move { store.submit(Transaction { writes: vec![write] }).await.expect("written").objects[0].as_ref().expect("an object").revision })
     })
 }
 
-/// Text that does not compress to nothing.
-fn filling() -> String {
-    let mut state = 88172645463325252u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        char::from(b'a' + (state % 26) as u8)
-    };
-    (0..OBJECT).map(|_| next()).collect()
+/// Pods as a Deployment makes them, each with names, hashes, addresses and times of its own: 2 KB of JSON.
+struct Pods(Vec<String>);
+
+const HEAD: &str = r#"{"apiVersion":"v1","kind":"Pod","metadata":{"#;
+const PODS: u64 = 512;
+
+impl Pods {
+    fn new() -> Self {
+        let mut state = 88172645463325252u64;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        let tail = |_| {
+            let mut uid = || format!("{:08x}-{:04x}-4{:03x}-a{:03x}-{:012x}", next() as u32, next() as u16, next() & 0xfff, next() & 0xfff, next() >> 16);
+            let (own, owner) = (uid(), uid());
+            let (name, volume) = (format!("{:05x}", next() & 0xfffff), format!("{:05x}", next() & 0xfffff));
+            let mut digest = || format!("{:016x}{:016x}{:016x}{:016x}", next(), next(), next(), next());
+            let (image, container) = (digest(), digest());
+            let [address, host, node] = [next() as u16, next() as u16, next() as u16 % 5000];
+            let address = format!("10.{}.{}.{}", address >> 8, address as u8, next() as u8);
+            let mut time = || format!("2026-01-{:02}T{:02}:{:02}:{:02}Z", 1 + next() % 28, next() % 24, next() % 60, next() % 60);
+            let mut conditions = Vec::new();
+            for condition in ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"] {
+                conditions.push(json!({"type": condition, "status": "True", "lastProbeTime": null, "lastTransitionTime": time()}));
+            }
+            let mut pod = json!({
+                "name": format!("web-7c9d8b6f5-{name}"), "generateName": "web-7c9d8b6f5-", "namespace": "default", "uid": own, "creationTimestamp": time(),
+                "labels": {"app": "web", "pod-template-hash": "7c9d8b6f5"},
+                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-7c9d8b6f5", "uid": owner, "controller": true, "blockOwnerDeletion": true}]
+            }).to_string();
+            let spec = json!({
+                "volumes": [{"name": format!("kube-api-access-{volume}"), "projected": {"defaultMode": 420, "sources": [{"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}}]}}],
+                "containers": [{"name": "web", "image": "registry.example.com/team/web:v1.4.2", "ports": [{"name": "http", "containerPort": 8080, "protocol": "TCP"}],
+                    "resources": {"limits": {"cpu": "500m"}, "requests": {"cpu": "100m"}}, "terminationMessagePath": "/dev/termination-log", "imagePullPolicy": "IfNotPresent"}],
+                "restartPolicy": "Always", "dnsPolicy": "ClusterFirst", "serviceAccountName": "default", "nodeName": format!("node-{node}"), "schedulerName": "default-scheduler", "priority": 0
+            });
+            let status = json!({
+                "phase": "Running", "podIP": address, "hostIP": format!("10.0.{}.{}", host >> 8, host as u8), "qosClass": "Burstable", "conditions": conditions,
+                "containerStatuses": [{"name": "web", "ready": true, "restartCount": 0, "imageID": format!("registry.example.com/team/web@sha256:{image}"), "containerID": format!("howdah://{container}")}]
+            });
+            pod.remove(0);
+            format!(",{pod},\"spec\":{spec},\"status\":{status}}}")
+        };
+        Self((0..PODS).map(tail).collect())
+    }
+
+    /// What follows the pod's resourceVersion; every write changes an annotation.
+    fn tail(&self, key: u64, at: u64) -> String {
+        format!(",\"annotations\":{{\"at\":\"{at:012}\"}}{}", self.0[(key % PODS) as usize])
+    }
+
+    /// The whole pod.
+    fn text(&self, key: u64, at: u64) -> String {
+        format!("{HEAD}\"resourceVersion\":\"{at}\"{}", self.tail(key, at))
+    }
 }
 
 /// What a server without group commit does: a log with a revision, and a row of the newest state, in one transaction.
@@ -191,9 +236,9 @@ async fn per_write(server: &database::Server) -> Swap {
     server.psql(sql).expect("tables");
     let url = format!("postgres:///postgres?host={}&user=postgres", server.folder().display());
     let pool: PgPool = PgPoolOptions::new().max_connections(32).acquire_timeout(Duration::from_secs(60)).connect(&url).await.expect("a pool");
-    let filling = filling();
+    let pods = Pods::new();
     Arc::new(move |key, at| {
-        let (pool, value) = (pool.clone(), filling.clone());
+        let (pool, value) = (pool.clone(), pods.text(key, at));
         Box::pin(async move {
             let query = sqlx::query_scalar::<_, i64>("SELECT one.put($1, $2, $3)").bind(format!("o{key}")).bind(at as i64).bind(value);
             query.fetch_one(&pool).await.expect("written") as u64
@@ -210,10 +255,10 @@ async fn etcd_swap(port: u16) -> Swap {
         tokio::spawn(connection);
         connections.push(sender);
     }
-    let filling = Bytes::from(filling());
+    let pods = Pods::new();
     Arc::new(move |key, at| {
         let connection = connections[(key >> 8) as usize % connections.len()].clone();
-        let body = transaction(format!("/registry/o{key}").as_bytes(), at, &filling);
+        let body = transaction(format!("/registry/o{key}").as_bytes(), at, pods.text(key, at).as_bytes());
         Box::pin(async move { call(connection, port, body).await })
     })
 }

@@ -4,7 +4,10 @@ use std::{collections::HashMap, ops::Bound, sync::Arc};
 
 use rpds::{HashTrieMapSync, RedBlackTreeMapSync};
 
-use super::{Key, Revision, Stored, journal::{Before, Entry}};
+use super::{
+    Event, Key, Revision, Stored,
+    journal::{Before, Entry},
+};
 
 /// Namespace and name.
 type Place = (Arc<str>, Arc<str>);
@@ -23,23 +26,67 @@ impl State {
         self.resources.get(&key.resource)?.get(&(key.namespace.clone(), key.name.clone()))
     }
 
-    /// Puts or removes objects; `None` is a deletion.
-    pub fn apply(&mut self, revision: Revision, changes: impl IntoIterator<Item = (Key, Option<Arc<Stored>>)>) {
+    /// This state with some objects put or removed; `None` is a deletion.
+    pub fn with(&self, revision: Revision, bytes: usize, changes: impl IntoIterator<Item = (Key, Option<Arc<Stored>>)>) -> Self {
         let mut touched: HashMap<Arc<str>, Objects> = HashMap::new();
         for (key, change) in changes {
-            let objects = touched.entry(key.resource.clone()).or_insert_with(|| self.resources.get(&key.resource).cloned().unwrap_or_default());
+            let objects = touched.entry(key.resource).or_insert_with_key(|it| self.resources.get(it).cloned().unwrap_or_default());
             let place = (key.namespace, key.name);
-            self.bytes -= objects.get(&place).map_or(0, |it| it.json.len());
-            self.bytes += change.as_ref().map_or(0, |it| it.json.len());
             match change {
                 Some(object) => objects.insert_mut(place, object),
                 None => _ = objects.remove_mut(&place),
             }
         }
+        let mut resources = self.resources.clone();
         for (resource, objects) in touched {
-            self.resources.insert_mut(resource, objects);
+            resources.insert_mut(resource, objects);
         }
-        self.revision = revision;
+        Self { revision, bytes, resources }
+    }
+}
+
+/// Changes that are laid over a state until they are published.
+pub(super) struct Overlay {
+    state: Arc<State>,
+    /// The newest state of the keys that changed; `None` is deleted.
+    newest: HashMap<Key, Option<Arc<Stored>>>,
+    pub events: Vec<Arc<Event>>,
+    pub revision: Revision,
+    /// Of the JSON of all objects.
+    pub bytes: usize,
+}
+
+impl Overlay {
+    pub fn new(state: Arc<State>) -> Self {
+        let (revision, bytes) = (state.revision, state.bytes);
+        Self { state, newest: HashMap::new(), events: Vec::new(), revision, bytes }
+    }
+
+    pub fn get(&self, key: &Key) -> Option<&Arc<Stored>> {
+        match self.newest.get(key) {
+            Some(newest) => newest.as_ref(),
+            None => self.state.get(key),
+        }
+    }
+
+    /// The revision of the state below.
+    pub fn base(&self) -> Revision {
+        self.state.revision
+    }
+
+    /// One change; of a deletion the object's last state.
+    pub fn put(&mut self, object: Arc<Stored>, is_delete: bool) {
+        let previous = self.get(&object.key).cloned();
+        self.revision = object.revision;
+        self.bytes += if is_delete { 0 } else { object.json.len() };
+        self.bytes -= previous.as_ref().map_or(0, |it| it.json.len());
+        self.newest.insert(object.key.clone(), (!is_delete).then(|| object.clone()));
+        self.events.push(Event::new(object, is_delete, previous));
+    }
+
+    /// The state with the changes, and the events that tell of them.
+    pub fn into_state(self) -> (State, Vec<Arc<Event>>) {
+        (self.state.with(self.revision, self.bytes, self.newest), self.events)
     }
 }
 

@@ -30,12 +30,12 @@ impl Inner {
         let loaded = self.engine.load().await?;
         let ids = loaded.batches.iter().map(|it| it.id).collect();
         let revision = loaded.batches.last().map_or(loaded.revision, |it| it.last);
-        let mut state = State::default();
-        state.apply(loaded.revision, loaded.objects.iter().map(|it| (it.key.clone(), Some(Arc::new(self.stored(it))))));
-        let recent = self.recent(&loaded, &state);
+        let objects = loaded.objects.iter().map(|it| (it.key.clone(), Some(Arc::new(self.stored(it)))));
+        let folded = State::default().with(loaded.revision, 0, objects);
+        let recent = self.recent(&loaded, &folded);
         let changed = recent.newest.into_iter().filter(|(_, it)| it.as_ref().is_none_or(|it| it.revision > loaded.revision));
-        let changed: Vec<_> = changed.filter(|(key, it)| it.is_some() || state.get(key).is_some()).collect();
-        state.apply(revision, changed);
+        let mut state = folded.with(revision, 0, changed.filter(|(key, it)| it.is_some() || folded.get(key).is_some()));
+        state.bytes = state.resources.values().flat_map(|it| it.values()).map(|it| it.json.len()).sum();
         let after = loaded.batches.iter().filter(|it| it.last > loaded.revision).flat_map(|it| &it.entries);
         *lock(&self.dirty) = after.map(|it| (it.key.clone(), it.clone())).collect();
         self.folded.store(loaded.revision, Ordering::Relaxed);

@@ -428,8 +428,7 @@ impl Inner {
     }
 
     fn note_dirty(&self, events: &[Arc<Event>]) {
-        let entry = |it: &Event| it.object.entry(it.kind == EventKind::Deleted, Before::Recent);
-        let entries = events.iter().map(|it| (it.object.key.clone(), entry(it)));
+        let entries = events.iter().map(|it| (it.object.key.clone(), it.object.entry(it.kind == EventKind::Deleted, Before::Recent)));
         lock(&self.dirty).extend(entries);
     }
 

@@ -13,8 +13,8 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Change, Committed, Draft, Event, Expect, HEADROOM, Inner, Key, OBJECT_MAX, Rejected, Revision, Stored, Transaction, Write,
-    cache::State,
+    Change, Committed, Draft, Event, EventKind, Expect, HEADROOM, Inner, Key, OBJECT_MAX, Rejected, Revision, Stored, Transaction, Write,
+    cache::Overlay,
     engine::{Appended, Error},
     journal::{Batch, Before, Entry},
 };
@@ -77,12 +77,11 @@ impl Writer {
     async fn commit(&self, jobs: Vec<Job>) {
         let ends = tokio::time::Instant::now() + GIVE_UP_AFTER;
         while tokio::time::Instant::now() < ends {
-            let state = self.inner.state.load_full();
-            let mut group = Group::new(&state, &self.inner);
+            let mut group = Group::new(&self.inner);
             let verdicts: Vec<Verdict> = jobs.iter().map(|job| group.decide(&job.transaction)).collect();
             match self.append(&group, ends).await {
                 Fate::Overtaken => continue,
-                Fate::Committed => self.inner.publish(group.revision, group.changes),
+                Fate::Committed => self.inner.publish(group.overlay),
                 Fate::Loaded => (),
             }
             return jobs.into_iter().zip(verdicts).for_each(|(job, verdict)| _ = job.answer.send(verdict));
@@ -94,8 +93,8 @@ impl Writer {
 
     /// Appends a group. Where an error leaves it open whether the batch is there, the journal is asked for its id, and the very same
     /// batch is sent again: whichever arrives, it takes the same place.
-    async fn append(&self, group: &Group<'_>, ends: tokio::time::Instant) -> Fate {
-        if group.changes.is_empty() {
+    async fn append(&self, group: &Group, ends: tokio::time::Instant) -> Fate {
+        if group.overlay.events.is_empty() {
             return self.confirm(group).await;
         }
         let batch = group.batch(self.inner.next_batch_id());
@@ -128,13 +127,13 @@ impl Writer {
     }
 
     /// A group that writes nothing was decided rightly if nothing came between; an append would have shown it.
-    async fn confirm(&self, group: &Group<'_>) -> Fate {
+    async fn confirm(&self, group: &Group) -> Fate {
         if self.inner.engine.is_exclusive() {
             return Fate::Committed;
         }
         let _ = self.inner.engine.release().await;
         match self.inner.engine.head().await {
-            Ok(head) if head == group.revision => return Fate::Committed,
+            Ok(head) if head == group.overlay.revision => return Fate::Committed,
             Ok(_) => (),
             Err(_) => tokio::time::sleep(RETRY_AFTER).await,
         }
@@ -155,13 +154,15 @@ impl Writer {
 
     async fn apply(&self, batches: Vec<Batch>) {
         for batch in batches {
-            if batch.prev != self.inner.state.load().revision {
-                tracing::error!(prev = batch.prev, state = self.inner.state.load().revision, "the journal has a gap");
+            let mut overlay = Overlay::new(self.inner.state.load_full());
+            if batch.prev != overlay.revision {
+                tracing::error!(prev = batch.prev, state = overlay.revision, "the journal has a gap");
                 self.reload().await;
                 return;
             }
-            let changes = batch.entries.iter().map(|it| (Arc::new(self.inner.stored(it)), it.is_delete)).collect();
-            self.inner.publish(batch.last, changes);
+            batch.entries.iter().for_each(|it| overlay.put(Arc::new(self.inner.stored(it)), it.is_delete));
+            overlay.revision = batch.last;
+            self.inner.publish(overlay);
         }
     }
 
@@ -190,91 +191,62 @@ enum Fate {
 }
 
 /// Transactions that are decided but not yet appended.
-struct Group<'a> {
-    state: &'a State,
-    /// The newest state of the keys that the group writes; `None` is deleted.
-    overlay: HashMap<Key, Option<Arc<Stored>>>,
-    /// Each change, and whether it is a deletion.
-    changes: Vec<(Arc<Stored>, bool)>,
-    /// What was before each change, for the journal.
-    before: Vec<Before>,
+struct Group {
+    overlay: Overlay,
     /// What is after this is in the journal not long ago.
     recent: Revision,
     quota: usize,
-    /// Of the JSON of all objects, with the group's.
-    bytes: usize,
-    revision: Revision,
 }
 
-impl<'a> Group<'a> {
-    fn new(state: &'a State, inner: &Inner) -> Self {
-        Self {
-            state,
-            overlay: HashMap::new(),
-            changes: Vec::new(),
-            before: Vec::new(),
-            recent: inner.recent.load(Ordering::Relaxed),
-            quota: inner.quota.load(Ordering::Relaxed),
-            bytes: state.bytes,
-            revision: state.revision,
-        }
+impl Group {
+    fn new(inner: &Inner) -> Self {
+        let (recent, quota) = (inner.recent.load(Ordering::Relaxed), inner.quota.load(Ordering::Relaxed));
+        Self { overlay: Overlay::new(inner.state.load_full()), recent, quota }
     }
 
     fn batch(&self, id: i64) -> Batch {
-        Batch {
-            prev: self.state.revision,
-            last: self.revision,
-            id,
-            entries: self.changes.iter().zip(&self.before).map(|((object, is_delete), before)| object.entry(*is_delete, before.clone())).collect(),
-        }
+        let entry = |it: &Arc<Event>| it.object.entry(it.kind == EventKind::Deleted, self.before(it.previous.as_deref()));
+        let entries = self.overlay.events.iter().map(entry).collect();
+        Batch { prev: self.overlay.base(), last: self.overlay.revision, id, entries }
     }
 
-    /// All writes of the transaction, or none.
-    fn decide(&mut self, transaction: &Transaction) -> Verdict {
-        for write in &transaction.writes {
-            self.check(write)?;
-            self.check_quota(write)?;
-        }
-        let objects = transaction.writes.iter().map(|write| self.write(write)).collect();
-        Ok(Committed { revision: self.revision, objects })
-    }
-
-    fn current(&self, key: &Key) -> Option<&Arc<Stored>> {
-        match self.overlay.get(key) {
-            Some(current) => current.as_ref(),
-            None => self.state.get(key),
-        }
-    }
-
-    fn before(&self, current: Option<&Arc<Stored>>) -> Before {
-        match current {
+    /// What the journal must say of what was before a change.
+    fn before(&self, previous: Option<&Stored>) -> Before {
+        match previous {
             None => Before::Absent,
             Some(it) if it.revision > self.recent => Before::Recent,
             Some(it) => Before::Object { revision: it.revision, schema: it.header.schema, json: it.json.clone() },
         }
     }
 
+    /// All writes of the transaction, or none.
+    fn decide(&mut self, transaction: &Transaction) -> Verdict {
+        transaction.writes.iter().try_for_each(|write| self.check(write))?;
+        let objects = transaction.writes.iter().map(|write| self.write(write)).collect();
+        Ok(Committed { revision: self.overlay.revision, objects })
+    }
+
     fn check(&self, write: &Write) -> Result<(), Rejected> {
-        if let Change::Put(draft) | Change::Delete(draft) = &write.change
-            && draft.len() > OBJECT_MAX
-        {
-            return Err(Rejected::TooLarge(draft.len()));
+        let current = self.overlay.get(&write.key);
+        match (write.expect, current) {
+            (Expect::Absent, Some(current)) => return Err(Rejected::Exists(current.clone())),
+            (Expect::At(revision), current) if current.is_none_or(|it| it.revision != revision) => {
+                return Err(Rejected::Changed { key: write.key.clone(), current: current.cloned() });
+            }
+            _ => (),
         }
-        match (write.expect, self.current(&write.key)) {
-            (Expect::Any, _) | (Expect::Absent, None) => Ok(()),
-            (Expect::Absent, Some(current)) => Err(Rejected::Exists(current.clone())),
-            (Expect::At(revision), Some(current)) if current.revision == revision => Ok(()),
-            (Expect::At(_), current) => Err(Rejected::Changed { key: write.key.clone(), current: current.cloned() }),
+        match &write.change {
+            Change::Put(draft) | Change::Delete(draft) if draft.len() > OBJECT_MAX => Err(Rejected::TooLarge(draft.len())),
+            Change::Put(draft) => self.check_quota(draft, current.map(|it| it.json.len())),
+            Change::Delete(_) | Change::Check => Ok(()),
         }
     }
 
     /// Nothing is created beyond the quota. What is there may still change, within the headroom, or become smaller.
-    fn check_quota(&self, write: &Write) -> Result<(), Rejected> {
-        let Change::Put(draft) = &write.change else { return Ok(()) };
-        let old = self.current(&write.key).map(|it| it.json.len());
+    fn check_quota(&self, draft: &Draft, old: Option<usize>) -> Result<(), Rejected> {
         let limit = if old.is_none() { self.quota } else { self.quota + self.quota / HEADROOM };
         let growth = draft.len().saturating_sub(old.unwrap_or_default());
-        if growth > 0 && self.bytes + growth > limit { Err(Rejected::Full(self.quota)) } else { Ok(()) }
+        if growth > 0 && self.overlay.bytes + growth > limit { Err(Rejected::Full(self.quota)) } else { Ok(()) }
     }
 
     fn write(&mut self, write: &Write) -> Option<Arc<Stored>> {
@@ -283,14 +255,8 @@ impl<'a> Group<'a> {
             Change::Put(draft) => (draft, false),
             Change::Delete(draft) => (draft, true),
         };
-        let current = self.current(&write.key);
-        let (before, old) = (self.before(current), current.map_or(0, |it| it.json.len()));
-        self.before.push(before);
-        self.revision += 1;
-        let object = Arc::new(draft.stored(write.key.clone(), self.revision));
-        self.bytes = (self.bytes + if is_delete { 0 } else { object.json.len() }).saturating_sub(old);
-        self.changes.push((object.clone(), is_delete));
-        self.overlay.insert(write.key.clone(), (!is_delete).then(|| object.clone()));
+        let object = Arc::new(draft.stored(write.key.clone(), self.overlay.revision + 1));
+        self.overlay.put(object.clone(), is_delete);
         Some(object)
     }
 }
@@ -313,24 +279,15 @@ impl Draft {
 impl Inner {
     /// Makes a committed batch visible: the state first, then the events, then the revision that bookmarks may name. After a jump
     /// nothing older can be told.
-    fn publish(&self, revision: Revision, changes: Vec<(Arc<Stored>, bool)>) {
-        let old = self.state.load_full();
-        if revision == old.revision {
+    fn publish(&self, overlay: Overlay) {
+        if overlay.revision == overlay.base() {
             return;
         }
-        let is_jump = changes.is_empty();
-        let mut newest: HashMap<Key, Option<Arc<Stored>>> = HashMap::new();
-        let mut events = Vec::with_capacity(changes.len());
-        for (object, is_delete) in changes {
-            let previous = newest.get(&object.key).cloned().unwrap_or_else(|| old.get(&object.key).cloned());
-            newest.insert(object.key.clone(), (!is_delete).then(|| object.clone()));
-            events.push(Event::new(object, is_delete, previous));
-        }
+        let (state, events) = overlay.into_state();
+        let revision = state.revision;
         self.note_dirty(&events);
-        let mut state = State::clone(&old);
-        state.apply(revision, newest);
         self.state.store(Arc::new(state));
-        match is_jump {
+        match events.is_empty() {
             true => self.topics.reset(revision, &HashMap::new()),
             false => self.topics.publish(&events, Instant::now()),
         }
