@@ -9,7 +9,7 @@ use crate::{
     base::clock,
     kinds::{Kind, Version},
     meta::{Meta, Result, Status, Value, object::api_version},
-    schema::{protobuf, transcode},
+    schema::{protobuf, tape::Tape},
     store::Stored,
 };
 
@@ -67,7 +67,7 @@ impl View<'_> {
         }
         // An object that has no protobuf form is a defect of the table; the client gets an empty body and the log the reason.
         Ok(object.forms.get_or_make(self.form_id() | FORM_PROTOBUF, || {
-            protobuf::encode(&self.value(object), &self.version.schema).map(Bytes::from).unwrap_or_else(|error| {
+            protobuf::encode_text(&self.api_version(), &self.kind.kind, &object.json, &self.version.schema).map(Bytes::from).unwrap_or_else(|error| {
                 tracing::error!(%error, kind = %self.kind.kind, name = %object.key.name, "no protobuf form");
                 Bytes::new()
             })
@@ -75,7 +75,12 @@ impl View<'_> {
     }
 
     fn metadata(&self, object: &Stored) -> Bytes {
-        object.forms.get_or_make(self.form_id() | FORM_METADATA, || partial(&self.value(object)).to_string().into())
+        object.forms.get_or_make(self.form_id() | FORM_METADATA, || {
+            let tape = Tape::read(&object.json).ok();
+            let metadata = tape.as_ref().and_then(|it| it.root().members().find(|(name, _)| name == "metadata"));
+            let metadata = metadata.map_or("{}", |(_, value)| value.text());
+            format!("{{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{metadata}}}").into()
+        })
     }
 
     /// A list in `form`; `continues` and `remaining` where there is more.
@@ -86,8 +91,8 @@ impl View<'_> {
                 Ok(self.json_list(objects, &metadata, "meta.k8s.io/v1", "PartialObjectMetadataList", |it| self.metadata(it)))
             }
             (Shape::Object, Encoding::Protobuf) if self.kind.custom.is_none() => {
-                let items = objects.iter().map(|it| transcode::message(&it.json, &self.version.schema)).collect::<Result<Vec<_>>>()?;
-                Ok(protobuf::encode_list(&self.api_version(), &self.kind.list_kind, &metadata, &items)?.into())
+                let items = objects.iter().map(|it| &*it.json);
+                protobuf::encode_list(&self.api_version(), &self.kind.list_kind, &metadata, items, &self.version.schema).map(Bytes::from)
             }
             (Shape::Table(include), encoding) => encode(&self.table(objects, include, metadata), encoding),
             (_, encoding) => {

@@ -13,10 +13,10 @@ pub mod default;
 pub mod merge;
 pub mod openapi;
 pub mod protobuf;
-pub mod transcode;
 pub mod prune;
 pub mod rules;
 pub mod structural;
+pub mod tape;
 pub mod types;
 pub mod validate;
 

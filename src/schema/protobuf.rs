@@ -1,9 +1,12 @@
 //! Kubernetes' protobuf (`application/vnd.kubernetes.protobuf`): the magic `k8s\0`, then `runtime.Unknown` around the message.
 //! Source: apimachinery `pkg/runtime/serializer/protobuf`, the `generated.proto` of each group.
 
+mod write;
+
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use jiff::Timestamp;
 
+use self::write::put_bytes;
 use super::{Field, Schema, Shape, Struct, codec::{self, SCHEMA_PROPS}};
 use crate::meta::{Map, Result, Status, Value};
 
@@ -29,28 +32,24 @@ pub fn decode(bytes: &[u8], schema: &Schema) -> Result<Value> {
 
 /// A JSON object as an enveloped message.
 pub fn encode(value: &Value, schema: &Schema) -> Result<Vec<u8>> {
-    let message = encode_message(value, schema)?;
     let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default();
-    Ok(envelope(text("apiVersion"), text("kind"), &message))
+    encode_text(text("apiVersion"), text("kind"), value.to_string().as_bytes(), schema)
 }
 
-/// A list: the envelope of `list_kind`, the ListMeta, and items already encoded by [`encode_message`].
-pub fn encode_list(api_version: &str, list_kind: &str, metadata: &Value, items: &[Vec<u8>]) -> Result<Vec<u8>> {
+/// An object, given as its JSON text, as an enveloped message.
+pub fn encode_text(api_version: &str, kind: &str, json: &[u8], schema: &Schema) -> Result<Vec<u8>> {
+    Ok(envelope(api_version, kind, &write::message(json, schema)?))
+}
+
+/// A list of objects, each given as its JSON text.
+pub fn encode_list<'a>(api_version: &str, list_kind: &str, metadata: &Value, items: impl Iterator<Item = &'a [u8]>, schema: &Schema) -> Result<Vec<u8>> {
     let list_meta = super::builtin("io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta").ok_or_else(|| Status::internal("no ListMeta"))?;
-    let mut message = Vec::with_capacity(items.iter().map(|it| it.len() + 6).sum::<usize>() + 64);
-    put_bytes(&mut message, 1, &encode_message(metadata, &list_meta)?);
+    let mut message = Vec::new();
+    put_bytes(&mut message, 1, &write::message(metadata.to_string().as_bytes(), &list_meta)?);
     for item in items {
-        put_bytes(&mut message, 2, item);
+        put_bytes(&mut message, 2, &write::message(item, schema)?);
     }
     Ok(envelope(api_version, list_kind, &message))
-}
-
-/// The bare message of an object, without the envelope.
-pub fn encode_message(value: &Value, schema: &Schema) -> Result<Vec<u8>> {
-    let map = value.as_object().ok_or_else(|| mistyped("", value))?;
-    let mut message = Vec::with_capacity(1024);
-    write_fields(&mut message, map, &as_struct(schema)?.fields, 0)?;
-    Ok(message)
 }
 
 /// A watch event in upstream's length-delimited stream: four bytes of length, then a bare `WatchEvent` around an enveloped object.
@@ -65,7 +64,7 @@ pub fn encode_watch_event(kind: &str, object: &[u8]) -> Vec<u8> {
     frame
 }
 
-pub(super) fn envelope(api_version: &str, kind: &str, message: &[u8]) -> Vec<u8> {
+fn envelope(api_version: &str, kind: &str, message: &[u8]) -> Vec<u8> {
     let mut type_meta = Vec::with_capacity(api_version.len() + kind.len() + 4);
     put_bytes(&mut type_meta, 1, api_version.as_bytes());
     put_bytes(&mut type_meta, 2, kind.as_bytes());
@@ -78,12 +77,8 @@ pub(super) fn envelope(api_version: &str, kind: &str, message: &[u8]) -> Vec<u8>
     out
 }
 
-pub(super) fn as_struct(schema: &Schema) -> Result<&Struct> {
+fn as_struct(schema: &Schema) -> Result<&Struct> {
     schema.as_struct().filter(|_| !schema.name.is_empty()).ok_or_else(|| Status::bad_request("the object has no protobuf form"))
-}
-
-fn mistyped(field: &str, value: &Value) -> Status {
-    Status::internal(format!("{field} cannot be encoded: {value}"))
 }
 
 fn malformed(what: &str) -> Status {
@@ -341,174 +336,6 @@ fn read_schema_union(bytes: &[u8], shape: &Shape, depth: usize) -> Result<Value>
         Some(schema) => schema,
         None if matches!(shape, Shape::SchemaOrBool) => allows.into(),
         None => many.into(),
-    })
-}
-
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 128 {
-        out.push(value as u8 | 128);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-fn put_int(out: &mut Vec<u8>, number: u32, value: i64) {
-    put_varint(out, u64::from(number) << 3);
-    put_varint(out, value as u64);
-}
-
-pub(super) fn put_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
-    put_varint(out, u64::from(number) << 3 | 2);
-    put_varint(out, bytes.len() as u64);
-    out.extend_from_slice(bytes);
-}
-
-/// A message in a message. A short one has room for its length in front; a longer one is moved.
-pub(super) fn put_message(out: &mut Vec<u8>, number: u32, write: impl FnOnce(&mut Vec<u8>) -> Result<()>) -> Result<()> {
-    put_varint(out, u64::from(number) << 3 | 2);
-    let start = out.len();
-    out.push(0);
-    write(out)?;
-    let length = out.len() - start - 1;
-    match u8::try_from(length) {
-        Ok(short @ 0..128) => out[start] = short,
-        _ => {
-            let mut prefix = Vec::with_capacity(5);
-            put_varint(&mut prefix, length as u64);
-            out.splice(start..=start, prefix);
-        }
-    }
-    Ok(())
-}
-
-/// Writes `fields` at `depth` of inlining: those of one inlined struct stand together and become one message.
-fn write_fields(out: &mut Vec<u8>, map: &Map<String, Value>, fields: &[Field], depth: usize) -> Result<()> {
-    for run in fields.chunk_by(|left, right| left.within.get(depth).is_some() && left.within.get(depth) == right.within.get(depth)) {
-        match run[0].within.get(depth) {
-            Some(number) => put_message(out, *number, |out| write_fields(out, map, run, depth + 1))?,
-            None => run.iter().try_for_each(|field| write_field(out, map, field))?,
-        }
-    }
-    Ok(())
-}
-
-/// What Go's encoder writes of a field that is no pointer and was never set.
-pub(super) fn write_zero(out: &mut Vec<u8>, field: &Field) -> Result<()> {
-    if field.is_pointer {
-        return Ok(());
-    }
-    match &field.schema.shape {
-        Shape::Bool | Shape::Int32 | Shape::Int64 => put_int(out, field.number, 0),
-        Shape::String | Shape::Time | Shape::MicroTime => put_bytes(out, field.number, &[]),
-        Shape::Quantity => put_triple(out, field.number, None, Some((1, b"0"))),
-        Shape::IntOrString => put_bytes(out, field.number, &[0x08, 0, 0x10, 0, 0x1a, 0]),
-        Shape::Object(shape) => put_message(out, field.number, |out| write_fields(out, &Map::new(), &shape.fields, 0))?,
-        _ => (),
-    }
-    Ok(())
-}
-
-fn write_field(out: &mut Vec<u8>, map: &Map<String, Value>, field: &Field) -> Result<()> {
-    let Some(value) = map.get(&field.name).filter(|it| !it.is_null()) else { return write_zero(out, field) };
-    match (&field.schema.shape, value) {
-        (Shape::List { items, .. }, Value::Array(list)) => list.iter().try_for_each(|item| write_value(out, field.number, item, items)),
-        (Shape::Map { values, .. }, Value::Object(entries)) => entries.iter().try_for_each(|(key, value)| {
-            put_message(out, field.number, |out| {
-                put_bytes(out, 1, key.as_bytes());
-                write_entry_value(out, value, values)
-            })
-        }),
-        (Shape::List { .. } | Shape::Map { .. }, _) => Err(mistyped(&field.name, value)),
-        _ => write_value(out, field.number, value, &field.schema),
-    }
-}
-
-fn write_entry_value(out: &mut Vec<u8>, value: &Value, values: &Schema) -> Result<()> {
-    match &values.shape {
-        Shape::List { items, .. } => put_message(out, 2, |out| {
-            let list = value.as_array().into_iter().flatten();
-            list.into_iter().try_for_each(|item| write_value(out, 1, item, items))
-        }),
-        _ => write_value(out, 2, value, values),
-    }
-}
-
-pub(super) fn write_value(out: &mut Vec<u8>, number: u32, value: &Value, schema: &Schema) -> Result<()> {
-    let wrong = || mistyped(&schema.name, value);
-    let text = || value.as_str().ok_or_else(wrong);
-    match &schema.shape {
-        _ if value.is_null() => put_bytes(out, number, b""),
-        Shape::String => put_bytes(out, number, text()?.as_bytes()),
-        Shape::Bool => put_int(out, number, i64::from(value.as_bool().ok_or_else(wrong)?)),
-        Shape::Int32 | Shape::Int64 => put_int(out, number, value.as_i64().ok_or_else(wrong)?),
-        Shape::Float => {
-            put_varint(out, u64::from(number) << 3 | 1);
-            out.extend(value.as_f64().ok_or_else(wrong)?.to_le_bytes());
-        }
-        Shape::Bytes => put_bytes(out, number, &BASE64.decode(text()?).map_err(|_| wrong())?),
-        Shape::Time | Shape::MicroTime => {
-            let at: Timestamp = text()?.parse().map_err(|_| wrong())?;
-            put_triple(out, number, Some((at.as_second(), i64::from(at.subsec_nanosecond()))), None);
-        }
-        Shape::Duration => {
-            let nanos = text()?.trim_end_matches("ns").parse().map_err(|_| wrong())?;
-            put_message(out, number, |out| {
-                put_int(out, 1, nanos);
-                Ok(())
-            })?;
-        }
-        Shape::Quantity => {
-            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            put_triple(out, number, None, Some((1, text.as_bytes())));
-        }
-        Shape::IntOrString => match value.as_i64() {
-            Some(int) => put_triple(out, number, Some((0, int)), Some((3, b""))),
-            None => put_triple(out, number, Some((1, 0)), Some((3, text()?.as_bytes()))),
-        },
-        Shape::Any => put_triple(out, number, None, Some((1, value.to_string().as_bytes()))),
-        Shape::Object(shape) => {
-            let map = value.as_object().ok_or_else(wrong)?;
-            put_message(out, number, |out| write_fields(out, map, &shape.fields, 0))?;
-        }
-        Shape::SchemaOrArray | Shape::SchemaOrBool | Shape::SchemaOrStrings => write_schema_union(out, number, value, &schema.shape)?,
-        Shape::List { .. } | Shape::Map { .. } => return Err(wrong()),
-    }
-    Ok(())
-}
-
-fn put_triple(out: &mut Vec<u8>, number: u32, ints: Option<(i64, i64)>, bytes: Option<(u32, &[u8])>) {
-    let mut inner = Vec::new();
-    if let Some((first, second)) = ints {
-        put_int(&mut inner, 1, first);
-        put_int(&mut inner, 2, second);
-    }
-    if let Some((at, bytes)) = bytes {
-        put_bytes(&mut inner, at, bytes);
-    }
-    put_bytes(out, number, &inner);
-}
-
-fn write_schema_union(out: &mut Vec<u8>, number: u32, value: &Value, shape: &Shape) -> Result<()> {
-    let props = super::builtin(SCHEMA_PROPS).ok_or_else(|| Status::internal("no schema"))?;
-    let is_bool = matches!(shape, Shape::SchemaOrBool);
-    put_message(out, number, |out| match value {
-        Value::Bool(allows) => {
-            put_int(out, 1, i64::from(*allows));
-            Ok(())
-        }
-        Value::Array(list) => list.iter().try_for_each(|item| match item {
-            Value::String(text) => {
-                put_bytes(out, 2, text.as_bytes());
-                Ok(())
-            }
-            other => write_value(out, 2, other, &props),
-        }),
-        other => {
-            if is_bool {
-                put_int(out, 1, 1);
-            }
-            write_value(out, if is_bool { 2 } else { 1 }, other, &props)
-        }
     })
 }
 

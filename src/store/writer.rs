@@ -60,7 +60,10 @@ impl Writer {
             tokio::select! {
                 taken = self.jobs.recv_many(&mut group, GROUP_MAX) => match taken {
                     0 => return,
-                    _ => self.commit(std::mem::take(&mut group)).await,
+                    _ => {
+                        self.gather(&mut group).await;
+                        self.commit(std::mem::take(&mut group)).await;
+                    }
                 },
                 woken = wakeups.changed() => match woken {
                     Ok(()) => self.catch_up().await,
@@ -70,6 +73,16 @@ impl Writer {
                 () = tasks.stopping(), if !self.jobs.is_closed() => self.jobs.close(),
                 _ = ticks.tick(), if !self.inner.engine.is_exclusive() => self.catch_up().await,
             }
+        }
+    }
+
+    /// Those who were just answered run first: what they write next shares the append.
+    async fn gather(&mut self, group: &mut Vec<Job>) {
+        tokio::task::yield_now().await;
+        while group.len() < GROUP_MAX
+            && let Ok(job) = self.jobs.try_recv()
+        {
+            group.push(job);
         }
     }
 
