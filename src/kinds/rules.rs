@@ -1,18 +1,22 @@
 //! What the fields of built-in types must be: the table `rules.txt` and the walk that applies it.
 //!
-//! The format: `# package` begins a package (`core/v1`); an unindented line names a type; an indented one is a rule for its objects:
-//! guards, the field (or several, between commas), tests, and after `: ` the words of the error. Fields: `.` the object itself, `a.b`, `a[]` each item, `a{}` each key of
-//! a map, `a{=}` each value. Guards: `?a` is set, `?a=X|Y` is one of these, `?*a` is there though empty, `?old` an update; `?!` turns a guard round.
-//! Tests pass over what is empty; `test!` looks at that too, and `test*` at what is there though empty. The tests of one line
-//! end with the first that fails. `@place` reports the error elsewhere; `as=name` says the field's name in paths, `is=Type` whose rules hold below it, `skip` leaves out what is below it.
-//! `gated` fields belong to features that v1.36 has switched off; they are dropped.
+//! The format: `# package` begins a package (`core/v1`); an unindented line names a type, or rules that others `use`; an indented one is a rule for its objects: guards, the field (or several,
+//! between commas), words, and after `: ` the words of the error. Fields: `.` the object itself, `a.b`, `a[]` each item, `a{}` each key of a map, `a{=}` each value.
+//! Guards: `?a` is set, `?a=X|Y` is one of these, `?*a` is there though empty, `?old` an update, `?{…}` an expression holds at the field; `?!` turns a guard round. `|` before them: where the rule before found nothing.
+//! Tests pass over what is empty; `test!` looks at that too, and `test*` at what is there though empty. The tests of one line end with the first that fails.
+//! `{…}` is a value that is tested in place of the field's; `${…}` in the words of an error is what an expression says. `@place` reports the error elsewhere, each `^` a step further up.
+//! Lines that are indented further are rules for what the field is; `use=` takes those of that name, and `walk` goes into the field at once.
+//! `as=name` says the field's name in paths, `is=Type` whose rules hold below it, `skip` leaves out what is below it. `gated` fields belong to features that v1.36 has switched off; they are dropped.
 //! Of the fields that `one=…` or `first=…` names only the first that is set is looked into.
-//! Tests that are not of a field alone are functions (`call=…`). Source: `pkg/apis/*/validation` and the `+k8s:` tags of `types.go`.
+//! Expressions are CEL (`expr.rs` has the names that they see). What needs more than a line is a function (`call=…`). Source: `pkg/apis/*/validation` and the `+k8s:` tags of `types.go`.
 
 mod calls;
+mod expr;
 pub mod words;
 
-use std::{cell::OnceCell, collections::HashMap, sync::LazyLock};
+use std::{borrow::Cow, cell::OnceCell, collections::HashMap, sync::LazyLock};
+
+use expr::{Expr, Message};
 
 use super::Change;
 use crate::{
@@ -26,9 +30,21 @@ static NOTHING: Value = Value::Null;
 /// A rule of the table.
 struct Rule {
     guards: Vec<Guard>,
-    target: Vec<Step>,
-    place: Option<&'static str>,
+    /// Guards that are expressions, asked where the target is.
+    when: Vec<(bool, Expr)>,
+    targets: Vec<Vec<Step>>,
+    /// Not looked at where the rule before it found something wrong.
+    is_else: bool,
+    place: Option<Message>,
+    /// What is tested in place of the target's value.
+    value: Option<Expr>,
     tests: Vec<Test>,
+    /// The target is walked here and now.
+    walks: bool,
+    /// A type whose rules hold for the target too.
+    uses: Option<String>,
+    /// Rules for what the target is, where the tests find nothing wrong.
+    inner: Vec<Rule>,
 }
 
 #[derive(Clone)]
@@ -56,7 +72,7 @@ enum Step {
 pub struct Test {
     run: Run,
     pub argument: &'static str,
-    pub message: &'static str,
+    message: Message,
     looks_at: LooksAt,
 }
 
@@ -79,8 +95,10 @@ pub struct Site<'a> {
     pub base: &'a Path,
     /// The whole object.
     pub root: &'a Value,
+    owner: Owner<'a>,
+    item: Item<'a>,
     suffix: &'a str,
-    place: Option<&'static str>,
+    place: Option<&'a Message>,
     path: OnceCell<Path>,
 }
 
@@ -93,9 +111,23 @@ impl Site<'_> {
     /// Where an error is reported.
     pub fn path(&self) -> &Path {
         self.path.get_or_init(|| match self.place {
-            Some(place) => place.split('.').filter(|it| !it.is_empty()).fold(self.base.clone(), |path, field| path.child(field)),
+            Some(place) => {
+                let place = place.at(self);
+                let below = place.trim_start_matches('^');
+                (below.len()..place.len()).fold(self.base.clone(), |path, _| path.up()).with(below)
+            }
             None => self.base.with(self.suffix),
         })
+    }
+
+    /// The words of a test's error here.
+    pub fn say(&self, test: &Test) -> Cow<'static, str> {
+        test.message.at(self)
+    }
+
+    /// The same, or others where the rule has none.
+    pub fn say_or(&self, test: &Test, other: impl FnOnce() -> String) -> Cow<'static, str> {
+        Some(self.say(test)).filter(|it| !it.is_empty()).unwrap_or_else(|| other().into())
     }
 }
 
@@ -117,55 +149,111 @@ struct Rules {
 static TABLE: LazyLock<HashMap<String, Rules>> = LazyLock::new(|| read(SOURCE));
 
 fn read(source: &'static str) -> HashMap<String, Rules> {
-    let (mut table, mut package, mut names) = (HashMap::<String, Rules>::new(), "", Vec::new());
+    let (mut table, mut package, mut names, mut shorthands) = (HashMap::<String, Rules>::new(), "", Vec::new(), Vec::new());
     for line in source.lines().filter(|it| !it.trim().is_empty()) {
+        let line = expand(line, &shorthands);
+        let depth = line.len() - line.trim_start().len();
         if let Some(name) = line.strip_prefix("# ") {
             package = name;
-        } else if let Some(rule) = line.strip_prefix(' ') {
-            for name in &names {
-                table.entry(format!("io.k8s.{package}.{name}")).or_default().add(rule, package);
-            }
-        } else {
+        } else if let Some((name, text)) = line.strip_prefix('$').and_then(|it| it.split_once(" = ")) {
+            shorthands.push((name, text));
+        } else if depth == 0 {
             names = line.split(' ').collect();
+        } else {
+            for name in &names {
+                table.entry(format!("io.k8s.{package}.{name}")).or_default().add(&line[depth..], depth, package);
+            }
         }
     }
     table
 }
 
-impl Rules {
-    fn add(&mut self, line: &'static str, package: &str) {
-        let (head, message) = line.split_once(": ").unwrap_or((line, ""));
-        let mut words = head.split(' ').peekable();
-        let mut guards = Vec::new();
-        while let Some(word) = words.next_if(|it| it.starts_with('?')) {
-            guards.push(guard(&word[1..]));
-        }
-        let targets = words.next().unwrap_or_default();
-        let words: Vec<&'static str> = words.collect();
-        for target in targets.split(',') {
-            self.add_one(guards.clone(), target, &words, message, package);
+/// A line with the text of each `$name(argument)` in its place, and the argument where that has a `%`.
+fn expand(line: &'static str, shorthands: &[(&str, &str)]) -> &'static str {
+    let mut line = Cow::Borrowed(line);
+    for (name, text) in shorthands.iter().rev() {
+        while let Some((before, rest)) = line.split_once(&format!("${name}(")) {
+            let (argument, after) = rest.split_once(')').unwrap_or((rest, ""));
+            line = format!("{before}{}{after}", text.replace('%', argument)).into();
         }
     }
+    match line {
+        Cow::Borrowed(line) => line,
+        Cow::Owned(line) => line.leak(),
+    }
+}
 
-    fn add_one(&mut self, guards: Vec<Guard>, target: &'static str, words: &[&'static str], message: &'static str, package: &str) {
-        let (mut place, mut tests) = (None, Vec::new());
+/// The words of a line, with expressions in braces as one, and the message that follows them.
+fn words(line: &'static str) -> (Vec<&'static str>, &'static str) {
+    let (mut words, mut rest) = (Vec::new(), line);
+    loop {
+        let mut depth = 0;
+        let end = rest.find(|it| {
+            depth += i32::from(it == '{') - i32::from(it == '}');
+            depth == 0 && it == ' '
+        });
+        let word = &rest[..end.unwrap_or(rest.len())];
+        rest = &rest[end.map_or(rest.len(), |it| it + 1)..];
+        if let Some(last) = word.strip_suffix(':').filter(|_| end.is_some()) {
+            words.push(last);
+            return (words, rest);
+        }
+        words.push(word);
+        if end.is_none() {
+            return (words, "");
+        }
+    }
+}
+
+/// The text between the braces of a word.
+fn braced(word: &'static str) -> Option<&'static str> {
+    word.strip_prefix('{')?.strip_suffix('}')
+}
+
+impl Rules {
+    fn add(&mut self, line: &'static str, depth: usize, package: &str) {
+        let (words, message) = words(line);
+        let mut words = words.into_iter().peekable();
+        let is_else = words.next_if(|it| *it == "|").is_some();
+        let mut rule = Rule { guards: Vec::new(), when: Vec::new(), targets: Vec::new(), is_else, place: None, value: None, tests: Vec::new(), walks: false, uses: None, inner: Vec::new() };
+        while let Some(word) = words.next_if(|it| it.starts_with('?')) {
+            let (is_negated, bare) = word[1..].strip_prefix('!').map_or((false, &word[1..]), |it| (true, it));
+            match braced(bare) {
+                Some(expression) => rule.when.push((is_negated, Expr::new(expression))),
+                None => rule.guards.push(Guard { is_negated, is: guard(bare) }),
+            }
+        }
+        let targets: Vec<&'static str> = words.next().unwrap_or_default().split(',').collect();
+        let mut is_rule = true;
         for word in words {
+            match word.split_once('=') {
+                _ if word.starts_with('@') => rule.place = Some(Message::new(&word[1..])),
+                _ if word.starts_with('{') => rule.value = braced(word).map(Expr::new),
+                _ if self.directs(word, &targets, &rule.guards, package) => is_rule = false,
+                Some(("use", name)) => rule.uses = Some(format!("io.k8s.{package}.{name}")),
+                None if word == "walk" => rule.walks = true,
+                _ => rule.tests.push(test(word, message)),
+            }
+        }
+        is_rule |= !rule.tests.is_empty() || rule.walks;
+        rule.targets = targets.into_iter().map(steps).collect();
+        let list = (1..depth).fold(&mut self.rules, |list, _| &mut list.last_mut().expect("rules.txt: a rule to stand below").inner);
+        list.extend(is_rule.then_some(rule));
+    }
+
+    /// Notes a word that says how fields are walked.
+    fn directs(&mut self, word: &'static str, targets: &[&'static str], guards: &[Guard], package: &str) -> bool {
+        for target in targets.iter().copied() {
             match word.split_once('=') {
                 Some(("as", name)) => _ = self.renamed.insert(target, name),
                 Some(("is", name)) => _ = self.typed.insert(target, format!("io.k8s.{package}.{name}")),
-                _ if *word == "gated" => self.gated.push(target),
-                _ if *word == "skip" => self.skipped.push((guards.clone(), target)),
-                Some((name @ ("one" | "first"), fields)) => {
-                    self.exclusive = fields.split(',').map(|it| it.split(':').next().unwrap_or(it)).collect();
-                    tests.extend((name == "one").then(|| test(word, message)));
-                }
-                _ if word.starts_with('@') => place = Some(&word[1..]),
-                _ => tests.push(test(word, message)),
+                Some(("one" | "first", fields)) => self.exclusive = fields.split(',').map(|it| it.split(':').next().unwrap_or(it)).collect(),
+                _ if word == "gated" => self.gated.push(target),
+                _ if word == "skip" => self.skipped.push((guards.to_vec(), target)),
+                _ => (),
             }
         }
-        if !tests.is_empty() {
-            self.rules.push(Rule { guards, target: steps(target), place, tests });
-        }
+        matches!(word, "gated" | "skip") || ["as=", "is=", "first="].iter().any(|it| word.starts_with(it))
     }
 
     /// Whether the rules look into a field of an object.
@@ -176,14 +264,12 @@ impl Rules {
     }
 }
 
-fn guard(word: &'static str) -> Guard {
-    let (is_negated, word) = word.strip_prefix('!').map_or((false, word), |it| (true, it));
-    let is = match word.split_once('=') {
+fn guard(word: &'static str) -> Is {
+    match word.split_once('=') {
         Some((field, words)) => Is::OneOf(field, words.split('|').collect()),
         None if word == "old" => Is::Update,
         None => word.strip_prefix('*').map_or(Is::Set(word), Is::There),
-    };
-    Guard { is_negated, is }
+    }
 }
 
 fn steps(target: &'static str) -> Vec<Step> {
@@ -210,9 +296,10 @@ fn test(word: &'static str, message: &'static str) -> Test {
         (_, Some(name)) => (name, LooksAt::There),
         _ => (name, LooksAt::Set),
     };
+    let argument = braced(argument).unwrap_or(argument);
     let run = if name == "call" { calls::find(argument) } else { words::find(name) };
     let looks_at = if matches!(name, "required" | "needed" | "one" | "call" | "immutable" | "fixed") && looks_at == LooksAt::Set { LooksAt::All } else { looks_at };
-    Test { run: run.unwrap_or_else(|| panic!("rules.txt: no test {word}")), argument, message, looks_at }
+    Test { run: run.unwrap_or_else(|| panic!("rules.txt: no test {word}")), argument, message: Message::new(message), looks_at }
 }
 
 /// What Go's zero value is in JSON: absent, false, 0, or empty.
@@ -315,9 +402,54 @@ struct Walk<'a> {
     part: Part,
 }
 
-impl<'a> Walk<'a> {
+/// An object that rules are of, where it is, and the one that a rule reached it from.
+#[derive(Clone, Copy)]
+struct Owner<'a> {
+    value: &'a Value,
+    old: Option<&'a Value>,
+    schema: Option<&'a Schema>,
+    path: &'a Path,
+    parent: &'a Value,
+    item: Item<'a>,
+}
+
+/// The list or map that was last stepped into, and the place in it.
+#[derive(Clone, Copy)]
+struct Item<'a> {
+    of: &'a Value,
+    at: usize,
+    key: &'a str,
+}
+
+const NO_ITEM: Item<'static> = Item { of: &NOTHING, at: 0, key: "" };
+
+/// What the steps of a target lead to. With the schema comes what an absent value is in Go.
+#[derive(Clone)]
+struct Reached<'a> {
+    value: &'a Value,
+    old: Option<&'a Value>,
+    schema: Option<&'a Schema>,
+    zero: &'static Value,
+    item: Item<'a>,
+    suffix: String,
+}
+
+impl<'a> Reached<'a> {
+    fn field(&self, name: &str) -> Self {
+        let suffix = if self.suffix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.suffix) };
+        let field = self.schema.and_then(|it| it.as_struct()).and_then(|it| it.fields.iter().find(|it| it.name == name));
+        Self { value: self.value.get(name).unwrap_or(&NOTHING), old: self.old.and_then(|it| it.get(name)), schema: field.map(|it| &*it.schema), zero: field.map_or(&NOTHING, zero), suffix, ..*self }
+    }
+
+    fn inner(&self, value: &'a Value, old: Option<&'a Value>, at: usize, key: &'a str) -> Self {
+        let suffix = if key.is_empty() { format!("{}[{at}]", self.suffix) } else { format!("{}[{key}]", self.suffix) };
+        Self { value, old, schema: self.schema.and_then(inner), zero: &NOTHING, item: Item { of: self.value, at, key }, suffix }
+    }
+}
+
+impl Walk<'_> {
     /// Walks into a value whose objects have the rules of `kind`; "" says those of their type.
-    fn value(&mut self, value: &'a Value, old: Option<&'a Value>, schema: &Schema, kind: &str, path: &Path) {
+    fn value(&mut self, value: &Value, old: Option<&Value>, schema: &Schema, kind: &str, path: &Path) {
         match (&schema.shape, value) {
             (Shape::Object(_), Value::Object(_)) => self.object(value, old, schema, kind, path, false),
             (Shape::SchemaOrArray | Shape::SchemaOrBool, Value::Object(_)) => {
@@ -337,15 +469,11 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn object(&mut self, value: &'a Value, old: Option<&'a Value>, schema: &Schema, kind: &str, path: &Path, is_root: bool) {
+    fn object(&mut self, value: &Value, old: Option<&Value>, schema: &Schema, kind: &str, path: &Path, is_root: bool) {
         let (Some(shape), Some(map)) = (schema.as_struct(), value.as_object()) else { return };
         let rules = TABLE.get(if kind.is_empty() { schema.name.as_ref() } else { kind });
-        for rule in rules.into_iter().flat_map(|it| &it.rules) {
-            let first = rule.target.first().map_or("", |it| if let Step::Field(name) = it { name } else { "" });
-            if !is_root || self.part.has(first) {
-                self.apply(rule, value, old, schema, path);
-            }
-        }
+        let owner = Owner { value, old, schema: Some(schema), path, parent: &NOTHING, item: NO_ITEM };
+        rules.into_iter().for_each(|it| self.apply(&it.rules, owner, is_root));
         for field in &shape.fields {
             let name = field.name.as_str();
             let is_left_out = (is_root && (name == "metadata" || !self.part.has(name))) || rules.is_some_and(|it| !it.enter(name, value, self.is_update));
@@ -356,58 +484,79 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn apply(&mut self, rule: &Rule, object: &'a Value, old: Option<&'a Value>, schema: &Schema, path: &Path) {
-        if rule.guards.iter().all(|it| it.holds(object, self.is_update)) {
-            self.reach(rule, &rule.target, (object, old), (object, old), (Some(schema), &NOTHING), path, String::new());
-        }
-    }
-
-    /// Follows the steps of a rule's target and tests what is there. With the schema comes what an absent value is in Go.
-    #[expect(clippy::too_many_arguments)]
-    fn reach(&mut self, rule: &Rule, steps: &[Step], from: (&'a Value, Option<&'a Value>), at: (&'a Value, Option<&'a Value>), of: (Option<&Schema>, &'static Value), base: &Path, suffix: String) {
-        let (value, old) = at;
-        match steps.split_first() {
-            None => self.test(rule, from, at, of.1, base, &suffix),
-            Some((Step::Field(name), rest)) => {
-                let suffix = if suffix.is_empty() { (*name).to_owned() } else { format!("{suffix}.{name}") };
-                let field = of.0.and_then(|it| it.as_struct()).and_then(|it| it.fields.iter().find(|it| it.name == *name));
-                let of = (field.map(|it| &*it.schema), field.map_or(&NOTHING, zero));
-                self.reach(rule, rest, from, (value.get(*name).unwrap_or(&NOTHING), old.and_then(|it| it.get(*name))), of, base, suffix);
+    fn apply(&mut self, rules: &[Rule], owner: Owner<'_>, is_root: bool) {
+        let (is_update, mut before) = (self.is_update, self.errors.len());
+        for rule in rules.iter().filter(|it| it.guards.iter().all(|it| it.holds(owner.value, is_update))) {
+            if !rule.is_else {
+                before = self.errors.len();
+            } else if self.errors.len() > before {
+                continue;
             }
-            Some((Step::Items, rest)) => {
-                for (at, item) in value.as_array().into_iter().flatten().enumerate() {
-                    self.reach(rule, rest, from, (item, old.and_then(|it| it.get(at))), (of.0.and_then(inner), &NOTHING), base, format!("{suffix}[{at}]"));
-                }
-            }
-            Some((Step::Keys, _)) => {
-                for key in value.as_object().into_iter().flat_map(|it| it.keys()) {
-                    self.test(rule, from, (&Value::from(key.as_str()), None), &NOTHING, base, &format!("{suffix}[{key}]"));
-                }
-            }
-            Some((Step::Values, rest)) => {
-                for (key, item) in value.as_object().into_iter().flatten() {
-                    self.reach(rule, rest, from, (item, old.and_then(|it| it.get(key))), (of.0.and_then(inner), &NOTHING), base, format!("{suffix}[{key}]"));
+            for target in &rule.targets {
+                let first = if let Some(Step::Field(name)) = target.first() { name } else { "" };
+                if !is_root || self.part.has(first) {
+                    let start = Reached { value: owner.value, old: owner.old, schema: owner.schema, zero: &NOTHING, item: owner.item, suffix: String::new() };
+                    self.reach(rule, target, owner, start);
                 }
             }
         }
     }
 
-    fn test(&mut self, rule: &Rule, (object, old_object): (&Value, Option<&Value>), (value, old): (&Value, Option<&Value>), zero: &Value, base: &Path, suffix: &str) {
-        let shown = if value.is_null() { zero } else { value };
-        let site = Site { value: shown, old, object, old_object, base, root: self.root, suffix, place: rule.place, path: OnceCell::new() };
+    /// Follows the steps of a rule's target and tests what is there.
+    fn reach(&mut self, rule: &Rule, steps: &[Step], owner: Owner<'_>, at: Reached<'_>) {
+        let Some((step, rest)) = steps.split_first() else { return self.test(rule, owner, &at) };
+        match step {
+            Step::Field(name) => self.reach(rule, rest, owner, at.field(name)),
+            Step::Items => {
+                for (index, item) in at.value.as_array().into_iter().flatten().enumerate() {
+                    self.reach(rule, rest, owner, at.inner(item, at.old.and_then(|it| it.get(index)), index, ""));
+                }
+            }
+            Step::Keys => {
+                for key in at.value.as_object().into_iter().flat_map(|it| it.keys()) {
+                    self.test(rule, owner, &at.inner(&Value::from(key.as_str()), None, 0, key));
+                }
+            }
+            Step::Values => {
+                for (key, item) in at.value.as_object().into_iter().flatten() {
+                    self.reach(rule, rest, owner, at.inner(item, at.old.and_then(|it| it.get(key)), 0, key));
+                }
+            }
+        }
+    }
+
+    fn test(&mut self, rule: &Rule, owner: Owner<'_>, at: &Reached<'_>) {
+        let shown = if at.value.is_null() { at.zero } else { at.value };
+        let mut site = Site {
+            value: shown, old: at.old, object: owner.value, old_object: owner.old, base: owner.path, root: self.root,
+            owner, item: at.item, suffix: &at.suffix, place: rule.place.as_ref(), path: OnceCell::new(),
+        };
+        let is_seen = |test: &&Test, value: &Value| match test.looks_at {
+            LooksAt::All => true,
+            LooksAt::There => !value.is_null(),
+            LooksAt::Set => !is_zero(value),
+        };
+        let is_below = !at.value.is_null() && (!rule.inner.is_empty() || rule.uses.is_some() || rule.walks);
+        let is_idle = rule.value.is_none() && !is_below && !rule.tests.iter().any(|it| is_seen(&it, at.value));
+        if is_idle || !rule.when.iter().all(|(is_negated, it)| it.holds(&site) != *is_negated) {
+            return;
+        }
+        let made = rule.value.as_ref().map(|it| it.value(&site).unwrap_or_default());
+        site.value = made.as_ref().unwrap_or(shown);
         let before = self.errors.len();
-        for test in &rule.tests {
-            let is_seen = match test.looks_at {
-                LooksAt::All => true,
-                LooksAt::There => !value.is_null(),
-                LooksAt::Set => !is_zero(value),
-            };
-            if is_seen {
-                (test.run)(&site, test, &mut self.errors);
-            }
+        for test in rule.tests.iter().filter(|it| is_seen(it, made.as_ref().unwrap_or(at.value))) {
+            (test.run)(&site, test, &mut self.errors);
             if self.errors.len() > before {
                 return;
             }
+        }
+        if is_below {
+            if let Some(schema) = at.schema.filter(|_| rule.walks) {
+                self.value(at.value, at.old, schema, "", site.path());
+            }
+            let inner = Owner { value: at.value, old: at.old, schema: at.schema, path: site.path(), parent: if at.suffix.is_empty() { owner.parent } else { owner.value }, item: at.item };
+            rule.uses.iter().filter_map(|it| TABLE.get(it)).for_each(|it| self.apply(&it.rules, inner, false));
+            self.apply(&rule.inner, inner, false);
         }
     }
 }
@@ -465,4 +614,22 @@ pub fn is_valid(object: &Value, type_name: &str) -> bool {
 /// The texts of a list.
 pub fn texts<'a>(value: Option<&'a Value>, path: &[&str]) -> Vec<&'a str> {
     value.map_or(&[][..], |it| it.items_at(path)).iter().filter_map(Value::as_str).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compile(rules: &[Rule]) {
+        for rule in rules {
+            rule.when.iter().map(|it| &it.1).chain(&rule.value).for_each(Expr::compile);
+            rule.place.iter().chain(rule.tests.iter().map(|it| &it.message)).for_each(Message::compile);
+            compile(&rule.inner);
+        }
+    }
+
+    #[test]
+    fn all_expressions_compile() {
+        TABLE.values().for_each(|it| compile(&it.rules));
+    }
 }

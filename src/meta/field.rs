@@ -42,6 +42,12 @@ impl Path {
         Self(self.0.rsplit_once('.').map_or_else(String::new, |it| it.0.to_owned()))
     }
 
+    /// The path without its last field, index or key.
+    pub fn up(&self) -> Self {
+        let end = if self.0.ends_with(']') { self.0.rfind('[') } else { self.0.rfind('.') };
+        Self(self.0[..end.unwrap_or(0)].to_owned())
+    }
+
     /// This path and the text of a path below it.
     pub fn with(&self, below: &str) -> Self {
         if below.is_empty() || below.starts_with('[') { Self(format!("{}{below}", self.0)) } else { self.child(below) }

@@ -14,16 +14,21 @@ pub fn find(name: &str) -> Option<Run> {
 }
 
 const WORDS: &[(&str, Run)] = &[
-    ("required", |site, test, errors| push_if(site.is_whole() || is_zero(site.value), FieldError::required(site.path(), test.message), errors)),
-    ("needed", |site, test, errors| push_if(site.value.is_null(), FieldError::required(site.path(), test.message), errors)),
-    ("forbidden", |site, test, errors| errors.push(FieldError::forbidden(site.path(), test.message))),
-    ("invalid", |site, test, errors| errors.push(FieldError::invalid(site.path(), site.value.clone(), test.message))),
-    ("bare", |site, test, errors| errors.push(FieldError::invalid(site.path(), Value::Null, test.message))),
+    ("required", |site, test, errors| push_if(site.is_whole() || is_zero(site.value), FieldError::required(site.path(), site.say(test)), errors)),
+    ("needed", |site, test, errors| push_if(site.value.is_null(), FieldError::required(site.path(), site.say(test)), errors)),
+    ("missing", |site, test, errors| errors.push(FieldError::required(site.path(), site.say(test)))),
+    ("forbidden", |site, test, errors| errors.push(FieldError::forbidden(site.path(), site.say(test)))),
+    ("invalid", |site, test, errors| errors.push(FieldError::invalid(site.path(), site.value.clone(), site.say(test)))),
+    ("unsupported", |site, test, errors| errors.push(FieldError::not_supported(site.path(), site.value.clone(), &test.argument.split(',').collect::<Vec<_>>()))),
+    ("notfound", |site, test, errors| errors.push(FieldError { detail: site.say(test), ..FieldError::not_found(site.path(), site.value.clone()) })),
+    ("duplicate", |site, test, errors| errors.push(FieldError { detail: site.say(test), ..FieldError::duplicate(site.path(), site.value.clone()) })),
+    ("untold", |site, test, errors| errors.push(FieldError::invalid_untold(site.path(), site.say(test)))),
+    ("bare", |site, test, errors| errors.push(FieldError::invalid(site.path(), Value::Null, site.say(test)))),
     ("oneof", |site, test, errors| {
         let words: Vec<&str> = test.argument.split(',').collect();
         push_if(!words.contains(&text(site.value)), FieldError::not_supported(site.path(), text(site.value), &words), errors);
     }),
-    ("not", |site, test, errors| push_if(text(site.value) == test.argument, FieldError::invalid(site.path(), test.argument, test.message), errors)),
+    ("not", |site, test, errors| push_if(text(site.value) == test.argument, FieldError::invalid(site.path(), test.argument, site.say(test)), errors)),
     ("nonneg", |site, _, errors| push_if(is_negative(site.value), FieldError::invalid(site.path(), site.value.clone(), NOT_NEGATIVE), errors)),
     ("positive", |site, _, errors| {
         let is_fine = !is_zero(site.value) && !is_negative(site.value) && quantity(site.value).is_none_or(|it| !it.is_zero());
@@ -32,28 +37,28 @@ const WORDS: &[(&str, Run)] = &[
     ("range", |site, test, errors| {
         let (least, most) = test.argument.split_once(',').unwrap_or_default();
         let is_fine = int(site.value) >= least.parse().unwrap_or(i64::MIN) && int(site.value) <= most.parse().unwrap_or(i64::MAX);
-        let message = if test.message.is_empty() { format!("must be between {least} and {most}, inclusive") } else { test.message.to_owned() };
+        let message = site.say_or(test, || format!("must be between {least} and {most}, inclusive"));
         push_if(!is_fine, FieldError::invalid(site.path(), number(site.value), message), errors);
     }),
     ("min", |site, test, errors| {
         let is_low = test.argument.parse().is_ok_and(|it: i64| int(site.value) < it);
-        let message = if test.message.is_empty() { format!("must be greater than or equal to {}", test.argument) } else { test.message.to_owned() };
+        let message = site.say_or(test, || format!("must be greater than or equal to {}", test.argument));
         push_if(is_low, FieldError::invalid(site.path(), number(site.value), message), errors);
     }),
     ("max", |site, test, errors| {
         let is_high = test.argument.parse().is_ok_and(|it: i64| int(site.value) > it);
-        push_if(is_high, FieldError::invalid(site.path(), number(site.value), test.message), errors);
+        push_if(is_high, FieldError::invalid(site.path(), number(site.value), site.say(test)), errors);
     }),
-    ("zero", |site, test, errors| errors.push(FieldError::invalid(site.path(), "", test.message))),
+    ("zero", |site, test, errors| errors.push(FieldError::invalid(site.path(), "", site.say(test)))),
     ("short", |site, test, errors| {
         let is_long = test.argument.parse().is_ok_and(|it: usize| text(site.value).len() > it);
         push_if(is_long, FieldError::invalid(site.path(), "", format!("can have at most {} characters", test.argument)), errors);
     }),
     ("atmost", |site, test, errors| {
-        push_if(int(site.value) > int(&site.object[test.argument]), FieldError::invalid(site.path(), site.value.clone(), test.message), errors);
+        push_if(int(site.value) > int(&site.object[test.argument]), FieldError::invalid(site.path(), site.value.clone(), site.say(test)), errors);
     }),
     ("above", |site, test, errors| {
-        push_if(int(site.value) <= int(&site.object[test.argument]), FieldError::invalid(site.path(), site.value.clone(), test.message), errors);
+        push_if(int(site.value) <= int(&site.object[test.argument]), FieldError::invalid(site.path(), site.value.clone(), site.say(test)), errors);
     }),
     ("maxlen", |site, test, errors| {
         let most = test.argument.parse().unwrap_or(usize::MAX);
@@ -67,7 +72,7 @@ const WORDS: &[(&str, Run)] = &[
     ("immutable", |site, _, errors| {
         push_if(is_changed(site), FieldError::invalid(site.path(), site.value.clone(), metadata::IMMUTABLE), errors);
     }),
-    ("fixed", |site, test, errors| push_if(is_changed(site), FieldError::forbidden(site.path(), test.message), errors)),
+    ("fixed", |site, test, errors| push_if(is_changed(site), FieldError::forbidden(site.path(), site.say(test)), errors)),
     ("labels", |site, _, errors| metadata::labels(site.value.as_object(), site.path(), errors)),
     ("annotations", |site, _, errors| metadata::annotations(site.value.as_object(), site.path(), errors)),
     ("portornum", |site, _, errors| match site.value {
@@ -94,9 +99,11 @@ const WORDS: &[(&str, Run)] = &[
     }),
     ("matches", |site, test, errors| {
         let is_fine = regex::Regex::new(test.argument).is_ok_and(|it| it.is_match(text(site.value)));
-        push_if(!is_fine, FieldError::invalid(site.path(), text(site.value), test.message), errors);
+        push_if(!is_fine, FieldError::invalid(site.path(), text(site.value), site.say(test)), errors);
     }),
     ("ip", |site, _, errors| legacy_ip(site, errors)),
+    ("address", |site, _, errors| errors.extend(ip_problem(text(site.value)).map(|it| FieldError::invalid(site.path(), text(site.value), it)))),
+    ("fqdn", |site, _, errors| fqdn(text(site.value), site.path(), errors)),
     ("endpoint", |site, _, errors| endpoint_ip(text(site.value), site.path(), errors)),
     ("cidr", |site, _, errors| {
         let old = site.old.map_or("", text);
@@ -109,12 +116,12 @@ const WORDS: &[(&str, Run)] = &[
 
 /// Words for what a text must be, by upstream's sentences.
 const NAMES: &[(&str, Run)] = &[
-    ("label", |site, _, errors| named(names::dns1123_label, site, errors)),
-    ("subdomain", |site, _, errors| named(names::dns1123_subdomain, site, errors)),
-    ("underscored", |site, _, errors| named(names::underscored_subdomain, site, errors)),
-    ("dns1035", |site, _, errors| named(names::dns1035_label, site, errors)),
-    ("qualified", |site, _, errors| named(names::qualified_name, site, errors)),
-    ("labelvalue", |site, _, errors| named(names::label_value, site, errors)),
+    ("label", |site, test, errors| named(names::dns1123_label, test, site, errors)),
+    ("subdomain", |site, test, errors| named(names::dns1123_subdomain, test, site, errors)),
+    ("underscored", |site, test, errors| named(names::underscored_subdomain, test, site, errors)),
+    ("dns1035", |site, test, errors| named(names::dns1035_label, test, site, errors)),
+    ("qualified", |site, test, errors| named(names::qualified_name, test, site, errors)),
+    ("labelvalue", |site, test, errors| named(names::label_value, test, site, errors)),
     ("joinedvalue", |site, _, errors| {
         let problems = names::label_value(text(site.value));
         push_if(!problems.is_empty(), FieldError::invalid(site.path(), text(site.value), problems.join(";")), errors);
@@ -122,15 +129,16 @@ const NAMES: &[(&str, Run)] = &[
     ("joined1035", |site, test, errors| {
         let name = text(site.value);
         let problems = names::dns1035_label(&if test.argument == "lower" { name.to_lowercase() } else { name.to_owned() });
-        let before = if test.message.is_empty() { String::new() } else { format!("{}: ", test.message) };
+        let before = site.say(test);
+        let before = if before.is_empty() { String::new() } else { format!("{before}: ") };
         push_if(!problems.is_empty(), FieldError::invalid(site.path(), name, before + &problems.join(",")), errors);
     }),
-    ("portname", |site, _, errors| named(names::port_name, site, errors)),
-    ("key", |site, _, errors| named(names::config_map_key, site, errors)),
-    ("env", |site, _, errors| named(names::env_var_name, site, errors)),
-    ("segment", |site, _, errors| named(names::path_segment, site, errors)),
-    ("header", |site, _, errors| named(names::http_header_name, site, errors)),
-    ("identifier", |site, _, errors| named(names::c_identifier, site, errors)),
+    ("portname", |site, test, errors| named(names::port_name, test, site, errors)),
+    ("key", |site, test, errors| named(names::config_map_key, test, site, errors)),
+    ("env", |site, test, errors| named(names::env_var_name, test, site, errors)),
+    ("segment", |site, test, errors| named(names::path_segment, test, site, errors)),
+    ("header", |site, test, errors| named(names::http_header_name, test, site, errors)),
+    ("identifier", |site, test, errors| named(names::c_identifier, test, site, errors)),
     ("driver", |site, _, errors| {
         push_if(text(site.value).len() > names::LABEL_MAX, FieldError::too_long(site.path(), names::LABEL_MAX), errors);
         check::all(names::dns1123_subdomain(&text(site.value).to_lowercase()), text(site.value), site.path(), errors);
@@ -180,11 +188,13 @@ fn is_changed(site: &Site<'_>) -> bool {
     site.old_object.is_some() && *site.value != *old && !(is_zero(site.value) && is_zero(old) && site.value.is_null() != old.is_null() && !old.is_boolean() && !site.value.is_boolean())
 }
 
-fn named(check: fn(&str) -> names::Problems, site: &Site<'_>, errors: &mut FieldErrors) {
+/// What is wrong with a name; the rule's words stand before it.
+fn named(check: fn(&str) -> names::Problems, test: &Test, site: &Site<'_>, errors: &mut FieldErrors) {
     let name = text(site.value);
-    let problems = check(name);
-    if !problems.is_empty() {
-        check::all(problems, name, site.path(), errors);
+    for problem in check(name) {
+        let before = site.say(test);
+        let detail = if before.is_empty() { problem } else { format!("{before} {problem}").into() };
+        errors.push(FieldError::invalid(site.path(), name, detail));
     }
 }
 
@@ -257,16 +267,33 @@ pub fn endpoint_ip(ip: &str, path: &Path, errors: &mut FieldErrors) {
     }
 }
 
+/// `IsFullyQualifiedDomainName`.
+fn fqdn(name: &str, path: &Path, errors: &mut FieldErrors) {
+    if name.is_empty() {
+        return errors.push(FieldError::required(path, ""));
+    }
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let problems = names::dns1123_subdomain(name);
+    if !problems.is_empty() {
+        return check::all(problems, name, path, errors);
+    }
+    push_if(!name.contains('.'), FieldError::invalid(path, name, "should be a domain with at least two segments separated by dots"), errors);
+    for label in name.split('.') {
+        check::all(names::dns1123_label(label), label, path, errors);
+    }
+}
+
 /// Of the fields named, one is set: none is an error of the object, each beyond the first one of its own. The message has both texts.
 fn one(site: &Site<'_>, test: &Test, errors: &mut FieldErrors) {
-    let (none, many) = test.message.split_once("; ").unwrap_or((test.message, test.message));
+    let message = site.say(test);
+    let (none, many) = message.split_once("; ").unwrap_or((&message, &message));
     // Some are called otherwise in upstream's errors: `field:shown`.
     let fields = test.argument.split(',').map(|it| it.split_once(':').unwrap_or((it, it)));
     let mut set = fields.filter(|it| site.value.get(it.0).is_some_and(|it| !it.is_null()));
     if set.next().is_none() {
-        errors.push(FieldError::required(site.path(), none));
+        errors.push(FieldError::required(site.path(), none.to_owned()));
     }
-    errors.extend(set.map(|it| FieldError::forbidden(&site.path().child(it.1), many)));
+    errors.extend(set.map(|it| FieldError::forbidden(&site.path().child(it.1), many.to_owned())));
 }
 
 /// The quantities of a map by name.

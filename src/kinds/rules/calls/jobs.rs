@@ -1,97 +1,84 @@
-//! The status of Jobs. Source: `pkg/apis/batch/validation/validation.go` (`ValidateJobStatusUpdate`).
+//! Jobs: lists of indexes, and what else compares parts of them. Source: `pkg/apis/batch/validation/validation.go`.
 
-use super::workloads::parse_indexes;
 use crate::{
-    kinds::rules::{
-        Site, Test, is_zero,
-        words::{int, push_if, text},
+    kinds::{
+        check, metadata,
+        rules::{
+            Run, Site, Test,
+            words::{int, push_if, text},
+        },
     },
-    meta::{FieldError, FieldErrors, Meta, Path, Value},
+    meta::{FieldError, FieldErrors, Meta, Path, Value, cron::Schedule},
 };
 
-fn is_true(status: &Value, kind: &str) -> bool {
-    status.items_at(&["conditions"]).iter().any(|it| it.text("type") == kind && it.text("status") == "True")
-}
+pub const CALLS: &[(&str, Run)] = &[
+    ("successpolicy", success_policy),
+    ("generated", generated),
+    ("jobselector", |site, _, errors| check::labels_of_template(site.value, site.path(), errors)),
+    ("jobindexes", indexes),
+    ("jobtemplate", |site, _, errors| {
+        let Some(old) = site.old else { return };
+        let is_suspended = old.get("suspend") == Some(&Value::Bool(true));
+        let is_changed = mutable_masked(site.value, is_suspended) != mutable_masked(old, is_suspended);
+        push_if(is_changed, FieldError::invalid(&site.path().child("template"), site.value["template"].clone(), metadata::IMMUTABLE), errors);
+    }),
+    ("schedule", |site, _, errors| errors.extend(Schedule::parse(text(site.value), None).err().map(|why| FieldError::invalid(site.path(), text(site.value), why)))),
+    ("zone", zone),
+];
 
-/// What is said of no value: upstream omits it.
-fn bare(path: &Path, detail: impl Into<std::borrow::Cow<'static, str>>) -> FieldError {
-    FieldError { value: None, ..FieldError::invalid(path, "", detail) }
-}
-
-pub fn status(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
-    let (status, path, spec) = (site.value, site.path(), &site.root["spec"]);
-    let old = site.old.cloned().unwrap_or_default();
-    counts(status, &old, path, errors);
-    conditions(status, &old, spec, &path.child("conditions"), errors);
-    times(status, &old, spec, path, errors);
-    indexes(status, spec, path, errors);
-}
-
-fn counts(status: &Value, old: &Value, path: &Path, errors: &mut FieldErrors) {
-    for field in ["active", "succeeded", "failed", "ready", "terminating"] {
-        push_if(int(&status[field]) < 0, FieldError::invalid(&path.child(field), int(&status[field]), "must be greater than or equal to 0"), errors);
+/// `validateSuccessPolicy`. The site's object is the JobSpec.
+fn success_policy(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
+    if site.value.is_null() {
+        return;
     }
-    let (mut seen, place) = (Vec::new(), path.child("uncountedTerminatedPods"));
-    for list in ["succeeded", "failed"] {
-        for (at, uid) in status.items_at(&["uncountedTerminatedPods", list]).iter().map(text).enumerate() {
-            let path = place.child(list).index(at);
-            push_if(uid.is_empty(), FieldError::invalid(&path, uid, "must not be empty"), errors);
-            push_if(!uid.is_empty() && seen.contains(&uid), FieldError::duplicate(&path, uid), errors);
-            seen.push(uid);
+    let (rules, path, completions) = (site.value.items_at(&["rules"]), site.path().child("rules"), int(&site.object["completions"]));
+    push_if(rules.is_empty(), FieldError::required(&path, "at least one rules must be specified when the successPolicy is specified"), errors);
+    push_if(rules.len() > 20, FieldError::too_many(&path, rules.len(), 20), errors);
+    for (at, rule) in rules.iter().enumerate() {
+        let (path, indexes, count) = (path.index(at), rule.get("succeededIndexes").map(text), rule.int_at(&["succeededCount"]));
+        push_if(indexes.is_none() && count.is_none(), FieldError::required(&path, "at least one of succeededCount or succeededIndexes must be specified"), errors);
+        let total = indexes.map(|it| parse_indexes(it, completions));
+        if let Some(Err(why)) = &total {
+            errors.push(FieldError::invalid(&path.child("succeededIndexes"), indexes.unwrap_or_default(), format!("error parsing succeededIndexes: {why}")));
+        }
+        let Some(count) = count else { continue };
+        let place = path.child("succeededCount");
+        push_if(count < 0, FieldError::invalid(&place, count, "must be greater than or equal to 0"), errors);
+        let detail = format!("must be less than or equal to {completions} (the number of specified completions)");
+        push_if(count > completions, FieldError::invalid(&place, count, detail), errors);
+        if let Some(total) = total.map(|it| it.unwrap_or(0)).filter(|it| count > *it) {
+            let detail = format!("must be less than or equal to {total} (the number of indexes in the specified succeededIndexes field)");
+            errors.push(FieldError::invalid(&place, count, detail));
         }
     }
-    for field in ["failed", "succeeded"].into_iter().filter(|it| int(&status[*it]) < int(&old[*it])) {
-        errors.push(FieldError::invalid(&path.child(field), int(&status[field]), format!("cannot decrease the {field} counter")));
-    }
-    let is_finished = is_true(status, "Complete") || is_true(status, "Failed");
-    push_if(is_finished && int(&status["active"]) > 0, FieldError::invalid(&path.child("active"), int(&status["active"]), "active>0 is invalid for finished job"), errors);
-    push_if(is_finished && int(&status["terminating"]) > 0, FieldError::invalid(&path.child("terminating"), int(&status["terminating"]), "terminating>0 is invalid for finished job"), errors);
-    let waits = status.get("uncountedTerminatedPods").is_some_and(|it| !is_zero(&it["succeeded"]) || !is_zero(&it["failed"]));
-    push_if(is_finished && waits, FieldError::invalid(&place, status["uncountedTerminatedPods"].clone(), "must be empty for finished job"), errors);
-    push_if(int(&status["ready"]) > int(&status["active"]), FieldError::invalid(&path.child("ready"), int(&status["ready"]), "cannot set more ready pods than active"), errors);
 }
 
-fn conditions(status: &Value, old: &Value, spec: &Value, path: &Path, errors: &mut FieldErrors) {
-    let (is, was) = (|kind: &str| is_true(status, kind), |kind: &str| is_true(old, kind));
-    const EXCLUSIVE: [(&str, &str, &str); 4] = [
-        ("Complete", "Failed", "cannot set Complete=True and Failed=true conditions"),
-        ("Complete", "FailureTarget", "cannot set Complete=True and FailureTarget=true conditions"),
-        ("SuccessCriteriaMet", "Failed", "cannot set SuccessCriteriaMet=True and Failed=true conditions"),
-        ("SuccessCriteriaMet", "FailureTarget", "cannot set SuccessCriteriaMet=True and FailureTarget=true conditions"),
-    ];
-    for (one, other, detail) in EXCLUSIVE {
-        push_if(is(one) && is(other), bare(path, detail), errors);
+/// How many indexes a list like `1,3-5` has (`validateIndexesFormat`).
+fn parse_indexes(list: &str, completions: i64) -> Result<i64, String> {
+    let (mut last, mut total) = (None, 0);
+    for interval in list.split(',').filter(|_| !list.is_empty()) {
+        let number = |text: &str| text.parse::<i64>().map_err(|_| format!("cannot convert string to integer for index: {text:?}"));
+        let bounded = |text: &str| number(text).and_then(|it| if it >= completions { Err(format!("too large index: {text:?}")) } else { Ok(it) });
+        let parts: Vec<&str> = interval.split('-').collect();
+        let (from, to) = match parts.as_slice() {
+            [one] => (bounded(one)?, bounded(one)?),
+            [from, to] => (bounded(from)?, bounded(to)?),
+            _ => return Err(format!("the fragment {interval:?} violates the requirement that an index interval can have at most two parts separated by '-'")),
+        };
+        if parts.len() == 2 && from >= to {
+            return Err(format!("non-increasing order, previous: {from}, current: {to}"));
+        }
+        if let Some(last) = last.filter(|it| *it >= from) {
+            return Err(format!("non-increasing order, previous: {last}, current: {from}"));
+        }
+        total += to - from + 1;
+        last = Some(to);
     }
-    push_if(is("Failed") && !was("Failed") && !is("FailureTarget"), bare(path, "cannot set Failed=True condition without the FailureTarget=true condition"), errors);
-    push_if(is("Complete") && !was("Complete") && !is("SuccessCriteriaMet"), bare(path, "cannot set Complete=True condition without the SuccessCriteriaMet=true condition"), errors);
-    let has_policy = spec.get("successPolicy").is_some_and(|it| !it.is_null());
-    let detail = "cannot set Complete=True for Job with SuccessPolicy unless SuccessCriteriaMet=True";
-    push_if(has_policy && is("Complete") && !is("SuccessCriteriaMet"), bare(path, detail), errors);
-    for kind in ["Failed", "Complete", "FailureTarget"].into_iter().filter(|it| was(it) && !is(it)) {
-        errors.push(bare(path, format!("cannot disable the terminal {kind}=True condition")));
-    }
-    push_if(was("SuccessCriteriaMet") && !is("SuccessCriteriaMet"), bare(path, "cannot disable the SuccessCriteriaMet=True condition"), errors);
-    let detail = "cannot set SuccessCriteriaMet=True for Job already has Complete=true conditions";
-    push_if(was("Complete") && !was("SuccessCriteriaMet") && is("SuccessCriteriaMet"), bare(path, detail), errors);
+    Ok(total)
 }
 
-fn times(status: &Value, old: &Value, spec: &Value, path: &Path, errors: &mut FieldErrors) {
-    let (start, end) = (status.text("startTime"), status.text("completionTime"));
-    let is_complete = is_true(status, "Complete");
-    let place = path.child("completionTime");
-    push_if(!end.is_empty() && !is_complete, FieldError::invalid(&place, end, "cannot set completionTime when there is no Complete=True condition"), errors);
-    push_if(end.is_empty() && is_complete, FieldError::required(&place, "completionTime is required for Complete jobs"), errors);
-    push_if(!start.is_empty() && !end.is_empty() && end < start, FieldError::invalid(&place, end, "must be equal to or after `startTime`"), errors);
-    let before = old.text("completionTime");
-    push_if(!end.is_empty() && !before.is_empty() && end != before, FieldError::invalid(&place, end, "field is immutable"), errors);
-    let is_finished = is_complete || is_true(status, "Failed");
-    push_if(start.is_empty() && is_finished, FieldError::required(&path.child("startTime"), "startTime is required for finished job"), errors);
-    let is_changed = !old.text("startTime").is_empty() && old.text("startTime") != start && spec.get("suspend") != Some(&Value::Bool(true));
-    let shown = status.get("startTime").cloned().unwrap_or_default();
-    push_if(is_changed, FieldError::invalid(&path.child("startTime"), shown, "field is immutable for unsuspended job once set"), errors);
-}
-
-fn indexes(status: &Value, spec: &Value, path: &Path, errors: &mut FieldErrors) {
+fn indexes(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
+    let (status, spec, path) = (site.value, &site.root["spec"], site.path());
     let completions = spec.int_at(&["completions"]);
     let (done, failed) = (status.text("completedIndexes"), status.get("failedIndexes").and_then(Value::as_str));
     let has_limit = spec.get("backoffLimitPerIndex").is_some();
@@ -123,4 +110,55 @@ fn overlap(one: &str, other: &str) -> Option<i64> {
     };
     let others = intervals(other);
     intervals(one).iter().find_map(|(from, to)| others.iter().find(|it| *from <= it.1 && it.0 <= *to).map(|it| *from.max(&it.0)))
+}
+
+/// `validateGeneratedSelector`: the labels that the server gave to the template are there.
+fn generated(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
+    let (job, spec) = (site.value, &site.value["spec"]);
+    let is_manual = spec.get("manualSelector") == Some(&Value::Bool(true));
+    if site.old_object.is_some() || is_manual || spec.get("selector").is_none_or(Value::is_null) {
+        return;
+    }
+    let path = Path::new("spec").child("template").child("metadata").child("labels");
+    let labels = spec.at(&["template", "metadata", "labels"]);
+    for (label, expected) in [("controller-uid", job.uid()), ("job-name", job.name()), ("batch.kubernetes.io/controller-uid", job.uid()), ("batch.kubernetes.io/job-name", job.name())] {
+        match labels.and_then(|it| it.get(label)).map(text) {
+            None => errors.push(FieldError::required(&path.key(label), format!("must be '{expected}'"))),
+            Some(found) => push_if(found != expected, FieldError::invalid(&path.key(label), labels.cloned().unwrap_or_default(), format!("must be '{expected}'")), errors),
+        }
+    }
+}
+
+/// The template without what may change while a Job is suspended: where its pods run, and their resources.
+fn mutable_masked(spec: &Value, is_suspended: bool) -> Value {
+    let mut template = spec["template"].clone();
+    if is_suspended {
+        for path in [&["metadata", "labels"][..], &["metadata", "annotations"], &["spec", "nodeSelector"], &["spec", "tolerations"], &["spec", "schedulingGates"], &["spec", "affinity", "nodeAffinity"]] {
+            template.remove_at(path);
+        }
+        for list in ["containers", "initContainers"] {
+            check::each(&mut template, &["spec", list]).for_each(|it| _ = it.remove_at(&["resources"]));
+        }
+    }
+    template
+}
+
+fn zone(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
+    let name = text(site.value);
+    if site.value.is_null() || site.old == Some(site.value) {
+        return;
+    }
+    let mut wrong = |detail: String| errors.push(FieldError::invalid(site.path(), name, detail));
+    let is_part = |part: &str| !matches!(part, "." | "..") && !part.starts_with('-') && (1..=14).contains(&part.len()) && part.bytes().all(|it| it.is_ascii_alphanumeric() || b".-_+".contains(&it));
+    if name.is_empty() {
+        return wrong("timeZone must be nil or non-empty string".to_owned());
+    }
+    if !name.split('/').all(is_part) {
+        return wrong(format!("unknown time zone {name}"));
+    }
+    if name.eq_ignore_ascii_case("local") {
+        wrong("timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones".to_owned());
+    } else if jiff::tz::db().get(name).is_err() {
+        wrong(format!("unknown time zone {name}"));
+    }
 }

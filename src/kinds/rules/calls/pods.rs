@@ -1,84 +1,43 @@
-//! What the parts of a pod say about each other. Source: `pkg/apis/core/validation/validation.go` (`ValidatePodSpec`).
+//! What the parts of a pod say about each other, beyond rules of a line. Source: `pkg/apis/core/validation/validation.go` (`ValidatePodSpec`).
 
 use super::quantities::{container_name, requirements};
 use crate::{
     kinds::{
         check,
         rules::{
-            Run, Site, Test, is_zero,
-            words::{int, push_if},
+            Run, Site, Test,
+            words::{int, push_if, text},
         },
     },
     meta::{FieldError, FieldErrors, Meta, Path, Value, names},
 };
 
 pub const CALLS: &[(&str, Run)] = &[
-    ("containers", containers),
-    ("hostprocess", host_process),
-    ("windows", windows),
-    ("templatemeta", |site, _, errors| template_meta(site, errors)),
-    ("spread", |site, _, errors| spread(site, errors)),
-    ("rcselector", |site, _, errors| {
-        let labels = site.value.at(&["spec", "template", "metadata", "labels"]);
-        let selector = site.value.map_at(&["spec", "selector"]).into_iter().flatten();
-        let is_match = selector.clone().count() == 0 || selector.into_iter().all(|(key, value)| labels.and_then(|it| it.get(key)) == Some(value));
-        let path = ["spec", "template", "metadata", "labels"].iter().fold(Path::root(), |path, field| path.child(field));
-        let shown = labels.cloned().unwrap_or_default();
-        push_if(!is_match && site.value.at(&["spec", "template"]).is_some(), FieldError::invalid(&path, shown, "`selector` does not match template `labels`"), errors);
+    ("volumenames", |site, _, errors| _ = volumes(site.value, site.path(), errors)),
+    ("hostports", host_ports),
+    ("mounted", mounted),
+    ("containerresources", |site, _, errors| {
+        let claims: Vec<&str> = site.owner.parent.items_at(&["resourceClaims"]).iter().map(|it| it.text("name")).filter(|it| !it.is_empty()).collect();
+        requirements(site.value, site.path(), &claims, container_name, errors);
     }),
     ("claimname", |site, _, errors| ephemeral_claims(site, errors)),
-    ("selectslabels", |site, test, errors| check::selector_of_template(site.value, test.message, errors)),
+    ("selectslabels", |site, test, errors| check::selector_of_template(site.value, &site.say(test), errors)),
+    ("fieldpath", |site, _, errors| field_selector(site.value, site.path(), &ENV_FIELDS, errors)),
+    ("volumefield", |site, _, errors| field_selector(site.value, site.path(), &VOLUME_FIELDS, errors)),
+    ("resourcefield", |site, _, errors| resource_ref(site.value, site.path(), false, errors)),
+    ("volumeresource", |site, _, errors| resource_ref(site.value, site.path(), true, errors)),
+    ("prefixname", |site, _, errors| {
+        // A name that ends in a dash passes here: upstream takes it for a prefix.
+        let name = text(site.value);
+        let masked = name.strip_suffix('-').filter(|it| !it.is_empty()).map_or_else(|| name.to_owned(), |it| format!("{it}a"));
+        if !name.is_empty() {
+            check::all(names::dns1123_subdomain(&masked), name, site.path(), errors);
+        }
+    }),
 ];
 
-/// Lists of containers, with their paths (`VisitContainersWithPath`).
-fn all_containers<'a>(spec: &'a Value, path: &Path) -> Vec<(Path, &'a Value)> {
-    let lists = ["initContainers", "containers", "ephemeralContainers"];
-    let list = |list: &'static str| spec.items_at(&[list]).iter().enumerate().map(move |(at, container)| (path.child(list).index(at), container));
-    lists.into_iter().flat_map(list).collect()
-}
-
-fn is_true(object: &Value, path: &[&str]) -> bool {
-    object.at(path) == Some(&Value::Bool(true))
-}
-
-fn has(object: &Value, path: &[&str]) -> bool {
-    object.at(path).is_some_and(|it| !it.is_null())
-}
-
-/// What containers need of their pod: volumes, claims, names of their own, ports. `site` is the PodSpec.
-fn containers(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
-    let (spec, path) = (site.value, site.path());
-    let volumes = volumes(spec, path, errors);
-    let claims: Vec<&str> = spec.items_at(&["resourceClaims"]).iter().map(|it| it.text("name")).filter(|it| !it.is_empty()).collect();
-    push_if(spec.items_at(&["containers"]).is_empty(), FieldError::required(&path.child("containers"), ""), errors);
-    let (mut names, mut ports): (Vec<(&str, &str)>, Vec<String>) = (Vec::new(), Vec::new());
-    for list in ["containers", "initContainers", "ephemeralContainers"] {
-        for (at, container) in spec.items_at(&[list]).iter().enumerate() {
-            let (own, name) = (path.child(list).index(at), container.text("name"));
-            if list != "containers" {
-                ports.clear();
-            }
-            push_if(names.iter().any(|it| it.1 == name) && (!name.is_empty() || list == "containers"), FieldError::duplicate(&own.child("name"), name), errors);
-            host_ports(container, list, at, path, &mut ports, errors);
-            common(spec, container, &own, &volumes, &claims, errors);
-            if list == "ephemeralContainers" {
-                let (path, target) = (own.child("targetContainerName"), container.text("targetContainerName"));
-                let is_there = names.iter().any(|it| it.0 != list && it.1 == target);
-                push_if(!target.is_empty() && !is_there, FieldError::not_found(&path, target), errors);
-            } else if list == "containers" || container.text("restartPolicy") == "Always" {
-                started(spec, container, &own, errors);
-            }
-            names.push((list, name));
-        }
-    }
-    of_host_users(spec, path, errors);
-    if site.root.text("kind") == "Pod" {
-        for (path, container) in all_containers(spec, path) {
-            let image = container.text("image");
-            push_if(image.trim() != image, FieldError::invalid(&path.child("image"), image, "must not have leading or trailing whitespace"), errors);
-        }
-    }
-    of_host_network(site, spec, path, errors);
+fn has(object: &Value, field: &str) -> bool {
+    object.get(field).is_some_and(|it| !it.is_null())
 }
 
 /// The volumes that are right, and errors for names that stand twice.
@@ -95,25 +54,26 @@ fn volumes<'a>(spec: &'a Value, path: &Path, errors: &mut FieldErrors) -> Vec<&'
     fine
 }
 
-fn host_ports(container: &Value, list: &str, at: usize, path: &Path, seen: &mut Vec<String>, errors: &mut FieldErrors) {
-    if list == "ephemeralContainers" {
-        return;
-    }
+/// Ports of the host are taken once. `site` is the container; its index shows where it is.
+fn host_ports(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
+    let (container, spec, path) = (site.value, site.owner.parent, site.path());
+    let key = |port: &Value| format!("{}/{}/{}", port.text("protocol"), port.text("hostIP"), int(&port["hostPort"]));
+    let is_init = path.up().as_str().ends_with("initContainers");
     // Upstream checks init containers one by one, as if each were the first.
-    let own = path.child(list).index(if list == "initContainers" { 0 } else { at }).child("ports");
-    for (at, port) in container.items_at(&["ports"]).iter().enumerate() {
-        let number = int(&port["hostPort"]);
-        let key = format!("{}/{}/{number}", port.text("protocol"), port.text("hostIP"));
-        if number != 0 && seen.contains(&key) {
-            errors.push(FieldError::duplicate(&own.index(at).child("hostPort"), key));
-        } else if number != 0 {
-            seen.push(key);
-        }
+    let before = if is_init { &[] } else { &spec.items_at(&["containers"])[..site.item.at] };
+    let own = if is_init { path.up().index(0) } else { path.clone() }.child("ports");
+    let mut seen: Vec<String> = before.iter().flat_map(|it| it.items_at(&["ports"])).map(key).collect();
+    for (at, port) in container.items_at(&["ports"]).iter().enumerate().filter(|it| int(&it.1["hostPort"]) != 0) {
+        let key = key(port);
+        push_if(seen.contains(&key), FieldError::duplicate(&own.index(at).child("hostPort"), key.as_str()), errors);
+        seen.push(key);
     }
 }
 
-/// What holds for all containers alike.
-fn common(spec: &Value, container: &Value, path: &Path, volumes: &[&Value], claims: &[&str], errors: &mut FieldErrors) {
+/// What a container mounts are volumes of its pod. `site` is the container.
+fn mounted(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
+    let (container, path) = (site.value, site.path());
+    let volumes = volumes(site.owner.parent, path, &mut FieldErrors::new());
     let find = |name: &str| volumes.iter().find(|it| it.text("name") == name);
     for (at, mount) in container.items_at(&["volumeMounts"]).iter().enumerate() {
         let name = mount.text("name");
@@ -123,147 +83,11 @@ fn common(spec: &Value, container: &Value, path: &Path, volumes: &[&Value], clai
         let (path, name) = (path.child("volumeDevices").index(at).child("name"), device.text("name"));
         match find(name) {
             None => errors.push(FieldError::not_found(&path, name)),
-            Some(volume) if !has(volume, &["persistentVolumeClaim"]) && !has(volume, &["ephemeral"]) => {
+            Some(volume) if !has(volume, "persistentVolumeClaim") && !has(volume, "ephemeral") => {
                 errors.push(FieldError::invalid(&path, name, "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode"));
             }
             Some(_) => (),
         }
-    }
-    requirements(&container["resources"], &path.child("resources"), claims, container_name, errors);
-    for policy in container.items_at(&["resizePolicy"]) {
-        let restart = policy.text("restartPolicy");
-        let is_wrong = spec.text("restartPolicy") == "Never" && restart != "NotRequired";
-        push_if(is_wrong, FieldError::invalid(&path.child("resizePolicy"), restart, "must be 'NotRequired' when pod `restartPolicy` is 'Never'"), errors);
-    }
-    let is_unmasked = container.text_at(&["securityContext", "procMount"]) == "Unmasked" && spec.get("hostUsers") != Some(&Value::Bool(false));
-    push_if(is_unmasked, FieldError::invalid(&path.child("securityContext").child("procMount"), "Unmasked", "`hostUsers` must be false to use `Unmasked`"), errors);
-    for (at, env) in container.items_at(&["env"]).iter().enumerate() {
-        let Some(reference) = env.at(&["valueFrom", "fileKeyRef"]) else { continue };
-        let (name, path) = (reference.text("volumeName"), path.child("env").index(at).child("valueFrom").child("fileKeyRef").child("volumeName"));
-        match spec.items_at(&["volumes"]).iter().find(|it| it.text("name") == name) {
-            None => errors.push(FieldError::not_found(&path, name)),
-            Some(volume) => push_if(!has(volume, &["emptyDir"]), FieldError::invalid(&path, name, "referenced volume must be of type emptyDir"), errors),
-        }
-    }
-}
-
-/// Hooks and probes of what runs along with the pod.
-fn started(spec: &Value, container: &Value, path: &Path, errors: &mut FieldErrors) {
-    let grace = spec.int_at(&["terminationGracePeriodSeconds"]);
-    for hook in ["postStart", "preStop"] {
-        let Some(handler) = container.at(&["lifecycle", hook]) else { continue };
-        let is_first = !["exec", "httpGet", "tcpSocket"].iter().any(|it| has(handler, &[it]));
-        let Some(sleep) = handler.get("sleep").filter(|_| is_first) else { continue };
-        let seconds = int(&sleep["seconds"]);
-        if let Some(grace) = grace.filter(|it| seconds < 0 || seconds > *it) {
-            let detail = format!("must be non-negative and less than terminationGracePeriodSeconds ({grace})");
-            errors.push(FieldError::invalid(&path.child("lifecycle").child(hook).child("sleep"), seconds, detail));
-        }
-    }
-}
-
-/// `validateHostUsers`.
-fn of_host_users(spec: &Value, path: &Path, errors: &mut FieldErrors) {
-    if spec.get("hostUsers") != Some(&Value::Bool(false)) {
-        return;
-    }
-    for (field, shown) in [("hostNetwork", "hostNetwork"), ("hostPID", "HostPID"), ("hostIPC", "HostIPC")] {
-        push_if(is_true(spec, &[field]), FieldError::forbidden(&path.child(shown), "when `hostUsers` is false"), errors);
-    }
-    for (path, container) in all_containers(spec, path) {
-        let is_wrong = !container.items_at(&["volumeDevices"]).is_empty();
-        push_if(is_wrong, FieldError::forbidden(&path.child("volumeDevices"), "when `hostUsers` is false"), errors);
-    }
-}
-
-/// `validatePodHostNetworkDeps`, and sysctls of namespaces that are the host's.
-fn of_host_network(site: &Site<'_>, spec: &Value, path: &Path, errors: &mut FieldErrors) {
-    let is_pod = site.root.text("kind") == "Pod";
-    let is_host_network = is_true(spec, &["hostNetwork"]);
-    for (at, container) in spec.items_at(&["containers"]).iter().enumerate().filter(|_| is_host_network) {
-        for (port_at, port) in container.items_at(&["ports"]).iter().enumerate() {
-            let (host, own) = (int(&port["hostPort"]), int(&port["containerPort"]));
-            let path = path.child("containers").index(at).child("ports").index(port_at).child("hostPort");
-            push_if((is_pod || host != 0) && host != own, FieldError::invalid(&path, host, "must match `containerPort` when `hostNetwork` is true"), errors);
-        }
-    }
-    let path = path.child("securityContext");
-    for (at, sysctl) in spec.items_at(&["securityContext", "sysctls"]).iter().enumerate() {
-        let (name, dotted) = (sysctl.text("name"), sysctl.text("name").replace('/', "."));
-        let path = path.child("sysctls").index(at).child("name");
-        let is_ipc = ["kernel.sem", "kernel.shm", "kernel.msg", "fs.mqueue."].iter().any(|it| dotted.starts_with(it));
-        if is_host_network && dotted.starts_with("net.") {
-            errors.push(FieldError::invalid(&path, name, "may not be specified when 'hostNetwork' is true"));
-        } else if is_true(spec, &["hostIPC"]) && is_ipc {
-            errors.push(FieldError::invalid(&path, name, "may not be specified when 'hostIPC' is true"));
-        }
-    }
-    let shares = is_true(spec, &["shareProcessNamespace"]) && is_true(spec, &["hostPID"]);
-    push_if(shares, FieldError::invalid(&path.child("shareProcessNamespace"), true, "ShareProcessNamespace and HostPID cannot both be enabled"), errors);
-}
-
-/// `validateWindowsHostProcessPod`: all containers are host processes, or none.
-fn host_process(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
-    let (spec, path) = (site.value, site.path());
-    let flag = |object: &Value| object.at(&["securityContext", "windowsOptions", "hostProcess"]).and_then(Value::as_bool);
-    let (pod, containers) = (flag(spec), all_containers(spec, path));
-    let mut count = 0;
-    for (path, container) in &containers {
-        let own = flag(container);
-        if let (Some(pod), Some(own)) = (pod, own)
-            && pod != own
-        {
-            let path = path.child("securityContext").child("windowsOptions").child("hostProcess");
-            errors.push(FieldError::invalid(&path, own, format!("pod hostProcess value must be identical if both are specified, was {pod}")));
-        }
-        count += usize::from(own.or(pod) == Some(true));
-    }
-    if count > 0 {
-        let detail = "If pod contains any hostProcess containers then all containers must be HostProcess containers";
-        push_if(count != containers.len(), FieldError::invalid(path, "", detail), errors);
-        let detail = "hostNetwork must be true if pod contains any hostProcess containers";
-        push_if(!is_true(spec, &["hostNetwork"]), FieldError::invalid(&path.child("hostNetwork"), false, detail), errors);
-    }
-}
-
-/// What pods of one operating system may not have (`validateLinux`, `validateWindows`).
-fn windows(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
-    const POD: [&str; 11] =
-        ["appArmorProfile", "seLinuxOptions", "seccompProfile", "fsGroup", "fsGroupChangePolicy", "sysctls", "runAsUser", "runAsGroup", "supplementalGroups", "supplementalGroupsPolicy", "seLinuxChangePolicy"];
-    const OWN: [&str; 10] =
-        ["appArmorProfile", "seLinuxOptions", "seccompProfile", "capabilities", "readOnlyRootFilesystem", "privileged", "allowPrivilegeEscalation", "procMount", "runAsUser", "runAsGroup"];
-    let (spec, path) = (site.value, site.path());
-    let mut refuse = |object: &Value, fields: &[&str], path: &Path, detail: &'static str| {
-        let context = &object["securityContext"];
-        for field in fields.iter().filter(|it| context.get(**it).is_some_and(|it| !it.is_null())) {
-            errors.push(FieldError::forbidden(&path.child("securityContext").child(field), detail));
-        }
-    };
-    let is_windows = spec.text_at(&["os", "name"]) == "windows";
-    let (pod, own, detail): (&[&str], &[&str], _) =
-        if is_windows { (&POD, &OWN, "cannot be set for a windows pod") } else { (&["windowsOptions"], &["windowsOptions"], "windows options cannot be set for a linux pod") };
-    refuse(spec, pod, path, detail);
-    all_containers(spec, path).iter().for_each(|(path, container)| refuse(container, own, path, detail));
-    for field in ["hostUsers", "hostPID", "hostIPC", "shareProcessNamespace"].into_iter().filter(|_| is_windows) {
-        let is_set = spec.get(field).is_some_and(|it| if matches!(field, "hostPID" | "hostIPC") { !is_zero(it) } else { !it.is_null() });
-        push_if(is_set, FieldError::forbidden(&path.child(field), detail), errors);
-    }
-}
-
-/// `ValidateTemplateObjectMeta`: labels and annotations, and nothing else.
-fn template_meta(site: &Site<'_>, errors: &mut FieldErrors) {
-    for (field, value) in site.value.as_object().into_iter().flatten() {
-        let is_allowed = matches!(field.as_str(), "labels" | "annotations") || is_zero(value);
-        push_if(!is_allowed, FieldError::forbidden(&site.path().child(if field == "uid" { "uID" } else { field }), "cannot be set"), errors);
-    }
-}
-
-/// `ValidateSpreadConstraintNotRepeat`. `site` is the list.
-fn spread(site: &Site<'_>, errors: &mut FieldErrors) {
-    let key = |it: &Value| format!("{{{}, {}}}", it.text("topologyKey"), it.text("whenUnsatisfiable"));
-    let all: Vec<String> = site.value.as_array().into_iter().flatten().map(key).collect();
-    for (at, key) in all.iter().enumerate().filter(|(at, key)| all[at + 1..].contains(key)) {
-        errors.push(FieldError::duplicate(&site.path().index(at).child("{topologyKey, whenUnsatisfiable}"), key.as_str()));
     }
 }
 
@@ -283,4 +107,69 @@ fn ephemeral_claims(site: &Site<'_>, errors: &mut FieldErrors) {
         let place = path.index(at).child("persistentVolumeClaim").child("claimName");
         push_if(made.iter().any(|it| it == used), FieldError::invalid(&place, used, "must not reference a PVC that gets created for an ephemeral volume"), errors);
     }
+}
+
+const ENV_FIELDS: [&str; 9] =
+    ["metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "spec.serviceAccountName", "status.hostIP", "status.hostIPs", "status.podIP", "status.podIPs"];
+pub const VOLUME_FIELDS: [&str; 5] = ["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
+
+/// `validateObjectFieldSelector`.
+pub fn field_selector(selector: &Value, path: &Path, fields: &[&str], errors: &mut FieldErrors) {
+    if selector.is_null() {
+        return;
+    }
+    let (field, version) = (selector.text("fieldPath"), selector.text("apiVersion"));
+    if version.is_empty() {
+        return errors.push(FieldError::required(&path.child("apiVersion"), ""));
+    }
+    if field.is_empty() {
+        return errors.push(FieldError::required(&path.child("fieldPath"), ""));
+    }
+    let wrong = |detail: String| FieldError::invalid(&path.child("fieldPath"), field, format!("error converting fieldPath: {detail}"));
+    if version != "v1" {
+        return errors.push(wrong(format!("unsupported pod version: {version}")));
+    }
+    if let Some((name, key)) = field.strip_suffix("']").and_then(|it| it.split_once("['")) {
+        return match name {
+            "metadata.annotations" => check::all(names::qualified_name(&key.to_lowercase()), &key.to_lowercase(), path, errors),
+            "metadata.labels" => check::all(names::qualified_name(key), key, path, errors),
+            _ => errors.push(wrong(format!("field label does not support subscript: {field}"))),
+        };
+    }
+    const KNOWN: [&str; 6] = ["metadata.annotations", "metadata.labels", "spec.restartPolicy", "spec.schedulerName", "status.phase", "spec.host"];
+    if !fields.contains(&field) {
+        let is_known = KNOWN.contains(&field) || ENV_FIELDS.contains(&field) || VOLUME_FIELDS.contains(&field);
+        errors.push(if is_known { FieldError::not_supported(&path.child("fieldPath"), field, fields) } else { wrong(format!("field label not supported: {field}")) });
+    }
+}
+
+const RESOURCE_FIELDS: [&str; 6] = ["limits.cpu", "limits.ephemeral-storage", "limits.memory", "requests.cpu", "requests.ephemeral-storage", "requests.memory"];
+const DIVISORS: [&str; 13] = ["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
+
+/// `validateContainerResourceFieldSelector`; in a volume the container must be named.
+pub fn resource_ref(selector: &Value, path: &Path, is_volume: bool, errors: &mut FieldErrors) {
+    if selector.is_null() {
+        return;
+    }
+    let (resource, divisor) = (selector.text("resource"), selector.text("divisor"));
+    let is_huge = resource.starts_with("limits.hugepages-") || resource.starts_with("requests.hugepages-");
+    if is_volume && selector.text("containerName").is_empty() {
+        errors.push(FieldError::required(&path.child("containerName"), ""));
+    } else if resource.is_empty() {
+        errors.push(FieldError::required(&path.child("resource"), ""));
+    } else if !RESOURCE_FIELDS.contains(&resource) && !is_huge {
+        errors.push(FieldError::not_supported(&path.child("resource"), resource, &RESOURCE_FIELDS));
+    }
+    if matches!(divisor, "" | "0") {
+        return;
+    }
+    let words = "only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the";
+    let (is_fine, detail) = match resource.split_once('.').map_or("", |it| it.1) {
+        "cpu" => (matches!(divisor, "1" | "1m"), "only divisor's values 1m and 1 are supported with the cpu resource".to_owned()),
+        "memory" => (DIVISORS.contains(&divisor), format!("{words} memory resource")),
+        "ephemeral-storage" => (DIVISORS.contains(&divisor), format!("{words} local ephemeral storage resource")),
+        _ if is_huge => (DIVISORS.contains(&divisor), format!("{words} hugepages resource")),
+        _ => return,
+    };
+    push_if(!is_fine, FieldError::invalid(&path.child("divisor"), resource, detail), errors);
 }

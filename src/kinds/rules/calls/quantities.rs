@@ -5,7 +5,7 @@ use crate::{
         check,
         rules::{
             Run, Site, Test,
-            words::{push_if, quantities},
+            words::{push_if, quantities, text},
         },
     },
     meta::{FieldError, FieldErrors, Meta, Path, Quantity, Value, names},
@@ -32,6 +32,15 @@ pub const CALLS: &[(&str, Run)] = &[
         for (name, amount, value) in quantities(site.value, &[]) {
             amount_of(name, amount, value, &site.path().child(name), errors);
         }
+    }),
+    ("containerresource", |site, _, errors| {
+        if !text(site.value).is_empty() {
+            container_name(text(site.value), site.path(), errors);
+        }
+    }),
+    ("podfixed", |site, _, errors| {
+        let limits = serde_json::json!({"limits": site.value});
+        requirements(&limits, &site.path().parent(), &[], container_name, errors);
     }),
     ("scopes", |site, _, errors| scopes(site, errors)),
     ("scopeselector", |site, _, errors| scope_selector(site, errors)),

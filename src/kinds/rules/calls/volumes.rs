@@ -1,172 +1,17 @@
-//! Sources of volumes, and claims. Source: `pkg/apis/core/validation/validation.go`.
+//! Volumes that bring several things together. Source: `pkg/apis/core/validation/validation.go` (`validateProjectionSources`).
 
 use crate::{
     kinds::{
         check,
         rules::{
-            Run, Site, Test, is_zero,
-            words::{int, push_if, quantities, quantity, text},
+            Run, Site, Test,
+            words::{int, push_if},
         },
     },
-    meta::{FieldError, FieldErrors, Meta, Path, Quantity, Value, names},
+    meta::{FieldError, FieldErrors, Meta, Path, Value, names},
 };
 
-pub const CALLS: &[(&str, Run)] = &[
-    ("sizelimit", |site, _, errors| {
-        let is_negative = quantity(site.value).is_some_and(Quantity::is_negative);
-        push_if(is_negative, FieldError::forbidden(site.path(), "SizeLimit field must be a valid resource quantity"), errors);
-    }),
-    ("iqn", iqn),
-    ("iscsiname", |site, _, errors| {
-        let detail = "Total length of <volume name>:<iscsi.targetPortal> must be under 64 characters if iscsi.initiatorName is specified.";
-        let (name, portal) = (site.value.text("name"), site.value.text_at(&["iscsi", "targetPortal"]));
-        push_if(name.len() + 1 + portal.len() > 64, FieldError::invalid(&site.path().child("name"), name, detail), errors);
-    }),
-    ("quobyte", quobyte),
-    ("resource", |site, test, errors| errors.push(FieldError::invalid(site.path(), "resource", test.message))),
-    ("flexoptions", |site, _, errors| {
-        for (key, _) in site.value.as_object().into_iter().flatten() {
-            let domain = format!(".{}", key.split_once('/').map_or(key.as_str(), |it| it.0).to_lowercase());
-            let is_reserved = domain.ends_with(".kubernetes.io") || domain.ends_with(".k8s.io");
-            push_if(is_reserved, FieldError::invalid(&site.path().key(key), key.as_str(), "kubernetes.io and k8s.io namespaces are reserved"), errors);
-        }
-    }),
-    ("diskuri", |site, _, errors| {
-        let (kind, uri, path) = (site.value.text("kind"), site.value.text("diskURI"), site.path().child("diskURI"));
-        let managed = "/subscriptions/{sub-id}/resourcegroups/{group-name}/providers/microsoft.compute/disks/{disk-id}";
-        let blob = "https://{account-name}.blob.core.windows.net/{container-name}/{disk-name}.vhd";
-        let has_kind = site.value.get("kind").is_some();
-        push_if(kind == "Managed" && !uri.starts_with("/subscriptions/"), FieldError::not_supported(&path, uri, &[managed]), errors);
-        push_if(has_kind && kind != "Managed" && !uri.starts_with("https://"), FieldError::not_supported(&path, uri, &[blob]), errors);
-    }),
-    ("secretref", |site, _, errors| {
-        for (field, check) in [("name", names::dns1123_subdomain as fn(&str) -> names::Problems), ("namespace", names::dns1123_label)] {
-            let (text, path) = (site.value.text(field), site.path().child(field));
-            if text.is_empty() { errors.push(FieldError::required(&path, "")) } else { check::all(check(text), text, &path, errors) }
-        }
-    }),
-    ("downward", |site, _, errors| site.value.as_array().into_iter().flatten().for_each(|file| downward_file(file, &site.path().parent(), errors))),
-    ("projected", projected),
-    ("notoken", no_token),
-    ("padded", |site, _, errors| {
-        let profile = text(site.value);
-        push_if(profile.trim() != profile, FieldError::invalid(site.path(), profile, "must not be padded with whitespace"), errors);
-    }),
-    ("sysadmin", |site, _, errors| {
-        let is_admin = site.value.as_array().is_some_and(|it| it.iter().any(|it| it == "CAP_SYS_ADMIN"));
-        let detail = "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
-        push_if(is_admin, FieldError::invalid(site.base, site.object.clone(), detail), errors);
-    }),
-    ("ports", |site, _, errors| port_names(site, names::port_name, errors)),
-    ("namedports", named_ports),
-    ("prefixname", |site, _, errors| {
-        // A name that ends in a dash passes here: upstream takes it for a prefix.
-        let name = text(site.value);
-        let masked = name.strip_suffix('-').filter(|it| !it.is_empty()).map_or_else(|| name.to_owned(), |it| format!("{it}a"));
-        if !name.is_empty() {
-            check::all(names::dns1123_subdomain(&masked), name, site.path(), errors);
-        }
-    }),
-    ("accessmodes", access_modes),
-    ("capacity", capacity),
-    ("recycle", |site, _, errors| {
-        let is_root = site.value.at(&["hostPath"]).is_some() && site.value.text_at(&["hostPath", "path"]).trim_matches('/').is_empty() && site.value.text_at(&["hostPath", "path"]).starts_with('/');
-        let path = site.path().child("persistentVolumeReclaimPolicy");
-        push_if(is_root && site.value.text("persistentVolumeReclaimPolicy") == "Recycle", FieldError::forbidden(&path, "may not be 'recycle' for a hostPath mount of '/'"), errors);
-    }),
-    ("claimsize", |site, _, errors| {
-        let path = site.path().parent().key("storage");
-        match site.value.get("storage") {
-            None => errors.push(FieldError::required(&path, "")),
-            Some(value) => {
-                let is_positive = quantity(value).is_some_and(|it| !it.is_negative() && !it.is_zero());
-                push_if(!is_positive, FieldError::invalid(&path, value.clone(), "must be greater than zero"), errors);
-            }
-        }
-    }),
-    ("kept", |site, test, errors| {
-        let is_changed = site.old.is_some_and(|it| !it.is_null() && it != site.value);
-        push_if(is_changed, FieldError::invalid(site.path(), site.value.clone(), test.message), errors);
-    }),
-    ("keptset", |site, test, errors| {
-        push_if(site.value.is_null() && site.old.is_some_and(|it| !it.is_null()), FieldError::forbidden(site.path(), test.message), errors);
-    }),
-    ("shrunk", |site, _, errors| {
-        let millis = |value: Option<&Value>| value.and_then(quantity).map_or(0, Quantity::millis);
-        let (new, old) = (millis(Some(site.value)), millis(site.old));
-        let held = millis(site.old_object.and_then(|it| it.at(&["status", "capacity", "storage"])));
-        push_if(new < old && new <= held, FieldError::forbidden(site.path(), "field can not be less than status.capacity"), errors);
-    }),
-    ("resizes", |site, _, errors| {
-        for (key, state) in site.value.as_object().into_iter().flatten() {
-            claim_resource(key, site.path(), errors);
-            let is_known = RESIZES.contains(&text(state));
-            push_if(!is_known, FieldError::not_supported(site.path(), key.as_str(), &RESIZES), errors);
-        }
-    }),
-    ("allocated", |site, _, errors| {
-        for (key, amount) in site.value.as_object().into_iter().flatten() {
-            if claim_resource(key, site.path(), errors) {
-                negative(amount, &site.path().key(key), errors);
-            }
-        }
-    }),
-    ("amount", |site, _, errors| negative(site.value, site.path(), errors)),
-    ("datasource", data_source),
-    ("datasources", data_sources),
-];
-
-/// `resizeStatusSet`.
-const RESIZES: [&str; 5] = ["ControllerResizeInProgress", "ControllerResizeInfeasible", "NodeResizeInProgress", "NodeResizeInfeasible", "NodeResizePending"];
-
-/// `validatePersistentVolumeClaimResourceKey`.
-fn claim_resource(key: &str, path: &Path, errors: &mut FieldErrors) -> bool {
-    let problems = names::qualified_name(key);
-    let is_fine = problems.is_empty() && (key == "storage" || (key.contains('/') && !key.contains("kubernetes.io/")));
-    push_if(!is_fine && problems.is_empty(), FieldError::not_supported(path, key, &["storage"]), errors);
-    check::all(problems, key, path, errors);
-    is_fine
-}
-
-/// `validateBasicResource`.
-fn negative(amount: &Value, path: &Path, errors: &mut FieldErrors) {
-    let is_negative = quantity(amount).is_some_and(Quantity::is_negative);
-    push_if(is_negative, FieldError::invalid(path, quantity(amount).map_or(0, Quantity::units), "must be a valid resource quantity"), errors);
-}
-
-fn iqn(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
-    let is_persistent = site.base.as_str().starts_with("spec.iscsi");
-    let prefix_detail = if is_persistent { "must be valid format" } else { "must be valid format starting with iqn, eui, or naa" };
-    for (field, shown, is_needed) in [("iqn", "iqn", true), ("initiatorName", "initiatorname", false)] {
-        let (name, path) = (site.value.text(field), site.path().child(shown));
-        let pattern = match name.get(..3) {
-            _ if name.is_empty() && is_needed => {
-                errors.push(FieldError::required(&path, ""));
-                continue;
-            }
-            _ if site.value.get(field).is_none() => continue,
-            Some("iqn") => r"iqn\.\d{4}-\d{2}\.([[:alnum:]\-.]+)(:[^,;*&$|\s]+)$",
-            Some("eui") => r"^eui.[[:alnum:]]{16}$",
-            Some("naa") => r"^naa.[[:alnum:]]{32}$",
-            _ => {
-                errors.push(FieldError::invalid(&path, name, prefix_detail));
-                continue;
-            }
-        };
-        let is_match = regex::Regex::new(pattern).is_ok_and(|it| it.is_match(name));
-        push_if(!is_match, FieldError::invalid(&path, name, "must be valid format"), errors);
-    }
-}
-
-fn quobyte(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
-    let (registry, path) = (site.value.text("registry"), site.path());
-    if site.value.text("tenant").len() >= 65 {
-        return errors.push(FieldError::required(&path.child("tenant"), "must be a UUID and may not exceed a length of 64 characters"));
-    }
-    for _ in registry.split(',').filter(|it| it.rsplit_once(':').is_none_or(|(host, _)| host.contains(':') && !host.ends_with(']'))) {
-        errors.push(FieldError::invalid(&path.child("registry"), registry, "must be a host:port pair or multiple pairs separated by commas"));
-    }
-}
+pub const CALLS: &[(&str, Run)] = &[("projected", projected)];
 
 fn mode(value: &Value, path: &Path, errors: &mut FieldErrors) {
     let is_fine = value.is_null() || (0..=0o777).contains(&int(value));
@@ -187,10 +32,10 @@ fn downward_file(file: &Value, path: &Path, errors: &mut FieldErrors) {
     let has = |field: &str| file.get(field).is_some_and(|it| !it.is_null());
     match (has("fieldRef"), has("resourceFieldRef")) {
         (true, both) => {
-            super::containers::field_ref(&file["fieldRef"], &path.child("fieldRef"), errors);
+            super::pods::field_selector(&file["fieldRef"], &path.child("fieldRef"), &super::pods::VOLUME_FIELDS, errors);
             push_if(both, FieldError::invalid(path, "resource", "fieldRef and resourceFieldRef can not be specified simultaneously"), errors);
         }
-        (false, true) => super::containers::resource_ref(&file["resourceFieldRef"], &path.child("resourceFieldRef"), true, errors),
+        (false, true) => super::pods::resource_ref(&file["resourceFieldRef"], &path.child("resourceFieldRef"), true, errors),
         _ => errors.push(FieldError::required(path, "one of fieldRef and resourceFieldRef is required")),
     }
     mode(&file["mode"], &path.child("mode"), errors);
@@ -216,7 +61,7 @@ fn projected(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
         }
         let count = source.as_object().map_or(0, |it| it.values().filter(|it| !it.is_null()).count());
         push_if(count > 1, FieldError::forbidden(&path, "may not specify more than 1 volume type per source"), errors);
-        super::trust::sources(source, &path, &mut |file, errors| take(file, file, volume, &mut taken, errors), errors);
+        sources(source, &path, &mut |file, errors| take(file, file, volume, &mut taken, errors), errors);
     }
 }
 
@@ -252,89 +97,66 @@ fn token_source(token: &Value, path: &Path, volume: &Path, errors: &mut FieldErr
     if file.is_empty() { errors.push(FieldError::required(&volume.child("path"), "")) } else { inside(file, &volume.child("path"), errors) }
 }
 
-/// Tokens are of an account. `site` is the volumes of a Pod that names none.
-fn no_token(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
-    for (at, volume) in site.value.as_array().into_iter().flatten().enumerate() {
-        for (source_at, source) in volume.items_at(&["projected", "sources"]).iter().enumerate() {
-            let path = site.path().index(at).child("projected").child("sources").index(source_at).child("serviceAccountToken");
-            let has = source.get("serviceAccountToken").is_some_and(|it| !it.is_null());
-            push_if(has, FieldError::forbidden(&path, "must not be specified when serviceAccountName is not set"), errors);
+type Take<'a> = &'a mut dyn FnMut(&str, &mut FieldErrors);
+
+/// Key types that a pod may ask a certificate for.
+const KEY_TYPES: [&str; 6] = ["RSA3072", "RSA4096", "ECDSAP256", "ECDSAP384", "ECDSAP521", "ED25519"];
+const SECONDS_LEAST: i64 = 3600;
+/// 91 days, and a day for Kubernetes' own signers.
+const SECONDS_MOST: i64 = 7_862_400;
+const SECONDS_MOST_OWN: i64 = 86_400;
+
+/// Checks the two sources; `take` notes their files.
+fn sources(source: &Value, path: &Path, take: Take<'_>, errors: &mut FieldErrors) {
+    if let Some(bundle) = source.get("clusterTrustBundle").filter(|it| !it.is_null()) {
+        trust_bundle(bundle, &path.child("clusterTrustBundle"), take, errors);
+    }
+    if let Some(certificate) = source.get("podCertificate").filter(|it| !it.is_null()) {
+        pod_certificate(certificate, &path.child("podCertificate"), take, errors);
+    }
+}
+
+fn trust_bundle(bundle: &Value, path: &Path, take: Take<'_>, errors: &mut FieldErrors) {
+    let text = |field: &str| bundle.get(field).and_then(Value::as_str);
+    match (text("name"), text("signerName")) {
+        (Some(_), Some(_)) => errors.push(FieldError::invalid(path, bundle.clone(), "only one of name and signerName may be used")),
+        (None, None) => errors.push(FieldError::required(path, "either name or signerName must be specified")),
+        (Some(name), None) => {
+            push_if(name.is_empty(), FieldError::required(&path.child("name"), "must be a valid object name"), errors);
+            let problems = names::dns1123_subdomain(name).into_iter().map(|it| format!("not a valid clustertrustbundlename: {it}").into()).collect();
+            if !name.contains(':') {
+                check::all(problems, name, &path.child("name"), errors);
+            }
+            let selector = bundle.get("labelSelector").filter(|it| !it.is_null());
+            errors.extend(selector.map(|it| FieldError::invalid(&path.child("labelSelector"), it.clone(), "labelSelector must be unset if name is specified")));
+        }
+        (None, Some(signer)) => {
+            push_if(signer.is_empty(), FieldError::required(&path.child("signerName"), "must be a valid signer name"), errors);
+            super::others::signer_name(signer, &path.child("signerName"), errors);
         }
     }
+    file(bundle, "path", path, true, take, errors);
 }
 
-/// Names of ports: right ones stand once.
-fn port_names(site: &Site<'_>, check: fn(&str) -> names::Problems, errors: &mut FieldErrors) {
-    let mut seen = Vec::new();
-    for (at, port) in site.value.as_array().into_iter().flatten().enumerate().filter(|it| !it.1.text("name").is_empty()) {
-        let (name, path) = (port.text("name"), site.path().index(at).child("name"));
-        let problems = check(name);
-        if !problems.is_empty() {
-            check::all(problems, name, &path, errors);
-        } else if seen.contains(&name) {
-            errors.push(FieldError::duplicate(&path, name));
-        } else {
-            seen.push(name);
-        }
+fn pod_certificate(certificate: &Value, path: &Path, take: Take<'_>, errors: &mut FieldErrors) {
+    let (signer, kind) = (certificate.text("signerName"), certificate.text("keyType"));
+    super::others::signer_name(signer, &path.child("signerName"), errors);
+    push_if(!KEY_TYPES.contains(&kind), FieldError::not_supported(&path.child("keyType"), kind, &KEY_TYPES), errors);
+    if let Some(seconds) = certificate.get("maxExpirationSeconds").filter(|it| !it.is_null()).map(int) {
+        let (place, most) = (path.child("maxExpirationSeconds"), if signer.starts_with("kubernetes.io/") { SECONDS_MOST_OWN } else { SECONDS_MOST });
+        push_if(seconds < SECONDS_LEAST, FieldError::invalid(&place, seconds, "if provided, maxExpirationSeconds must be >= 3600"), errors);
+        push_if(seconds > most, FieldError::invalid(&place, seconds, format!("if provided, maxExpirationSeconds must be <= {most}")), errors);
     }
+    const FILES: [&str; 3] = ["credentialBundlePath", "keyPath", "certificateChainPath"];
+    FILES.iter().for_each(|it| file(certificate, it, path, false, take, errors));
+    let has_none = FILES.iter().all(|it| certificate.text(it).is_empty());
+    push_if(has_none, FieldError::required(path, "specify at least one of credentialBundlePath, keyPath, and certificateChainPath"), errors);
 }
 
-/// Of several ports, each has a name.
-fn named_ports(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
-    let ports: Vec<&Value> = site.value.as_array().into_iter().flatten().collect();
-    for (at, _) in ports.iter().enumerate().filter(|it| ports.len() > 1 && it.1.text("name").is_empty()) {
-        errors.push(FieldError::required(&site.path().index(at).child("name"), ""));
-    }
-}
-
-fn access_modes(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
-    const MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
-    let modes: Vec<&str> = site.value.as_array().into_iter().flatten().map(text).collect();
-    for mode in modes.iter().filter(|it| !MODES.contains(it)) {
-        errors.push(FieldError::not_supported(site.path(), *mode, &MODES));
-    }
-    let is_mixed = modes.contains(&"ReadWriteOncePod") && modes.iter().any(|it| *it != "ReadWriteOncePod" && MODES.contains(it));
-    push_if(is_mixed, FieldError::forbidden(site.path(), "may not use ReadWriteOncePod with other access modes"), errors);
-}
-
-fn capacity(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
-    let count = site.value.as_object().map_or(0, serde_json::Map::len);
-    push_if(count != 1 || site.value.get("storage").is_none(), FieldError::not_supported(site.path(), if site.value.is_null() { Value::Null } else { site.value.clone() }, &["storage"]), errors);
-    for (name, amount, value) in quantities(site.value, &[]) {
-        let path = site.path().key(name);
-        push_if(amount.is_negative(), FieldError::invalid(&path, amount.units(), "must be a valid resource quantity"), errors);
-        push_if(amount.is_negative() || amount.is_zero(), FieldError::invalid(&path, value.clone(), "must be greater than zero"), errors);
-    }
-}
-
-fn data_source(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
-    let (source, path) = (site.value, site.path());
-    if source.is_null() {
-        return;
-    }
-    for field in ["name", "kind"] {
-        push_if(source.text(field).is_empty(), FieldError::required(&path.child(field), ""), errors);
-    }
-    let (group, kind) = (source.text("apiGroup"), source.text("kind"));
-    let detail = "must be 'PersistentVolumeClaim' when referencing the default apiGroup";
-    push_if(group.is_empty() && kind != "PersistentVolumeClaim", FieldError::invalid(path, kind, detail), errors);
-    if !group.is_empty() && site.old.is_none_or(|it| it.get("apiGroup").is_none()) {
-        check::all(names::dns1123_subdomain(group), group, &path.child("apiGroup"), errors);
-    }
-    let namespace = source.text("namespace");
-    if !namespace.is_empty() {
-        check::all(names::dns1123_label(namespace), namespace, &path.child("namespace"), errors);
-    }
-}
-
-/// The two ways to name a source say the same.
-fn data_sources(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
-    let (source, reference) = (&site.value["dataSource"], &site.value["dataSourceRef"]);
-    if is_zero(source) || is_zero(reference) {
-        return;
-    }
-    let has_namespace = !reference.text("namespace").is_empty();
-    let is_same = ["apiGroup", "kind", "name"].iter().all(|it| source.get(it) == reference.get(it));
-    let detail = if has_namespace { "may not be specified when dataSourceRef.namespace is specified" } else { "must match dataSourceRef" };
-    push_if(has_namespace || !is_same, FieldError::invalid(site.path(), site.path().child("dataSource").as_str(), detail), errors);
+fn file(object: &Value, field: &str, path: &Path, is_needed: bool, take: Take<'_>, errors: &mut FieldErrors) {
+    let (name, path) = (object.text(field), path.child(field));
+    push_if(name.is_empty() && is_needed, FieldError::required(&path, ""), errors);
+    push_if(name.starts_with('/'), FieldError::invalid(&path, name, "must be a relative path"), errors);
+    push_if(name.split('/').any(|it| it == ".."), FieldError::invalid(&path, name, "must not contain '..'"), errors);
+    take(name, errors);
 }
