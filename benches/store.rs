@@ -181,35 +181,34 @@ impl Pods {
             state
         };
         let tail = |_| {
-            let mut uid = || format!("{:08x}-{:04x}-4{:03x}-a{:03x}-{:012x}", next() as u32, next() as u16, next() & 0xfff, next() & 0xfff, next() >> 16);
-            let (own, owner) = (uid(), uid());
-            let (name, volume) = (format!("{:05x}", next() & 0xfffff), format!("{:05x}", next() & 0xfffff));
-            let mut digest = || format!("{:016x}{:016x}{:016x}{:016x}", next(), next(), next(), next());
-            let (image, container) = (digest(), digest());
-            let [address, host, node] = [next() as u16, next() as u16, next() as u16 % 5000];
-            let address = format!("10.{}.{}.{}", address >> 8, address as u8, next() as u8);
+            let mut hex = |digits: usize| format!("{:016x}{:016x}{:016x}{:016x}", next(), next(), next(), next())[..digits].to_owned();
+            let (own, owner, image, container) = (hex(32), hex(32), hex(64), hex(64));
+            let (name, volume) = (format!("web-7c9d8b6f5-{}", hex(5)), format!("kube-api-access-{}", hex(5)));
+            let (address, node) = (format!("10.{}.{}.{}", next() as u8, next() as u8, next() as u8), format!("node-{}", next() % 5000));
             let mut time = || format!("2026-01-{:02}T{:02}:{:02}:{:02}Z", 1 + next() % 28, next() % 24, next() % 60, next() % 60);
-            let mut conditions = Vec::new();
-            for condition in ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"] {
-                conditions.push(json!({"type": condition, "status": "True", "lastProbeTime": null, "lastTransitionTime": time()}));
-            }
-            let mut pod = json!({
-                "name": format!("web-7c9d8b6f5-{name}"), "generateName": "web-7c9d8b6f5-", "namespace": "default", "uid": own, "creationTimestamp": time(),
+            let conditions = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"]
+                .map(|it| json!({"type": it, "status": "True", "lastProbeTime": null, "lastTransitionTime": time()}));
+            let mut metadata = json!({
+                "name": name, "generateName": "web-7c9d8b6f5-", "namespace": "default", "uid": own, "creationTimestamp": time(),
                 "labels": {"app": "web", "pod-template-hash": "7c9d8b6f5"},
-                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-7c9d8b6f5", "uid": owner, "controller": true, "blockOwnerDeletion": true}]
-            }).to_string();
+                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-7c9d8b6f5", "uid": owner, "controller": true}]
+            })
+            .to_string();
             let spec = json!({
-                "volumes": [{"name": format!("kube-api-access-{volume}"), "projected": {"defaultMode": 420, "sources": [{"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}}]}}],
-                "containers": [{"name": "web", "image": "registry.example.com/team/web:v1.4.2", "ports": [{"name": "http", "containerPort": 8080, "protocol": "TCP"}],
-                    "resources": {"limits": {"cpu": "500m"}, "requests": {"cpu": "100m"}}, "terminationMessagePath": "/dev/termination-log", "imagePullPolicy": "IfNotPresent"}],
-                "restartPolicy": "Always", "dnsPolicy": "ClusterFirst", "serviceAccountName": "default", "nodeName": format!("node-{node}"), "schedulerName": "default-scheduler", "priority": 0
+                "volumes": [{"name": volume, "projected": {"defaultMode": 420, "sources": [{"serviceAccountToken": {"path": "token"}}]}}],
+                "containers": [{"name": "web", "image": "registry.example.com/team/web:v1.4.2", "imagePullPolicy": "IfNotPresent",
+                    "ports": [{"name": "http", "containerPort": 8080, "protocol": "TCP"}], "terminationMessagePath": "/dev/termination-log",
+                    "resources": {"limits": {"cpu": "500m"}, "requests": {"cpu": "100m"}}}],
+                "restartPolicy": "Always", "dnsPolicy": "ClusterFirst", "serviceAccountName": "default", "nodeName": node,
+                "schedulerName": "default-scheduler", "priority": 0, "terminationGracePeriodSeconds": 30, "enableServiceLinks": true
             });
             let status = json!({
-                "phase": "Running", "podIP": address, "hostIP": format!("10.0.{}.{}", host >> 8, host as u8), "qosClass": "Burstable", "conditions": conditions,
-                "containerStatuses": [{"name": "web", "ready": true, "restartCount": 0, "imageID": format!("registry.example.com/team/web@sha256:{image}"), "containerID": format!("howdah://{container}")}]
+                "phase": "Running", "podIP": address, "hostIP": "10.0.3.4", "qosClass": "Burstable", "conditions": conditions,
+                "containerStatuses": [{"name": "web", "ready": true, "restartCount": 0, "containerID": format!("howdah://{container}"),
+                    "imageID": format!("registry.example.com/team/web@sha256:{image}")}]
             });
-            pod.remove(0);
-            format!(",{pod},\"spec\":{spec},\"status\":{status}}}")
+            metadata.remove(0);
+            format!(",{metadata},\"spec\":{spec},\"status\":{status}}}")
         };
         Self((0..PODS).map(tail).collect())
     }

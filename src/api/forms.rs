@@ -91,8 +91,12 @@ impl View<'_> {
                 Ok(self.json_list(objects, &metadata, "meta.k8s.io/v1", "PartialObjectMetadataList", |it| self.metadata(it)))
             }
             (Shape::Object, Encoding::Protobuf) if self.kind.custom.is_none() => {
-                let items = objects.iter().map(|it| &*it.json);
-                protobuf::encode_list(&self.api_version(), &self.kind.list_kind, &metadata, items, &self.version.schema).map(Bytes::from)
+                // What a list makes is not kept: it may be of everything, and is rarely asked for again.
+                let items = objects.iter().map(|it| match it.forms.get(self.form_id() | FORM_PROTOBUF) {
+                    Some(enveloped) => protobuf::message_of(&enveloped),
+                    None => protobuf::message(&it.json, &self.version.schema),
+                });
+                protobuf::encode_list(&self.api_version(), &self.kind.list_kind, &metadata, items).map(Bytes::from)
             }
             (Shape::Table(include), encoding) => encode(&self.table(objects, include, metadata), encoding),
             (_, encoding) => {

@@ -4,6 +4,7 @@
 mod write;
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use bytes::Bytes;
 use jiff::Timestamp;
 
 use self::write::put_bytes;
@@ -41,15 +42,25 @@ pub fn encode_text(api_version: &str, kind: &str, json: &[u8], schema: &Schema) 
     Ok(envelope(api_version, kind, &write::message(json, schema)?))
 }
 
-/// A list of objects, each given as its JSON text.
-pub fn encode_list<'a>(api_version: &str, list_kind: &str, metadata: &Value, items: impl Iterator<Item = &'a [u8]>, schema: &Schema) -> Result<Vec<u8>> {
+/// The bare message of an object, given as its JSON text.
+pub fn message(json: &[u8], schema: &Schema) -> Result<Bytes> {
+    write::message(json, schema).map(Bytes::from)
+}
+
+/// The bare message in an envelope.
+pub fn message_of(envelope: &Bytes) -> Result<Bytes> {
+    Ok(envelope.slice_ref(Envelope::read(envelope)?.message))
+}
+
+/// A list of objects, each a bare message.
+pub fn encode_list(api_version: &str, list_kind: &str, metadata: &Value, items: impl Iterator<Item = Result<Bytes>>) -> Result<Vec<u8>> {
     let list_meta = super::builtin("io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta").ok_or_else(|| Status::internal("no ListMeta"))?;
-    let mut message = Vec::new();
-    put_bytes(&mut message, 1, &write::message(metadata.to_string().as_bytes(), &list_meta)?);
+    let mut list = Vec::new();
+    put_bytes(&mut list, 1, &write::message(metadata.to_string().as_bytes(), &list_meta)?);
     for item in items {
-        put_bytes(&mut message, 2, &write::message(item, schema)?);
+        put_bytes(&mut list, 2, &item?);
     }
-    Ok(envelope(api_version, list_kind, &message))
+    Ok(envelope(api_version, list_kind, &list))
 }
 
 /// A watch event in upstream's length-delimited stream: four bytes of length, then a bare `WatchEvent` around an enveloped object.

@@ -95,16 +95,21 @@ impl<'a> Json<'a> {
         &self.tape.text[self.span().start as usize..self.span().end as usize]
     }
 
+    /// Tells what it is.
+    fn first(&self) -> u8 {
+        self.tape.text.as_bytes()[self.span().start as usize]
+    }
+
     pub fn is_null(&self) -> bool {
-        self.text() == "null"
+        self.first() == b'n'
     }
 
     pub fn is_object(&self) -> bool {
-        self.text().starts_with('{')
+        self.first() == b'{'
     }
 
     pub fn is_array(&self) -> bool {
-        self.text().starts_with('[')
+        self.first() == b'['
     }
 
     pub fn as_bool(&self) -> Option<bool> {
