@@ -1,11 +1,20 @@
-//! The cells of `kubectl get`, as upstream's printers fill them (`pkg/printers/internalversion/printers.go`).
+//! The cells of `kubectl get`, as upstream's printers fill them (`pkg/printers/internalversion/printers.go`); most are lines of `table.txt`.
 
 use jiff::Timestamp;
 
 use super::{Cell, Column};
-use crate::meta::{LabelSelector, Meta, Value};
+use crate::{
+    meta::{LabelSelector, Meta, Value},
+    schema::cel::Val,
+};
 
 pub type CellFn = fn(&Value, Timestamp) -> Value;
+
+/// Those that `table.txt` calls by name.
+pub const CALLS: &[(&str, CellFn)] = &[
+    ("pod_ready", pod_ready), ("pod_status", pod_status), ("pod_restarts", pod_restarts), ("pod_gates", pod_gates), ("service_external", service_external), ("event_source", event_source),
+    ("job_duration", job_duration), ("scale_metrics", scale_metrics), ("ingress_hosts", ingress_hosts), ("request_duration", request_duration),
+];
 
 const NONE: &str = "<none>";
 const UNKNOWN: &str = "<unknown>";
@@ -13,24 +22,39 @@ const UNKNOWN: &str = "<unknown>";
 impl Column {
     /// The value of this column for `object`.
     pub fn value(&self, object: &Value, now: Timestamp) -> Value {
-        match &self.cell {
+        let found = self.found(object, now).filter(|it| *it != "");
+        found.unwrap_or_else(|| match self.data_type.as_ref() {
+            _ if !self.or.is_empty() => self.or.as_ref().into(),
+            "integer" if matches!(self.cell, Cell::Path(_)) => 0.into(),
+            "boolean" if matches!(self.cell, Cell::Path(_)) => false.into(),
+            _ if matches!(self.cell, Cell::Age(_)) => UNKNOWN.into(),
+            _ => "".into(),
+        })
+    }
+
+    fn found(&self, object: &Value, now: Timestamp) -> Option<Value> {
+        Some(match &self.cell {
             Cell::Name => object.name().into(),
-            Cell::Age(path) => age(object.text_at(path), now).into(),
-            Cell::Path(path) => match object.at(path) {
-                Some(value) => value.clone(),
-                None if self.data_type == "integer" => 0.into(),
-                None if self.data_type == "boolean" => false.into(),
-                None => "".into(),
-            },
-            Cell::PathOr(path, default) => match object.at(path) {
-                Some(Value::String(text)) if text.is_empty() => (*default).into(),
-                Some(value) => value.clone(),
-                None => (*default).into(),
-            },
-            Cell::Count(path) => object.items_at(path).len().into(),
+            Cell::Path(paths) => paths.iter().find_map(|it| it.of(object).filter(|it| **it != ""))?.clone(),
+            Cell::Age(paths) => age(paths.iter().find_map(|it| it.of(object)?.as_str().filter(|it| !it.is_empty()))?, now).into(),
+            Cell::Count(path) => path.of(object).and_then(Value::as_array).map_or(0, Vec::len).into(),
+            Cell::Selector(path) => selector_text(path.of(object)),
+            Cell::Expr(expr) => expr.evaluate(|_| Val::json(object))?.to_json().ok()?,
+            Cell::Some(expr) => shortened(expr.evaluate(|_| Val::json(object))?.to_json().ok()?.as_array()?)?,
             Cell::Fn(read) => read(object, now),
-            Cell::JsonPath(path) => super::jsonpath::cell(object, path, &self.data_type, now),
-        }
+            Cell::JsonPath(path) => return Some(super::jsonpath::cell(object, path, &self.data_type, now)),
+        })
+    }
+}
+
+/// The first few of a list, and how many more there are.
+fn shortened(all: &[Value]) -> Option<Value> {
+    const SHOWN: usize = 3;
+    let shown = join(all.iter().take(SHOWN).filter_map(Value::as_str));
+    match all.len() {
+        0 => None,
+        count if count > SHOWN => Some(format!("{shown} + {} more...", count - SHOWN).into()),
+        _ => Some(shown.into()),
     }
 }
 
@@ -43,7 +67,7 @@ pub fn age(since: &str, now: Timestamp) -> String {
 }
 
 /// Seconds as `5s`, `3m20s`, `4h`, `2d3h`, `400d`, `2y30d`.
-pub fn human_duration(seconds: i64) -> String {
+fn human_duration(seconds: i64) -> String {
     let (minutes, hours) = (seconds / 60, seconds / 3600);
     let (days, years) = (hours / 24, hours / 24 / 365);
     let with = |first: String, rest: i64, unit: &str| if rest == 0 { first } else { format!("{first}{rest}{unit}") };
@@ -62,16 +86,12 @@ pub fn human_duration(seconds: i64) -> String {
     }
 }
 
-pub fn or_none(text: &str) -> Value {
+fn or_none(text: &str) -> Value {
     if text.is_empty() { NONE.into() } else { text.into() }
 }
 
-pub fn join<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
+fn join<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
     texts.into_iter().collect::<Vec<_>>().join(",")
-}
-
-pub fn data_count(object: &Value, _: Timestamp) -> Value {
-    ["data", "binaryData"].iter().filter_map(|it| object.map_at(&[it])).map(serde_json::Map::len).sum::<usize>().into()
 }
 
 /// Init containers that keep running beside the others (KEP-753).
@@ -79,7 +99,7 @@ fn is_sidecar(container: &Value) -> bool {
     container.text("restartPolicy") == "Always"
 }
 
-pub fn pod_ready(pod: &Value, _: Timestamp) -> Value {
+fn pod_ready(pod: &Value, _: Timestamp) -> Value {
     let sidecars: Vec<&str> = pod.items_at(&["spec", "initContainers"]).iter().filter(|it| is_sidecar(it)).map(|it| it.text("name")).collect();
     let total = pod.items_at(&["spec", "containers"]).len() + sidecars.len();
     let is_ready = |it: &&Value| it.get("ready") == Some(&Value::Bool(true)) && it.at(&["state", "running"]).is_some();
@@ -127,7 +147,7 @@ fn init_reason(pod: &Value) -> Option<String> {
     None
 }
 
-pub fn pod_status(pod: &Value, _: Timestamp) -> Value {
+fn pod_status(pod: &Value, _: Timestamp) -> Value {
     let own = pod.text_at(&["status", "reason"]);
     let mut reason = if own.is_empty() { pod.text_at(&["status", "phase"]) } else { own }.to_owned();
     if pod.condition("PodScheduled").is_some_and(|it| it.text("reason") == "SchedulingGated") {
@@ -156,7 +176,7 @@ pub fn pod_status(pod: &Value, _: Timestamp) -> Value {
     }
 }
 
-pub fn pod_restarts(pod: &Value, now: Timestamp) -> Value {
+fn pod_restarts(pod: &Value, now: Timestamp) -> Value {
     let statuses = if init_reason(pod).is_some() { "initContainerStatuses" } else { "containerStatuses" };
     let statuses = pod.items_at(&["status", statuses]);
     let restarts: i64 = statuses.iter().filter_map(|it| it.int_at(&["restartCount"])).sum();
@@ -164,7 +184,7 @@ pub fn pod_restarts(pod: &Value, now: Timestamp) -> Value {
     if restarts == 0 || last.is_empty() { restarts.to_string().into() } else { format!("{restarts} ({} ago)", age(last, now)).into() }
 }
 
-pub fn pod_gates(pod: &Value, _: Timestamp) -> Value {
+fn pod_gates(pod: &Value, _: Timestamp) -> Value {
     let gates = pod.items_at(&["spec", "readinessGates"]);
     if gates.is_empty() {
         return NONE.into();
@@ -173,7 +193,7 @@ pub fn pod_gates(pod: &Value, _: Timestamp) -> Value {
     format!("{}/{}", gates.iter().filter(is_true).count(), gates.len()).into()
 }
 
-pub fn service_external(service: &Value, _: Timestamp) -> Value {
+fn service_external(service: &Value, _: Timestamp) -> Value {
     let external = service.texts_at(&["spec", "externalIPs"]);
     match service.text_at(&["spec", "type"]) {
         "ExternalName" => service.text_at(&["spec", "externalName"]).into(),
@@ -187,24 +207,8 @@ pub fn service_external(service: &Value, _: Timestamp) -> Value {
     }
 }
 
-pub fn service_ports(service: &Value, _: Timestamp) -> Value {
-    let ports = service.items_at(&["spec", "ports"]).iter().map(|port| {
-        let (number, protocol) = (port.int_at(&["port"]).unwrap_or(0), port.text("protocol"));
-        match port.int_at(&["nodePort"]).filter(|it| *it > 0) {
-            Some(node_port) => format!("{number}:{node_port}/{protocol}"),
-            None => format!("{number}/{protocol}"),
-        }
-    });
-    or_none(&ports.collect::<Vec<_>>().join(","))
-}
-
-pub fn pairs(map: Option<&serde_json::Map<String, Value>>) -> String {
-    let pairs = map.into_iter().flatten().map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()));
-    pairs.collect::<Vec<_>>().join(",")
-}
-
 /// `FormatLabelSelector`.
-pub fn selector_text(selector: Option<&Value>) -> Value {
+fn selector_text(selector: Option<&Value>) -> Value {
     match LabelSelector::from_value(selector) {
         Ok(selector) if selector.is_everything() => NONE.into(),
         Ok(selector) => selector.to_string().into(),
@@ -212,64 +216,7 @@ pub fn selector_text(selector: Option<&Value>) -> Value {
     }
 }
 
-pub fn endpoints(object: &Value, _: Timestamp) -> Value {
-    const SHOWN: usize = 3;
-    let mut all = Vec::new();
-    for subset in object.items_at(&["subsets"]) {
-        for address in subset.items_at(&["addresses"]) {
-            let ports = subset.items_at(&["ports"]);
-            all.extend(ports.iter().map(|port| format!("{}:{}", address.text("ip"), port.int_at(&["port"]).unwrap_or(0))));
-            if ports.is_empty() {
-                all.push(address.text("ip").to_owned());
-            }
-        }
-    }
-    shortened(&all, SHOWN)
-}
-
-/// The first few of a list, and how many more there are.
-fn shortened(all: &[String], shown: usize) -> Value {
-    match all.len() {
-        0 => NONE.into(),
-        count if count > shown => format!("{} + {} more...", all[..shown].join(","), count - shown).into(),
-        _ => all.join(",").into(),
-    }
-}
-
-pub fn slice_ports(slice: &Value, _: Timestamp) -> Value {
-    let ports = slice.items_at(&["ports"]).iter().map(|it| it.int_at(&["port"]).map_or_else(|| "*".to_owned(), |it| it.to_string()));
-    let ports: Vec<String> = ports.collect();
-    if ports.is_empty() { "<unset>".into() } else { shortened(&ports, 3) }
-}
-
-pub fn slice_endpoints(slice: &Value, _: Timestamp) -> Value {
-    let addresses = slice.items_at(&["endpoints"]).iter().flat_map(|it| it.items_at(&["addresses"])).filter_map(Value::as_str);
-    let addresses: Vec<String> = addresses.map(str::to_owned).collect();
-    if addresses.is_empty() { "<unset>".into() } else { shortened(&addresses, 3) }
-}
-
-pub fn event_last_seen(event: &Value, now: Timestamp) -> Value {
-    let series = event.text_at(&["series", "lastObservedTime"]);
-    let times = [series, event.text("lastTimestamp"), event.text("deprecatedLastTimestamp"), event.text("eventTime")];
-    age(times.into_iter().find(|it| !it.is_empty()).unwrap_or_default(), now).into()
-}
-
-pub fn event_first_seen(event: &Value, now: Timestamp) -> Value {
-    let times = [event.text("firstTimestamp"), event.text("deprecatedFirstTimestamp"), event.text("eventTime")];
-    age(times.into_iter().find(|it| !it.is_empty()).unwrap_or_default(), now).into()
-}
-
-pub fn event_target(event: &Value) -> &Value {
-    event.get("involvedObject").or_else(|| event.get("regarding")).unwrap_or(&Value::Null)
-}
-
-pub fn event_object(event: &Value, _: Timestamp) -> Value {
-    let target = event_target(event);
-    let kind = target.text("kind").to_ascii_lowercase();
-    if target.text("name").is_empty() { kind.into() } else { format!("{kind}/{}", target.text("name")).into() }
-}
-
-pub fn event_source(event: &Value, _: Timestamp) -> Value {
+fn event_source(event: &Value, _: Timestamp) -> Value {
     let source = event.get("source").or_else(|| event.get("deprecatedSource")).unwrap_or(&Value::Null);
     let component = [source.text("component"), event.text("reportingComponent"), event.text("reportingController")]
         .into_iter()
@@ -279,86 +226,7 @@ pub fn event_source(event: &Value, _: Timestamp) -> Value {
     if host.is_empty() { component.into() } else { format!("{component}, {host}").into() }
 }
 
-pub fn event_message(event: &Value, _: Timestamp) -> Value {
-    let text = if event.text("message").is_empty() { event.text("note") } else { event.text("message") };
-    text.trim().into()
-}
-
-pub fn event_count(event: &Value, _: Timestamp) -> Value {
-    let count = event.int_at(&["series", "count"]).or_else(|| event.int_at(&["count"])).or_else(|| event.int_at(&["deprecatedCount"]));
-    count.filter(|it| *it > 0).unwrap_or(1).to_string().into()
-}
-
-pub fn node_status(node: &Value, _: Timestamp) -> Value {
-    let mut status = match node.condition("Ready").map(|it| it.text("status")) {
-        Some("True") => "Ready".to_owned(),
-        Some(_) => "NotReady".to_owned(),
-        None => "Unknown".to_owned(),
-    };
-    if node.at(&["spec", "unschedulable"]) == Some(&Value::Bool(true)) {
-        status.push_str(",SchedulingDisabled");
-    }
-    status.into()
-}
-
-pub fn node_roles(node: &Value, _: Timestamp) -> Value {
-    let role = |(key, value): (&'_ str, &'_ str)| match (key.strip_prefix("node-role.kubernetes.io/"), key) {
-        (Some(role), _) if !role.is_empty() => Some(role.to_owned()),
-        (_, "kubernetes.io/role") if !value.is_empty() => Some(value.to_owned()),
-        _ => None,
-    };
-    let mut roles: Vec<String> = node.labels().filter_map(role).collect();
-    roles.sort();
-    or_none(&roles.join(","))
-}
-
-pub fn node_address(node: &Value, kind: &str) -> Value {
-    let addresses = node.items_at(&["status", "addresses"]);
-    or_none(addresses.iter().find(|it| it.text("type") == kind).map_or("", |it| it.text("address")))
-}
-
-pub fn ready_replicas(object: &Value, _: Timestamp) -> Value {
-    let desired = object.int_at(&["spec", "replicas"]).unwrap_or(0);
-    format!("{}/{desired}", object.int_at(&["status", "readyReplicas"]).unwrap_or(0)).into()
-}
-
-/// A field of each container of a template.
-pub fn containers(object: &Value, template: &[&str], field: &str) -> Value {
-    join(object.items_at(template).iter().map(|it| it.text(field))).into()
-}
-
-pub fn controller(object: &Value, _: Timestamp) -> Value {
-    let owner = object.owner_references().iter().find(|it| it.get("controller") == Some(&Value::Bool(true)));
-    let Some(owner) = owner else { return NONE.into() };
-    let (group, _) = crate::meta::object::split_api_version(owner.text("apiVersion"));
-    let kind = owner.text("kind").to_ascii_lowercase();
-    if group.is_empty() { format!("{kind}/{}", owner.text("name")).into() } else { format!("{kind}.{group}/{}", owner.text("name")).into() }
-}
-
-pub fn job_status(job: &Value, _: Timestamp) -> Value {
-    let is_true = |kind: &str| job.has_condition(kind);
-    let states = [("Complete", "Complete"), ("Failed", "Failed")];
-    let done = states.into_iter().find(|(kind, _)| is_true(kind)).map(|(_, text)| text);
-    done.unwrap_or_else(|| match () {
-        () if job.deletion_timestamp().is_some() => "Terminating",
-        () if is_true("Suspended") => "Suspended",
-        () if is_true("FailureTarget") => "FailureTarget",
-        () if is_true("SuccessCriteriaMet") => "SuccessCriteriaMet",
-        () => "Running",
-    })
-    .into()
-}
-
-pub fn job_completions(job: &Value, _: Timestamp) -> Value {
-    let succeeded = job.int_at(&["status", "succeeded"]).unwrap_or(0);
-    match (job.int_at(&["spec", "completions"]), job.int_at(&["spec", "parallelism"]).unwrap_or(0)) {
-        (Some(completions), _) => format!("{succeeded}/{completions}").into(),
-        (None, parallelism @ 2..) => format!("{succeeded}/1 of {parallelism}").into(),
-        _ => format!("{succeeded}/1").into(),
-    }
-}
-
-pub fn job_duration(job: &Value, now: Timestamp) -> Value {
+fn job_duration(job: &Value, now: Timestamp) -> Value {
     let end = job.text_at(&["status", "completionTime"]).parse().unwrap_or(now);
     match job.text_at(&["status", "startTime"]) {
         "" => "".into(),
@@ -366,33 +234,56 @@ pub fn job_duration(job: &Value, now: Timestamp) -> Value {
     }
 }
 
-pub fn global_default(object: &Value, _: Timestamp) -> Value {
-    object.get("globalDefault").cloned().unwrap_or(Value::Bool(false))
+fn ingress_hosts(object: &Value, _: Timestamp) -> Value {
+    const MOST: usize = 3;
+    let rules = object.items_at(&["spec", "rules"]);
+    let hosts = join(rules.iter().take(MOST).map(|it| it.text("host")).filter(|it| !it.is_empty()));
+    match (hosts.is_empty(), rules.len() > MOST) {
+        (true, _) => "*".into(),
+        (false, true) => format!("{hosts} + {} more...", rules.len() - MOST).into(),
+        (false, false) => hosts.into(),
+    }
 }
 
-pub fn parent_ref(object: &Value, _: Timestamp) -> Value {
-    let Some(parent) = object.at(&["spec", "parentRef"]) else { return "".into() };
-    let parts = [parent.text("resource"), parent.text("group")].into_iter().filter(|it| !it.is_empty()).collect::<Vec<_>>().join(".");
-    join_slash([parts.as_str(), parent.text("namespace"), parent.text("name")])
+/// What a metric is and is to be: `cpu: 10%/80%`.
+fn metric(spec: &Value, status: Option<&Value>) -> String {
+    let field = match spec.text("type") {
+        "ContainerResource" => "containerResource",
+        "External" => "external",
+        "Object" => "object",
+        "Pods" => "pods",
+        _ => "resource",
+    };
+    let current = |name: &str| status.and_then(|it| it.at(&[field, "current", name])).cloned();
+    let text = |value: Option<Value>| value.map_or_else(|| UNKNOWN.to_owned(), |it| it.as_str().map_or_else(|| it.to_string(), str::to_owned));
+    let target = |name: &str| spec.text_at(&[field, "target", name]).to_owned();
+    let has_average = spec.at(&[field, "target", "averageValue"]).is_some();
+    match (field, has_average) {
+        ("resource" | "containerResource", true) => format!("{}: {}/{}", spec.text_at(&[field, "name"]), text(current("averageValue")), target("averageValue")),
+        ("resource" | "containerResource", false) => {
+            let used = current("averageUtilization").map_or_else(|| UNKNOWN.to_owned(), |it| format!("{it}%"));
+            let wanted = spec.int_at(&[field, "target", "averageUtilization"]).map_or_else(|| "<auto>".to_owned(), |it| format!("{it}%"));
+            format!("{}: {used}/{wanted}", spec.text_at(&[field, "name"]))
+        }
+        ("pods", _) => format!("{}/{}", text(current("averageValue")), target("averageValue")),
+        (_, true) => format!("{}/{} (avg)", text(current("averageValue")), target("averageValue")),
+        (_, false) => format!("{}/{}", text(current("value")), target("value")),
+    }
 }
 
-fn join_slash<'a>(parts: impl IntoIterator<Item = &'a str>) -> Value {
-    parts.into_iter().filter(|it| !it.is_empty()).collect::<Vec<_>>().join("/").into()
+fn scale_metrics(object: &Value, _: Timestamp) -> Value {
+    const MOST: usize = 2;
+    let (specs, statuses) = (object.items_at(&["spec", "metrics"]), object.items_at(&["status", "currentMetrics"]));
+    if specs.is_empty() {
+        return NONE.into();
+    }
+    let all: Vec<String> = specs.iter().enumerate().map(|(at, it)| metric(it, statuses.get(at))).collect();
+    let shown = all.iter().take(MOST).cloned().collect::<Vec<_>>().join(", ");
+    if all.len() > MOST { format!("{shown} + {} more...", all.len() - MOST).into() } else { shown.into() }
 }
 
-pub fn cidrs(object: &Value, _: Timestamp) -> Value {
-    join(object.texts_at(&["spec", "cidrs"])).into()
-}
-
-pub fn binding_role(binding: &Value, _: Timestamp) -> Value {
-    join_slash([binding.text_at(&["roleRef", "kind"]), binding.text_at(&["roleRef", "name"])])
-}
-
-pub fn subjects(binding: &Value, kind: &str) -> Value {
-    let subjects = binding.items_at(&["subjects"]).iter().filter(|it| it.text("kind") == kind);
-    let names = subjects
-        .map(|it| if kind == "ServiceAccount" { format!("{}/{}", it.text("namespace"), it.text("name")) } else { it.text("name").to_owned() });
-    names.collect::<Vec<_>>().join(", ").into()
+fn request_duration(object: &Value, _: Timestamp) -> Value {
+    object.int_at(&["spec", "expirationSeconds"]).map_or_else(|| NONE.to_owned(), human_duration).into()
 }
 
 #[cfg(test)]
@@ -455,6 +346,63 @@ mod tests {
         for (pod, ready, status, restarts) in cases {
             let cells = [pod_ready(&pod, now), pod_status(&pod, now), pod_restarts(&pod, now)];
             assert_eq!(cells, [Value::from(ready), status.into(), restarts.into()], "{pod}");
+        }
+    }
+
+    #[test]
+    fn cells_read_as_upstreams() {
+        let now = Timestamp::UNIX_EPOCH;
+        let autoscaler = json!({"spec": {"metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": {"averageUtilization": 80}}}]},
+            "status": {"currentMetrics": [{"type": "Resource", "resource": {"current": {"averageUtilization": 12}}}]}});
+        let ingress = json!({"spec": {"rules": [{"host": "a"}, {"host": "b"}, {"host": "c"}, {"host": "d"}]}});
+        let quota = json!({"status": {"hard": {"pods": "5", "limits.cpu": "2"}, "used": {"pods": "1"}}});
+        let registry = crate::kinds::table::registry();
+        let cases = [
+            ("HorizontalPodAutoscaler", "Targets", autoscaler, "cpu: 12%/80%"),
+            ("Ingress", "Hosts", ingress, "a,b,c + 1 more..."),
+            ("ResourceQuota", "Request", quota.clone(), "pods: 1/5"),
+            ("ResourceQuota", "Limit", quota, "limits.cpu: 0/2"),
+            ("PersistentVolume", "Access Modes", json!({"spec": {"accessModes": ["ReadOnlyMany", "ReadWriteOnce"]}}), "RWO,ROX"),
+            ("CertificateSigningRequest", "Condition", json!({"status": {"conditions": [{"type": "Approved"}], "certificate": "x"}}), "Approved,Issued"),
+            ("Service", "Port(s)", json!({"spec": {"ports": [{"port": 80, "nodePort": 30080, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]}}), "80:30080/TCP,53/UDP"),
+            ("Service", "Selector", json!({"spec": {}}), "<none>"),
+            ("Endpoints", "Endpoints", json!({"subsets": [{"addresses": [{"ip": "1.2.3.4"}, {"ip": "1.2.3.5"}], "ports": [{"port": 80}, {"port": 81}]}]}), "1.2.3.4:80,1.2.3.4:81,1.2.3.5:80 + 1 more..."),
+            ("EndpointSlice", "Ports", json!({"ports": [{}, {"port": 9}]}), "*,9"),
+            ("EndpointSlice", "Endpoints", json!({}), "<unset>"),
+            ("Node", "Status", json!({"spec": {"unschedulable": true}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}), "Ready,SchedulingDisabled"),
+            ("Node", "Roles", json!({"metadata": {"labels": {"node-role.kubernetes.io/b": "", "node-role.kubernetes.io/a": "", "x": "y"}}}), "a,b"),
+            ("Node", "External-IP", json!({"status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.1"}]}}), "<none>"),
+            ("Deployment", "Ready", json!({"spec": {"replicas": 3}}), "0/3"),
+            ("Deployment", "Images", json!({"spec": {"template": {"spec": {"containers": [{"name": "a", "image": "i"}, {"name": "b"}]}}}}), "i,"),
+            ("Job", "Completions", json!({"spec": {"parallelism": 3}, "status": {"succeeded": 1}}), "1/1 of 3"),
+            ("Job", "Status", json!({"metadata": {}, "status": {"conditions": [{"type": "Failed", "status": "True"}]}}), "Failed"),
+            ("CronJob", "Suspend", json!({"spec": {"suspend": false}}), "False"),
+            ("CronJob", "Last Schedule", json!({}), "<none>"),
+            ("PodDisruptionBudget", "Min Available", json!({"spec": {"minAvailable": 2}}), "2"),
+            ("PodDisruptionBudget", "Max Unavailable", json!({"spec": {}}), "N/A"),
+            ("StorageClass", "Name", json!({"metadata": {"name": "s", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}}}), "s (default)"),
+            ("ControllerRevision", "Controller", json!({"metadata": {"ownerReferences": [{"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "d", "controller": true}]}}), "daemonset.apps/d"),
+            ("IPAddress", "ParentRef", json!({"spec": {"parentRef": {"resource": "services", "namespace": "n", "name": "s"}}}), "services/n/s"),
+            ("ResourceClaim", "State", json!({"metadata": {"deletionTimestamp": "x"}, "status": {"allocation": {}, "reservedFor": [{}]}}), "deleted,allocated,reserved"),
+            ("RoleBinding", "ServiceAccounts", json!({"subjects": [{"kind": "User", "name": "u"}, {"kind": "ServiceAccount", "namespace": "n", "name": "s"}]}), "n/s"),
+            ("ValidatingAdmissionPolicyBinding", "ParamRef", json!({"spec": {"paramRef": {"namespace": "n"}}}), "n/*"),
+            ("APIService", "Service", json!({"spec": {}}), "Local"),
+            ("APIService", "Available", json!({"status": {"conditions": [{"type": "Available", "status": "False", "reason": "R"}]}}), "False (R)"),
+            ("Event", "Last Seen", json!({}), "<unknown>"),
+            ("Event", "Object", json!({"involvedObject": {"kind": "Pod", "name": "p"}}), "pod/p"),
+            ("Event", "Count", json!({"series": {"count": 4}}), "4"),
+        ];
+        for (kind, column, object, expected) in cases {
+            let row = registry.iter().find(|it| it.kind == kind).expect("a row");
+            let column = row.versions[0].columns.iter().find(|it| it.name == column).expect("a column");
+            assert_eq!(column.value(&object, now), expected, "{kind} {}", column.name);
+        }
+    }
+
+    #[test]
+    fn all_expressions_compile() {
+        for kind in crate::kinds::table::registry().iter() {
+            kind.versions[0].columns.iter().for_each(|it| _ = it.value(&Value::Null, Timestamp::UNIX_EPOCH));
         }
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::{
-    ALL_VERBS, Action, Body, Cell, Change, Column, Convert, Custom, FieldValue, Kind, Registry, Scope, Selectable, Strategy, Subresource, Version, Webhook,
+    ALL_VERBS, Action, Body, Cell, Change, Column, Convert, Custom, FieldPath, Kind, Registry, Scope, Selectable, Strategy, Subresource, Version, Webhook,
     check::{fill, one_of, required},
     webhooks,
 };
@@ -315,6 +315,7 @@ fn columns(version: &Value) -> Vec<Column> {
         description: "".into(),
         priority: 0,
         cell,
+        or: "".into(),
     };
     let mut columns = vec![Column { format: "name".into(), ..column("Name", "string", Cell::Name) }];
     let declared = version.items_at(&["additionalPrinterColumns"]);
@@ -325,26 +326,26 @@ fn columns(version: &Value) -> Vec<Column> {
         ..column(it.text("name"), it.text("type"), Cell::JsonPath(it.text("jsonPath").to_owned().into()))
     }));
     if declared.is_empty() {
-        columns.push(column("Age", "date", Cell::Age(&["metadata", "creationTimestamp"])));
+        columns.push(column("Age", "date", Cell::Age(vec![FieldPath::new("metadata.creationTimestamp")])));
     }
     columns
 }
 
 fn selectable(field: &Value) -> Selectable {
     let path = field.text("jsonPath").trim_start_matches('.');
-    Selectable { name: path.to_owned().into(), value: FieldValue::Path(path.split('.').map(|it| it.to_owned().into()).collect()) }
+    Selectable { name: path.to_owned().into(), paths: vec![FieldPath::new(path)], or: "".into() }
 }
 
 fn subresources(version: &Value) -> Vec<Subresource> {
-    const VERBS: &[&str] = &["get", "patch", "update"];
+    let verbs = || vec!["get", "patch", "update"];
     let mut list = Vec::new();
     if version.at(&["subresources", "status"]).is_some() {
-        list.push(Subresource { name: "status", action: Action::Status, body: Body { group: "", version: "", kind: "" }, verbs: VERBS });
+        list.push(Subresource { name: "status", action: Action::Status, body: Body { group: "", version: "", kind: "" }, verbs: verbs() });
     }
     if let Some(scale) = version.at(&["subresources", "scale"]) {
         let path = |field: &str| scale.text(field).split('.').filter(|it| !it.is_empty()).map(|it| it.to_owned().into()).collect();
         let action = Action::Scale { spec: path("specReplicasPath"), status: path("statusReplicasPath"), selector: path("labelSelectorPath") };
-        list.push(Subresource { name: "scale", action, body: Body { group: "autoscaling", version: "v1", kind: "Scale" }, verbs: VERBS });
+        list.push(Subresource { name: "scale", action, body: Body { group: "autoscaling", version: "v1", kind: "Scale" }, verbs: verbs() });
     }
     list
 }

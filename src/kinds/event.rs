@@ -12,45 +12,12 @@ pub const EVENT: Strategy = Strategy { creates_on_update: true, ..Strategy::PLAI
 /// The legacy group has names of any kind.
 pub const LEGACY: Strategy = Strategy { name: names::path_segment, ..EVENT };
 
-pub const FIELDS: &[(&str, &[&str])] = &[
-    ("involvedObject.kind", &["involvedObject", "kind"]),
-    ("involvedObject.namespace", &["involvedObject", "namespace"]),
-    ("involvedObject.name", &["involvedObject", "name"]),
-    ("involvedObject.uid", &["involvedObject", "uid"]),
-    ("involvedObject.apiVersion", &["involvedObject", "apiVersion"]),
-    ("involvedObject.resourceVersion", &["involvedObject", "resourceVersion"]),
-    ("involvedObject.fieldPath", &["involvedObject", "fieldPath"]),
-    ("reason", &["reason"]),
-    ("reportingComponent", &["reportingComponent"]),
-    ("type", &["type"]),
-];
-
 /// The times of its changes that an Event tells.
 pub fn times(event: &Value) -> impl Iterator<Item = &str> {
     let managed = event.items_at(&["metadata", "managedFields"]).iter().map(|it| it.text("time"));
     let own = [event.text_at(&["metadata", "creationTimestamp"]), event.text("lastTimestamp"), event.text_at(&["series", "lastObservedTime"])];
     managed.chain(own).filter(|it| !it.is_empty())
 }
-
-/// Who reported it, by the older field or the newer (`ToSelectableFields`).
-pub fn source(event: &Value) -> String {
-    let component = event.text_at(&["source", "component"]);
-    if component.is_empty() { event.text("reportingComponent").to_owned() } else { component.to_owned() }
-}
-
-/// The same fields by the names of the new group, read from the stored shape.
-pub const NEW_FIELDS: &[(&str, &[&str])] = &[
-    ("regarding.kind", &["involvedObject", "kind"]),
-    ("regarding.namespace", &["involvedObject", "namespace"]),
-    ("regarding.name", &["involvedObject", "name"]),
-    ("regarding.uid", &["involvedObject", "uid"]),
-    ("regarding.apiVersion", &["involvedObject", "apiVersion"]),
-    ("regarding.resourceVersion", &["involvedObject", "resourceVersion"]),
-    ("regarding.fieldPath", &["involvedObject", "fieldPath"]),
-    ("reason", &["reason"]),
-    ("reportingController", &["reportingComponent"]),
-    ("type", &["type"]),
-];
 
 /// (core v1, events.k8s.io/v1)
 const NAMES: &[(&str, &str)] = &[

@@ -1,14 +1,14 @@
 //! The kinds: a row each. Everything that differs between kinds is data here; routes, discovery, tables, OpenAPI and storage
 //! keys are computed from the row. A custom resource yields the same row at run time (`crd.rs`).
 //!
-//! Read `table.rs` first. A kind with behaviour of its own has a file for it, reached through its [`Strategy`].
+//! Read `table.txt` first. A kind with behaviour of its own has a file for it, reached through its [`Strategy`].
 
 pub mod admission;
-pub mod cells;
 pub mod check;
 pub mod columns;
 pub mod crd;
 pub mod event;
+mod expr;
 pub mod expressions;
 pub mod jsonpath;
 pub mod metadata;
@@ -31,6 +31,7 @@ pub mod table;
 pub mod webhooks;
 pub mod workloads;
 
+pub use expr::Expr;
 pub use registry::Registry;
 pub use strategy::{Change, Strategy};
 
@@ -159,35 +160,50 @@ pub struct Column {
     /// 0 is always shown, above only with `-o wide`.
     pub priority: i32,
     pub cell: Cell,
+    /// The word for what is absent or empty.
+    pub or: Str,
 }
 
-/// Where a column's value comes from. Functions get the object and the time now.
+/// Where a column's value comes from. Of several paths the first counts that leads to something.
 #[derive(Clone, Debug)]
 pub enum Cell {
     Name,
-    /// `<age>` of a timestamp at this path: `["metadata", "creationTimestamp"]`.
-    Age(&'static [&'static str]),
-    Path(&'static [&'static str]),
-    /// With a word for what is absent or empty.
-    PathOr(&'static [&'static str], &'static str),
+    Path(Vec<FieldPath>),
+    /// `<age>` of a timestamp.
+    Age(Vec<FieldPath>),
     /// How many elements a list has.
-    Count(&'static [&'static str]),
+    Count(FieldPath),
+    /// A LabelSelector as kubectl writes it.
+    Selector(FieldPath),
+    Expr(Arc<Expr>),
+    /// The first few of a list.
+    Some(Arc<Expr>),
+    /// Functions get the object and the time now.
     Fn(fn(&Value, jiff::Timestamp) -> Value),
     /// A custom resource's JSONPath, as the CRD wrote it.
     JsonPath(Str),
 }
 
-/// A field that a field selector may name, and the text that stands there.
+/// `spec.nodeName`, with dots or not before it.
+#[derive(Clone, Debug)]
+pub struct FieldPath(Vec<Str>);
+
+impl FieldPath {
+    pub fn new(path: &str) -> Self {
+        Self(path.split('.').filter(|it| !it.is_empty()).map(|it| it.to_owned().into()).collect())
+    }
+
+    pub fn of<'a>(&self, object: &'a Value) -> Option<&'a Value> {
+        self.0.iter().try_fold(object, |value, field| value.get(field.as_ref())).filter(|it| !it.is_null())
+    }
+}
+
+/// A field that a field selector may name, and the text that stands there: at the first of the paths that has one.
 #[derive(Clone, Debug)]
 pub struct Selectable {
     pub name: Str,
-    pub value: FieldValue,
-}
-
-#[derive(Clone, Debug)]
-pub enum FieldValue {
-    Path(Vec<Str>),
-    Fn(fn(&Value) -> String),
+    pub paths: Vec<FieldPath>,
+    pub or: Str,
 }
 
 #[derive(Clone, Debug)]
@@ -197,7 +213,7 @@ pub struct Subresource {
     /// Group, version and kind of the body that discovery names.
     pub body: Body,
     /// In discovery's words: `["get", "patch", "update"]`.
-    pub verbs: &'static [&'static str],
+    pub verbs: Vec<&'static str>,
 }
 
 /// Empty parts are the kind's own.
@@ -301,13 +317,11 @@ impl Kind {
 impl Selectable {
     /// The text of this field in `object`; "" where it is absent.
     pub fn text(&self, object: &Value) -> String {
-        match &self.value {
-            FieldValue::Fn(read) => read(object),
-            FieldValue::Path(path) => match path.iter().try_fold(object, |value, field| value.get(field.as_ref())) {
-                Some(Value::String(text)) => text.clone(),
-                Some(value @ (Value::Bool(_) | Value::Number(_))) => value.to_string(),
-                _ => String::new(),
-            },
-        }
+        let texts = self.paths.iter().filter_map(|path| match path.of(object)? {
+            Value::String(text) => Some(text.clone()).filter(|it| !it.is_empty()),
+            value @ (Value::Bool(_) | Value::Number(_)) => Some(value.to_string()),
+            _ => None,
+        });
+        texts.into_iter().next().unwrap_or_else(|| self.or.to_string())
     }
 }

@@ -16,10 +16,6 @@ fn default(node: &mut Value) {
     same_first(&mut node["spec"], "podCIDR", "podCIDRs", "");
 }
 
-pub fn unschedulable(node: &Value) -> String {
-    (node.at(&["spec", "unschedulable"]) == Some(&Value::Bool(true))).to_string()
-}
-
 fn prepare(node: &mut Value, change: super::Change<'_>) {
     match change {
         super::Change::Update(old) => node["status"] = old["status"].clone(),

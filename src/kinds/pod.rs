@@ -26,10 +26,6 @@ pub const POD: Strategy = Strategy {
 
 const CONTAINER_LISTS: [&str; 3] = ["initContainers", "containers", "ephemeralContainers"];
 
-pub fn host_network(pod: &Value) -> String {
-    (pod.at(&["spec", "hostNetwork"]) == Some(&Value::Bool(true))).to_string()
-}
-
 /// `SetDefaults_PodSpec` and what hangs below it, beside what `types.txt` says.
 pub fn default_spec(spec: &mut Value) {
     if !spec.is_object() {

@@ -16,9 +16,12 @@ pub mod words;
 
 use std::{borrow::Cow, cell::OnceCell, collections::HashMap, sync::LazyLock};
 
-use expr::{Expr, Message};
+use expr::{Message, expr};
 
-use super::Change;
+use super::{
+    Change,
+    expr::{Expr, braced, lines},
+};
 use crate::{
     meta::{FieldErrors, Meta, Path, Value},
     schema::{Field, Schema, Shape, builtin},
@@ -149,14 +152,11 @@ struct Rules {
 static TABLE: LazyLock<HashMap<String, Rules>> = LazyLock::new(|| read(SOURCE));
 
 fn read(source: &'static str) -> HashMap<String, Rules> {
-    let (mut table, mut package, mut names, mut shorthands) = (HashMap::<String, Rules>::new(), "", Vec::new(), Vec::new());
-    for line in source.lines().filter(|it| !it.trim().is_empty()) {
-        let line = expand(line, &shorthands);
+    let (mut table, mut package, mut names) = (HashMap::<String, Rules>::new(), "", Vec::new());
+    for line in lines(source) {
         let depth = line.len() - line.trim_start().len();
         if let Some(name) = line.strip_prefix("# ") {
             package = name;
-        } else if let Some((name, text)) = line.strip_prefix('$').and_then(|it| it.split_once(" = ")) {
-            shorthands.push((name, text));
         } else if depth == 0 {
             names = line.split(' ').collect();
         } else {
@@ -166,21 +166,6 @@ fn read(source: &'static str) -> HashMap<String, Rules> {
         }
     }
     table
-}
-
-/// A line with the text of each `$name(argument)` in its place, and the argument where that has a `%`.
-fn expand(line: &'static str, shorthands: &[(&str, &str)]) -> &'static str {
-    let mut line = Cow::Borrowed(line);
-    for (name, text) in shorthands.iter().rev() {
-        while let Some((before, rest)) = line.split_once(&format!("${name}(")) {
-            let (argument, after) = rest.split_once(')').unwrap_or((rest, ""));
-            line = format!("{before}{}{after}", text.replace('%', argument)).into();
-        }
-    }
-    match line {
-        Cow::Borrowed(line) => line,
-        Cow::Owned(line) => line.leak(),
-    }
 }
 
 /// The words of a line, with expressions in braces as one, and the message that follows them.
@@ -205,11 +190,6 @@ fn words(line: &'static str) -> (Vec<&'static str>, &'static str) {
     }
 }
 
-/// The text between the braces of a word.
-fn braced(word: &'static str) -> Option<&'static str> {
-    word.strip_prefix('{')?.strip_suffix('}')
-}
-
 impl Rules {
     fn add(&mut self, line: &'static str, depth: usize, package: &str) {
         let (words, message) = words(line);
@@ -219,7 +199,7 @@ impl Rules {
         while let Some(word) = words.next_if(|it| it.starts_with('?')) {
             let (is_negated, bare) = word[1..].strip_prefix('!').map_or((false, &word[1..]), |it| (true, it));
             match braced(bare) {
-                Some(expression) => rule.when.push((is_negated, Expr::new(expression))),
+                Some(expression) => rule.when.push((is_negated, expr(expression))),
                 None => rule.guards.push(Guard { is_negated, is: guard(bare) }),
             }
         }
@@ -228,7 +208,7 @@ impl Rules {
         for word in words {
             match word.split_once('=') {
                 _ if word.starts_with('@') => rule.place = Some(Message::new(&word[1..])),
-                _ if word.starts_with('{') => rule.value = braced(word).map(Expr::new),
+                _ if word.starts_with('{') => rule.value = braced(word).map(expr),
                 _ if self.directs(word, &targets, &rule.guards, package) => is_rule = false,
                 Some(("use", name)) => rule.uses = Some(format!("io.k8s.{package}.{name}")),
                 None if word == "walk" => rule.walks = true,
@@ -538,10 +518,10 @@ impl Walk<'_> {
         };
         let is_below = !at.value.is_null() && (!rule.inner.is_empty() || rule.uses.is_some() || rule.walks);
         let is_idle = rule.value.is_none() && !is_below && !rule.tests.iter().any(|it| is_seen(&it, at.value));
-        if is_idle || !rule.when.iter().all(|(is_negated, it)| it.holds(&site) != *is_negated) {
+        if is_idle || !rule.when.iter().all(|(is_negated, it)| site.holds(it) != *is_negated) {
             return;
         }
-        let made = rule.value.as_ref().map(|it| it.value(&site).unwrap_or_default());
+        let made = rule.value.as_ref().map(|it| site.ask(it).and_then(|it| it.to_json().ok()).unwrap_or_default());
         site.value = made.as_ref().unwrap_or(shown);
         let before = self.errors.len();
         for test in rule.tests.iter().filter(|it| is_seen(it, made.as_ref().unwrap_or(at.value))) {

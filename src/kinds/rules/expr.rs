@@ -1,70 +1,43 @@
-//! Expressions of the table of rules: CEL, as custom resources have it in `x-kubernetes-validations`. They see `self` (the value), `old`, `owner` (the object that
-//! the rule is of), `parent` (the one that its block is of), `root`, within a list or map `list`, `at` and `key`, and `path`, where the owner is. An expression that fails has no value and does not hold.
+//! Expressions of the table of rules. They see `self` (the value), `old`, `owner` (the object that the rule is of), `parent` (the one that its block is of), `root`,
+//! within a list or map `list`, `at` and `key`, and `path`, where the owner is.
 
-use std::{borrow::Cow, sync::OnceLock};
+use std::borrow::Cow;
 
 use super::Site;
 use crate::{
+    kinds::expr::Expr,
     meta::Value,
-    schema::cel::{BUDGET, Bindings, Budget, Environment, Program, Val},
+    schema::cel::Val,
 };
 
-const NAMES: [&str; 10] = ["self", "old", "owner", "oldOwner", "parent", "root", "list", "at", "key", "path"];
-
-/// An expression, compiled when it is first asked.
-pub struct Expr {
-    text: &'static str,
-    compiled: OnceLock<(Program, Vec<&'static str>)>,
+pub fn expr(text: &'static str) -> Expr {
+    Expr::new(text, &["self", "old", "owner", "oldOwner", "parent", "root", "list", "at", "key", "path"])
 }
 
-impl Expr {
-    pub fn new(text: &'static str) -> Self {
-        Self { text, compiled: OnceLock::new() }
+impl<'a> Site<'a> {
+    /// What an expression makes of this place.
+    pub fn ask(&self, expr: &Expr) -> Option<Val<'a>> {
+        expr.evaluate(|name| self.named(name))
     }
 
-    /// The program and the names that it uses.
-    fn compiled(&self) -> &(Program, Vec<&'static str>) {
-        self.compiled.get_or_init(|| {
-            let environment = NAMES.iter().fold(Environment::default(), |environment, name| environment.with_dyn(name));
-            let program = Program::compile(&environment, self.text).unwrap_or_else(|why| panic!("rules.txt: {}: {why}", self.text));
-            let names = NAMES.into_iter().filter(|it| program.mentions(it)).collect();
-            (program, names)
-        })
+    pub fn holds(&self, expr: &Expr) -> bool {
+        matches!(self.ask(expr), Some(Val::Bool(true)))
     }
 
-    #[cfg(test)]
-    pub fn compile(&self) {
-        self.compiled();
-    }
-
-    fn evaluate<'a>(&self, site: &Site<'a>) -> Option<Val<'a>> {
-        let (program, names) = self.compiled();
-        let bindings = names.iter().fold(Bindings::default(), |bindings, name| bindings.with(name, named(site, name)));
-        program.evaluate(&bindings, &mut Budget::new(BUDGET)).ok()
-    }
-
-    pub fn holds(&self, site: &Site<'_>) -> bool {
-        matches!(self.evaluate(site), Some(Val::Bool(true)))
-    }
-
-    pub fn value(&self, site: &Site<'_>) -> Option<Value> {
-        self.evaluate(site)?.to_json().ok()
-    }
-}
-
-fn named<'a>(site: &Site<'a>, name: &str) -> Val<'a> {
-    let json = |value: Option<&'a Value>| value.map_or(Val::Null, Val::json);
-    match name {
-        "self" => Val::json(site.value),
-        "old" => json(site.old),
-        "owner" => Val::json(site.object),
-        "oldOwner" => json(site.old_object),
-        "parent" => Val::json(site.owner.parent),
-        "root" => Val::json(site.root),
-        "list" => Val::json(site.item.of),
-        "path" => Val::String(site.base.as_str().into()),
-        "at" => Val::Int(i64::try_from(site.item.at).unwrap_or(i64::MAX)),
-        _ => Val::String(site.item.key.into()),
+    fn named(&self, name: &str) -> Val<'a> {
+        let json = |value: Option<&'a Value>| value.map_or(Val::Null, Val::json);
+        match name {
+            "self" => Val::json(self.value),
+            "old" => json(self.old),
+            "owner" => Val::json(self.object),
+            "oldOwner" => json(self.old_object),
+            "parent" => Val::json(self.owner.parent),
+            "root" => Val::json(self.root),
+            "list" => Val::json(self.item.of),
+            "path" => Val::String(self.base.as_str().into()),
+            "at" => Val::Int(i64::try_from(self.item.at).unwrap_or(i64::MAX)),
+            _ => Val::String(self.item.key.into()),
+        }
     }
 }
 
@@ -75,7 +48,7 @@ impl Message {
     pub fn new(text: &'static str) -> Self {
         let mut parts = text.split("${");
         let first = (parts.next().unwrap_or_default(), None);
-        let rest = parts.map(|it| it.split_once('}').unwrap_or((it, ""))).flat_map(|(expression, rest)| [("", Some(Expr::new(expression))), (rest, None)]);
+        let rest = parts.map(|it| it.split_once('}').unwrap_or((it, ""))).flat_map(|(expression, rest)| [("", Some(expr(expression))), (rest, None)]);
         Self([first].into_iter().chain(rest).collect())
     }
 
@@ -85,7 +58,7 @@ impl Message {
     }
 
     pub fn at(&self, site: &Site<'_>) -> Cow<'static, str> {
-        let text = |(text, expression): &(&'static str, Option<Expr>)| match expression.as_ref().and_then(|it| it.value(site)) {
+        let text = |(text, expression): &(&'static str, Option<Expr>)| match expression.as_ref().and_then(|it| site.ask(it)?.to_json().ok()) {
             Some(Value::String(made)) => made,
             Some(made) => made.to_string(),
             None => (*text).to_owned(),
