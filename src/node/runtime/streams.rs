@@ -133,10 +133,8 @@ impl Streams {
         let mut buffer = [0u8; 16 << 10];
         match client.stream.read(&mut buffer) {
             Ok(0) | Err(_) => {
-                let _ = client.stream.shutdown(std::net::Shutdown::Both);
                 self.input_ended(std::mem::take(&mut client.has_input), input);
-                client.pending = vec![GONE];
-                return;
+                return client.leave();
             }
             Ok(count) => client.pending.extend_from_slice(&buffer[..count]),
         }
@@ -146,7 +144,13 @@ impl Streams {
                     client.has_input = true;
                     input.extend(data);
                 }
-                STDIN_CLOSED => self.input_ended(std::mem::take(&mut client.has_input), input),
+                STDIN_CLOSED => {
+                    self.input_ended(std::mem::take(&mut client.has_input), input);
+                    // Who cannot end the container's input has no more to do here, as containerd sees it (`Attach`).
+                    if !self.is_stdin_once || self.terminal.is_some() {
+                        return client.leave();
+                    }
+                }
                 RESIZE => self.resize(&data),
                 _ => (),
             }
@@ -184,6 +188,11 @@ impl Client {
     fn new(stream: UnixStream) -> Option<Self> {
         stream.set_write_timeout(Some(CLIENT_WITHIN)).ok()?;
         Some(Self { stream, pending: Vec::new(), has_input: false })
+    }
+
+    fn leave(&mut self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        self.pending = vec![GONE];
     }
 
     fn is_gone(&self) -> bool {
