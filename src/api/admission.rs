@@ -1,6 +1,6 @@
 //! The built-in admission chain: what the cluster adds to objects, and what it refuses, beyond their own validity.
 //! Source: apiserver `pkg/admission/plugin/namespace/lifecycle`, kubernetes `plugin/pkg/admission/{serviceaccount,priority,
-//! defaulttolerationseconds,nodetaint,runtimeclass,network/defaultingressclass,storage/storageclass/setdefault}`.
+//! defaulttolerationseconds,nodetaint,runtimeclass,network/defaultingressclass,storage/{storageclass/setdefault,storageobjectinuseprotection}}`.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -88,7 +88,7 @@ type Mutate = fn(&Context<'_>, &mut Value) -> Result<()>;
 type Validate = fn(&Context<'_>, &Value) -> Result<()>;
 
 /// In upstream's order. Each looks at what it is for and lets the rest pass.
-const MUTATING: &[Mutate] = &[namespace_lifecycle, certificates::requester, limits::default, service_account, node_taint, priority, toleration_seconds, runtime_class, storage_class, ingress_class];
+const MUTATING: &[Mutate] = &[namespace_lifecycle, certificates::requester, limits::default, service_account, node_taint, priority, toleration_seconds, runtime_class, storage_class, storage_protection, ingress_class];
 const VALIDATING: &[Validate] = &[limits::check, node::restrict, certificates::check, podsecurity::check, rbac_escalation];
 
 /// Changes a new object, or refuses it: the plugins first, then policies, then webhooks. What policies and webhooks have changed the plugins
@@ -316,6 +316,22 @@ fn storage_class(context: &Context<'_>, claim: &mut Value) -> Result<()> {
     const DEFAULT: [&str; 2] = ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
     if context.is("", "persistentvolumeclaims") {
         default_class(context, claim, "storageClassName", "storage.k8s.io/storageclasses", &DEFAULT);
+    }
+    Ok(())
+}
+
+/// What stores data is removed only when nothing uses it: the controllers of `volumeprotection.rs` take the finalizers away.
+fn storage_protection(context: &Context<'_>, object: &mut Value) -> Result<()> {
+    const KINDS: [(&str, &str, &str); 3] = [
+        ("", "persistentvolumes", "kubernetes.io/pv-protection"),
+        ("", "persistentvolumeclaims", "kubernetes.io/pvc-protection"),
+        ("storage.k8s.io", "volumeattributesclasses", "kubernetes.io/vac-protection"),
+    ];
+    let finalizer = KINDS.iter().filter(|_| context.is_create()).find(|(group, plural, _)| context.is(group, plural)).map(|it| it.2);
+    if let Some(finalizer) = finalizer.filter(|it| object.finalizers().all(|present| present != *it)) {
+        let all: Vec<&str> = object.finalizers().chain([finalizer]).collect();
+        let all = Value::from(all);
+        object.set_metadata("finalizers", all);
     }
     Ok(())
 }

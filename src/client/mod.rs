@@ -8,6 +8,7 @@ pub mod leader;
 pub mod placement;
 pub mod queue;
 pub mod remote;
+pub mod volumes;
 pub mod writes;
 
 use std::{fmt, sync::Arc};

@@ -12,12 +12,15 @@ pub mod disruption;
 pub mod endpoints;
 pub mod endpointslice;
 pub mod endpointslicemirroring;
+pub mod ephemeral;
+pub mod flowschema;
 pub mod garbagecollector;
 pub mod history;
 pub mod job;
 pub mod namespace;
 pub mod nodeipam;
 pub mod nodelifecycle;
+pub mod persistentvolume;
 pub mod podgc;
 pub mod pods;
 pub mod replicaset;
@@ -28,6 +31,7 @@ pub mod servicecidrs;
 pub mod statefulset;
 pub mod ttlafterfinished;
 pub mod validatingadmissionpolicystatus;
+pub mod volumeprotection;
 
 use std::{fmt::Debug, hash::Hash, marker::PhantomData, ops::Deref, sync::Arc, time::Duration};
 
@@ -36,9 +40,10 @@ use k8s_openapi::api::{
     apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
     batch::v1::{CronJob, Job},
     coordination::v1::Lease,
-    core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, ReplicationController, Service, ServiceAccount},
+    core::v1::{ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Service, ServiceAccount},
     discovery::v1::EndpointSlice,
     rbac::v1::ClusterRole,
+    storage::v1::{StorageClass, VolumeAttributesClass},
 };
 use kube::Api;
 
@@ -49,7 +54,7 @@ use crate::{
     client::{
         Change, Clients, EventRecorder, Informer, ObjectKey, Result, WorkQueue,
         informer::{BY_NAMESPACE, BY_OWNER, Cached, Options as Watch, namespace_of, owner_uid},
-        leader,
+        leader, volumes,
     },
 };
 
@@ -159,10 +164,16 @@ pub struct Informers {
     pub node_leases: Informer<Lease>,
     pub cluster_roles: Informer<ClusterRole>,
     pub validating_policies: Informer<ValidatingAdmissionPolicy>,
+    pub claims: Informer<PersistentVolumeClaim>,
+    pub volumes: Informer<PersistentVolume>,
+    pub storage_classes: Informer<StorageClass>,
+    pub attributes_classes: Informer<VolumeAttributesClass>,
 }
 
 /// The index of pods by the name of their node.
 pub const BY_NODE: &str = "node";
+/// The index of pods by the claims of their volumes, `namespace/name`.
+pub const BY_CLAIM: &str = "claim";
 /// The index of EndpointSlices by `namespace/service`.
 pub const BY_SERVICE: &str = "service";
 
@@ -192,10 +203,15 @@ fn start_each(it: &Context) {
     Shell::start(it, deployment::DeploymentController);
     Shell::start(it, disruption::DisruptionController::new(it));
     Shell::start(it, endpoints::EndpointsController);
+    Shell::start(it, ephemeral::EphemeralVolumeController);
     Shell::start(it, endpointslice::EndpointSliceController);
     Shell::start(it, endpointslicemirroring::EndpointSliceMirroringController);
     Shell::start(it, garbagecollector::GarbageCollector::default());
     Shell::start(it, job::JobController::default());
+    Shell::start(it, persistentvolume::PersistentVolumeController);
+    Shell::start(it, volumeprotection::ProtectionController::<PersistentVolumeClaim>(PhantomData));
+    Shell::start(it, volumeprotection::ProtectionController::<PersistentVolume>(PhantomData));
+    Shell::start(it, volumeprotection::ProtectionController::<VolumeAttributesClass>(PhantomData));
     Shell::start(it, namespace::NamespaceController);
     Shell::start(it, certificates::CertificateController::new(it));
     Shell::start(it, nodeipam::NodeIpamController::default());
@@ -233,7 +249,7 @@ impl Informers {
             by_namespace().index(BY_OWNER, owner_uid)
         }
         Self {
-            pods: all("pods", by_owner().index(BY_NODE, node_of).trim(pods::trim), client, tasks),
+            pods: all("pods", by_owner().index(BY_NODE, node_of).index(BY_CLAIM, claims_of).trim(pods::trim), client, tasks),
             replica_sets: all("replicasets", by_owner(), client, tasks),
             replication_controllers: all("replicationcontrollers", by_namespace(), client, tasks),
             deployments: all("deployments", by_namespace(), client, tasks),
@@ -252,6 +268,10 @@ impl Informers {
             node_leases: Informer::start("leases", Api::namespaced(client.clone(), "kube-node-lease"), Watch::default(), tasks),
             cluster_roles: all("clusterroles", Watch::default(), client, tasks),
             validating_policies: all("validatingadmissionpolicies", Watch::default(), client, tasks),
+            claims: all("persistentvolumeclaims", Watch::default(), client, tasks),
+            volumes: all("persistentvolumes", Watch::default(), client, tasks),
+            storage_classes: all("storageclasses", Watch::default(), client, tasks),
+            attributes_classes: all("volumeattributesclasses", Watch::default(), client, tasks),
         }
     }
 
@@ -260,11 +280,17 @@ impl Informers {
         tokio::join!(self.stateful_sets.synced(), self.daemon_sets.synced(), self.controller_revisions.synced(), self.cron_jobs.synced());
         tokio::join!(self.service_accounts.synced(), self.root_ca_config_maps.synced(), self.services.synced(), self.endpoints.synced());
         tokio::join!(self.endpoint_slices.synced(), self.nodes.synced(), self.node_leases.synced(), self.cluster_roles.synced(), self.validating_policies.synced());
+        tokio::join!(self.claims.synced(), self.volumes.synced(), self.storage_classes.synced(), self.attributes_classes.synced());
     }
 }
 
 fn node_of(pod: &Pod) -> Vec<String> {
     Some(pods::node_name(pod)).filter(|it| !it.is_empty()).map(str::to_owned).into_iter().collect()
+}
+
+fn claims_of(pod: &Pod) -> Vec<String> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    volumes::claim_names(pod).map(|it| format!("{namespace}/{}", it.0)).collect()
 }
 
 fn service_of(slice: &EndpointSlice) -> Vec<String> {

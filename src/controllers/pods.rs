@@ -16,6 +16,7 @@ use crate::{
     client::{
         Change, Error, EventRecorder, EventType, Expectations, ObjectKey, Result,
         informer::Cached,
+        volumes,
         writes::{self, CONTROLLER_MANAGER},
     },
 };
@@ -268,7 +269,7 @@ pub fn scaled(value: Option<&IntOrString>, of: i32, round_up: bool) -> i32 {
 /// Drops of a cached pod what no controller reads. A pod is never written back whole, only patched.
 pub fn trim(pod: &mut Pod) {
     let Some(spec) = &mut pod.spec else { return };
-    spec.volumes = None;
+    volumes::keep_claims(spec);
     let containers = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
     for container in containers {
         container.env = None;

@@ -111,9 +111,16 @@ impl Making<'_> {
         mounts.push(Mount { source: self.termination_message.clone(), target: message, is_read_only: false, within: None });
         for mount in asked {
             let (source, within) = self.source(mount)?;
-            mounts.push(Mount { source, target: mount.mount_path.clone(), is_read_only: mount.read_only == Some(true), within });
+            let is_read_only = mount.read_only == Some(true) || self.is_claimed_to_read(&mount.name);
+            mounts.push(Mount { source, target: mount.mount_path.clone(), is_read_only, within });
         }
         Ok(mounts)
+    }
+
+    /// Whether the pod has a volume's claim for reading only.
+    fn is_claimed_to_read(&self, volume: &str) -> bool {
+        let named = self.spec.volumes.iter().flatten().find(|it| it.name == volume);
+        named.and_then(|it| it.persistent_volume_claim.as_ref()).is_some_and(|it| it.read_only == Some(true))
     }
 
     /// What is mounted of a volume: all of it, or a part that does not lead out of it, with the volume (`pkg/volume/util/subpath`).

@@ -12,7 +12,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use k8s_openapi::{
     api::{
         authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
-        core::v1::{ConfigMap, DownwardAPIVolumeFile, EmptyDirVolumeSource, HostPathVolumeSource, KeyToPath, Pod, Secret, ServiceAccount, Volume, VolumeProjection},
+        core::v1::{ConfigMap, DownwardAPIVolumeFile, EmptyDirVolumeSource, HostPathVolumeSource, KeyToPath, PersistentVolume, PersistentVolumeClaim, Pod, Secret, ServiceAccount, Volume, VolumeProjection},
     },
 };
 use kube::{Api, api::PostParams};
@@ -21,7 +21,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use super::environment::{Machine, field_value, resource_value};
 use crate::{
     base::clock,
-    client::{Error, Result},
+    client::{Error, Result, volumes},
     meta::{Meta, Quantity, Value},
 };
 
@@ -79,6 +79,9 @@ impl Sources {
         if let Some(host) = &volume.host_path {
             return host_path(host);
         }
+        if let Some((claim, is_made)) = volumes::claim_name(pod, volume) {
+            return self.claimed(pod, &claim, is_made).await;
+        }
         let folder = root.join(&volume.name);
         fs::create_dir_all(&folder).map_err(failed(&folder))?;
         let owner = Owner::of(pod);
@@ -89,6 +92,31 @@ impl Sources {
         let files = self.files(pod, volume, &folder).await?;
         write_files(&folder, &files, owner).map_err(failed(&folder))?;
         Ok(folder)
+    }
+
+    /// Where the volume of a claim is: on this node, in its own file system.
+    async fn claimed(&self, pod: &Pod, name: &str, is_made: bool) -> Result<PathBuf> {
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &self.namespace);
+        let claim = claims.get(name).await?;
+        if claim.metadata.deletion_timestamp.is_some() {
+            return Err(Error::Invalid(format!("can't start pod because PVC {name} is being deleted")));
+        }
+        if is_made {
+            volumes::is_made_for(&claim, pod).map_err(Error::Invalid)?;
+        }
+        if claim.status.as_ref().and_then(|it| it.phase.as_deref()) != Some("Bound") || volumes::volume_name(&claim).is_empty() {
+            return Err(Error::Invalid(format!("PVC {name} is not bound")));
+        }
+        let volume = Api::<PersistentVolume>::all(self.client.clone()).get(volumes::volume_name(&claim)).await?;
+        let spec = volume.spec.unwrap_or_default();
+        if spec.claim_ref.as_ref().and_then(|it| it.uid.as_ref()) != claim.metadata.uid.as_ref() {
+            return Err(Error::Invalid(format!("PV {:?} is not bound to PVC {name}", volumes::volume_name(&claim))));
+        }
+        match (&spec.host_path, &spec.local) {
+            (Some(source), _) => host_path(source),
+            (_, Some(source)) => local(Path::new(&source.path), Owner::of(pod).group),
+            _ => Err(Error::Invalid(format!("PV {:?} is of a kind that this node does not have", volumes::volume_name(&claim)))),
+        }
     }
 
     async fn files(&self, pod: &Pod, volume: &Volume, folder: &Path) -> Result<Vec<File>> {
@@ -201,6 +229,15 @@ fn host_path(source: &HostPathVolumeSource) -> Result<PathBuf> {
     if fits { Ok(path) } else { Err(Error::Invalid(format!("hostPath type check failed: {} is not a {what}", source.path))) }
 }
 
+/// A directory that an administrator gave to the cluster; a group that wants it gets all in it.
+fn local(path: &Path, group: Option<u32>) -> Result<PathBuf> {
+    if !path.is_dir() {
+        return Err(Error::Invalid(format!("path {:?} does not exist", path.display())));
+    }
+    take_over(path, group, 0o660).map_err(failed(path))?;
+    Ok(path.to_owned())
+}
+
 /// A directory for everyone, on disk or in memory.
 fn empty_dir(folder: &Path, source: &EmptyDirVolumeSource, group: Option<u32>) -> io::Result<()> {
     let in_memory = source.medium.as_deref() == Some("Memory");
@@ -291,7 +328,7 @@ fn write_files(folder: &Path, files: &[File], owner: Owner) -> io::Result<()> {
     let place = folder.join(&name);
     fs::create_dir(&place)?;
     files.iter().try_for_each(|it| write_file(&place, it, owner))?;
-    take_over(&place, owner.group)?;
+    take_over(&place, owner.group, 0o440)?;
     let old = fs::read_link(&current).ok();
     let _ = fs::remove_file(folder.join(NEW_DATA));
     symlink(&name, folder.join(NEW_DATA))?;
@@ -321,16 +358,18 @@ fn write_file(place: &Path, file: &File, owner: Owner) -> io::Result<()> {
     chown(&path, owner.user.filter(|_| file.is_users), None)
 }
 
-/// Gives a tree to a group, which may read it (`SetVolumeOwnership`).
-fn take_over(place: &Path, group: Option<u32>) -> io::Result<()> {
-    let Some(group) = group else { return Ok(()) };
-    let more = if place.is_dir() { 0o2550 } else { 0o440 };
-    let mode = fs::metadata(place)?.permissions().mode() | more;
+/// Gives a tree to a group, which may do `rights` with the files, and go through the directories (`SetVolumeOwnership`).
+fn take_over(place: &Path, group: Option<u32>, rights: u32) -> io::Result<()> {
+    let (Some(group), found) = (group, fs::symlink_metadata(place)?) else { return Ok(()) };
+    if found.is_symlink() {
+        return Ok(());
+    }
     chown(place, None, Some(group))?;
-    fs::set_permissions(place, fs::Permissions::from_mode(mode))?;
-    if place.is_dir() {
+    let more = if found.is_dir() { 0o2110 } else { 0 };
+    fs::set_permissions(place, fs::Permissions::from_mode(found.mode() | rights | more))?;
+    if found.is_dir() {
         for entry in fs::read_dir(place)? {
-            take_over(&entry?.path(), Some(group))?;
+            take_over(&entry?.path(), Some(group), rights)?;
         }
     }
     Ok(())

@@ -171,10 +171,11 @@ impl ApiServer {
         self.clients.of(&User::system("system:apiserver", &[MASTERS]))
     }
 
-    /// Signs certificates from now on, and stands in the endpoints of Service `kubernetes`, unless nobody else could reach it there.
+    /// Signs certificates and tells about FlowSchemas from now on, and stands in the endpoints of Service `kubernetes`, unless nobody else could reach it there.
     fn publish(&self, port: u16, tasks: &Tasks) {
         let own = self.own_client();
         controllers::certificates::signer::start(&own, tasks, self.authority.clone());
+        controllers::flowschema::start(&own, tasks);
         if !self.address.is_loopback() {
             controllers::apiserver_endpoints::start(&own, tasks, self.address, port);
         }

@@ -12,6 +12,7 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 
+use super::plugins::volume_binding::Storage;
 use crate::{
     client::{ObjectKey, placement::Place},
     meta::{LabelSelector, Quantity},
@@ -98,6 +99,7 @@ pub struct Cluster {
     pub image_nodes: HashMap<String, i64>,
     /// How many pods on nodes have affinities of their own; zero spares every cycle a look at all pods.
     pub pods_with_affinity: usize,
+    pub storage: Storage,
 }
 
 impl Resources {

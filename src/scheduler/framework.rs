@@ -24,6 +24,11 @@ pub struct Plugin {
 
 /// A plugin at work on one pod.
 pub trait Judge {
+    /// Why the pod can run nowhere now, whatever the node (PreFilter).
+    fn refusal(&self) -> Option<String> {
+        None
+    }
+
     fn filter(&self, _node: &NodeInfo) -> Result<(), Rejection> {
         Ok(())
     }
@@ -63,6 +68,8 @@ pub enum ClusterEvent {
     PodAssigned,
     /// A bound pod ended or is gone.
     PodGone,
+    /// A volume, a claim or a storage class is new or another.
+    StorageChanged,
 }
 
 /// Why no node took a pod.
@@ -71,6 +78,8 @@ pub struct Diagnosis {
     pub nodes: usize,
     pub rejections: BTreeMap<String, Rejection>,
     pub plugins: BTreeSet<&'static str>,
+    /// What was said before any node was looked at.
+    pub refusal: Option<String>,
 }
 
 impl Diagnosis {
@@ -78,6 +87,9 @@ impl Diagnosis {
     pub fn message(&self) -> String {
         if self.nodes == 0 {
             return "no nodes available to schedule pods".to_owned();
+        }
+        if let Some(why) = &self.refusal {
+            return format!("0/{} nodes are available: {why}.", self.nodes);
         }
         histogram(self.nodes, self.rejections.values().flat_map(|it| it.reasons.iter().map(String::as_str)))
     }
@@ -107,6 +119,10 @@ fn filter<'a>(judges: &Judges<'a>, node: &NodeInfo) -> Result<(), (&'static str,
 pub fn decide(pod: &PodInfo, cluster: &Cluster, turn: usize) -> Result<String, Diagnosis> {
     let judges = prepare(pod, cluster);
     let mut diagnosis = Diagnosis::default();
+    if let Some((plugin, why)) = judges.iter().find_map(|(plugin, judge)| Some((plugin.name, judge.refusal()?))) {
+        let rejections: BTreeMap<_, _> = cluster.present().map(|it| (it.name.clone(), Rejection::unresolvable(&why))).collect();
+        return Err(Diagnosis { nodes: rejections.len(), rejections, plugins: [plugin].into(), refusal: Some(why) });
+    }
     let mut feasible = Vec::new();
     for node in cluster.present() {
         diagnosis.nodes += 1;
@@ -128,7 +144,7 @@ pub fn decide(pod: &PodInfo, cluster: &Cluster, turn: usize) -> Result<String, D
 /// Whether `pod` passes every filter on the node `name`.
 pub fn fits(pod: &PodInfo, cluster: &Cluster, name: &str) -> bool {
     let judges = prepare(pod, cluster);
-    cluster.nodes.get(name).is_some_and(|node| filter(&judges, node).is_ok())
+    judges.iter().all(|it| it.1.refusal().is_none()) && cluster.nodes.get(name).is_some_and(|node| filter(&judges, node).is_ok())
 }
 
 fn best<'a>(judges: &Judges<'_>, nodes: &[&'a NodeInfo], turn: usize) -> &'a NodeInfo {

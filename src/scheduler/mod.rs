@@ -7,10 +7,13 @@ mod nominations;
 pub mod plugins;
 pub mod queue;
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use k8s_openapi::{
-    api::core::v1::{Binding, Namespace, Node, ObjectReference, Pod},
+    api::{
+        core::v1::{Binding, Namespace, Node, ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod},
+        storage::v1::StorageClass,
+    },
     apimachinery::pkg::apis::meta::v1::Status,
 };
 use kube::{
@@ -24,16 +27,19 @@ use self::{
     cluster::{Cluster, PodInfo},
     framework::{ClusterEvent, Diagnosis},
     nominations::Nominations,
-    plugins::{default_preemption, scheduling_gates},
+    plugins::{
+        default_preemption, scheduling_gates,
+        volume_binding::{Actual, Bindings},
+    },
     queue::Queue,
 };
 use crate::{
     api::identity::User,
     base::{Tasks, clock},
     client::{
-        Change, Clients, Error, EventRecorder, EventType, Informer, Result,
-        informer::Options as Watch,
-        leader,
+        Change, Clients, Error, EventRecorder, EventType, Informer, ObjectKey, Result,
+        informer::{Cached, Options as Watch},
+        leader, volumes,
         writes::{self, SCHEDULER},
     },
 };
@@ -67,11 +73,15 @@ enum News {
     Node(Change<Node>),
     Pod(Change<Pod>),
     Namespace(Change<Namespace>),
-    /// A binding failed: the pod is not on that node after all.
+    Claim(Change<PersistentVolumeClaim>),
+    Volume(Change<PersistentVolume>),
+    Class(Change<StorageClass>),
+    /// A binding failed: the pod is not on that node after all, and its volumes are as they were.
     Unbound {
         pod: Arc<PodInfo>,
         node: String,
         error: Error,
+        actual: Actual,
     },
 }
 
@@ -79,6 +89,9 @@ fn start_one(client: kube::Client, tasks: &Tasks) {
     let pods: Informer<Pod> = Informer::start("scheduler-pods", Api::all(client.clone()), Watch::default().trim(trim), tasks);
     let nodes: Informer<Node> = Informer::start("scheduler-nodes", Api::all(client.clone()), Watch::default(), tasks);
     let namespaces: Informer<Namespace> = Informer::start("scheduler-namespaces", Api::all(client.clone()), Watch::default(), tasks);
+    let claims: Informer<PersistentVolumeClaim> = Informer::start("scheduler-claims", Api::all(client.clone()), Watch::default(), tasks);
+    let volumes: Informer<PersistentVolume> = Informer::start("scheduler-volumes", Api::all(client.clone()), Watch::default(), tasks);
+    let classes: Informer<StorageClass> = Informer::start("scheduler-classes", Api::all(client.clone()), Watch::default(), tasks);
     let (sender, news) = mpsc::unbounded_channel();
     let scheduler = Scheduler {
         events: EventRecorder::start(client.clone(), NAME, "", tasks),
@@ -91,14 +104,29 @@ fn start_one(client: kube::Client, tasks: &Tasks) {
         turn: 0,
     };
     tasks.spawn_vital("scheduler", async move {
-        tokio::join!(nodes.synced(), namespaces.synced(), pods.synced());
-        let tell = sender.clone();
-        namespaces.subscribe(move |change| drop(tell.send(News::Namespace(change.clone()))));
-        let tell = sender.clone();
-        nodes.subscribe(move |change| drop(tell.send(News::Node(change.clone()))));
-        pods.subscribe(move |change| drop(sender.send(News::Pod(change.clone()))));
+        tokio::join!(nodes.synced(), namespaces.synced(), claims.synced(), volumes.synced(), classes.synced(), pods.synced());
+        tell(&namespaces, &sender, News::Namespace);
+        tell(&nodes, &sender, News::Node);
+        tell(&classes, &sender, News::Class);
+        tell(&volumes, &sender, News::Volume);
+        tell(&claims, &sender, News::Claim);
+        tell(&pods, &sender, News::Pod);
         scheduler.run(news).await;
     });
+}
+
+fn tell<K: Cached>(cache: &Informer<K>, sender: &mpsc::UnboundedSender<News>, news: fn(Change<K>) -> News) {
+    let sender = sender.clone();
+    cache.subscribe(move |change| drop(sender.send(news(change.clone()))));
+}
+
+/// Keeps a copy up to date.
+fn keep<K: Cached>(copy: &mut HashMap<ObjectKey, Arc<K>>, change: &Change<K>) {
+    let key = ObjectKey::of(change.object().as_ref());
+    match change.is_deleted() {
+        true => _ = copy.remove(&key),
+        false => _ = copy.insert(key, change.object().clone()),
+    }
 }
 
 struct Scheduler {
@@ -140,14 +168,23 @@ impl Scheduler {
     }
 
     fn learn(&mut self, news: News) {
+        let is_of_storage = matches!(news, News::Claim(_) | News::Volume(_) | News::Class(_));
         match news {
             News::Node(change) => self.node_changed(&change),
             News::Pod(change) => self.pod_changed(&change),
             News::Namespace(change) => self.namespace_changed(&change),
-            News::Unbound { pod, node, error } => {
+            News::Claim(change) => keep(&mut self.cluster.storage.claims, &change),
+            News::Volume(change) => keep(&mut self.cluster.storage.volumes, &change),
+            News::Class(change) => keep(&mut self.cluster.storage.classes, &change),
+            News::Unbound { pod, node, error, actual } => {
                 tracing::debug!(pod = %pod.key, node, %error, "binding failed");
+                actual.volumes.into_iter().for_each(|it| keep(&mut self.cluster.storage.volumes, &Change::Added(Arc::new(it))));
+                actual.claims.into_iter().for_each(|it| keep(&mut self.cluster.storage.claims, &Change::Added(Arc::new(it))));
                 self.unbound(pod, &node, &error);
             }
+        }
+        if is_of_storage {
+            self.happened(ClusterEvent::StorageChanged);
         }
     }
 
@@ -270,16 +307,25 @@ impl Scheduler {
     fn assume(&mut self, pod: Arc<PodInfo>, node: String) {
         self.queue.remove(&pod.uid);
         self.nominations.remove(&pod.uid);
+        let bindings = self.cluster.nodes.get(&node).map_or_else(Bindings::default, |it| self.cluster.storage.assume(&pod, it));
         self.cluster.add_pod(pod.clone(), &node);
         self.happened(ClusterEvent::PodAssigned);
         let (client, events, sender) = (self.client.clone(), self.events.clone(), self.sender.clone());
         self.tasks.spawn("bind", async move {
-            match bind(&client, &pod, &node).await {
+            let volumes = bindings.bind(&client, &pod, &node).await;
+            let bound = match volumes {
+                Ok(()) => bind(&client, &pod, &node).await,
+                failed => failed,
+            };
+            match bound {
                 Ok(()) => {
                     let message = format!("Successfully assigned {} to {node}", pod.key);
                     events.event(&pod.pod, EventType::Normal, "Scheduled", message);
                 }
-                Err(error) => drop(sender.send(News::Unbound { pod, node, error })),
+                Err(error) => {
+                    let actual = bindings.actual(&client, &pod.key.namespace).await;
+                    drop(sender.send(News::Unbound { pod, node, error, actual }));
+                }
             }
         });
     }
@@ -392,7 +438,7 @@ fn trim(pod: &mut Pod) {
         status.ephemeral_container_statuses = None;
     }
     let Some(spec) = &mut pod.spec else { return };
-    spec.volumes = None;
+    volumes::keep_claims(spec);
     spec.ephemeral_containers = None;
     for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
         container.env = None;

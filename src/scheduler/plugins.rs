@@ -12,23 +12,25 @@ pub mod node_unschedulable;
 pub mod pod_topology_spread;
 pub mod scheduling_gates;
 pub mod taint_toleration;
+pub mod volume_binding;
 
 use super::framework::{
-    ClusterEvent::{NodeAdded, NodeChanged, PodAssigned, PodGone},
+    ClusterEvent::{NodeAdded, NodeChanged, PodAssigned, PodGone, StorageChanged},
     Plugin,
 };
 
 /// The plugins, in upstream's default order and with the weights of its default configuration.
 #[rustfmt::skip]
-pub const ALL: [Plugin; 10] = [
+pub const ALL: [Plugin; 11] = [
     Plugin { name: "NodeUnschedulable", weight: 1, prepare: node_unschedulable::prepare, is_helped_by: |it| matches!(it, NodeAdded | NodeChanged) },
     Plugin { name: "NodeName", weight: 1, prepare: node_name::prepare, is_helped_by: |it| it == NodeAdded },
     Plugin { name: "TaintToleration", weight: 3, prepare: taint_toleration::prepare, is_helped_by: |it| matches!(it, NodeAdded | NodeChanged) },
     Plugin { name: "NodeAffinity", weight: 2, prepare: node_affinity::prepare, is_helped_by: |it| matches!(it, NodeAdded | NodeChanged) },
     Plugin { name: "NodePorts", weight: 1, prepare: node_ports::prepare, is_helped_by: |it| matches!(it, NodeAdded | PodGone) },
-    Plugin { name: "NodeResourcesFit", weight: 1, prepare: node_resources_fit::prepare, is_helped_by: |it| it != PodAssigned },
-    Plugin { name: "PodTopologySpread", weight: 2, prepare: pod_topology_spread::prepare, is_helped_by: |_| true },
-    Plugin { name: "InterPodAffinity", weight: 2, prepare: inter_pod_affinity::prepare, is_helped_by: |_| true },
+    Plugin { name: "NodeResourcesFit", weight: 1, prepare: node_resources_fit::prepare, is_helped_by: |it| !matches!(it, PodAssigned | StorageChanged) },
+    Plugin { name: "VolumeBinding", weight: 1, prepare: volume_binding::prepare, is_helped_by: |it| matches!(it, NodeAdded | NodeChanged | StorageChanged) },
+    Plugin { name: "PodTopologySpread", weight: 2, prepare: pod_topology_spread::prepare, is_helped_by: |it| it != StorageChanged },
+    Plugin { name: "InterPodAffinity", weight: 2, prepare: inter_pod_affinity::prepare, is_helped_by: |it| it != StorageChanged },
     Plugin { name: "NodeResourcesBalancedAllocation", weight: 1, prepare: node_resources_balanced_allocation::prepare, is_helped_by: |_| false },
     Plugin { name: "ImageLocality", weight: 1, prepare: image_locality::prepare, is_helped_by: |_| false },
 ];

@@ -16,6 +16,7 @@ mod servers;
 mod services;
 mod tidy;
 mod validation;
+mod volumes;
 mod webhooks;
 
 #[path = "../support/dice.rs"]
