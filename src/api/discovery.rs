@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use http::HeaderMap;
 use ring::digest;
 use serde_json::json;
@@ -110,6 +111,9 @@ fn resources(registry: &Registry, group: &str, version: &str) -> Option<Value> {
         if !kind.categories.is_empty() {
             resource["categories"] = json!(kind.categories);
         }
+        if kind.accepts(Verb::Watch) {
+            resource["storageVersionHash"] = storage_version_hash(kind).into();
+        }
         list.push(resource);
         for part in &kind.subresources {
             let body_kind = if part.body.kind.is_empty() { kind.kind.as_ref() } else { part.body.kind };
@@ -122,6 +126,13 @@ fn resources(registry: &Registry, group: &str, version: &str) -> Option<Value> {
         }
     }
     (!list.is_empty()).then(|| json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version(group, version), "resources": list}))
+}
+
+/// Tells clients whether resources share one storage (`StorageVersionHash`).
+fn storage_version_hash(kind: &Kind) -> String {
+    let group = kind.storage.map_or(kind.group.as_ref(), |it| it.rsplit_once('/').map_or("", |it| it.0));
+    let digest = digest::digest(&digest::SHA256, format!("{group}/{}/{}", kind.stored_version().name, kind.kind).as_bytes());
+    STANDARD.encode(&digest.as_ref()[..8])
 }
 
 /// `APIGroupDiscoveryList`, with an ETag, so that clients ask for it once.

@@ -116,11 +116,11 @@ impl Fairness {
         Ok(Some(Ticket { schema_uid: schema.uid.clone(), level_uid: schema.level.uid.clone(), _seat: seat }))
     }
 
-    /// The levels with what runs, waits and was refused in them.
-    pub fn state(&self) -> Vec<(String, usize, usize, u64)> {
+    /// The levels with their seats, and what runs, waits and was refused in them.
+    pub fn state(&self) -> Vec<(String, [usize; 3], u64)> {
         let told = |it: &Arc<Level>| {
             let queues = it.queues();
-            (it.name.clone(), queues.running, queues.waiting.values().map(VecDeque::len).sum(), it.refused.load(Ordering::Relaxed))
+            (it.name.clone(), [it.seats.load(Ordering::Relaxed), queues.running, queues.waiting.values().map(VecDeque::len).sum()], it.refused.load(Ordering::Relaxed))
         };
         self.known.load().levels.values().map(told).collect()
     }

@@ -4,10 +4,10 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::negotiation::{Encoding, Form, Include, Shape};
+use super::negotiation::{Encoding, Form, Include, Shape, TableOptions};
 use crate::{
     base::clock,
-    kinds::{Kind, Version},
+    kinds::{Column, Kind, Version, check::each},
     meta::{Meta, Result, Status, Value, object::api_version},
     schema::{protobuf, tape::Tape},
     store::Stored,
@@ -51,11 +51,14 @@ impl View<'_> {
 
     /// One object in `form`.
     pub fn encode(&self, object: &Stored, form: Form) -> Result<Bytes> {
+        if form.is_beta {
+            return encode(&in_beta(parse(&self.encode(object, form.in_json())?)), form.encoding);
+        }
         match (form.shape, form.encoding) {
             (Shape::Object, Encoding::Json) => Ok(object.json.clone()),
             (Shape::Object, Encoding::Protobuf) => self.protobuf(object),
             (Shape::Metadata, Encoding::Json) => Ok(self.metadata(object)),
-            (Shape::Table(include), _) => encode(&self.table(&[object], include, json!({"resourceVersion": object.revision.to_string()})), form.encoding),
+            (Shape::Table(options), _) => encode(&self.table(&[object], options, json!({"resourceVersion": object.revision.to_string()})), form.encoding),
             (Shape::Object, Encoding::Yaml) => encode(&self.value(object), Encoding::Yaml),
             (Shape::Metadata, _) => encode(&parse(&self.metadata(object)), form.encoding),
         }
@@ -85,11 +88,17 @@ impl View<'_> {
 
     /// A list in `form`; `continues` and `remaining` where there is more.
     pub fn list(&self, objects: &[&Stored], form: Form, metadata: Value) -> Result<Bytes> {
+        if form.is_beta {
+            return encode(&in_beta(parse(&self.list(objects, form.in_json(), metadata)?)), form.encoding);
+        }
         match (form.shape, form.encoding) {
-            (Shape::Object, Encoding::Json) => Ok(self.json_list(objects, &metadata, &self.api_version(), &self.kind.list_kind, |it| it.json.clone())),
-            (Shape::Metadata, Encoding::Json) => {
-                Ok(self.json_list(objects, &metadata, "meta.k8s.io/v1", "PartialObjectMetadataList", |it| self.metadata(it)))
+            (Shape::Object, Encoding::Json) => {
+                let api_version = self.api_version();
+                // Items of built-in kinds do not repeat what the list says of them, as Go's encoder leaves it out.
+                let head = if self.kind.custom.is_none() { format!("{{\"apiVersion\":{api_version:?},\"kind\":{:?},", self.kind.kind) } else { String::new() };
+                Ok(json_list(objects, &metadata, &api_version, &self.kind.list_kind, &head, |it| it.json.clone()))
             }
+            (Shape::Metadata, Encoding::Json) => Ok(json_list(objects, &metadata, "meta.k8s.io/v1", "PartialObjectMetadataList", "", |it| self.metadata(it))),
             (Shape::Object, Encoding::Protobuf) if self.kind.custom.is_none() => {
                 // What a list makes is not kept: it may be of everything, and is rarely asked for again.
                 let items = objects.iter().map(|it| match it.forms.get(self.form_id() | FORM_PROTOBUF) {
@@ -98,7 +107,7 @@ impl View<'_> {
                 });
                 protobuf::encode_list(&self.api_version(), &self.kind.list_kind, &metadata, items).map(Bytes::from)
             }
-            (Shape::Table(include), encoding) => encode(&self.table(objects, include, metadata), encoding),
+            (Shape::Table(options), encoding) => encode(&self.table(objects, options, metadata), encoding),
             (_, encoding) => {
                 let json = self.list(objects, Form { encoding: Encoding::Json, ..form }, metadata)?;
                 encode(&parse(&json), encoding)
@@ -106,35 +115,19 @@ impl View<'_> {
         }
     }
 
-    fn json_list(&self, objects: &[&Stored], metadata: &Value, api_version: &str, kind: &str, item: impl Fn(&Stored) -> Bytes) -> Bytes {
-        let items: Vec<Bytes> = objects.iter().map(|it| item(it)).collect();
-        let mut out = Vec::with_capacity(items.iter().map(|it| it.len() + 1).sum::<usize>() + 256);
-        out.extend(format!("{{\"kind\":{},\"apiVersion\":{},\"metadata\":{metadata},\"items\":[", Value::from(kind), Value::from(api_version)).bytes());
-        for (at, item) in items.iter().enumerate() {
-            if at > 0 {
-                out.push(b',');
-            }
-            out.extend_from_slice(item);
-        }
-        out.extend(b"]}");
-        out.into()
-    }
-
     /// `meta.k8s.io/v1` Table.
-    pub fn table(&self, objects: &[&Stored], include: Include, metadata: Value) -> Value {
-        let now = clock::now();
+    fn table(&self, objects: &[&Stored], options: TableOptions, metadata: Value) -> Value {
         let values: Vec<Value> = objects.iter().map(|it| self.value(it)).collect();
-        self.table_of(&values, include, metadata, now)
+        self.table_of(&values, options, metadata, clock::now())
     }
 
-    pub fn table_of(&self, objects: &[Value], include: Include, metadata: Value, now: Timestamp) -> Value {
-        let columns: Vec<Value> = self.version.columns.iter().map(|it| {
-            json!({"name": it.name, "type": it.data_type, "format": it.format, "description": it.description, "priority": it.priority})
-        }).collect();
+    pub fn table_of(&self, objects: &[Value], options: TableOptions, metadata: Value, now: Timestamp) -> Value {
+        let column = |it: &Column| json!({"name": it.name, "type": it.data_type, "format": it.format, "description": it.description, "priority": it.priority});
+        let columns: Option<Vec<Value>> = (!options.is_headless).then(|| self.version.columns.iter().map(column).collect());
         let rows: Vec<Value> = objects.iter().map(|object| {
             let cells: Vec<Value> = self.version.columns.iter().map(|it| it.value(object, now)).collect();
             let mut row = json!({"cells": cells});
-            match include {
+            match options.include {
                 Include::None => (),
                 Include::Metadata => row["object"] = partial(object),
                 Include::Object => row["object"] = object.clone(),
@@ -143,6 +136,37 @@ impl View<'_> {
         }).collect();
         json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "columnDefinitions": columns, "rows": rows})
     }
+}
+
+/// A list of texts; what an item begins with may be left out.
+fn json_list(objects: &[&Stored], metadata: &Value, api_version: &str, kind: &str, head: &str, item: impl Fn(&Stored) -> Bytes) -> Bytes {
+    let items: Vec<Bytes> = objects.iter().map(|it| item(it)).collect();
+    let mut out = Vec::with_capacity(items.iter().map(|it| it.len() + 1).sum::<usize>() + 256);
+    out.extend(format!("{{\"kind\":{},\"apiVersion\":{},\"metadata\":{metadata},\"items\":[", Value::from(kind), Value::from(api_version)).bytes());
+    for (at, item) in items.iter().enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        match item.strip_prefix(head.as_bytes()).filter(|_| !head.is_empty()) {
+            Some(rest) => {
+                out.push(b'{');
+                out.extend_from_slice(rest);
+            }
+            None => out.extend_from_slice(item),
+        }
+    }
+    out.extend(b"]}");
+    out.into()
+}
+
+/// A table, metadata or a list of these under their older name.
+pub fn in_beta(mut value: Value) -> Value {
+    const BETA: &str = "meta.k8s.io/v1beta1";
+    value["apiVersion"] = BETA.into();
+    each(&mut value, &["items"]).for_each(|it| it["apiVersion"] = BETA.into());
+    let partials = each(&mut value, &["rows"]).filter_map(|it| it.get_mut("object")).filter(|it| it["kind"] == "PartialObjectMetadata");
+    partials.for_each(|it| it["apiVersion"] = BETA.into());
+    value
 }
 
 /// `PartialObjectMetadata` of an object.

@@ -9,12 +9,20 @@ use crate::meta::options::Query;
 /// A database that does not answer within this time is not there.
 const STORE_WITHIN: Duration = Duration::from_secs(2);
 
-/// What is asked, in order: a server that answers at all has passed the first two.
-const CHECKS: [&str; 5] = ["ping", "log", "store", BOOTSTRAP, "shutdown"];
+/// What is asked, in order and under upstream's names. What is not in [`run`] was done before the server answered anything.
+#[rustfmt::skip]
+const CHECKS: [&str; 26] = ["ping", "log", "etcd", INFORMERS, "poststarthook/start-apiserver-admission-initializer", "poststarthook/generic-apiserver-start-informers",
+    "poststarthook/priority-and-fairness-config-consumer", "poststarthook/storage-readiness", "poststarthook/start-apiextensions-informers", "poststarthook/start-apiextensions-controllers",
+    "poststarthook/crd-informer-synced", "poststarthook/bootstrap-controller", "poststarthook/start-system-namespaces-controller", "poststarthook/start-service-ip-repair-controllers",
+    BOOTSTRAP, "poststarthook/scheduling/bootstrap-system-priority-classes", "poststarthook/start-cluster-authentication-info-controller", "poststarthook/start-kube-aggregator-informers",
+    "poststarthook/apiservice-registration-controller", "poststarthook/apiservice-status-local-available-controller", "poststarthook/apiservice-status-remote-available-controller",
+    "poststarthook/kube-apiserver-autoregistration", "autoregister-completion", "poststarthook/apiservice-openapi-controller", "poststarthook/apiservice-openapiv3-controller", SHUTDOWN];
 /// The first objects are there, and with them the rights of everybody but the administrator.
 const BOOTSTRAP: &str = "poststarthook/rbac/bootstrap-roles";
+const INFORMERS: &str = "informer-sync";
+const SHUTDOWN: &str = "shutdown";
 /// What says only whether clients should come.
-const READINESS: [&str; 2] = [BOOTSTRAP, "shutdown"];
+const READINESS: [&str; 3] = [BOOTSTRAP, INFORMERS, SHUTDOWN];
 const ROOTS: [&str; 3] = ["healthz", "livez", "readyz"];
 
 /// The answer to a path of health; `None` for other paths.
@@ -58,10 +66,10 @@ pub async fn serve(server: &Server, path: &str, query: &Query) -> Option<Respons
 
 async fn run(server: &Server, check: &str) -> bool {
     match check {
-        "store" => tokio::time::timeout(STORE_WITHIN, server.store.consistent()).await.is_ok_and(|it| it.is_ok()),
+        "etcd" | "poststarthook/storage-readiness" => tokio::time::timeout(STORE_WITHIN, server.store.consistent()).await.is_ok_and(|it| it.is_ok()),
         BOOTSTRAP => server.is_bootstrapped.load(Ordering::Relaxed),
         // A server that is about to stop takes no new clients.
-        "shutdown" => !server.tasks.is_stopping(),
+        SHUTDOWN => !server.tasks.is_stopping(),
         _ => true,
     }
 }

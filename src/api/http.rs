@@ -170,7 +170,7 @@ impl Server {
         }
         match info.is_resource {
             true => verbs::serve(self.clone(), user, info, query, request).await,
-            false => match health::serve(self, &info.path, &query).await {
+            false => match verbs::within(&query).map(|_| health::serve(self, &info.path, &query))?.await {
                 Some(response) => Ok(response),
                 None => {
                     registration::await_kinds(self).await;

@@ -55,6 +55,7 @@ pub struct Metrics {
     inflight: Family<One, Gauge>,
     objects: Family<One, Gauge>,
     store: [Family<One, Gauge>; STORE.len()],
+    seats: Family<One, Gauge>,
     executing: Family<One, Gauge>,
     queued: Family<One, Gauge>,
     refused: Family<Two, Counter>,
@@ -84,6 +85,7 @@ impl Default for Metrics {
             inflight: Family::default(),
             objects: Family::default(),
             store: Default::default(),
+            seats: Family::default(),
             executing: Family::default(),
             queued: Family::default(),
             refused: Family::default(),
@@ -103,6 +105,7 @@ impl Metrics {
         it.register("apiserver_current_inflight_requests", "Requests that are being answered, by kind", self.inflight.clone());
         it.register("apiserver_storage_objects", "Stored objects by resource", self.objects.clone());
         STORE.iter().zip(&self.store).for_each(|((name, help, _), family)| it.register(*name, *help, family.clone()));
+        it.register("apiserver_flowcontrol_nominal_limit_seats", "How many requests of a priority level may run at a time", self.seats.clone());
         it.register("apiserver_flowcontrol_current_executing_requests", "Requests that run in a priority level", self.executing.clone());
         it.register("apiserver_flowcontrol_current_inqueue_requests", "Requests that wait in a priority level", self.queued.clone());
         it.register("apiserver_flowcontrol_rejected_requests", "Requests that a priority level refused", self.refused.clone());
@@ -137,10 +140,11 @@ impl Metrics {
         for ((_, _, value), family) in STORE.iter().zip(&self.store) {
             family.get_or_create(&[("storage_cluster_id", condition.engine.to_owned())]).set(i64::try_from(value(&condition)).unwrap_or(i64::MAX));
         }
-        for (level, running, waiting, refused) in server.fairness.state() {
+        for (level, counts, refused) in server.fairness.state() {
             let label = [("priority_level", level.clone())];
-            self.executing.get_or_create(&label).set(i64::try_from(running).unwrap_or(i64::MAX));
-            self.queued.get_or_create(&label).set(i64::try_from(waiting).unwrap_or(i64::MAX));
+            for (family, count) in [&self.seats, &self.executing, &self.queued].into_iter().zip(counts) {
+                family.get_or_create(&label).set(i64::try_from(count).unwrap_or(i64::MAX));
+            }
             let counter = self.refused.get_or_create_owned(&[("priority_level", level), ("reason", "queue-full".to_owned())]);
             counter.inc_by(refused.saturating_sub(counter.get()));
         }

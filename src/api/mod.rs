@@ -9,6 +9,7 @@ pub mod authz;
 pub mod body;
 pub mod bootstrap_tokens;
 pub mod certificates;
+mod componentstatus;
 pub mod connect;
 mod conversion;
 pub mod delete;
@@ -38,6 +39,7 @@ pub mod rbac;
 pub mod registration;
 pub mod request;
 pub mod reviews;
+mod routes;
 pub mod service;
 pub mod subresources;
 pub mod target;
@@ -86,6 +88,8 @@ pub struct Server {
     registered: tokio::sync::watch::Sender<Revision>,
     /// Whether the first objects of a cluster are there; until then the server is not ready.
     pub is_bootstrapped: AtomicBool,
+    /// Whether controllers and scheduler run in this process, alone in their cluster.
+    pub runs_roles: AtomicBool,
     pub authenticator: authn::Authenticator,
     pub authorizer: authz::Authorizer,
     pub tokens: Arc<tokens::Tokens>,
@@ -114,6 +118,7 @@ impl Server {
             registry: ArcSwap::from_pointee(kinds::table::registry()),
             registered: tokio::sync::watch::Sender::default(),
             is_bootstrapped: AtomicBool::default(),
+            runs_roles: AtomicBool::default(),
             authenticator: authn::Authenticator::new(tokens.clone()),
             authorizer: authz::Authorizer::new(),
             tokens,

@@ -51,7 +51,15 @@ pub enum Shape {
     Object,
     /// `PartialObjectMetadata`.
     Metadata,
-    Table(Include),
+    Table(TableOptions),
+}
+
+/// How a table is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TableOptions {
+    pub include: Include,
+    /// Its columns are known already: in a watch the first event tells them.
+    pub is_headless: bool,
 }
 
 /// What stands in a table's rows beside the cells.
@@ -66,9 +74,24 @@ pub enum Include {
 pub struct Form {
     pub encoding: Encoding,
     pub shape: Shape,
+    /// A table or metadata are asked for in `meta.k8s.io/v1beta1`: the same under an older name.
+    pub is_beta: bool,
 }
 
 impl Form {
+    /// The same for the server itself: in `v1` and JSON.
+    pub fn in_json(self) -> Self {
+        Self { encoding: Encoding::Json, is_beta: false, ..self }
+    }
+
+    /// That of the events after the first of a watch.
+    pub fn following(self) -> Self {
+        match self.shape {
+            Shape::Table(options) => Self { shape: Shape::Table(TableOptions { is_headless: true, ..options }), ..self },
+            _ => self,
+        }
+    }
+
     /// The first acceptable clause of `Accept`; 406 when there is none.
     pub fn negotiate(headers: &HeaderMap, query: &Query) -> Result<Self> {
         let accept = headers.get(header::ACCEPT).and_then(|it| it.to_str().ok()).unwrap_or("*/*");
@@ -106,14 +129,15 @@ impl<'a> Clause<'a> {
 
     fn form(&self, include: Include) -> Option<Form> {
         let encoding = Encoding::parse(self.media_type)?;
-        let is_meta = self.parameter("g") == "meta.k8s.io" && self.parameter("v") == "v1";
+        let is_beta = self.parameter("v") == "v1beta1" && !self.parameter("as").is_empty();
+        let is_meta = self.parameter("g") == "meta.k8s.io" && (is_beta || self.parameter("v") == "v1");
         let shape = match self.parameter("as") {
             "" => Shape::Object,
-            "Table" if is_meta => Shape::Table(include),
+            "Table" if is_meta => Shape::Table(TableOptions { include, is_headless: false }),
             "PartialObjectMetadata" | "PartialObjectMetadataList" if is_meta => Shape::Metadata,
             _ => return None,
         };
-        Some(Form { encoding, shape })
+        Some(Form { encoding, shape, is_beta })
     }
 }
 
@@ -141,11 +165,12 @@ mod tests {
         let table = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
         let cases = [
             ("*/*", Some((Encoding::Json, Shape::Object))),
-            (table, Some((Encoding::Json, Shape::Table(Include::Metadata)))),
+            (table, Some((Encoding::Json, Shape::Table(TableOptions { include: Include::Metadata, is_headless: false })))),
             ("application/vnd.kubernetes.protobuf,application/json", Some((Encoding::Protobuf, Shape::Object))),
             ("application/json;as=Table;v=v2;g=meta.k8s.io,application/yaml", Some((Encoding::Yaml, Shape::Object))),
             ("application/json;q=0.1,application/yaml", Some((Encoding::Yaml, Shape::Object))),
             ("application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io", Some((Encoding::Json, Shape::Metadata))),
+            ("application/json;as=Table;v=v1beta1;g=meta.k8s.io", Some((Encoding::Json, Shape::Table(TableOptions { include: Include::Metadata, is_headless: false })))),
             ("image/png", None),
         ];
         for (accept, expected) in cases {

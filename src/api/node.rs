@@ -46,7 +46,7 @@ pub fn decide(node: &str, attributes: &Attributes, snapshot: &Snapshot) -> Optio
     match (attributes.group.as_str(), attributes.resource.as_str()) {
         ("", "secrets") => Some(is_read && subresource.is_empty() && is_referred("secret")),
         ("", "configmaps") => Some(is_read && subresource.is_empty() && is_referred("configMap")),
-        ("", "persistentvolumeclaims") => Some((verb == "get" || subresource == "status") && is_referred("persistentVolumeClaim")),
+        ("", "persistentvolumeclaims") => Some((verb == "get" || subresource == "status") && !name.is_empty() && pods_of(node, namespace, snapshot).any(|it| claims(&it, name))),
         ("", "persistentvolumes") => Some(verb == "get" && is_bound_here(node, name, snapshot)),
         ("", "serviceaccounts") => {
             let is_asked = verb == "get" || verb == "create" && subresource == "token";
@@ -79,11 +79,17 @@ fn refers(part: &Value, kind: &str, name: &str) -> bool {
     }
 }
 
+/// Whether a volume of a pod is the claim, by its name or as one that is made for the pod.
+fn claims(pod: &Value, claim: &str) -> bool {
+    let is_made = |volume: &Value| volume["ephemeral"].is_object() && format!("{}-{}", pod.name(), volume.text("name")) == claim;
+    refers(&pod["spec"], "persistentVolumeClaim", claim) || pod.items_at(&["spec", "volumes"]).iter().any(is_made)
+}
+
 /// Whether a pod of the node uses the claim that the volume is bound to.
 fn is_bound_here(node: &str, volume: &str, snapshot: &Snapshot) -> bool {
     let Some(volume) = snapshot.get(&Key::new("persistentvolumes", "", volume)).map(|it| parse(&it.json)) else { return false };
     let (namespace, claim) = (volume.text_at(&["spec", "claimRef", "namespace"]), volume.text_at(&["spec", "claimRef", "name"]));
-    !claim.is_empty() && pods_of(node, namespace, snapshot).any(|pod| refers(&pod["spec"], "persistentVolumeClaim", claim))
+    !claim.is_empty() && pods_of(node, namespace, snapshot).any(|pod| claims(&pod, claim))
 }
 
 /// Admission's NodeRestriction. `object` is null at a deletion.

@@ -10,13 +10,21 @@ use bytes::Bytes;
 use http::HeaderMap;
 use serde_json::json;
 
-use super::{Response, aggregation::Delegates, body, discovery, paths};
+use super::{
+    Response,
+    aggregation::Delegates,
+    body, discovery,
+    forms::parse,
+    paths,
+    routes::{self, Route},
+};
 use crate::{
     kinds::{Kind, Registry, Version},
     meta::{Map, Result, Status, Value},
     schema::{
         self,
         openapi::{self, Dialect, add_type_meta, define, metadata},
+        protobuf::gnostic,
     },
 };
 
@@ -49,48 +57,53 @@ impl Documents {
             return Ok(body::tagged(self.index(registry, delegates).into(), body::JSON, headers));
         }
         let place = if path == "/openapi/v2" { V2 } else { path.strip_prefix("/openapi/v3/").filter(|it| *it != V2).unwrap_or_default() };
-        let kinds = kinds(registry, place);
-        if kinds.is_empty() {
+        let told = Told::at(registry, place);
+        if told.kinds.is_empty() && told.routes.is_empty() {
             return Err(Status::no_route());
         }
-        Ok(body::tagged_with(|| self.text(place, &kinds), &self.tag(place, &kinds), body::JSON, headers))
+        let tag = self.tag(place, &told);
+        if place == V2 && wants_protobuf(headers) {
+            let text = || gnostic::document(&parse(&self.text(place, &told))).into();
+            return Ok(body::tagged_with(text, &format!("{tag}P"), PROTOBUF, headers));
+        }
+        Ok(body::tagged_with(|| self.text(place, &told), &tag, body::JSON, headers))
     }
 
     /// What changes with the document: the hash of its text, or of what its custom resources go back to.
-    fn tag(&self, place: &str, kinds: &[&Arc<Kind>]) -> String {
-        if !has_custom(kinds) {
-            return self.kept(place, kinds).0;
+    fn tag(&self, place: &str, told: &Told<'_>) -> String {
+        if !told.has_custom() {
+            return self.kept(place, told).0;
         }
-        let identity = kinds.iter().map(|it| it.custom.as_ref().map_or_else(|| it.resource(), |it| format!("{} {}", it.uid, it.generation)));
+        let identity = told.kinds.iter().map(|it| it.custom.as_ref().map_or_else(|| it.resource(), |it| format!("{} {}", it.uid, it.generation)));
         let all: Vec<String> = [PROGRAM.to_owned()].into_iter().chain(identity).collect();
         discovery::hash(all.join("\n").as_bytes())
     }
 
-    fn text(&self, place: &str, kinds: &[&Arc<Kind>]) -> Bytes {
-        if has_custom(kinds) { self.render(place, kinds) } else { self.kept(place, kinds).1 }
+    fn text(&self, place: &str, told: &Told<'_>) -> Bytes {
+        if told.has_custom() { self.render(place, told) } else { self.kept(place, told).1 }
     }
 
-    fn kept(&self, place: &str, kinds: &[&Arc<Kind>]) -> (String, Bytes) {
+    fn kept(&self, place: &str, told: &Told<'_>) -> (String, Bytes) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let made = || {
-            let text = self.render(place, kinds);
+            let text = self.render(place, told);
             (discovery::hash(&text), text)
         };
         kept.entry(place.to_owned()).or_insert_with(made).clone()
     }
 
-    fn render(&self, place: &str, kinds: &[&Arc<Kind>]) -> Bytes {
-        match place.rsplit_once('/') {
-            Some((_, version)) => v3(kinds, version).into(),
-            None => self.v2(kinds).into(),
+    fn render(&self, place: &str, told: &Told<'_>) -> Bytes {
+        match place {
+            V2 => self.v2(told).into(),
+            _ => v3(told, place.rsplit('/').next().unwrap_or_default()).into(),
         }
     }
 
-    fn v2(&self, kinds: &[&Arc<Kind>]) -> String {
-        let (builtin, custom): (Vec<&Arc<Kind>>, Vec<&Arc<Kind>>) = kinds.iter().partition(|it| it.custom.is_none());
-        let builtin = self.builtin.get_or_init(|| v2_parts(&builtin));
+    fn v2(&self, told: &Told<'_>) -> String {
+        let (builtin, custom): (Vec<&Arc<Kind>>, Vec<&Arc<Kind>>) = told.kinds.iter().partition(|it| it.custom.is_none());
+        let builtin = self.builtin.get_or_init(|| v2_parts(&builtin, &told.routes));
         // What custom resources refer to is among the built-in types.
-        let custom: Vec<Parts> = custom.iter().map(|it| v2_parts(&[it])).collect();
+        let custom: Vec<Parts> = custom.iter().map(|it| v2_parts(&[it], &[])).collect();
         let join = |part: fn(&Parts) -> &String| std::iter::once(builtin).chain(&custom).map(|it| part(it).as_str()).collect::<Vec<_>>().join(",");
         format!(
             "{{\"swagger\":\"2.0\",\"info\":{},\"paths\":{{{}}},\"definitions\":{{{}}},\"securityDefinitions\":{},\"security\":[{{\"BearerToken\":[]}}]}}",
@@ -104,11 +117,11 @@ impl Documents {
     /// The documents there are; their addresses change with their content.
     fn index(&self, registry: &Registry, delegates: &Delegates) -> String {
         let served = |kind: &Arc<Kind>| kind.versions.iter().filter(|it| it.is_served).map(|it| place(&kind.group, &it.name)).collect::<Vec<_>>();
-        let places: BTreeSet<String> = registry.iter().flat_map(served).collect();
+        let places: BTreeSet<String> = registry.iter().flat_map(served).chain(routes::all(registry).into_iter().map(|it| it.place)).collect();
         let mut paths: Map<String, Value> = places
             .into_iter()
             .map(|place| {
-                let url = format!("/openapi/v3/{place}?hash={}", self.tag(&place, &kinds(registry, &place)));
+                let url = format!("/openapi/v3/{place}?hash={}", self.tag(&place, &Told::at(registry, &place)));
                 (place, json!({"serverRelativeURL": url}))
             })
             .collect();
@@ -116,6 +129,32 @@ impl Documents {
         let others = delegates.values().filter_map(|it| Some((place(&it.group, &it.version), json!({"serverRelativeURL": it.told().openapi?}))));
         paths.extend(others);
         json!({"paths": paths}).to_string()
+    }
+}
+
+/// What Go's discovery client reads v2 in, and its older name, which is no media type and is not answered.
+const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+const OLD_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+
+fn wants_protobuf(headers: &HeaderMap) -> bool {
+    let accept = headers.get(http::header::ACCEPT).and_then(|it| it.to_str().ok()).unwrap_or_default();
+    accept.split([',', ';']).any(|it| matches!(it.trim(), PROTOBUF | OLD_PROTOBUF))
+}
+
+/// What a document tells.
+struct Told<'a> {
+    kinds: Vec<&'a Arc<Kind>>,
+    routes: Vec<Route>,
+}
+
+impl<'a> Told<'a> {
+    fn at(registry: &'a Registry, place: &str) -> Self {
+        let routes = routes::all(registry).into_iter().filter(|it| place == V2 || it.place == place);
+        Self { kinds: kinds(registry, place), routes: routes.collect() }
+    }
+
+    fn has_custom(&self) -> bool {
+        self.kinds.iter().any(|it| it.custom.is_some())
     }
 }
 
@@ -128,10 +167,6 @@ fn kinds<'a>(registry: &'a Registry, place: &str) -> Vec<&'a Arc<Kind>> {
         _ => return Vec::new(),
     };
     registry.iter().filter(|it| it.group == group && it.version(version).is_some_and(|it| it.is_served)).collect()
-}
-
-fn has_custom(kinds: &[&Arc<Kind>]) -> bool {
-    kinds.iter().any(|it| it.custom.is_some())
 }
 
 fn info() -> Value {
@@ -192,18 +227,22 @@ fn define_common(dialect: Dialect, into: &mut Map<String, Value>) {
     into.insert(format!("{META}.WatchEvent"), json!({"type": "object", "required": ["type", "object"], "properties": properties}));
 }
 
-fn v3(kinds: &[&Arc<Kind>], version: &str) -> String {
+fn v3(told: &Told<'_>, version: &str) -> String {
     let (mut schemas, mut paths) = (Map::new(), Map::new());
-    define_common(Dialect::V3, &mut schemas);
-    for (kind, version) in kinds.iter().filter_map(|it| Some((it, it.version(version)?))) {
+    if !told.kinds.is_empty() {
+        define_common(Dialect::V3, &mut schemas);
+    }
+    told.routes.iter().for_each(|it| it.add(Dialect::V3, &mut paths, &mut schemas));
+    for (kind, version) in told.kinds.iter().filter_map(|it| Some((it, it.version(version)?))) {
         define_kind(kind, version, Dialect::V3, &mut schemas);
         add_paths(kind, version, Dialect::V3, &mut paths);
     }
     json!({"openapi": "3.0.0", "info": info(), "paths": paths, "components": {"schemas": schemas}}).to_string()
 }
 
-fn v2_parts(kinds: &[&Arc<Kind>]) -> Parts {
+fn v2_parts(kinds: &[&Arc<Kind>], routes: &[Route]) -> Parts {
     let (mut definitions, mut paths) = (Map::new(), Map::new());
+    routes.iter().for_each(|it| it.add(Dialect::V2, &mut paths, &mut definitions));
     if kinds.iter().any(|it| it.custom.is_none()) {
         define_common(Dialect::V2, &mut definitions);
     }

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::{
     kinds::{Action, Body, Kind, Subresource, Verb, Version},
-    meta::{Map, Value},
+    meta::{Map, Meta, Value},
     schema::{self, openapi::Dialect},
 };
 
@@ -73,8 +73,8 @@ fn title(text: &str) -> String {
 }
 
 /// `AppsV1`, as ids have it, and `apps_v1`, as tags.
-fn group_version(kind: &Kind, version: &str) -> (String, String) {
-    let group = if kind.group.is_empty() { "core" } else { kind.group.strip_suffix(".k8s.io").unwrap_or(&kind.group) };
+pub fn group_version(group: &str, version: &str) -> (String, String) {
+    let group = if group.is_empty() { "core" } else { group.strip_suffix(".k8s.io").unwrap_or(group) };
     let id: String = group.split('.').map(title).collect();
     (id + &title(version), format!("{}_{version}", group.split('.').enumerate().map(|(at, it)| if at == 0 { it.to_owned() } else { title(it) }).collect::<String>()))
 }
@@ -185,13 +185,16 @@ impl Paths<'_> {
         let mut names: Vec<&str> = it.names.iter().flat_map(|it| it.iter().copied()).collect();
         names.sort_unstable();
         let parameters: Vec<Value> = names.into_iter().map(|it| self.parameter(it, "query")).collect();
-        let (id, tag) = group_version(self.kind, &self.version.name);
+        let (id, tag) = group_version(&self.kind.group, &self.version.name);
         let collection = if it.action == "deletecollection" { "Collection" } else { "" };
         let namespaced = if place.path.contains("{namespace}") { "Namespaced" } else { "" };
         let (verb, method) = it.verb.strip_prefix("connect").map_or((it.verb.as_str(), ""), |method| ("connect", method));
         let id = format!("{verb}{id}{method}{collection}{namespaced}{}{}", self.kind.kind, place.suffix);
         let mut operation = json!({"operationId": id, "tags": [tag], "parameters": parameters, "x-kubernetes-action": it.action, "x-kubernetes-group-version-kind": self.gvk(place, definition)});
         self.set_body(&mut operation, it.takes, definition);
+        if operation.items_at(&["parameters"]).is_empty() {
+            operation.remove_at(&["parameters"]);
+        }
         self.set_answers(&mut operation, it, definition);
         operation
     }

@@ -9,15 +9,20 @@ use crate::{
 };
 
 const QUOTAS: &str = "resourcequotas";
+const DEADLINE: &[&str] = &["spec", "activeDeadlineSeconds"];
 
 /// The writes that charge the quotas of the object's namespace; 403 where one would be exceeded.
 pub fn charge(context: &Context<'_>, object: &Value) -> Result<Vec<Write>> {
     let target = context.target;
     let (group, plural) = (target.kind.group.as_ref(), target.kind.plural.as_ref());
-    let is_resize = target.subresource_name() == "resize";
     let is_measured = match context.old {
         None => target.subresource.is_none(),
-        Some(_) => group.is_empty() && (is_resize || target.subresource.is_none() && matches!(plural, "services" | "persistentvolumeclaims")),
+        Some(old) => match (group, plural, target.subresource_name()) {
+            // A pod that gets a deadline comes under other quotas.
+            ("", "pods", "") => old.at(DEADLINE).is_some() != object.at(DEADLINE).is_some(),
+            ("", "pods", "resize") | ("", "services", "") | ("", "persistentvolumeclaims", "" | "status") | ("resource.k8s.io", "resourceclaims", "") => true,
+            _ => false,
+        },
     };
     if !is_measured || target.namespace.is_empty() {
         return Ok(Vec::new());
@@ -39,13 +44,15 @@ pub fn charge(context: &Context<'_>, object: &Value) -> Result<Vec<Write>> {
 /// The quota after the write; `None` when it does not change.
 fn charged(context: &Context<'_>, found: &Value, (group, plural): (&str, &str), object: &Value) -> Result<Option<Value>> {
     let hard = amounts(found, "hard");
-    let before = context.old.map(|it| quota::usage(group, plural, it)).unwrap_or_default();
+    // What comes under the quota only by this change is charged as a whole.
+    let counted = context.old.filter(|it| quota::is_in_scope(found, group, plural, it));
+    let before = counted.map(|it| quota::usage(group, plural, it)).unwrap_or_default();
     let more: Usage = quota::usage(group, plural, object)
         .into_iter()
         .filter(|(name, _)| hard.contains_key(name))
         .filter_map(|(name, now)| {
             let more = now.sub(before.get(&name).copied().unwrap_or_default());
-            (!more.is_zero() && (context.old.is_none() || !more.is_negative())).then_some((name, more))
+            (!more.is_zero() && !more.is_negative()).then_some((name, more))
         })
         .collect();
     let refuse = |why: String| Err(Status::forbidden(&context.target.resource(), object.name(), why));

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{
     Request, Response, Server,
     admission::{self, Context, Operation, Requester},
-    body, connect,
+    body, componentstatus, connect,
     delete::{self, Deleted, Deletion},
     forms, http,
     identity::User,
@@ -21,7 +21,7 @@ use super::{
     write::{Admits, Writer, Written},
 };
 use crate::{
-    kinds::{Action, Kind, Verb},
+    kinds::{Action, CREATE_ONLY, Kind, READ_ONLY, Verb},
     meta::{
         Meta, Result, Status, Value,
         options::{DeleteOptions, FieldValidation, ListOptions, Query, WriteOptions},
@@ -48,7 +48,7 @@ pub async fn serve(server: Arc<Server>, user: User, info: RequestInfo, query: Qu
     let within = within(&query)?;
     let requester = Requester::new(user, Instant::now() + within.min(ADMITTED_WITHIN));
     let action = target.subresource.as_ref().map(|it| it.action.clone()).filter(is_stream);
-    let form = if action.is_some() { Form { encoding: Encoding::Json, shape: Shape::Object } } else { Form::negotiate(request.headers(), &query)? };
+    let form = if action.is_some() { Form { encoding: Encoding::Json, shape: Shape::Object, is_beta: false } } else { Form::negotiate(request.headers(), &query)? };
     let call = Call { server, requester, info, query, headers: request.headers().clone(), target, form };
     let answered = match action {
         Some(action) => call.stream(&action, request).await,
@@ -71,7 +71,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 const ADMITTED_WITHIN: Duration = Duration::from_secs(34);
 
 /// How long the request may take: the client's `timeout`, and [`TIMEOUT`] at the most.
-fn within(query: &Query) -> Result<Duration> {
+pub fn within(query: &Query) -> Result<Duration> {
     let asked = query.duration("timeout").map_err(|why| Status::bad_request(format!("invalid timeout specified in the request URL - {why}")))?;
     Ok(asked.filter(|it| !it.is_zero()).map_or(TIMEOUT, |it| it.min(TIMEOUT)))
 }
@@ -161,6 +161,9 @@ impl Call {
     }
 
     async fn get(&self) -> Result<Response> {
+        if self.target.kind.verbs == READ_ONLY {
+            return self.answer(200, componentstatus::one(&self.server, self.target.view(), &self.target.name).await?).await;
+        }
         list::reached(&self.server, self.query.get("resourceVersion").unwrap_or_default()).await?;
         self.answer(200, self.stored()?).await
     }
@@ -178,6 +181,13 @@ impl Call {
 
     async fn list(&self) -> Result<Response> {
         let options = ListOptions::from_query(&self.query)?;
+        if self.target.kind.verbs == READ_ONLY {
+            let (view, selection) = (self.target.view(), list::Selection::new(&self.target, &options)?);
+            let all = componentstatus::all(&self.server, view).await;
+            let chosen: Vec<&Stored> = all.iter().map(Arc::as_ref).filter(|it| selection.matches(it)).collect();
+            let bytes = view.list(&chosen, self.form, json!({}))?;
+            return Ok(body::respond(200, self.form.encoding.media_type(), body::full(bytes)));
+        }
         let bytes = list::list(&self.server, &self.target, &options, self.form).await?;
         Ok(body::respond(200, self.form.encoding.media_type(), body::full(bytes)))
     }
@@ -198,7 +208,7 @@ impl Call {
         let options = WriteOptions::from_query(&self.query)?;
         let (object, notes) = self.read(request).await?;
         let warnings = strict(&options, notes)?;
-        if self.target.kind.verbs == crate::kinds::CREATE_ONLY {
+        if self.target.kind.verbs == CREATE_ONLY {
             // What is not stored has neither metadata nor rows.
             if self.form.shape != Shape::Object {
                 return Err(Status::not_acceptable(&["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"]));

@@ -10,9 +10,9 @@ use tokio::time::Instant;
 
 use super::{
     Body, Server, body,
-    forms::View,
+    forms::{self, View},
     list::{Selection, parse_revision, select},
-    negotiation::{Encoding, Form, Include, Shape},
+    negotiation::{Encoding, Form, Include, Shape, TableOptions},
     target::Target,
 };
 use crate::{
@@ -29,13 +29,13 @@ const TIMEOUT_SECONDS: u64 = 1800;
 const INITIAL_END: &str = "k8s.io/initial-events-end";
 
 /// Begins a watch; its body ends with the client, the timeout, or the server.
-pub async fn watch(server: &Arc<Server>, target: Target, options: &ListOptions, form: Form) -> Result<Body> {
+pub async fn watch(server: &Arc<Server>, target: Target, options: &ListOptions, mut form: Form) -> Result<Body> {
     check(options)?;
     let selection = Selection::new(&target, options)?;
     let revision = parse_revision(&options.resource_version)?;
     let wants_initial = options.send_initial_events.unwrap_or(revision == 0);
     let mut pending = VecDeque::new();
-    let watcher = |pending, cursor| Watcher {
+    let watcher = |pending, cursor, form| Watcher {
         server: server.clone(),
         form,
         sends_bookmarks: options.allow_watch_bookmarks,
@@ -58,8 +58,8 @@ pub async fn watch(server: &Arc<Server>, target: Target, options: &ListOptions, 
             other => other,
         };
         return Ok(match cursor {
-            Ok(cursor) => watcher(pending, Some(cursor)).into_body(),
-            Err(error) => watcher(pending, None).failed(gone(error)),
+            Ok(cursor) => watcher(pending, Some(cursor), form).into_body(),
+            Err(error) => watcher(pending, None, form).failed(gone(error)),
         });
     }
     let snapshot = match options.resource_version.as_str() {
@@ -73,11 +73,12 @@ pub async fn watch(server: &Arc<Server>, target: Target, options: &ListOptions, 
     let initial = snapshot.list(&target.kind.resource(), namespace.as_deref(), None);
     for object in select(server, &target, &selection, initial).await? {
         pending.push_back(view.frame("ADDED", &object, form)?);
+        form = form.following();
     }
     if options.send_initial_events == Some(true) && options.allow_watch_bookmarks {
         pending.push_back(view.bookmark(snapshot.revision(), true, form)?);
     }
-    Ok(watcher(pending, Some(cursor)).into_body())
+    Ok(watcher(pending, Some(cursor), form).into_body())
 }
 
 /// `ValidateListOptions` for `sendInitialEvents`.
@@ -175,7 +176,11 @@ impl Watcher {
     async fn take(&mut self, events: &[Arc<Event>]) {
         for event in events {
             match self.frame(event).await {
-                Ok(frame) => self.pending.extend(frame),
+                Ok(Some(frame)) => {
+                    self.pending.push_back(frame);
+                    self.form = self.form.following();
+                }
+                Ok(None) => (),
                 Err(status) => {
                     self.state = State::Ending(Some(self.error(&status)));
                     return;
@@ -255,11 +260,12 @@ impl View<'_> {
         let object = match form.shape {
             Shape::Object => object,
             Shape::Metadata => json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]}),
-            Shape::Table(_) => {
+            Shape::Table(options) => {
                 let metadata = json!({"resourceVersion": revision.to_string()});
-                self.table_of(&[object], Include::Metadata, metadata, clock::now())
+                self.table_of(&[object], TableOptions { include: Include::Metadata, ..options }, metadata, clock::now())
             }
         };
+        let object = if form.is_beta { forms::in_beta(object) } else { object };
         match form.encoding {
             Encoding::Protobuf if form.shape == Shape::Object => {
                 Ok(protobuf::encode_watch_event("BOOKMARK", &protobuf::encode(&object, &self.version.schema)?).into())

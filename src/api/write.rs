@@ -79,9 +79,6 @@ impl Writer<'_> {
 
     /// Creates an object with `track` recording its managers.
     async fn create_with(&self, mut object: Value, track: Track<'_>) -> Result<Written> {
-        if !object.resource_version().is_empty() {
-            return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
-        }
         self.place(&mut object)?;
         self.admit_new(&mut object, track).await?;
         let is_generated = object.name().is_empty() && !object.metadata("generateName").is_empty();
@@ -154,6 +151,9 @@ impl Writer<'_> {
         let mut companions = service::allocate(&context, &mut new)?;
         self.check(&new, Step::Create)?;
         admission::validate(&context, &new).await?;
+        if !new.resource_version().is_empty() {
+            return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
+        }
         companions.extend(quota::charge(&context, &new)?);
         let warnings = (kind.strategy.warnings)(&new, Step::Create);
         let name = new.name().to_owned();
@@ -196,7 +196,8 @@ impl Writer<'_> {
             }
         }
         let merge = |old: &Value, _: Value, manager: &apply::Manager<'_>, schema: &schema::Schema, reset: Reset<'_>| {
-            apply::apply(old, applied, schema, manager, is_forced, reset)
+            let new = apply::apply(old, applied, schema, manager, is_forced, reset)?;
+            Ok(self.target.kind.confine(self.target.subresource.as_ref(), old, new))
         };
         let expected = configuration.resource_version().to_owned();
         let keep = |old: &Value| match expected.is_empty() || expected == old.resource_version() {

@@ -37,7 +37,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 const AUTHORITY_FOR: Duration = DAY.saturating_mul(3650);
 const CERTIFICATE_FOR: Duration = DAY.saturating_mul(365);
 /// Certificates begin this much in the past, for machines whose clocks are behind.
-const BACKDATE: Duration = Duration::from_secs(3600);
+const BACKDATE: Duration = Duration::from_secs(300);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

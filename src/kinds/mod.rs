@@ -112,6 +112,8 @@ impl Verb {
 pub const ALL_VERBS: &[Verb] = &[Verb::Create, Verb::Delete, Verb::DeleteCollection, Verb::Get, Verb::List, Verb::Patch, Verb::Update, Verb::Watch];
 /// Kinds that exist only as the answer to a question: reviews, bindings.
 pub const CREATE_ONLY: &[Verb] = &[Verb::Create];
+/// What is found out when somebody asks: the statuses of components.
+pub const READ_ONLY: &[Verb] = &[Verb::Get, Verb::List];
 
 #[derive(Clone, Debug)]
 pub struct Version {

@@ -1,5 +1,5 @@
 //! What an object takes from a quota, and which quotas it falls under: for admission, which charges, and for the controller, which counts anew.
-//! Source: `pkg/quota/v1/evaluator/core/{pods,services,persistent_volume_claims}.go`, `pkg/apis/core/v1/helper/qos`.
+//! Source: `pkg/quota/v1/evaluator/core/{pods,services,persistent_volume_claims,resource_claims}.go`, `pkg/apis/core/v1/helper/qos`.
 
 use std::collections::BTreeMap;
 
@@ -12,9 +12,18 @@ pub type Usage = BTreeMap<String, Quantity>;
 const PLAIN: [&str; 7] = ["configmaps", "persistentvolumeclaims", "pods", "replicationcontrollers", "resourcequotas", "secrets", "services"];
 /// What of a container is counted under `requests.` and `limits.`.
 const COMPUTE: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
+/// Devices of a class, as quotas name them (`ResourceClaimsPerClass`); of those that a claim may get by another name too.
+const DEVICES: &str = ".deviceclass.resource.k8s.io/devices";
+const IMPLICIT_DEVICES: &str = "requests.deviceclass.resource.kubernetes.io/";
+/// What a request for all devices may come to (`AllocationResultsMaxSize`).
+const ALL_DEVICES: i64 = 32;
 
 fn one() -> Quantity {
-    "1".parse().unwrap_or_default()
+    number(1)
+}
+
+fn number(count: i64) -> Quantity {
+    count.to_string().parse().unwrap_or_default()
 }
 
 fn amount(value: Option<&Value>) -> Option<Quantity> {
@@ -26,13 +35,13 @@ fn add(usage: &mut Usage, name: String, more: Quantity) {
     usage.insert(name, sum);
 }
 
-/// What one object of `plural` in `group` takes. Empty for a pod that has ended.
+/// What one object of `plural` in `group` takes. A pod that has ended is only counted.
 pub fn usage(group: &str, plural: &str, object: &Value) -> Usage {
     let mut usage = Usage::new();
+    usage.insert(if group.is_empty() { format!("count/{plural}") } else { format!("count/{plural}.{group}") }, one());
     if group.is_empty() && plural == "pods" && is_over(object) {
         return usage;
     }
-    usage.insert(if group.is_empty() { format!("count/{plural}") } else { format!("count/{plural}.{group}") }, one());
     if group.is_empty() && PLAIN.contains(&plural) {
         usage.insert(plural.to_owned(), one());
     }
@@ -40,6 +49,7 @@ pub fn usage(group: &str, plural: &str, object: &Value) -> Usage {
         ("", "pods") => pod(object, &mut usage),
         ("", "services") => service(object, &mut usage),
         ("", "persistentvolumeclaims") => claim(object, &mut usage),
+        ("resource.k8s.io", "resourceclaims") => devices(object, &mut usage),
         _ => (),
     }
     usage
@@ -105,7 +115,7 @@ fn service(service: &Value, usage: &mut Usage) {
     let kind = service.text_at(&["spec", "type"]);
     let has_node_ports = kind == "NodePort" || kind == "LoadBalancer" && service.at(&["spec", "allocateLoadBalancerNodePorts"]) != Some(&Value::Bool(false));
     let count = if has_node_ports { ports.len() } else { ports.iter().filter(|it| kind == "LoadBalancer" && it.int_at(&["nodePort"]).unwrap_or(0) != 0).count() };
-    usage.insert("services.nodeports".to_owned(), count.to_string().parse().unwrap_or_default());
+    usage.insert("services.nodeports".to_owned(), number(count as i64));
     usage.insert("services.loadbalancers".to_owned(), if kind == "LoadBalancer" { one() } else { Quantity::default() });
 }
 
@@ -119,11 +129,36 @@ fn claim(claim: &Value, usage: &mut Usage) {
     }
 }
 
+/// The devices of each class; of several that a request would take, the most.
+fn devices(claim: &Value, usage: &mut Usage) {
+    let mut classes = BTreeMap::<String, i64>::new();
+    for request in claim.items_at(&["spec", "devices", "requests"]) {
+        let mut most = BTreeMap::<&str, i64>::new();
+        for choice in request.items_at(&["firstAvailable"]).iter().chain(request.get("exactly")) {
+            let count = match choice.text("allocationMode") {
+                "ExactCount" => choice.int_at(&["count"]).unwrap_or(0),
+                "All" => ALL_DEVICES,
+                _ => 0,
+            };
+            let found = most.entry(choice.text("deviceClassName")).or_default();
+            *found = count.max(*found);
+        }
+        most.into_iter().for_each(|(class, count)| *classes.entry(class.to_owned()).or_default() += count);
+    }
+    for (class, count) in classes {
+        usage.insert(format!("{IMPLICIT_DEVICES}{class}"), number(count));
+        usage.insert(format!("{class}{DEVICES}"), number(count));
+    }
+}
+
 /// The resource that a name in a quota counts: group and plural.
 pub fn counted(name: &str) -> (String, String) {
     if let Some(rest) = name.strip_prefix("count/") {
         let (plural, group) = rest.split_once('.').unwrap_or((rest, ""));
         return (group.to_owned(), plural.to_owned());
+    }
+    if name.ends_with(DEVICES) || name.starts_with(IMPLICIT_DEVICES) {
+        return ("resource.k8s.io".to_owned(), "resourceclaims".to_owned());
     }
     let plural = match name {
         _ if PLAIN.contains(&name) => name,
@@ -135,19 +170,47 @@ pub fn counted(name: &str) -> (String, String) {
     (String::new(), plural.to_owned())
 }
 
-/// Whether an object falls under all scopes of a quota. Only pods do, where there are any.
+/// Whether an object falls under all scopes of a quota. Only pods and claims of volumes do, where there are any.
 pub fn is_in_scope(quota: &Value, group: &str, plural: &str, object: &Value) -> bool {
     let scopes = quota.texts_at(&["spec", "scopes"]).map(|it| (it, "Exists", [].as_slice()));
     let expressions = quota.items_at(&["spec", "scopeSelector", "matchExpressions"]).iter();
     let selected = expressions.map(|it| (it.text("scopeName"), it.text("operator"), it.items_at(&["values"])));
     let mut all = scopes.chain(selected).peekable();
-    if all.peek().is_some() && !(group.is_empty() && plural == "pods") {
-        return false;
+    match (group, plural) {
+        ("", "pods") => all.all(|(scope, operator, values)| is_pod_in(object, scope, operator, values)),
+        ("", "persistentvolumeclaims") => all.all(|(scope, operator, values)| scope == "VolumeAttributesClass" && is_named(&attributes_classes(object), operator, values)),
+        _ => all.peek().is_none(),
     }
-    all.all(|(scope, operator, values)| matches_scope(object, scope, operator, values))
 }
 
-fn matches_scope(pod: &Value, scope: &str, operator: &str, values: &[Value]) -> bool {
+/// Those that a claim has, wants or is being given.
+fn attributes_classes(claim: &Value) -> Vec<&str> {
+    let paths: [&[&str]; 3] = [&["spec", "volumeAttributesClassName"], &["status", "currentVolumeAttributesClassName"], &["status", "modifyVolumeStatus", "targetVolumeAttributesClassName"]];
+    paths.iter().map(|it| claim.text_at(it)).filter(|it| !it.is_empty()).collect()
+}
+
+/// Whether one of the names is meant; no name at all is what is not there.
+fn is_named(names: &[&str], operator: &str, values: &[Value]) -> bool {
+    let is_listed = |name: &&str| values.iter().any(|it| it == name);
+    match operator {
+        "Exists" => !names.is_empty(),
+        "DoesNotExist" => names.is_empty(),
+        "In" => names.iter().any(is_listed),
+        "NotIn" => names.is_empty() || !names.iter().all(is_listed),
+        _ => false,
+    }
+}
+
+/// Whether a term of pod affinity looks beyond the pod's namespace (`usesCrossNamespacePodAffinity`).
+fn crosses_namespaces(pod: &Value) -> bool {
+    ["podAffinity", "podAntiAffinity"].iter().any(|side| {
+        let required = pod.items_at(&["spec", "affinity", side, "requiredDuringSchedulingIgnoredDuringExecution"]).iter();
+        let preferred = pod.items_at(&["spec", "affinity", side, "preferredDuringSchedulingIgnoredDuringExecution"]).iter().map(|it| &it["podAffinityTerm"]);
+        required.chain(preferred).any(|it| !it.items_at(&["namespaces"]).is_empty() || it["namespaceSelector"].is_object())
+    })
+}
+
+fn is_pod_in(pod: &Value, scope: &str, operator: &str, values: &[Value]) -> bool {
     let is_terminating = pod.int_at(&["spec", "activeDeadlineSeconds"]).is_some_and(|it| it >= 0);
     let is_best_effort = qos_class(&pod["spec"]) == "BestEffort";
     match scope {
@@ -156,15 +219,10 @@ fn matches_scope(pod: &Value, scope: &str, operator: &str, values: &[Value]) -> 
         "BestEffort" => is_best_effort,
         "NotBestEffort" => !is_best_effort,
         "PriorityClass" => {
-            let class = pod.text_at(&["spec", "priorityClassName"]);
-            match operator {
-                "Exists" => !class.is_empty(),
-                "DoesNotExist" => class.is_empty(),
-                "In" => values.iter().any(|it| it == class),
-                "NotIn" => values.iter().all(|it| it != class),
-                _ => false,
-            }
+            let class = Some(pod.text_at(&["spec", "priorityClassName"])).filter(|it| !it.is_empty());
+            is_named(class.as_slice(), operator, values)
         }
+        "CrossNamespacePodAffinity" => crosses_namespaces(pod),
         _ => false,
     }
 }
@@ -207,7 +265,12 @@ mod tests {
         assert_eq!(texts(&usage("", "pods", &pod)), expected);
         let mut ended = pod;
         ended["status"] = json!({"phase": "Failed"});
-        assert!(usage("", "pods", &ended).is_empty());
+        assert_eq!(texts(&usage("", "pods", &ended)), ["count/pods=1"]);
+        let claim = json!({"spec": {"devices": {"requests": [
+            {"exactly": {"deviceClassName": "gold", "allocationMode": "ExactCount", "count": 2}},
+            {"firstAvailable": [{"deviceClassName": "gold", "allocationMode": "ExactCount", "count": 1}, {"deviceClassName": "gold", "allocationMode": "All"}]}]}}});
+        let expected = ["count/resourceclaims.resource.k8s.io=1", "gold.deviceclass.resource.k8s.io/devices=34", "requests.deviceclass.resource.kubernetes.io/gold=34"];
+        assert_eq!(texts(&usage("resource.k8s.io", "resourceclaims", &claim)), expected);
         let service = json!({"spec": {"type": "NodePort", "ports": [{"port": 1}, {"port": 2}]}});
         assert_eq!(texts(&usage("", "services", &service)), ["count/services=1", "services=1", "services.loadbalancers=0", "services.nodeports=2"]);
         assert_eq!(texts(&usage("apps", "deployments", &json!({}))), ["count/deployments.apps=1"]);
@@ -229,6 +292,15 @@ mod tests {
             assert_eq!(is_in_scope(&quota(scope), "", "pods", &pod), is_in, "{scope}");
         }
         assert!(!is_in_scope(&quota("BestEffort"), "", "services", &json!({})));
+        let near = |term: Value| json!({"spec": {"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}}});
+        for (term, is_in) in [(json!({"topologyKey": "region"}), false), (json!({"namespaces": ["a"]}), true), (json!({"namespaceSelector": {}}), true)] {
+            assert_eq!(is_in_scope(&quota("CrossNamespacePodAffinity"), "", "pods", &near(term)), is_in);
+        }
+        let of_class = |operator: &str, class: &str| json!({"spec": {"scopeSelector": {"matchExpressions": [{"scopeName": "VolumeAttributesClass", "operator": operator, "values": [class]}]}}});
+        let claim = json!({"spec": {"volumeAttributesClassName": "gold"}, "status": {"currentVolumeAttributesClassName": "silver"}});
+        for (operator, class, is_in) in [("In", "silver", true), ("In", "bronze", false), ("NotIn", "gold", true), ("Exists", "", true), ("DoesNotExist", "", false)] {
+            assert_eq!(is_in_scope(&of_class(operator, class), "", "persistentvolumeclaims", &claim), is_in, "{operator} {class}");
+        }
     }
 
     #[test]

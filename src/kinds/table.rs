@@ -2,14 +2,14 @@
 //!
 //! The format: `# group/version`; below it a row: the resource's plural, the kind, and words. `namespaced` or `cluster`; `short=`, `category=`, `singular=`; `status`, `scale=PATH` (of the selector)
 //! and `sub=NAME,ACTION,BODY,VERB…` are subresources; `fields=` has what a field selector may name: `name`, or `name=path=path`, and `|` before what stands where nothing is;
-//! `returned`: a deletion answers with the object; `create-only`: a question; `stored=` another kind's key; `also=` another version; `like=` with the columns of the row in that version; `does=` a strategy that
+//! `returned`: a deletion answers with the object; `create-only`: a question; `read-only`: found out when asked for; `stored=` another kind's key; `also=` another version; `like=` with the columns of the row in that version; `does=` a strategy that
 //! is not called like the kind. Indented lines are columns, `+` those of `-o wide`: `Name: path`, `Name: path|path or word`, `age path`, `count path`, `selector path`, `{expression}` (over `self`),
 //! `some {list}` (its first few), `call function`; before it the type when it is not a string.
 
 use std::sync::{Arc, LazyLock};
 
 use super::{
-    ALL_VERBS, Action, Body, CREATE_ONLY, Cell, Column, Convert, FieldPath, Kind, Registry, Scope, Selectable, Strategy, Subresource, Verb, Version,
+    ALL_VERBS, Action, Body, CREATE_ONLY, Cell, Column, Convert, FieldPath, Kind, READ_ONLY, Registry, Scope, Selectable, Strategy, Subresource, Verb, Version,
     admission, columns, crd, event,
     expr::{Expr, braced, lines},
     namespace, networking, node, pod, policy, rbac, secret, service, storage, webhooks, workloads,
@@ -97,6 +97,7 @@ fn say(kind: &mut Kind, name: &'static str, word: &'static str, before: &[Kind])
         "cluster" => kind.scope = Scope::Cluster,
         "returned" => kind.returns_deleted = true,
         "create-only" => kind.verbs = CREATE_ONLY,
+        "read-only" => kind.verbs = READ_ONLY,
         "no" => kind.verbs = NO_COLLECTION,
         "short" => kind.short_names.push(value.into()),
         "category" => kind.categories.push(value.into()),

@@ -1,6 +1,6 @@
 //! A whole cluster in one process: what `howdah up` runs, and what the tests start.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use kube::{
     Api,
@@ -67,6 +67,7 @@ impl Cluster {
         options.api.advertise_address = options.api.advertise_address.or(options.node_options.address);
         let api = ApiServer::start(&options.api, slot.network(), &parts).await?;
         let leader = if api.is_alone { None } else { Some(leader_identity()?) };
+        api.server.runs_roles.store(leader.is_none(), Ordering::Relaxed);
         for role in [Role::Controllers, Role::Scheduler] {
             role.start_with(&api.clients, &parts, api.authority.certificate().to_owned(), leader.clone());
         }

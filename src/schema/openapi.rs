@@ -87,7 +87,10 @@ fn object(schema: &Schema, dialect: Dialect, into: &mut Map<String, Value>) -> V
         describe(&schema.name, &field.name, &mut property);
         properties.insert(field.name.clone(), property);
     }
-    let mut definition = json!({"type": "object", "properties": properties});
+    let mut definition = json!({"type": "object"});
+    if !properties.is_empty() {
+        definition["properties"] = properties.into();
+    }
     let required: Vec<&str> = shape.fields.iter().filter(|it| it.is_required).map(|it| it.name.as_str()).collect();
     if !required.is_empty() {
         definition["required"] = json!(required);

@@ -1,6 +1,7 @@
 //! Kubernetes' protobuf (`application/vnd.kubernetes.protobuf`): the magic `k8s\0`, then `runtime.Unknown` around the message.
 //! Source: apimachinery `pkg/runtime/serializer/protobuf`, the `generated.proto` of each group.
 
+pub mod gnostic;
 mod write;
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};

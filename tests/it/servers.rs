@@ -368,7 +368,7 @@ async fn a_point_in_time_recovery_is_seen_by_informers() {
         }
     };
     up("0").await;
-    assert!(text(&client, "/readyz").await.contains("[-]store failed"));
+    assert!(text(&client, "/readyz").await.contains("[-]etcd failed"));
     tokio::task::block_in_place(|| database.recover(&backup, archive.path(), "then"));
     let after = create("after").await;
     up("1").await;

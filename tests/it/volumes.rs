@@ -26,6 +26,11 @@ spec: {capacity: {storage: 9Gi}, accessModes: [ReadWriteOnce], hostPath: {path: 
 ---
 apiVersion: v1
 kind: PersistentVolume
+metadata: {name: spare}
+spec: {capacity: {storage: 9Gi}, accessModes: [ReadWriteOnce], hostPath: {path: /tmp}}
+---
+apiVersion: v1
+kind: PersistentVolume
 metadata: {name: disk}
 spec:
   capacity: {storage: 5Gi}
@@ -44,6 +49,17 @@ fn pod(name: &str, claims: &[&str]) -> String {
     format!("{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{containers: [{{name: c, image: i}}], volumes: [{}]}}}}", volumes.join(", "))
 }
 
+/// Its pods mount what its claims give them.
+const SET: &str = r#"
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: db}
+spec:
+  selector: {matchLabels: {app: db}}
+  template: {metadata: {labels: {app: db}}, spec: {containers: [{name: c, image: i, volumeMounts: [{name: data, mountPath: /data}]}]}}
+  volumeClaimTemplates: [{metadata: {name: data}, spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}}]
+"#;
+
 #[test]
 fn claims_get_volumes_and_neither_goes_while_it_is_used() {
     if !has_kubectl() {
@@ -56,7 +72,7 @@ fn claims_get_volumes_and_neither_goes_while_it_is_used() {
     };
     let events = |reason: &str| format!("get events --field-selector reason={reason} -o jsonpath={{.items[*].message}}");
     apply(OBJECTS);
-    cluster.eventually("get pv -o jsonpath={.items[*].status.phase}", "Available Available Available");
+    cluster.eventually("get pv -o jsonpath={.items[*].status.phase}", "Available Available Available Available");
 
     // At once, the smallest that is large enough; not before there is a pod; by somebody else; never.
     apply(&[claim("now", ""), claim("later", "local"), claim("ordered", "made"), claim("never", "unknown")].join("\n---\n"));
@@ -84,8 +100,12 @@ fn claims_get_volumes_and_neither_goes_while_it_is_used() {
     assert_eq!(cluster.kubectl("get pv shared -o jsonpath={.metadata.finalizers}").1, r#"["kubernetes.io/pv-protection"]"#);
     assert!(cluster.kubectl("delete pod user --force").0);
     cluster.eventually("get pvc -o jsonpath={.items[*].metadata.name}", "never nothing ordered");
-    cluster.eventually("get pv -o jsonpath={.items[*].metadata.name}", "disk large");
+    cluster.eventually("get pv -o jsonpath={.items[*].metadata.name}", "disk large spare");
     cluster.eventually("get pv disk -o jsonpath={.status.phase}.{.spec.claimRef.name}", "Released.later");
+
+    apply(SET);
+    cluster.eventually("get pvc data-db-0 -o jsonpath={.status.phase}", "Bound");
+    cluster.eventually("get pod db-0 -o jsonpath={.status.phase}", "Running");
 
     // A volume that goes before its claim leaves that behind.
     assert!(cluster.kubectl("delete pv large --wait=false").0);

@@ -136,7 +136,13 @@ fn webhooks_change_refuse_and_fail_as_they_are_configured() {
     let (created, output) = create("late");
     assert!(!created && output.contains("failed calling webhook \"slow.example.com\": failed to call webhook: Post \"https://127.0.0.1:"), "{output}");
     assert!(output.contains("/slow?timeout=1s\": context deadline exceeded"), "{output}");
+    // A request that has less time than the webhook takes gets the server's own answer, whatever the webhook's failure policy.
+    apply(&configuration(VALIDATING, "slow", &[hooks.webhook("slow", json!({"timeoutSeconds": 15, "failurePolicy": "Ignore"}))]));
+    let late = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "later"}}).to_string();
+    let (created, output) = cluster.kubectl_with("create -v=6 --raw /api/v1/namespaces/default/configmaps?timeout=1s -f -", &late);
+    assert!(!created && output.contains("504") && output.contains("(Timeout): Timeout: request did not complete within"), "{output}");
     cluster.kubectl("delete validatingwebhookconfiguration slow");
+    assert!(!cluster.kubectl("get configmap later").0);
 
     let mut unknown = hooks.webhook("allow", json!({"failurePolicy": "Fail"}));
     unknown["clientConfig"]["caBundle"] = STANDARD.encode(rcgen::generate_simple_self_signed(vec!["x".to_owned()]).expect("a certificate").cert.pem()).into();

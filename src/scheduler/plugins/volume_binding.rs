@@ -1,7 +1,11 @@
 //! The volumes of a pod's claims: bound ones must be reachable from the node; for those that wait for their first consumer the node must have volumes to
 //! bind, or somebody who provisions them. Follows pkg/scheduler/framework/plugins/volumebinding.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use k8s_openapi::api::{
     core::v1::{PersistentVolume, PersistentVolumeClaim, Pod},
@@ -50,10 +54,8 @@ pub struct Bindings {
 }
 
 pub fn prepare<'a>(pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
-    let mut names = volumes::claim_names(&pod.pod).peekable();
-    names.peek()?;
-    let claims = names.map(|(name, is_made)| cluster.storage.claim(pod, &name, is_made)).collect();
-    Some(Box::new(Claims { claims, storage: &cluster.storage }))
+    volumes::claim_names(&pod.pod).next()?;
+    Some(Box::new(Claims { claims: cluster.storage.claims_of(pod), storage: &cluster.storage }))
 }
 
 struct Claims<'a> {
@@ -74,6 +76,12 @@ impl Judge for Claims<'_> {
 }
 
 impl Storage {
+    /// The claims of a pod, each once; or why it cannot have one.
+    fn claims_of(&self, pod: &PodInfo) -> std::result::Result<Vec<Arc<PersistentVolumeClaim>>, String> {
+        let names: BTreeMap<String, bool> = volumes::claim_names(&pod.pod).collect();
+        names.into_iter().map(|(name, is_made)| self.claim(pod, &name, is_made)).collect()
+    }
+
     fn claim(&self, pod: &PodInfo, name: &str, is_made: bool) -> std::result::Result<Arc<PersistentVolumeClaim>, String> {
         let key = ObjectKey::new(&pod.key.namespace, name);
         let Some(claim) = self.claims.get(&key) else {
@@ -138,8 +146,7 @@ impl Storage {
 
     /// Takes what `pod` needs on the node, as if it were done already.
     pub fn assume(&mut self, pod: &PodInfo, node: &NodeInfo) -> Bindings {
-        let claims: Vec<_> = volumes::claim_names(&pod.pod).filter_map(|(name, is_made)| self.claim(pod, &name, is_made).ok()).collect();
-        let plan = self.plan(&claims, node).unwrap_or_default();
+        let plan = self.claims_of(pod).ok().and_then(|it| self.plan(&it, node).ok()).unwrap_or_default();
         for (volume, _) in &plan.volumes {
             self.volumes.insert(ObjectKey::of(volume), Arc::new(volume.clone()));
         }

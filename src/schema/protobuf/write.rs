@@ -29,9 +29,14 @@ fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-fn put_int(out: &mut Vec<u8>, number: u32, value: i64) {
+pub fn put_int(out: &mut Vec<u8>, number: u32, value: i64) {
     put_varint(out, u64::from(number) << 3);
     put_varint(out, value as u64);
+}
+
+pub fn put_number(out: &mut Vec<u8>, number: u32, value: f64) {
+    put_varint(out, u64::from(number) << 3 | 1);
+    out.extend(value.to_le_bytes());
 }
 
 pub fn put_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {

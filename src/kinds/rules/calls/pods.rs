@@ -75,13 +75,16 @@ fn mounted(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
     let (container, path) = (site.value, site.path());
     let volumes = volumes(site.owner.parent, path, &mut FieldErrors::new());
     let find = |name: &str| volumes.iter().find(|it| it.text("name") == name);
+    // The claims of a StatefulSet are volumes of its pods too (`volumesToAddForTemplates`).
+    let is_claimed = |name: &str| site.root.items_at(&["spec", "volumeClaimTemplates"]).iter().any(|it| it.name() == name);
     for (at, mount) in container.items_at(&["volumeMounts"]).iter().enumerate() {
         let name = mount.text("name");
-        push_if(find(name).is_none(), FieldError::not_found(&path.child("volumeMounts").index(at).child("name"), name), errors);
+        push_if(find(name).is_none() && !is_claimed(name), FieldError::not_found(&path.child("volumeMounts").index(at).child("name"), name), errors);
     }
     for (at, device) in container.items_at(&["volumeDevices"]).iter().enumerate() {
         let (path, name) = (path.child("volumeDevices").index(at).child("name"), device.text("name"));
         match find(name) {
+            _ if is_claimed(name) => (),
             None => errors.push(FieldError::not_found(&path, name)),
             Some(volume) if !has(volume, "persistentVolumeClaim") && !has(volume, "ephemeral") => {
                 errors.push(FieldError::invalid(&path, name, "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode"));
