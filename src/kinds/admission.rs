@@ -163,14 +163,14 @@ fn validate_validation(validation: &Value, scope: &Scope, path: &Path, errors: &
     const REASONS: [&str; 4] = ["Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized"];
     match validation.text("expression").trim() {
         "" => errors.push(FieldError::required(&path.child("expression"), "expression is not specified")),
-        _ => validate_expression(validation, "expression", &[Type::Bool], scope, path, errors),
+        _ => validate_expression(validation, "expression", &[Type::BOOL], scope, path, errors),
     }
     let (expression, message) = (validation.text("messageExpression"), validation.text("message"));
     if !expression.is_empty() && expression.trim().is_empty() {
         errors.push(FieldError::invalid(&path.child("messageExpression"), expression, "must be non-empty if specified"));
     } else if !expression.is_empty() {
         let scope = Scope { has_authorizer: false, ..scope.clone() };
-        validate_expression(validation, "messageExpression", &[Type::String], &scope, path, errors);
+        validate_expression(validation, "messageExpression", &[Type::STRING], &scope, path, errors);
     }
     if !message.is_empty() && message.trim().is_empty() {
         errors.push(FieldError::invalid(&path.child("message"), message, "must be non-empty if specified"));
@@ -194,7 +194,7 @@ fn validate_annotation(annotation: &Value, name: &str, scope: &Scope, path: &Pat
         text if text.len() > ANNOTATION_EXPRESSION_MAX => {
             errors.push(FieldError::required(&path.child("valueExpression"), format!("must not exceed {ANNOTATION_EXPRESSION_MAX} bytes in length")));
         }
-        _ => validate_expression(annotation, "valueExpression", &[Type::String, Type::Null], scope, path, errors),
+        _ => validate_expression(annotation, "valueExpression", &[Type::STRING, Type::NULL], scope, path, errors),
     }
 }
 

@@ -27,7 +27,7 @@ pub struct Scope {
 
 impl Scope {
     pub fn environment(&self) -> Environment {
-        let anything = || Decl::scalar(Type::Dyn);
+        let anything = || Decl::scalar(Type::DYN);
         let object = || self.object.clone().unwrap_or_else(anything);
         let mut environment = Environment::default()
             .with("object", object())
@@ -38,7 +38,7 @@ impl Scope {
             environment = environment.with("params", self.params.clone().unwrap_or_else(anything));
         }
         if self.has_authorizer {
-            let resource = Type::Opaque("kubernetes.authorization.ResourceCheck");
+            let resource = Type::simple("kubernetes.authorization.ResourceCheck");
             environment = environment.with_authorizer().with("authorizer.requestResource", Decl::scalar(resource));
         }
         if !self.variables.is_empty() {
@@ -63,10 +63,7 @@ impl Scope {
 
 /// A type as Go prints it.
 fn shown(ty: &Type) -> String {
-    match ty {
-        Type::Null | Type::Duration | Type::Timestamp => ty.runtime_name().to_owned(),
-        other => other.to_string(),
-    }
+    if [Type::NULL, Type::DURATION, Type::TIMESTAMP].contains(ty) { ty.name().to_owned() } else { ty.to_string() }
 }
 
 fn object_of(name: &str, fields: std::collections::BTreeMap<String, Decl>) -> Decl {
@@ -75,19 +72,19 @@ fn object_of(name: &str, fields: std::collections::BTreeMap<String, Decl>) -> De
 
 /// `BuildRequestType`
 static REQUEST: LazyLock<Decl> = LazyLock::new(|| {
-    let (text, any) = (Decl::string, || Decl::scalar(Type::Dyn));
+    let (text, any) = (Decl::string, || Decl::scalar(Type::DYN));
     let three = |name: &'static str, last: &'static str| Decl::object(name, [("group", text()), ("version", text()), (last, text())]);
     let (kind, resource) = (|| three("kubernetes.GroupVersionKind", "kind"), || three("kubernetes.GroupVersionResource", "resource"));
     let user = [("username", text()), ("uid", text()), ("groups", Decl::list(text())), ("extra", Decl::map(Decl::list(text())))];
     Decl::object("kubernetes.AdmissionRequest", [
         ("kind", kind()), ("resource", resource()), ("subResource", text()), ("requestKind", kind()), ("requestResource", resource()), ("requestSubResource", text()),
-        ("name", text()), ("namespace", text()), ("operation", text()), ("userInfo", Decl::object("kubernetes.UserInfo", user)), ("dryRun", Decl::scalar(Type::Bool)), ("options", any()),
+        ("name", text()), ("namespace", text()), ("operation", text()), ("userInfo", Decl::object("kubernetes.UserInfo", user)), ("dryRun", Decl::scalar(Type::BOOL)), ("options", any()),
     ])
 });
 
 /// `BuildNamespaceType`
 static NAMESPACE: LazyLock<Decl> = LazyLock::new(|| {
-    let (text, time, int) = (Decl::string, || Decl::scalar(Type::Timestamp), || Decl::scalar(Type::Int));
+    let (text, time, int) = (Decl::string, || Decl::scalar(Type::TIMESTAMP), || Decl::scalar(Type::INT));
     let condition = [("status", text()), ("type", text()), ("lastTransitionTime", time()), ("message", text()), ("reason", text())];
     let metadata = [
         ("name", text()), ("generateName", text()), ("namespace", text()), ("labels", Decl::map(text())), ("annotations", Decl::map(text())), ("UID", text()),
@@ -114,7 +111,7 @@ pub fn conditions(owner: &Value, scope: &Scope) -> Vec<Condition> {
     let condition = |it: &Value| Condition {
         name: it.text("name").to_owned(),
         expression: it.text("expression").to_owned(),
-        program: scope.compile(it.text("expression"), &[Type::Bool]),
+        program: scope.compile(it.text("expression"), &[Type::BOOL]),
     };
     owner.items_at(&["matchConditions"]).iter().map(condition).collect()
 }
@@ -129,7 +126,7 @@ pub fn validate_conditions(conditions: &[Value], has_params: bool, path: &Path, 
         let (path, name) = (path.index(at), condition.text("name"));
         match condition.text("expression").trim() {
             "" => errors.push(FieldError::required(&path.child("expression"), "")),
-            text => errors.extend(scope.compile(text, &[Type::Bool]).err().map(|why| FieldError::invalid(&path.child("expression"), text, why))),
+            text => errors.extend(scope.compile(text, &[Type::BOOL]).err().map(|why| FieldError::invalid(&path.child("expression"), text, why))),
         }
         match name {
             "" => errors.push(FieldError::required(&path.child("name"), "")),

@@ -69,8 +69,8 @@ impl Schedule {
 
 fn when(text: &str) -> Result<When, String> {
     if let Some(delay) = text.strip_prefix("@every ") {
-        let delay: SignedDuration = delay.parse().map_err(|_| format!("failed to parse duration {text}: time: invalid duration {delay:?}"))?;
-        return Ok(When::Every(SignedDuration::from_secs(delay.as_secs().max(1))));
+        let nanos = super::duration::parse(delay).ok_or_else(|| format!("failed to parse duration {text}: time: invalid duration {delay:?}"))?;
+        return Ok(When::Every(SignedDuration::from_secs(SignedDuration::from_nanos(nanos).as_secs().max(1))));
     }
     let fields = match NAMED.iter().find(|it| it.0 == text) {
         Some((_, fields)) => fields,

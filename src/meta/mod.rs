@@ -3,6 +3,7 @@
 
 pub mod cidr;
 pub mod cron;
+pub mod duration;
 pub mod field;
 pub mod names;
 pub mod object;
@@ -13,7 +14,7 @@ pub mod status;
 
 pub use cidr::Cidr;
 pub use field::{FieldError, FieldErrors, Path};
-pub use object::{GroupVersionKind, GroupVersionResource, Meta};
+pub use object::{GroupVersionKind, Meta};
 pub use quantity::Quantity;
 pub use selector::{FieldSelector, LabelSelector};
 pub use status::{Cause, Details, Result, Status};

@@ -25,13 +25,6 @@ pub struct GroupVersionKind {
     pub kind: Str,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct GroupVersionResource {
-    pub group: Str,
-    pub version: Str,
-    pub resource: Str,
-}
-
 impl fmt::Display for GroupKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         dotted(f, &self.kind, &self.group)
@@ -73,10 +66,6 @@ impl GroupVersionKind {
 
     pub fn api_version(&self) -> String {
         api_version(&self.group, &self.version)
-    }
-
-    pub fn group_kind(&self) -> GroupKind {
-        GroupKind { group: self.group.clone(), kind: self.kind.clone() }
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{
+    duration,
     selector::{FieldSelector, LabelSelector},
     status::{Result, Status},
 };
@@ -20,7 +21,6 @@ pub struct ListOptions {
     pub limit: Option<u64>,
     pub continues: String,
     pub timeout_seconds: Option<u64>,
-    pub is_watch: bool,
     pub allow_watch_bookmarks: bool,
     pub send_initial_events: Option<bool>,
 }
@@ -66,11 +66,7 @@ pub struct Query(Vec<(String, String)>);
 
 impl Query {
     pub fn parse(text: &str) -> Self {
-        let pairs = text.split('&').filter(|it| !it.is_empty()).map(|pair| {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (percent_decode(key), percent_decode(value))
-        });
-        Self(pairs.collect())
+        Self(form_urlencoded::parse(text.as_bytes()).into_owned().collect())
     }
 
     pub fn get(&self, key: &str) -> Option<&str> {
@@ -94,7 +90,7 @@ impl Query {
     pub fn duration(&self, key: &str) -> std::result::Result<Option<Duration>, String> {
         match self.get(key) {
             None | Some("") => Ok(None),
-            Some(text) => parse_duration(text).map(Some).ok_or_else(|| format!("time: invalid duration {text:?}")),
+            Some(text) => duration::parse(text).and_then(|it| u64::try_from(it).ok()).map(|it| Some(Duration::from_nanos(it))).ok_or_else(|| format!("time: invalid duration {text:?}")),
         }
     }
 
@@ -106,43 +102,9 @@ impl Query {
     }
 }
 
-/// Go's `time.ParseDuration`, without signs: `1m30s`, `1.5h`.
-pub fn parse_duration(text: &str) -> Option<Duration> {
-    const UNITS: [(&str, f64); 8] = [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("μs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
-    if text == "0" {
-        return Some(Duration::ZERO);
-    }
-    let (mut rest, mut seconds) = (text, 0.0);
-    loop {
-        let number_end = rest.find(|it: char| !it.is_ascii_digit() && it != '.')?;
-        let (number, unit) = rest.split_at(number_end);
-        let unit_end = unit.find(|it: char| it.is_ascii_digit() || it == '.').unwrap_or(unit.len());
-        seconds += number.parse::<f64>().ok()? * UNITS.iter().find(|(it, _)| *it == &unit[..unit_end])?.1;
-        rest = &unit[unit_end..];
-        if rest.is_empty() {
-            return Duration::try_from_secs_f64(seconds).ok();
-        }
-    }
-}
-
-/// Decodes `%xx` and `+`; what is no valid escape stays as it is.
+/// A segment of a path with its `%xx` decoded; what is no valid escape stays as it is.
 pub fn percent_decode(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut res = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let escaped = (bytes[at] == b'%').then(|| text.get(at + 1..at + 3)).flatten().and_then(|it| u8::from_str_radix(it, 16).ok());
-        match (escaped, bytes[at]) {
-            (Some(byte), _) => {
-                res.push(byte);
-                at += 2;
-            }
-            (None, b'+') => res.push(b' '),
-            (None, byte) => res.push(byte),
-        }
-        at += 1;
-    }
-    String::from_utf8_lossy(&res).into_owned()
+    percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 impl ListOptions {
@@ -158,7 +120,6 @@ impl ListOptions {
             limit: query.number::<i64>("limit")?.and_then(|it| u64::try_from(it).ok()).filter(|it| *it > 0),
             continues: query.text("continue"),
             timeout_seconds: query.number::<i64>("timeoutSeconds")?.and_then(|it| u64::try_from(it).ok()),
-            is_watch: query.flag("watch").unwrap_or(false),
             allow_watch_bookmarks: query.flag("allowWatchBookmarks").unwrap_or(false),
             send_initial_events: query.flag("sendInitialEvents"),
         })
@@ -174,17 +135,12 @@ impl WriteOptions {
                 "" | "Warn" => FieldValidation::Warn,
                 "Ignore" => FieldValidation::Ignore,
                 "Strict" => FieldValidation::Strict,
-                other => {
-                    let message = format!("fieldValidation: Unsupported value: {other:?}: supported values: \"\", \"Ignore\", \"Strict\", \"Warn\"");
-                    return Err(Status::new(422, "Invalid", format!("invalid options: {message}")));
-                }
+                other => return Err(unsupported("fieldValidation", other, r#""", "Ignore", "Strict", "Warn""#)),
             },
             is_forced: query.flag("force"),
         })
     }
-}
 
-impl WriteOptions {
     /// The options as admission sees them: a `CreateOptions` or `UpdateOptions`.
     pub fn to_value(&self, kind: &str) -> Value {
         let mut options = typed(kind, self.is_dry_run);
@@ -229,15 +185,13 @@ fn typed(kind: &str, is_dry_run: bool) -> Value {
 
 /// Whether any of the values is `All`; anything else is refused.
 pub fn dry_run<'a>(values: impl Iterator<Item = &'a str>) -> Result<bool> {
-    let mut is_dry_run = false;
-    for value in values.filter(|it| !it.is_empty()) {
-        if value != "All" {
-            let message = format!("dryRun: Unsupported value: {value:?}: supported values: \"All\"");
-            return Err(Status::new(422, "Invalid", format!("invalid options: {message}")));
-        }
-        is_dry_run = true;
-    }
-    Ok(is_dry_run)
+    let mut given = values.filter(|it| !it.is_empty()).peekable();
+    let is_dry_run = given.peek().is_some();
+    given.find(|it| *it != "All").map_or(Ok(is_dry_run), |other| Err(unsupported("dryRun", other, r#""All""#)))
+}
+
+fn unsupported(option: &str, value: &str, supported: &str) -> Status {
+    Status::new(422, "Invalid", format!("invalid options: {option}: Unsupported value: {value:?}: supported values: {supported}"))
 }
 
 impl Propagation {
@@ -262,16 +216,7 @@ mod tests {
         assert_eq!(query.get("x"), Some("a b"));
         assert_eq!(query.get("bad"), Some("%zz"));
         let options = ListOptions::from_query(&query).expect("valid options");
-        assert!(options.is_watch);
         assert_eq!(options.timeout_seconds, Some(30));
         assert!(WriteOptions::from_query(&query).expect("valid options").is_dry_run);
-    }
-
-    #[test]
-    fn durations_are_gos() {
-        let cases = [("0", Some(0)), ("10s", Some(10_000)), ("1m30s", Some(90_000)), ("1.5h", Some(5_400_000)), ("5ms", Some(5)), ("", None), ("5", None), ("s", None), ("-1s", None)];
-        for (text, millis) in cases {
-            assert_eq!(parse_duration(text).map(|it| it.as_millis()), millis, "{text}");
-        }
     }
 }

@@ -86,10 +86,10 @@ impl Validation {
         let message = text("messageExpression");
         let plain = Scope { has_authorizer: false, ..scope.clone() };
         Self {
-            program: scope.compile(validation.text("expression"), &[Type::Bool]),
+            program: scope.compile(validation.text("expression"), &[Type::BOOL]),
             expression: text("expression"),
             message: text("message"),
-            message_program: (!message.is_empty()).then(|| plain.compile(&message, &[Type::String])),
+            message_program: (!message.is_empty()).then(|| plain.compile(&message, &[Type::STRING])),
             reason: if text("reason").is_empty() { "Invalid".to_owned() } else { text("reason") },
         }
     }
@@ -98,7 +98,7 @@ impl Validation {
 impl Annotation {
     fn new(annotation: &Value, scope: &Scope) -> Self {
         let expression = annotation.text("valueExpression").to_owned();
-        Self { key: annotation.text("key").to_owned(), program: scope.compile(&expression, &[Type::String, Type::Null]), expression }
+        Self { key: annotation.text("key").to_owned(), program: scope.compile(&expression, &[Type::STRING, Type::NULL]), expression }
     }
 }
 

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use super::functions::Function;
+
 /// A node's number: its place in the tables of positions and types.
 pub type Id = usize;
 
@@ -45,9 +47,9 @@ pub struct Call {
     pub function: String,
     pub target: Option<Expr>,
     pub args: Vec<Expr>,
-    /// Filled in by the checker: what the function may be at run time, and the program of it.
+    /// Filled in by the checker: what the function may be at run time, and the function.
     pub overloads: Vec<&'static str>,
-    pub native: Option<super::functions::Native>,
+    pub native: Option<&'static Function>,
 }
 
 impl Call {

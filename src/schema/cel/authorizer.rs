@@ -2,10 +2,7 @@
 
 use std::{fmt, rc::Rc};
 
-use super::{
-    functions::Native,
-    value::{Eval, Val, fail, no_overload},
-};
+use super::value::{Eval, Val, fail, no_overload};
 use crate::meta::names;
 
 /// Who answers the questions of an expression: the API server's authorizer for the user of the request.
@@ -28,6 +25,20 @@ pub struct Question {
     pub field_selector: String,
     pub label_selector: String,
     pub verb: String,
+}
+
+impl Question {
+    /// What a call narrows further.
+    fn part(&mut self, function: &str) -> Eval<&mut String> {
+        match function {
+            "subresource" => Ok(&mut self.subresource),
+            "namespace" => Ok(&mut self.namespace),
+            "name" => Ok(&mut self.name),
+            "fieldSelector" => Ok(&mut self.field_selector),
+            "labelSelector" => Ok(&mut self.label_selector),
+            _ => no_overload(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -83,58 +94,46 @@ impl fmt::Debug for Check<'_> {
     }
 }
 
-#[rustfmt::skip]
-pub const TABLE: &[(&str, Native)] = &[
-    ("path", |a| next(a, Stage::Start, Stage::Path, |it, text| if text.trim().is_empty() { fail("path must not be empty") } else { it.path = text; Ok(()) })),
-    ("group", |a| next(a, Stage::Start, Stage::Group, |it, text| { it.group = text; Ok(()) })),
-    ("resource", |a| next(a, Stage::Group, Stage::Resource, |it, text| if text.trim().is_empty() { fail("resource must not be empty") } else { it.resource = text; Ok(()) })),
-    ("subresource", |a| next(a, Stage::Resource, Stage::Resource, |it, text| { it.subresource = text; Ok(()) })),
-    ("namespace", |a| next(a, Stage::Resource, Stage::Resource, |it, text| { it.namespace = text; Ok(()) })),
-    ("name", |a| next(a, Stage::Resource, Stage::Resource, |it, text| { it.name = text; Ok(()) })),
-    ("fieldSelector", |a| next(a, Stage::Resource, Stage::Resource, |it, text| { it.field_selector = text; Ok(()) })),
-    ("labelSelector", |a| next(a, Stage::Resource, Stage::Resource, |it, text| { it.label_selector = text; Ok(()) })),
-    ("serviceAccount", |a| match a {
-        [Val::Check(check), Val::String(namespace), Val::String(name)] if check.stage == Stage::Start => {
-            if !names::dns1123_subdomain(name).is_empty() {
-                return fail("Invalid service account name");
-            }
-            if !names::dns1123_label(namespace).is_empty() {
-                return fail("Invalid service account namespace");
-            }
-            let mut check = check.as_ref().clone();
-            check.question.service_account = Some((namespace.to_string(), name.to_string()));
-            Ok(Val::Check(Rc::new(check)))
+pub fn call<'a>(function: &str, args: &[Val<'a>]) -> Eval<Val<'a>> {
+    let [Val::Check(check), rest @ ..] = args else { return no_overload() };
+    let text = |it: &Val<'a>| if let Val::String(text) = it { Ok(text.to_string()) } else { no_overload() };
+    let texts: Vec<String> = rest.iter().map(text).collect::<Eval<_>>()?;
+    let mut next = check.as_ref().clone();
+    let (question, decision) = (&mut next.question, &check.decision);
+    next.stage = match (check.stage, function, &texts[..]) {
+        (Stage::Start, "path", [text]) | (Stage::Group, "resource", [text]) if text.trim().is_empty() => return fail(format!("{function} must not be empty")),
+        (Stage::Start, "path", [text]) => {
+            question.path = text.clone();
+            Stage::Path
         }
-        _ => no_overload(),
-    }),
-    ("check", |a| match a {
-        [Val::Check(check), Val::String(verb)] if matches!(check.stage, Stage::Path | Stage::Resource) => {
-            let question = Question { verb: verb.to_string(), ..check.question.clone() };
-            let decision = check.authorizer.authorize(&question);
-            Ok(Val::Check(Rc::new(Check { authorizer: check.authorizer, stage: Stage::Decided, question, decision })))
+        (Stage::Start, "group", [text]) => {
+            question.group = text.clone();
+            Stage::Group
         }
-        _ => no_overload(),
-    }),
-    ("allowed", |a| decided(a, |it| Val::Bool(it.is_allowed))),
-    ("reason", |a| decided(a, |it| Val::text(it.reason.as_str()))),
-    ("errored", |a| decided(a, |it| Val::Bool(!it.error.is_empty()))),
-    ("error", |a| decided(a, |it| Val::text(it.error.as_str()))),
-];
-
-fn next<'a>(args: &[Val<'a>], from: Stage, to: Stage, set: fn(&mut Question, String) -> Eval<()>) -> Eval<Val<'a>> {
-    match args {
-        [Val::Check(check), Val::String(text)] if check.stage == from => {
-            let mut check = Check { stage: to, ..check.as_ref().clone() };
-            set(&mut check.question, text.to_string())?;
-            Ok(Val::Check(Rc::new(check)))
+        (Stage::Start, "serviceAccount", [_, name]) if !names::dns1123_subdomain(name).is_empty() => return fail("Invalid service account name"),
+        (Stage::Start, "serviceAccount", [namespace, _]) if !names::dns1123_label(namespace).is_empty() => return fail("Invalid service account namespace"),
+        (Stage::Start, "serviceAccount", [namespace, name]) => {
+            question.service_account = Some((namespace.clone(), name.clone()));
+            Stage::Start
         }
-        _ => no_overload(),
-    }
-}
-
-fn decided<'a>(args: &[Val<'a>], read: fn(&Decision) -> Val<'static>) -> Eval<Val<'a>> {
-    match args {
-        [Val::Check(check)] if check.stage == Stage::Decided => Ok(read(&check.decision)),
-        _ => no_overload(),
-    }
+        (Stage::Group, "resource", [text]) => {
+            question.resource = text.clone();
+            Stage::Resource
+        }
+        (Stage::Path | Stage::Resource, "check", [verb]) => {
+            question.verb = verb.clone();
+            next.decision = check.authorizer.authorize(question);
+            Stage::Decided
+        }
+        (Stage::Resource, _, [text]) => {
+            *question.part(function)? = text.clone();
+            Stage::Resource
+        }
+        (Stage::Decided, "allowed", []) => return Ok(Val::Bool(decision.is_allowed)),
+        (Stage::Decided, "reason", []) => return Ok(Val::text(&*decision.reason)),
+        (Stage::Decided, "errored", []) => return Ok(Val::Bool(!decision.error.is_empty())),
+        (Stage::Decided, "error", []) => return Ok(Val::text(&*decision.error)),
+        _ => return no_overload(),
+    };
+    Ok(Val::Check(Rc::new(next)))
 }

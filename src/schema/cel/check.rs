@@ -1,5 +1,7 @@
 //! The static check: every node gets its type, every call its overloads. Follows cel-go `checker/checker.go`, `cel/validator.go`.
 
+use std::collections::BTreeMap;
+
 use super::{
     Environment,
     ast::{Call, Entry, Expr, Fold, Id, Issue, Item, Kind, Literal},
@@ -11,7 +13,7 @@ use super::{
 
 /// Checks the tree and writes into it what names and calls mean. Returns the type of every node.
 pub fn check(expr: &mut Expr, environment: &Environment, offsets: &[usize]) -> Result<Vec<Type>, Vec<Issue>> {
-    let types = vec![Type::Error; offsets.len()];
+    let types = vec![Type::ERROR; offsets.len()];
     let mut checker = Checker { environment, offsets, types, scopes: Vec::new(), mapping: Mapping::default(), variables: 0, issues: Vec::new() };
     checker.check(expr);
     if !checker.issues.is_empty() {
@@ -43,8 +45,8 @@ impl Checker<'_> {
     fn check(&mut self, expr: &mut Expr) -> Type {
         let id = expr.id;
         let ty = match &mut expr.kind {
-            Kind::Literal(literal) => literal_type(literal),
-            Kind::Broken => Type::Error,
+            Kind::Literal(literal) => Type::named(eval::literal_value(literal).type_name()).unwrap_or(Type::ERROR),
+            Kind::Broken => Type::ERROR,
             Kind::Ident(name) => self.ident(id, name),
             Kind::Select { .. } => self.select(expr),
             Kind::Call(call) if call.function == "_?._" => self.optional_select(id, call),
@@ -61,13 +63,13 @@ impl Checker<'_> {
     fn lookup(&self, name: &str) -> Option<Type> {
         let name = name.strip_prefix('.').unwrap_or(name);
         let local = self.scopes.iter().rev().find(|(it, _)| it == name).map(|(_, ty)| ty.clone());
-        local.or_else(|| self.environment.lookup(name)).or_else(|| Type::named(name).map(|it| Type::Type(it.into())))
+        local.or_else(|| self.environment.lookup(name)).or_else(|| Type::named(name).map(Type::of_type))
     }
 
     fn ident(&mut self, id: Id, name: &str) -> Type {
         self.lookup(name).unwrap_or_else(|| {
             self.issue(id, format!("undeclared reference to '{name}' (in container '')"));
-            Type::Error
+            Type::ERROR
         })
     }
 
@@ -79,18 +81,18 @@ impl Checker<'_> {
             expr.kind = Kind::Ident(name);
             return ty;
         }
-        let Kind::Select { operand, field, is_test } = &mut expr.kind else { return Type::Error };
+        let Kind::Select { operand, field, is_test } = &mut expr.kind else { return Type::ERROR };
         let result = self.field(expr.id, operand, field, false);
-        if *is_test { Type::Bool } else { self.mapping.substitute(&result, false) }
+        if *is_test { Type::BOOL } else { self.mapping.substitute(&result, false) }
     }
 
     fn optional_select(&mut self, id: Id, call: &mut Call) -> Type {
-        call.native = function("_?._").and_then(|it| it.native);
+        call.native = function("_?._");
         call.overloads = vec!["select_optional_field"];
-        let [operand, field] = &mut call.args[..] else { return Type::Error };
-        let Kind::Literal(Literal::String(name)) = &field.kind else { return Type::Error };
+        let [operand, field] = &mut call.args[..] else { return Type::ERROR };
+        let Kind::Literal(Literal::String(name)) = &field.kind else { return Type::ERROR };
         let name = name.clone();
-        self.types[field.id] = Type::String;
+        self.types[field.id] = Type::STRING;
         let result = self.field(id, operand, &name, true);
         self.mapping.substitute(&result, false)
     }
@@ -100,19 +102,20 @@ impl Checker<'_> {
         let own = self.mapping.substitute(&own, false);
         let (target, was_optional) = unwrap_optional(&own);
         let result = match target {
-            Type::Map(pair) => pair.1.clone(),
+            Type::Of("map", of) => of[1].clone(),
             Type::Object(object) => object.field(field).unwrap_or_else(|| {
                 self.issue(id, format!("undefined field '{field}'"));
-                Type::Error
+                Type::ERROR
             }),
             Type::Param(_) => {
-                self.mapping.assign(&Type::Dyn, target);
-                Type::Dyn
+                self.mapping.assign(&Type::DYN, target);
+                Type::DYN
             }
-            Type::Dyn | Type::Error => Type::Dyn,
+            Type::Of("dyn" | "error", _) => Type::DYN,
             other => {
-                self.issue(id, if matches!(other, Type::Opaque(_)) && !other.to_string().starts_with("net.") { format!("undefined field '{field}'") } else { format!("type '{other}' does not support field selection") });
-                Type::Dyn
+                let is_struct = other.name().starts_with("kubernetes.");
+                self.issue(id, if is_struct { format!("undefined field '{field}'") } else { format!("type '{other}' does not support field selection") });
+                Type::DYN
             }
         };
         if was_optional || is_optional { Type::optional(result) } else { result }
@@ -138,7 +141,7 @@ impl Checker<'_> {
             }
             None => {
                 self.issue(id, format!("undeclared reference to '{name}' (in container '')"));
-                Type::Error
+                Type::ERROR
             }
         }
     }
@@ -149,7 +152,7 @@ impl Checker<'_> {
 
     fn resolve(&mut self, id: Id, call: &mut Call, found: &'static Function, args: Vec<Type>) -> Type {
         let is_member = call.target.is_some();
-        call.native = found.native;
+        call.native = Some(found);
         if matches!(found.name, "_&&_" | "_||_") {
             call.overloads = vec![found.overloads[0].id];
             return self.logic(call, &args);
@@ -161,7 +164,7 @@ impl Checker<'_> {
             result = Some(match result {
                 None => ty,
                 Some(known) if known.is_dyn() || known == ty => known,
-                Some(_) => Type::Dyn,
+                Some(_) => Type::DYN,
             });
         }
         result.unwrap_or_else(|| {
@@ -171,16 +174,16 @@ impl Checker<'_> {
                 _ => format!("({})", shown.join(", ")),
             };
             self.issue(id, format!("found no matching overload for '{}' applied to '{signature}'", found.name));
-            Type::Error
+            Type::ERROR
         })
     }
 
     fn logic(&mut self, call: &Call, args: &[Type]) -> Type {
-        let mut result = Type::Bool;
+        let mut result = Type::BOOL;
         for (arg, ty) in call.args.iter().zip(args) {
-            if !self.mapping.assign(ty, &Type::Bool) {
+            if !self.mapping.assign(ty, &Type::BOOL) {
                 self.issue(arg.id, format!("expected type 'bool' but found '{ty}'"));
-                result = Type::Error;
+                result = Type::ERROR;
             }
         }
         result
@@ -188,15 +191,10 @@ impl Checker<'_> {
 
     /// The result's type when the overload takes the arguments; its type variables are made new for every call.
     fn matches(&mut self, overload: &Overload, args: &[Type]) -> Option<Type> {
-        if overload.params.is_empty() {
-            return self.mapping.assign_all(args, &overload.args).then(|| overload.result.clone());
-        }
-        let mut fresh = Mapping::default();
-        for param in &overload.params {
-            fresh.add(param, self.new_variable());
-        }
-        let wanted: Vec<Type> = overload.args.iter().map(|it| fresh.substitute(it, false)).collect();
-        self.mapping.assign_all(args, &wanted).then(|| self.mapping.substitute(&fresh.substitute(&overload.result, false), false))
+        let mut fresh: BTreeMap<String, Type> = BTreeMap::new();
+        let mut renamed = |ty: &Type| ty.replaced(&mut |name| Some(fresh.entry(name.to_owned()).or_insert_with(|| self.new_variable()).clone()));
+        let (wanted, result): (Vec<Type>, Type) = (overload.args.iter().map(&mut renamed).collect(), renamed(&overload.result));
+        self.mapping.assign_all(args, &wanted).then(|| self.mapping.substitute(&result, false))
     }
 
     fn new_variable(&mut self) -> Type {
@@ -221,7 +219,7 @@ impl Checker<'_> {
         Some(match previous {
             None => current,
             Some(previous) if self.mapping.assign(&previous, &current) => previous.most_general(&current),
-            Some(_) => Type::Dyn,
+            Some(_) => Type::DYN,
         })
     }
 
@@ -249,20 +247,20 @@ impl Checker<'_> {
 
     fn structure(&mut self, id: Id, name: &str, fields: &mut [Entry]) -> Type {
         let object = match self.lookup(name) {
-            Some(Type::Type(ty)) => match ty.as_ref() {
+            Some(Type::Of("type", of)) => match &of[0] {
                 Type::Object(object) => Some(object.clone()),
                 other => {
-                    self.issue(id, format!("'{}' is not a message type", other.runtime_name()));
+                    self.issue(id, format!("'{}' is not a message type", other.name()));
                     None
                 }
             },
             Some(other) => {
-                self.issue(id, format!("'{}' is not a type", other.runtime_name()));
+                self.issue(id, format!("'{}' is not a type", other.name()));
                 None
             }
             None => {
                 self.issue(id, format!("undeclared reference to '{name}' (in container '')"));
-                return Type::Error;
+                return Type::ERROR;
             }
         };
         for field in fields {
@@ -274,7 +272,7 @@ impl Checker<'_> {
                 Some(_) => (),
             }
         }
-        object.map_or(Type::Error, Type::Object)
+        object.map_or(Type::ERROR, Type::Object)
     }
 
     fn fold(&mut self, fold: &mut Fold) -> Type {
@@ -282,16 +280,16 @@ impl Checker<'_> {
         let accu = self.check(&mut fold.init);
         let range = self.mapping.substitute(&range, false);
         let (var, var2) = match &range {
-            Type::List(of) if fold.var2.is_some() => (Type::Int, of.as_ref().clone()),
-            Type::List(of) => (of.as_ref().clone(), Type::Error),
-            Type::Map(pair) => (pair.0.clone(), pair.1.clone()),
-            Type::Dyn | Type::Error | Type::Param(_) => {
-                self.mapping.assign(&Type::Dyn, &range);
-                (Type::Dyn, Type::Dyn)
+            Type::Of("list", of) if fold.var2.is_some() => (Type::INT, of[0].clone()),
+            Type::Of("list", of) => (of[0].clone(), Type::ERROR),
+            Type::Of("map", of) => (of[0].clone(), of[1].clone()),
+            Type::Of("dyn" | "error", _) | Type::Param(_) => {
+                self.mapping.assign(&Type::DYN, &range);
+                (Type::DYN, Type::DYN)
             }
             other => {
                 self.issue(fold.range.id, format!("expression of type '{other}' cannot be range of a comprehension (must be list, map, or dynamic)"));
-                (Type::Error, Type::Error)
+                (Type::ERROR, Type::ERROR)
             }
         };
         let depth = self.scopes.len();
@@ -299,7 +297,7 @@ impl Checker<'_> {
         self.scopes.push((fold.var.clone(), var));
         self.scopes.extend(fold.var2.clone().map(|it| (it, var2)));
         self.check(&mut fold.condition);
-        self.assert(&fold.condition, &Type::Bool);
+        self.assert(&fold.condition, &Type::BOOL);
         self.check(&mut fold.step);
         self.assert(&fold.step, &accu);
         self.scopes.truncate(depth + 1);
@@ -316,21 +314,9 @@ impl Checker<'_> {
     }
 }
 
-fn literal_type(literal: &Literal) -> Type {
-    match literal {
-        Literal::Null => Type::Null,
-        Literal::Bool(_) => Type::Bool,
-        Literal::Int(_) => Type::Int,
-        Literal::Uint(_) => Type::Uint,
-        Literal::Double(_) => Type::Double,
-        Literal::String(_) => Type::String,
-        Literal::Bytes(_) => Type::Bytes,
-    }
-}
-
 fn unwrap_optional(ty: &Type) -> (&Type, bool) {
     match ty {
-        Type::Optional(of) => (of, true),
+        Type::Of("optional_type", of) => (&of[0], true),
         other => (other, false),
     }
 }
@@ -351,7 +337,7 @@ impl Validator<'_> {
         if let Kind::Call(call) = &expr.kind {
             match (call.function.as_str(), call.args.first().map(|it| &it.kind)) {
                 (name @ ("duration" | "timestamp"), Some(Kind::Literal(literal))) => {
-                    if call.native.is_some_and(|it| it(&[eval::literal_value(literal)]).is_err()) {
+                    if call.native.is_some_and(|it| it.run(&[eval::literal_value(literal)]).is_err()) {
                         self.issue(call.args[0].id, format!("invalid {name} argument"));
                     }
                 }

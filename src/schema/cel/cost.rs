@@ -1,11 +1,9 @@
 //! What an expression may cost at most, known before it runs: upstream refuses rules that could be too costly, so these numbers are part of the API.
 //! Follows cel-go `checker/cost.go` and apiserver `pkg/cel/library/cost.go`.
 
-use std::collections::HashMap;
-
 use super::{
-    Environment,
-    ast::{ACCUMULATOR, Call, Expr, Fold, Kind, Literal},
+    Decl, Environment,
+    ast::{Call, Expr, Fold, Kind, Literal},
     types::Type,
 };
 
@@ -80,293 +78,266 @@ impl Held {
     }
 }
 
-/// A variable of a macro: the path it stands for, and what is known of its size.
-struct Local {
-    name: String,
-    path: Vec<String>,
+/// What is known of an expression: what it costs; its place in the schema, where it is a path, which may lead nowhere; its size; what it holds.
+#[derive(Clone, Debug)]
+struct Known {
+    cost: Range,
+    place: Option<Option<Decl>>,
     size: Option<Range>,
     held: Option<Held>,
 }
 
+impl Known {
+    const fn costing(cost: Range) -> Self {
+        Self { cost, place: None, size: None, held: None }
+    }
+
+    fn size(&self) -> Range {
+        self.size.unwrap_or(Range::UNKNOWN)
+    }
+
+    fn declared(&self) -> Option<Range> {
+        let max = u64::try_from(self.place.as_ref()?.as_ref()?.max_elements).ok()?;
+        Some(Range { min: 0, max })
+    }
+}
+
 pub fn estimate(expr: &Expr, types: &[Type], environment: &Environment) -> Range {
-    Coster { types, environment, paths: HashMap::new(), sizes: HashMap::new(), held: HashMap::new(), locals: Vec::new() }.cost(expr)
+    Coster { types, environment, locals: Vec::new() }.known(expr).cost
 }
 
 struct Coster<'a> {
     types: &'a [Type],
     environment: &'a Environment,
-    paths: HashMap<usize, Vec<String>>,
-    sizes: HashMap<usize, Range>,
-    held: HashMap<usize, Held>,
-    locals: Vec<Local>,
+    /// Variables of macros, the innermost last.
+    locals: Vec<(String, Known)>,
 }
 
 impl Coster<'_> {
-    fn cost(&mut self, expr: &Expr) -> Range {
+    fn known(&mut self, expr: &Expr) -> Known {
+        let mut known = self.node(expr);
+        if known.size.is_none() {
+            let local = || if let Kind::Ident(name) = &expr.kind { self.local(name)?.size } else { None };
+            known.size = known.declared().or_else(|| is_scalar(&self.types[expr.id]).then_some(Range::ONE)).or_else(local);
+        }
+        known
+    }
+
+    fn node(&mut self, expr: &Expr) -> Known {
         match &expr.kind {
-            Kind::Literal(_) | Kind::Broken => Range::ZERO,
-            Kind::Ident(name) => {
-                let path = self.local(name).map_or_else(|| vec![name.clone()], |it| it.path.clone());
-                self.paths.insert(expr.id, path);
-                Range::ONE
+            Kind::Literal(literal) => {
+                let size = match literal {
+                    Literal::String(text) => text.chars().count(),
+                    Literal::Bytes(bytes) => bytes.len(),
+                    _ => 1,
+                };
+                Known { size: Some(Range::fixed(size as u64)), ..Known::costing(Range::ZERO) }
             }
-            Kind::Select { operand, is_test: true, .. } => self.cost(operand),
+            Kind::Broken => Known::costing(Range::ZERO),
+            Kind::Ident(name) => match self.local(name) {
+                Some(local) => Known { cost: Range::ONE, size: None, ..local.clone() },
+                None => Known { place: Some(self.environment.place(name)), ..Known::costing(Range::ONE) },
+            },
+            Kind::Select { operand, is_test: true, .. } => Known::costing(self.known(operand).cost),
             Kind::Select { operand, field, .. } => {
-                let cost = self.cost(operand);
-                let is_counted = matches!(self.types[operand.id], Type::Map(_) | Type::Object(_) | Type::Param(_) | Type::Opaque(_));
-                let mut path = self.path(operand);
-                path.push(field.clone());
-                self.paths.insert(expr.id, path);
-                cost.plus(if is_counted { Range::ONE } else { Range::ZERO })
+                let of = self.known(operand);
+                let ty = &self.types[operand.id];
+                let is_counted = ty.name() == "map" || ty.is_opaque() || matches!(ty, Type::Object(_) | Type::Param(_));
+                Known { place: self.step(&of, field), ..Known::costing(of.cost.plus(Range::fixed(is_counted.into()))) }
             }
             Kind::Call(call) => self.call(expr, call),
             Kind::List(items) => {
-                let (mut sum, mut value) = (Range::ZERO, Range { min: if items.is_empty() { 0 } else { u64::MAX }, max: 0 });
-                for item in items {
-                    sum = sum.plus(self.cost(&item.value));
-                    value = value.union(self.size_or_unknown(&item.value));
-                }
-                self.held.insert(expr.id, Held { is_list: true, key: Range::ONE, value });
-                sum.plus(Range::fixed(LIST))
+                let items: Vec<Known> = items.iter().map(|it| self.known(&it.value)).collect();
+                let held = Held { is_list: true, key: Range::ONE, value: either(&items) };
+                Known { size: Some(Range::fixed(items.len() as u64)), held: Some(held), ..Known::costing(total(&items).plus(Range::fixed(LIST))) }
             }
             Kind::Map(entries) => {
-                let nothing = Range { min: if entries.is_empty() { 0 } else { u64::MAX }, max: 0 };
-                let (mut sum, mut key, mut value) = (Range::ZERO, nothing, nothing);
-                for entry in entries {
-                    sum = sum.plus(self.cost(&entry.key)).plus(self.cost(&entry.value));
-                    key = key.union(self.size_or_unknown(&entry.key));
-                    value = value.union(self.size_or_unknown(&entry.value));
-                }
-                self.held.insert(expr.id, Held { is_list: false, key, value });
-                sum.plus(Range::fixed(MAP))
+                let keys: Vec<Known> = entries.iter().map(|it| self.known(&it.key)).collect();
+                let values: Vec<Known> = entries.iter().map(|it| self.known(&it.value)).collect();
+                let held = Held { is_list: false, key: either(&keys), value: either(&values) };
+                let cost = total(&keys).plus(total(&values)).plus(Range::fixed(MAP));
+                Known { size: Some(Range::fixed(entries.len() as u64)), held: Some(held), ..Known::costing(cost) }
             }
-            Kind::Struct(_, fields) => fields.iter().fold(Range::fixed(STRUCT), |sum, it| sum.plus(self.cost(&it.value))),
-            Kind::Fold(fold) if fold.is_bind() => self.bind(expr, fold),
-            Kind::Fold(fold) => self.fold(expr, fold),
+            Kind::Struct(_, fields) => Known::costing(fields.iter().fold(Range::fixed(STRUCT), |sum, it| sum.plus(self.known(&it.value).cost))),
+            Kind::Fold(fold) if fold.is_bind() => self.bind(fold),
+            Kind::Fold(fold) => self.fold(fold),
         }
     }
 
-    fn local(&self, name: &str) -> Option<&Local> {
-        self.locals.iter().rev().find(|it| it.name == name)
+    fn local(&self, name: &str) -> Option<&Known> {
+        self.locals.iter().rev().find(|it| it.0 == name).map(|it| &it.1)
     }
 
-    fn path(&self, expr: &Expr) -> Vec<String> {
-        let local = match &expr.kind {
-            Kind::Ident(name) => self.local(name).map(|it| it.path.clone()),
-            _ => None,
-        };
-        local.or_else(|| self.paths.get(&expr.id).cloned()).unwrap_or_default()
+    /// A path that begins with no variable is taken from `self`, as upstream does.
+    fn step(&self, of: &Known, name: &str) -> Option<Option<Decl>> {
+        Some(match &of.place {
+            None => self.environment.place(name),
+            Some(place) => place.as_ref().and_then(|it| it.step(name)),
+        })
     }
 
-    fn push(&mut self, name: &str, expr: &Expr) {
-        let local = Local { name: name.to_owned(), path: self.path(expr), size: self.size(expr), held: self.held_by(expr) };
-        self.locals.push(local);
-    }
-
-    fn bind(&mut self, expr: &Expr, fold: &Fold) -> Range {
-        let cost = self.cost(&fold.range).plus(self.cost(&fold.init));
-        self.push(&fold.accu, &fold.init);
-        let cost = cost.plus(self.cost(&fold.result));
+    fn bind(&mut self, fold: &Fold) -> Known {
+        let (range, init) = (self.known(&fold.range).cost, self.known(&fold.init));
+        let cost = range.plus(init.cost);
+        self.locals.push((fold.accu.clone(), init));
+        let result = self.known(&fold.result);
         self.locals.pop();
-        self.copy_sizes(expr, &fold.result);
-        cost
+        Known { cost: cost.plus(result.cost), place: None, ..result }
     }
 
-    fn fold(&mut self, expr: &Expr, fold: &Fold) -> Range {
-        let mut sum = self.cost(&fold.range).plus(self.cost(&fold.init));
-        self.push(&fold.accu, &fold.init);
-        let held = self.held_by(&fold.range);
-        let is_list = held.map_or(matches!(self.types[fold.range.id], Type::List(_)), |it| it.is_list);
-        let path = self.path(&fold.range);
-        let mut declare = |name: &str, is_key: bool| {
-            let step = match (is_key, is_list) {
-                (true, true) => "@indices",
-                (true, false) => "@keys",
-                (false, true) => "@items",
-                (false, false) => "@values",
-            };
-            let path = path.iter().cloned().chain([step.to_owned()]).collect();
-            let size = held.map(|it| if is_key { it.key } else { it.value });
-            self.locals.push(Local { name: name.to_owned(), path, size, held: None });
-        };
-        declare(&fold.var, fold.var2.is_some() || !is_list);
-        if let Some(var2) = &fold.var2 {
-            declare(var2, false);
+    fn fold(&mut self, fold: &Fold) -> Known {
+        let (range, init) = (self.known(&fold.range), self.known(&fold.init));
+        let is_list = range.held.map_or(self.types[fold.range.id].name() == "list", |it| it.is_list);
+        let [key, value] = if is_list { ["@indices", "@items"] } else { ["@keys", "@values"] };
+        let key = Known { size: range.held.map(|it| it.key), place: self.step(&range, key), ..Known::costing(Range::ZERO) };
+        let value = Known { size: range.held.map(|it| it.value), place: self.step(&range, value), ..Known::costing(Range::ZERO) };
+        let depth = self.locals.len();
+        self.locals.push((fold.accu.clone(), init.clone()));
+        match &fold.var2 {
+            Some(var2) => self.locals.extend([(fold.var.clone(), key), (var2.clone(), value)]),
+            None => self.locals.push((fold.var.clone(), if is_list { value } else { key })),
         }
-        let step = self.cost(&fold.condition).plus(self.cost(&fold.step));
-        self.locals.truncate(self.locals.len() - 1 - usize::from(fold.var2.is_some()));
-        sum = sum.plus(self.cost(&fold.result));
-        self.locals.pop();
-        let count = self.size_or_unknown(&fold.range);
+        let (condition, step) = (self.known(&fold.condition).cost, self.known(&fold.step));
+        self.locals.truncate(depth + 1);
+        let result = self.known(&fold.result).cost;
+        self.locals.truncate(depth);
+        let cost = range.cost.plus(init.cost).plus(result).plus(range.size().times(condition.plus(step.cost)));
+        let known = Known::costing(cost);
         match &fold.init.kind {
-            Kind::Literal(_) => self.set_size(expr, self.size(&fold.init)),
-            Kind::List(_) | Kind::Map(_) => {
-                self.set_size(expr, Some(count));
-                if let Some(held) = self.held_by(&fold.step) {
-                    self.held.insert(expr.id, held);
-                }
-            }
-            _ => (),
-        }
-        sum.plus(count.times(step))
-    }
-
-    fn set_size(&mut self, expr: &Expr, size: Option<Range>) {
-        if let Some(size) = size {
-            self.sizes.insert(expr.id, size);
+            Kind::Literal(_) => Known { size: init.size, ..known },
+            Kind::List(_) | Kind::Map(_) => Known { size: Some(range.size()), held: step.held, ..known },
+            _ => known,
         }
     }
 
-    fn copy_sizes(&mut self, to: &Expr, from: &Expr) {
-        self.set_size(to, self.size(from));
-        if let Some(held) = self.held_by(from) {
-            self.held.insert(to.id, held);
-        }
-    }
-
-    fn held_by(&self, expr: &Expr) -> Option<Held> {
-        let local = || match &expr.kind {
-            Kind::Ident(name) => self.local(name).and_then(|it| it.held),
-            _ => None,
-        };
-        self.held.get(&expr.id).copied().or_else(local)
-    }
-
-    fn size_or_unknown(&self, expr: &Expr) -> Range {
-        self.size(expr).unwrap_or(Range::UNKNOWN)
-    }
-
-    /// What is known of a value's size: from the expression, from the schema, from the type.
-    fn size(&self, expr: &Expr) -> Option<Range> {
-        if let Some(known) = self.sizes.get(&expr.id) {
-            return Some(*known);
-        }
-        match &expr.kind {
-            Kind::Literal(Literal::String(text)) => return Some(Range::fixed(text.chars().count() as u64)),
-            Kind::Literal(Literal::Bytes(bytes)) => return Some(Range::fixed(bytes.len() as u64)),
-            Kind::Literal(_) => return Some(Range::ONE),
-            Kind::List(items) => return Some(Range::fixed(items.len() as u64)),
-            Kind::Map(entries) => return Some(Range::fixed(entries.len() as u64)),
-            _ => (),
-        }
-        let local = || match &expr.kind {
-            Kind::Ident(name) => self.local(name).and_then(|it| it.size),
-            _ => None,
-        };
-        self.declared(&self.path(expr)).or_else(|| is_scalar(&self.types[expr.id]).then_some(Range::ONE)).or_else(local)
-    }
-
-    fn declared(&self, path: &[String]) -> Option<Range> {
-        let max = self.environment.max_elements(path)?;
-        Some(Range { min: 0, max })
-    }
-
-    fn call(&mut self, expr: &Expr, call: &Call) -> Range {
+    fn call(&mut self, expr: &Expr, call: &Call) -> Known {
+        let all: Vec<Known> = call.all().map(|it| self.known(it)).collect();
+        let args = &all[usize::from(call.target.is_some())..];
         if call.function == "dyn" {
-            let cost = self.cost(&call.args[0]);
-            self.copy_sizes(expr, &call.args[0]);
-            return cost.plus(Range::ONE);
+            return Known { cost: args[0].cost.plus(Range::ONE), place: None, ..args[0].clone() };
         }
-        let costs: Vec<Range> = call.args.iter().map(|it| self.cost(it)).collect();
-        if call.overloads.is_empty() {
-            return Range::ZERO;
-        }
-        let target = call.target.as_ref().map_or(Range::ZERO, |it| self.cost(it));
-        let (mut cost, mut size): (Range, Option<Range>) = (Range { min: u64::MAX, max: 0 }, None);
-        for overload in &call.overloads {
-            let (own, result) = self.overload(expr, call, overload, &costs);
-            cost = cost.union(own);
-            size = size.zip(result).map(|(a, b)| a.union(b)).or(result).or(size);
+        let item = all.first().filter(|it| it.place.is_some()).and_then(|it| Known { place: self.step(it, "@items"), ..it.clone() }.declared());
+        let call = Costs { call, types: self.types, all: &all, args, item: item.unwrap_or(Range::UNKNOWN) };
+        let mut known = Known::costing(Range { min: u64::MAX, max: 0 });
+        for overload in &call.call.overloads {
+            let (cost, result) = call.overload(overload);
+            known.cost = known.cost.union(cost);
+            known.size = known.size.zip(result).map(|(a, b)| a.union(b)).or(result).or(known.size);
+            known.held = call.held(overload).or(known.held);
             let step = match *overload {
                 "index_list" => Some("@items"),
                 "index_map" => Some("@values"),
                 _ => None,
             };
             if let Some(step) = step {
-                size = self.held_by(&call.args[0]).map(|it| it.value);
-                let path = self.path(&call.args[0]).into_iter().chain([step.to_owned()]).collect();
-                self.paths.insert(expr.id, path);
+                known.size = args[0].held.map(|it| it.value);
+                known.place = self.step(&args[0], step);
             }
-            size = size.or_else(|| self.size(expr));
+            let scalar = is_scalar(&self.types[expr.id]).then_some(Range::ONE);
+            known.size = known.size.or_else(|| known.declared()).or(scalar);
         }
-        self.set_size(expr, size);
-        target.plus(cost)
+        let target = call.call.target.as_ref().map_or(Range::ZERO, |_| all[0].cost);
+        Known { cost: target.plus(known.cost), ..known }
+    }
+}
+
+/// What parts cost together.
+fn total(parts: &[Known]) -> Range {
+    parts.iter().fold(Range::ZERO, |sum, it| sum.plus(it.cost))
+}
+
+/// The size that each of the parts may have.
+fn either(parts: &[Known]) -> Range {
+    parts.iter().map(Known::size).reduce(Range::union).unwrap_or(Range::ZERO)
+}
+
+/// A call whose arguments are known.
+struct Costs<'a> {
+    call: &'a Call,
+    types: &'a [Type],
+    /// The receiver first, if there is one.
+    all: &'a [Known],
+    args: &'a [Known],
+    /// The size of what the first one holds, by its place.
+    item: Range,
+}
+
+impl Costs<'_> {
+    fn size(&self, at: usize) -> Range {
+        self.all.get(at).map_or(Range::UNKNOWN, Known::size)
     }
 
     /// The cost of a call of that overload, its arguments included, and the size of the result where it can be told.
-    fn overload(&mut self, expr: &Expr, call: &Call, overload: &str, costs: &[Range]) -> (Range, Option<Range>) {
-        let args = costs.iter().fold(Range::ZERO, |sum, it| sum.plus(*it));
-        if let Some((cost, size)) = self.lists(call, overload) {
-            return (cost.plus(args), Some(size));
+    fn overload(&self, overload: &str) -> (Range, Option<Range>) {
+        if let Some((cost, size)) = self.lists(overload) {
+            return (cost.plus(total(self.args)), Some(size));
         }
-        let result = self.result(expr, call, overload);
+        let result = self.result(overload);
+        let cost = |at: usize| self.args[at].cost;
         let cost = match overload {
-            "logical_or" | "logical_and" => Range { min: costs[0].min, max: costs[0].plus(costs[1]).max },
-            "conditional" => costs[0].plus(costs[1].union(costs[2])),
-            _ => self.own(call, overload, result).plus(args),
+            "logical_or" | "logical_and" => Range { min: cost(0).min, max: cost(0).plus(cost(1)).max },
+            "conditional" => cost(0).plus(cost(1).union(cost(2))),
+            _ => self.own(overload, result).plus(total(self.args)),
         };
         (cost, result)
     }
 
-    /// The receiver's size is the first.
-    fn size_of(&self, call: &Call, at: usize) -> Range {
-        call.all().nth(at).map_or(Range::UNKNOWN, |it| self.size_or_unknown(it))
-    }
-
     /// What a call costs without its arguments.
-    fn own(&self, call: &Call, overload: &str, result: Option<Range>) -> Range {
-        let size = |at: usize| self.size_of(call, at);
-        match (call.function.as_str(), &call.target) {
-            ("isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf", Some(list)) => match self.types[list.id].params().first() {
+    fn own(&self, overload: &str, result: Option<Range>) -> Range {
+        let size = |at: usize| self.size(at);
+        match (self.call.function.as_str(), &self.call.target) {
+            ("isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf", Some(list)) => match self.types[list.id].params().first().map(Type::name) {
                 None => size(0).traversed(),
-                Some(Type::String | Type::Bytes) => size(0).times(Range::ONE.plus(self.item_size(list).traversed())),
+                Some("string" | "bytes") => size(0).times(Range::ONE.plus(self.item.traversed())),
                 Some(_) => size(0),
             },
             ("startsWith" | "endsWith", _) => size(1).traversed(),
             ("join", _) => result.unwrap_or(Range::UNKNOWN).traversed(),
             ("containsIP" | "containsCIDR", _) => {
                 let text = if overload.ends_with("_string") { size(1) } else { Range::ZERO };
-                held_in(&call.function, Range { min: 4, max: 16 }, text)
+                held_in(&self.call.function, Range { min: 4, max: 16 }, text)
             }
             ("validate", _) => size(1).traversed().scaled(FORMAT_PATTERN * PATTERN),
-            ("_==_", _) => self.equality(call).unwrap_or_else(|| by_size("_==_", overload, size)),
+            ("_==_", _) => self.equality().unwrap_or_else(|| by_size("_==_", overload, size)),
             (function, _) => by_size(function, overload, size),
         }
     }
 
     /// The size of what a call makes.
-    fn result(&mut self, expr: &Expr, call: &Call, overload: &str) -> Option<Range> {
-        let size = |at: usize| self.size_of(call, at);
-        let both = |at: usize| Some((self.held_by(call.args.get(at)?)?, self.held_by(call.args.get(at + 1)?)?));
-        let (size, held) = match (call.function.as_str(), overload) {
-            ("_?_:_", _) => (size(1).union(size(2)), both(1)),
-            (_, "add_string" | "add_bytes" | "add_list") => (size(0).plus(size(1)), both(0)),
-            (_, "string_to_bytes") => (Range { min: size(0).min, max: size(0).max.saturating_mul(4) }, None),
-            (_, "bytes_to_string") => (Range { min: size(0).min / 4, max: size(0).max }, None),
-            ("strings.quote", _) => (size(0).plus(Range { min: 2, max: size(0).max.saturating_add(2) }), None),
-            ("url" | "jsonpatch.escapeKey" | "lowerAscii" | "upperAscii" | "substring" | "trim", _) => (size(0), None),
-            ("replace", _) => (replaced(size(0), size(1), size(2)), None),
-            ("split", _) => (Range { min: 0, max: number(call, 1).map_or(size(0).max, |it| it as u64) }, None),
-            ("find" | "findAll", _) => (Range { min: 0, max: size(0).max }, None),
+    fn result(&self, overload: &str) -> Option<Range> {
+        let size = |at: usize| self.size(at);
+        Some(match (self.call.function.as_str(), overload) {
+            ("_?_:_", _) => size(1).union(size(2)),
+            (_, "add_string" | "add_bytes" | "add_list") => size(0).plus(size(1)),
+            (_, "string_to_bytes") => Range { min: size(0).min, max: size(0).max.saturating_mul(4) },
+            (_, "bytes_to_string") => Range { min: size(0).min / 4, max: size(0).max },
+            ("strings.quote", _) => size(0).plus(Range { min: 2, max: size(0).max.saturating_add(2) }),
+            ("url" | "jsonpatch.escapeKey" | "lowerAscii" | "upperAscii" | "substring" | "trim", _) => size(0),
+            ("replace", _) => replaced(size(0), size(1), size(2)),
+            ("split", _) => Range { min: 0, max: number(self.call, 1).map_or(size(0).max, |it| it as u64) },
+            ("find" | "findAll", _) => Range { min: 0, max: size(0).max },
             ("join", _) => {
                 let less = |it: u64| it.saturating_sub(1);
-                let separators = if call.args.is_empty() { Range::ZERO } else { size(1).times(Range { min: less(size(0).min), max: less(size(0).max) }) };
-                (size(0).times(self.item_size(call.target.as_ref()?)).plus(separators), None)
+                let separators = if self.args.is_empty() { Range::ZERO } else { size(1).times(Range { min: less(size(0).min), max: less(size(0).max) }) };
+                size(0).times(self.item).plus(separators)
             }
             _ => return None,
-        };
-        if let Some((a, b)) = held {
-            self.held.insert(expr.id, a.union(b));
-        }
-        Some(size)
+        })
+    }
+
+    /// What a list or map may hold that is one of two, or both together.
+    fn held(&self, overload: &str) -> Option<Held> {
+        let [.., a, b] = self.args else { return None };
+        let is_either = self.call.function == "_?_:_" || matches!(overload, "add_string" | "add_bytes" | "add_list");
+        if is_either { Some(a.held?.union(b.held?)) } else { None }
     }
 
     /// Cost and size of the lists that functions make (cel-go `ext/lists.go`).
-    fn lists(&self, call: &Call, overload: &str) -> Option<(Range, Range)> {
-        let size = |at: usize| self.size_of(call, at);
-        let number = |at: usize, other: u64| number(call, at).map_or(other, |it| u64::try_from(it).unwrap_or(0));
+    fn lists(&self, overload: &str) -> Option<(Range, Range)> {
+        let size = |at: usize| self.size(at);
+        let number = |at: usize, other: u64| number(self.call, at).map_or(other, |it| u64::try_from(it).unwrap_or(0));
         let sorted = if overload.contains("string") || overload.contains("bytes") { 2.0 + TRAVERSAL } else { 2.0 };
-        let (factor, made) = match call.function.as_str() {
+        let (factor, made) = match self.call.function.as_str() {
             "slice" => (1.0, Range::fixed(number(1, u64::MAX).wrapping_sub(number(0, 0)))),
             "flatten" if overload == "list_flatten_int" => (number(0, u64::MAX) as f64, size(0)),
             "flatten" | "reverse" => (1.0, size(0)),
@@ -379,26 +350,14 @@ impl Coster<'_> {
         Some((made.scaled(factor).plus(Range::fixed(1 + LIST)), made))
     }
 
-    /// The size of what a list holds, by its path.
-    fn item_size(&self, list: &Expr) -> Range {
-        let mut path = self.path(list);
-        if path.first().is_some_and(|it| it == ACCUMULATOR) {
-            path.clear();
-        }
-        if !path.is_empty() {
-            path.push("@items".to_owned());
-        }
-        self.declared(&path).unwrap_or(Range::UNKNOWN)
-    }
-
-    fn equality(&self, call: &Call) -> Option<Range> {
-        let (Type::Opaque(name), Type::Opaque(other)) = (&self.types[call.args[0].id], &self.types[call.args[1].id]) else { return None };
-        if name != other {
+    fn equality(&self) -> Option<Range> {
+        let [left, right] = [0, 1].map(|at| &self.types[self.call.args[at].id]);
+        if !left.is_opaque() || left != right {
             return None;
         }
-        let max = match *name {
+        let max = match left.name() {
             "kubernetes.NamedFormat" => 64,
-            "kubernetes.URL" => self.size(&call.args[1]).map_or(1, |it| it.max),
+            "kubernetes.URL" => self.args[1].size.map_or(1, |it| it.max),
             _ => return Some(Range::ONE),
         };
         Some(Range { min: 1, max }.traversed())
@@ -407,9 +366,8 @@ impl Coster<'_> {
 
 fn is_scalar(ty: &Type) -> bool {
     match ty {
-        Type::Bool | Type::Double | Type::Duration | Type::Int | Type::Timestamp | Type::Uint => true,
-        Type::Optional(of) => is_scalar(of),
-        _ => false,
+        Type::Of("optional_type", of) => is_scalar(&of[0]),
+        ty => matches!(ty.name(), "bool" | "double" | "int" | "uint" | "google.protobuf.Duration" | "google.protobuf.Timestamp"),
     }
 }
 

@@ -41,11 +41,17 @@ pub struct Object {
     pub is_open: bool,
 }
 
+impl PartialEq for Object {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
 impl Object {
     /// The type of a field: `Object.spec.x` is an object type of that name itself.
     pub fn field(&self, name: &str) -> Option<Type> {
         if self.is_open {
-            return Some(Type::Dyn);
+            return Some(Type::DYN);
         }
         self.fields.get(name).map(Decl::ty)
     }
@@ -77,14 +83,14 @@ impl Decl {
     }
 
     pub fn string() -> Self {
-        Self::sized(Type::String, 2, REQUEST_BYTES_MAX - 2)
+        Self::sized(Type::STRING, 2, REQUEST_BYTES_MAX - 2)
     }
 
     pub fn ty(&self) -> Type {
         match &self.shape {
             Shape::Scalar(ty) => ty.clone(),
             Shape::List(of) => Type::list(of.ty()),
-            Shape::Map(of) => Type::map(Type::String, of.ty()),
+            Shape::Map(of) => Type::map(Type::STRING, of.ty()),
             Shape::Object(object) => Type::Object(object.clone()),
         }
     }
@@ -93,9 +99,17 @@ impl Decl {
     pub fn step(&self, name: &str) -> Option<Decl> {
         match (&self.shape, name) {
             (Shape::List(of), "@items") | (Shape::Map(of), "@values") => Some(of.as_ref().clone()),
-            (Shape::Map(_), "@keys") => Some(Self::sized(Type::String, 2, 0)),
+            (Shape::Map(_), "@keys") => Some(Self::sized(Type::STRING, 2, 0)),
             (Shape::Object(object), name) => object.fields.get(name).cloned(),
             _ => None,
+        }
+    }
+
+    /// Of a property; expressions do not see one whose name they cannot spell, but those of its own schema do.
+    pub fn property(&self, name: &str, schema: &Value) -> Option<Decl> {
+        match escape(name) {
+            Some(escaped) => self.step(&escaped),
+            None => Self::from_structural(schema, is_embedded(schema), "selfType"),
         }
     }
 
@@ -108,7 +122,7 @@ impl Decl {
     pub fn from_structural(schema: &Value, is_root: bool, name: &str) -> Option<Self> {
         if schema["x-kubernetes-int-or-string"] == true {
             let most = schema.int_at(&["maxLength"]).map_or(REQUEST_BYTES_MAX - 2, |it| it.max(0) * 4);
-            return Some(Self::sized(Type::Dyn, 1, most));
+            return Some(Self::sized(Type::DYN, 1, most));
         }
         match schema.text("type") {
             "array" => {
@@ -125,9 +139,9 @@ impl Decl {
             }
             "object" => Some(Self::structural_object(schema, is_root, name)),
             "string" => Some(Self::structural_string(schema)),
-            "boolean" => Some(Self::sized(Type::Bool, 4, 0)),
-            "number" => Some(Self::sized(Type::Double, 1, 0)),
-            "integer" => Some(Self::sized(Type::Int, 1, 0)),
+            "boolean" => Some(Self::sized(Type::BOOL, 4, 0)),
+            "number" => Some(Self::sized(Type::DOUBLE, 1, 0)),
+            "integer" => Some(Self::sized(Type::INT, 1, 0)),
             _ => None,
         }
     }
@@ -156,14 +170,14 @@ impl Decl {
 
     fn structural_string(schema: &Value) -> Self {
         match schema.text("format") {
-            "byte" => Self::sized(Type::Bytes, 2, bound(schema, "maxLength").unwrap_or(REQUEST_BYTES_MAX - 2)),
-            "duration" => Self::sized(Type::Duration, 3, 32),
-            "date" => Self::sized(Type::Timestamp, 12, 12),
-            "date-time" => Self::sized(Type::Timestamp, 21, 32),
+            "byte" => Self::sized(Type::BYTES, 2, bound(schema, "maxLength").unwrap_or(REQUEST_BYTES_MAX - 2)),
+            "duration" => Self::sized(Type::DURATION, 3, 32),
+            "date" => Self::sized(Type::TIMESTAMP, 12, 12),
+            "date-time" => Self::sized(Type::TIMESTAMP, 21, 32),
             _ => {
                 let longest = schema.texts_at(&["enum"]).map(|it| it.len() as i64).max();
                 let most = bound(schema, "maxLength").map(|it| it * 4).or(longest).unwrap_or(REQUEST_BYTES_MAX - 2);
-                Self::sized(Type::String, 2, most)
+                Self::sized(Type::STRING, 2, most)
             }
         }
     }
@@ -175,16 +189,16 @@ impl Decl {
 
     fn builtin(schema: &Schema, name: &str, depth: usize) -> Self {
         if let Some(rules) = &schema.rules {
-            return Self::from_structural(&rules.source, false, name).unwrap_or_else(|| Self::scalar(Type::Dyn));
+            return Self::from_structural(&rules.source, false, name).unwrap_or_else(|| Self::scalar(Type::DYN));
         }
         match &schema.shape {
-            _ if depth == 0 => Self::scalar(Type::Dyn),
-            Node::Bool => Self::scalar(Type::Bool),
-            Node::Int32 | Node::Int64 => Self::scalar(Type::Int),
-            Node::Float => Self::scalar(Type::Double),
+            _ if depth == 0 => Self::scalar(Type::DYN),
+            Node::Bool => Self::scalar(Type::BOOL),
+            Node::Int32 | Node::Int64 => Self::scalar(Type::INT),
+            Node::Float => Self::scalar(Type::DOUBLE),
             Node::String | Node::Quantity | Node::Duration => Self::string(),
-            Node::Bytes => Self::sized(Type::Bytes, 2, REQUEST_BYTES_MAX - 2),
-            Node::Time | Node::MicroTime => Self::sized(Type::Timestamp, 21, 32),
+            Node::Bytes => Self::sized(Type::BYTES, 2, REQUEST_BYTES_MAX - 2),
+            Node::Time | Node::MicroTime => Self::sized(Type::TIMESTAMP, 21, 32),
             Node::Map { values, .. } => Self::map(Self::builtin(values, &format!("{name}.@elem"), depth - 1)),
             Node::List { items, .. } => Self::list(Self::builtin(items, &format!("{name}.@idx"), depth - 1)),
             Node::Object(shape) => {
@@ -195,7 +209,7 @@ impl Decl {
                 }
                 Self { shape: Shape::Object(Arc::new(Object { name: name.to_owned(), fields, is_open: false })), max_elements: 0, min_size: 2 }
             }
-            _ => Self::scalar(Type::Dyn),
+            _ => Self::scalar(Type::DYN),
         }
     }
 }

@@ -44,8 +44,8 @@ impl<'a, 'b> Evaluator<'a, 'b> {
             Kind::Select { operand, field, is_test: true } => self.has(operand, field),
             Kind::Select { operand, field, .. } => self.select(operand, field),
             Kind::Call(call) => self.call(call),
-            Kind::List(items) => self.list(items),
-            Kind::Map(entries) => self.map(entries),
+            Kind::List(items) => self.list(expr, items),
+            Kind::Map(entries) => self.map(expr, entries),
             Kind::Struct(name, fields) => self.structure(name, fields),
             Kind::Fold(fold) if fold.is_bind() => self.bind(fold),
             Kind::Fold(fold) => self.fold(fold),
@@ -65,7 +65,7 @@ impl<'a, 'b> Evaluator<'a, 'b> {
                 self.charge(1)?;
                 Ok(value)
             }
-            None => Type::named(name).map_or_else(|| fail(format!("no such attribute(s): {name}")), |it| Ok(Val::Type(it.runtime_name().to_owned()))),
+            None => Type::named(name).map_or_else(|| fail(format!("no such attribute(s): {name}")), |it| Ok(Val::Type(it.name().to_owned()))),
         }
     }
 
@@ -88,43 +88,34 @@ impl<'a, 'b> Evaluator<'a, 'b> {
     fn has(&mut self, operand: &'b Expr, field: &str) -> Eval<Val<'a>> {
         let value = self.eval(operand).inspect_err(|_| self.cost = self.cost.saturating_sub(1))?;
         self.charge_chain(operand)?;
+        let key = Val::String(field.into());
         let is_there = match value {
             Val::Variables => self.bindings.variable(field).is_ok(),
-            Val::Optional(None) => false,
-            Val::Optional(Some(it)) => it.find(&Val::String(field.into()))?.is_some(),
-            value => value.find(&Val::String(field.into()))?.is_some(),
+            Val::Optional(it) => it.map(|it| it.find(&key)).transpose()?.flatten().is_some(),
+            value => value.find(&key)?.is_some(),
         };
         Ok(Val::Bool(is_there))
     }
 
-    fn list(&mut self, items: &'b [Item]) -> Eval<Val<'a>> {
+    fn list(&mut self, expr: &Expr, items: &'b [Item]) -> Eval<Val<'a>> {
         let mut list = Vec::with_capacity(items.len());
         for item in items {
-            match (self.eval(&item.value)?, item.is_optional) {
-                (value, false) => list.push(value),
-                (Val::Optional(value), true) => list.extend(value.map(|it| it.as_ref().clone())),
-                (other, true) => return fail(format!("cannot initialize optional list element from non-optional value {}", other.shown())),
-            }
+            list.extend(present(self.eval(&item.value)?, item.is_optional, || "list element".to_owned())?);
         }
-        self.charge(if is_constant_list(items) { 0 } else { cost::LIST })?;
+        self.charge(if is_constant(expr) { 0 } else { cost::LIST })?;
         Ok(Val::list(list))
     }
 
-    fn map(&mut self, entries: &'b [Entry]) -> Eval<Val<'a>> {
+    fn map(&mut self, expr: &Expr, entries: &'b [Entry]) -> Eval<Val<'a>> {
         let mut map = BTreeMap::new();
         for entry in entries {
-            let key = self.eval(&entry.key)?;
-            let value = self.eval(&entry.value)?;
-            let Some(place) = Key::of(&key) else { return fail(format!("unsupported key type: {}", key.type_name())) };
-            let value = match (value, entry.is_optional) {
-                (value, false) => value,
-                (Val::Optional(Some(value)), true) => value.as_ref().clone(),
-                (Val::Optional(None), true) => continue,
-                (other, true) => return fail(format!("cannot initialize optional entry '{}' from non-optional value {}", key.shown(), other.shown())),
-            };
-            map.insert(place, (key, value));
+            let (key, value) = (self.eval(&entry.key)?, self.eval(&entry.value)?);
+            let place = Key::of(&key)?;
+            if let Some(value) = present(value, entry.is_optional, || format!("entry '{}'", key.shown()))? {
+                map.insert(place, (key, value));
+            }
         }
-        self.charge(if is_constant_map(entries) { 0 } else { cost::MAP })?;
+        self.charge(if is_constant(expr) { 0 } else { cost::MAP })?;
         Ok(Val::Map(Map::Made(Rc::new(map))))
     }
 
@@ -132,11 +123,8 @@ impl<'a, 'b> Evaluator<'a, 'b> {
         let mut made = BTreeMap::new();
         for field in fields {
             let Kind::Literal(Literal::String(key)) = &field.key.kind else { continue };
-            match (self.eval(&field.value)?, field.is_optional) {
-                (Val::Optional(None), true) => (),
-                (Val::Optional(Some(value)), true) => _ = made.insert(key.clone(), value.as_ref().clone()),
-                (value, _) => _ = made.insert(key.clone(), value),
-            }
+            let value = present(self.eval(&field.value)?, field.is_optional, || format!("entry '{key}'"))?;
+            made.extend(value.map(|it| (key.clone(), it)));
         }
         self.charge(cost::STRUCT)?;
         Ok(Val::Object(Rc::new((name.to_owned(), made))))
@@ -175,7 +163,7 @@ impl<'a, 'b> Evaluator<'a, 'b> {
             }
             Val::Map(map) => {
                 for key in map.keys() {
-                    let value = if fold.var2.is_some() { Some(map.find(&key)?.unwrap_or(Val::Null)) } else { None };
+                    let value = fold.var2.as_ref().map(|_| map.find(&key)).transpose()?.map(|it| it.unwrap_or(Val::Null));
                     if !self.round(fold, key, value)? {
                         break;
                     }
@@ -243,7 +231,7 @@ impl<'a, 'b> Evaluator<'a, 'b> {
                 self.charge_chain(operand)?;
                 let found = match (call.native, &value) {
                     (_, Val::Variables) => Ok(self.bindings.variable(&index.shown()).map_or_else(|_| Val::none(), Val::some)),
-                    (Some(native), _) => native(&[value, index]),
+                    (Some(native), _) => native.run(&[value, index]),
                     (None, _) => no_overload(),
                 }?;
                 self.charge(u64::from(matches!(found, Val::Optional(Some(_)))))?;
@@ -292,7 +280,7 @@ impl<'a, 'b> Evaluator<'a, 'b> {
         let Some(native) = call.native else { return no_overload() };
         let result = match (call.function.as_str(), args.first()) {
             ("sum", Some(Val::List(list))) if list.len() == 0 => Ok(zero_of(&call.overloads)),
-            _ => native(&args),
+            _ => native.run(&args),
         };
         if !is_constant_call(call) {
             self.charge(call_cost(call, &args, &result))?;
@@ -327,20 +315,29 @@ impl<'a, 'b> Evaluator<'a, 'b> {
 
     /// `&&` and `||`: one side that decides outdoes an error on the other.
     fn logic(&mut self, left: &'b Expr, right: &'b Expr, decisive: bool) -> Eval<Val<'a>> {
-        let left = self.eval(left);
-        match &left {
-            Ok(Val::Bool(value)) if *value == decisive => return left,
-            Err(error) if !matches!(error, EvalError::Failed(_)) => return left,
-            _ => (),
+        let (mut failure, mut is_odd) = (None, false);
+        for side in [left, right] {
+            match self.eval(side) {
+                Ok(Val::Bool(value)) if value == decisive => return Ok(Val::Bool(decisive)),
+                Ok(value) => is_odd |= !matches!(value, Val::Bool(_)),
+                Err(EvalError::Failed(why)) => failure = failure.or(Some(why)),
+                Err(over) => return Err(over),
+            }
         }
-        match (left, self.eval(right)) {
-            (_, Ok(Val::Bool(value))) if value == decisive => Ok(Val::Bool(decisive)),
-            (_, Err(error)) if !matches!(error, EvalError::Failed(_)) => Err(error),
-            (Ok(Val::Bool(_)), right @ Ok(Val::Bool(_))) => right,
-            (Err(error), _) => Err(error),
-            (_, Err(error)) => Err(error),
-            _ => no_overload(),
+        match failure {
+            Some(why) => fail(why),
+            None if is_odd => no_overload(),
+            None => Ok(Val::Bool(!decisive)),
         }
+    }
+}
+
+/// A part of a list or map; an optional one may be none.
+fn present<'a>(value: Val<'a>, is_optional: bool, what: impl FnOnce() -> String) -> Eval<Option<Val<'a>>> {
+    match value {
+        value if !is_optional => Ok(Some(value)),
+        Val::Optional(it) => Ok(it.as_deref().cloned()),
+        other => fail(format!("cannot initialize optional {} from non-optional value {}", what(), other.shown())),
     }
 }
 
@@ -350,10 +347,9 @@ pub fn try_constants(expr: &Expr) -> Result<(), String> {
         if let ("find" | "findAll", [Expr { kind: Kind::Literal(Literal::String(pattern)), .. }, ..]) = (call.function.as_str(), &call.args[..]) {
             strings::regex(pattern).map_err(|it| it.to_string())?;
         }
-        let native = call.native.filter(|_| is_constant_call(call) && matches!(call.args[..], [Expr { kind: Kind::Literal(_), .. }]));
-        let literal = call.args.first().and_then(|it| if let Kind::Literal(literal) = &it.kind { Some(literal_value(literal)) } else { None });
-        if let (Some(native), Some(literal)) = (native, literal) {
-            native(&[literal]).map_err(|it| it.to_string())?;
+        let native = call.native.filter(|_| is_constant_call(call) && call.args.len() == 1);
+        if let (Some(native), Some(literal)) = (native, call.args.first().and_then(literal_of)) {
+            native.run(&[literal]).map_err(|it| it.to_string())?;
         }
     }
     expr.children().into_iter().try_for_each(try_constants)
@@ -366,6 +362,10 @@ fn is_chain(expr: &Expr) -> bool {
         Kind::Call(call) => matches!(call.function.as_str(), "_[_]" | "_?._" | "_[?_]"),
         _ => false,
     }
+}
+
+fn literal_of<'a>(expr: &Expr) -> Option<Val<'a>> {
+    if let Kind::Literal(literal) = &expr.kind { Some(literal_value(literal)) } else { None }
 }
 
 pub fn literal_value<'a>(literal: &Literal) -> Val<'a> {
@@ -384,8 +384,8 @@ pub fn literal_value<'a>(literal: &Literal) -> Val<'a> {
 fn is_constant(expr: &Expr) -> bool {
     match &expr.kind {
         Kind::Literal(_) => true,
-        Kind::List(items) => is_constant_list(items),
-        Kind::Map(entries) => is_constant_map(entries),
+        Kind::List(items) => items.iter().all(|it| !it.is_optional && is_constant(&it.value)),
+        Kind::Map(entries) => entries.iter().all(|it| !it.is_optional && is_constant(&it.key) && is_constant(&it.value)),
         Kind::Call(call) => is_constant_call(call),
         _ => false,
     }
@@ -397,19 +397,10 @@ pub fn is_constant_call(call: &Call) -> bool {
     is_conversion && call.target.is_none() && call.args.iter().all(is_constant)
 }
 
-fn is_constant_list(items: &[Item]) -> bool {
-    items.iter().all(|it| !it.is_optional && is_constant(&it.value))
-}
-
-fn is_constant_map(entries: &[Entry]) -> bool {
-    entries.iter().all(|it| !it.is_optional && is_constant(&it.key) && is_constant(&it.value))
-}
-
 /// A list of scalar literals, in which `in` looks for free.
 fn literal_list<'a>(expr: &Expr) -> Option<List<'a>> {
     let Kind::List(items) = &expr.kind else { return None };
-    let values: Option<Vec<Val<'a>>> = items.iter().map(|it| if let Kind::Literal(literal) = &it.value.kind { Some(literal_value(literal)) } else { None }).collect();
-    Some(List::Made(Rc::new(values?), None))
+    Some(List::Made(Rc::new(items.iter().map(|it| literal_of(&it.value)).collect::<Option<_>>()?), None))
 }
 
 fn zero_of<'a>(overloads: &[&str]) -> Val<'a> {
@@ -462,7 +453,7 @@ fn traversal(value: &Val<'_>) -> u64 {
         Val::String(it) => (it.len() as f64 * cost::TRAVERSAL) as u64,
         Val::Bytes(it) => (it.len() as f64 * cost::TRAVERSAL) as u64,
         Val::List(list) => list.iter().map(|it| it.as_ref().map_or(1, traversal)).sum(),
-        Val::Map(map) => map.keys().iter().map(|key| traversal(key) + map.find(key).ok().flatten().as_ref().map_or(1, traversal)).sum(),
+        Val::Map(map) => map.entries().unwrap_or_default().iter().map(|(key, value)| traversal(key) + traversal(value)).sum(),
         _ => 1,
     }
 }

@@ -16,26 +16,29 @@ pub type Complaint = (Option<usize>, String);
 
 pub fn format(text: &str, args: &[Val<'_>]) -> Eval<String> {
     let mut output = String::new();
-    let mut write = |piece: Piece<'_>| {
-        match piece {
+    for piece in pieces(text, args.len()) {
+        match piece.or_else(|(_, why)| fail(why))? {
             Piece::Text(text) => output.push_str(text),
             Piece::Clause(clause, precision, at) => match clause_text(clause, precision, &args[at]) {
                 Ok(text) => output.push_str(&text),
-                Err(why) => return Err((None, format!("error during formatting: {why}"))),
+                Err(why) => return fail(format!("error during formatting: {why}")),
             },
         }
-        Ok(())
-    };
-    let done = pieces(text, args.len(), &mut write).map_err(|(_, why)| why);
-    done.map_or_else(fail, |_| Ok(output))
+    }
+    Ok(output)
 }
 
 /// Checks the types of the arguments; returns how many the format wants.
 pub fn check(text: &str, args: &[Type]) -> Result<usize, Complaint> {
-    pieces(text, args.len(), &mut |piece| match piece {
-        Piece::Clause(clause, _, at) if !fits(clause, &args[at]) => Err((Some(at), format!("error during formatting: {}", refusal(clause, args[at].runtime_name())))),
-        _ => Ok(()),
-    })
+    let mut count = 0;
+    for piece in pieces(text, args.len()) {
+        let Piece::Clause(clause, _, at) = piece? else { continue };
+        if !args[at].is_dyn() && !fits(clause, &args[at]) {
+            return Err((Some(at), format!("error during formatting: {}", refusal(clause, args[at].name()))));
+        }
+        count += 1;
+    }
+    Ok(count)
 }
 
 enum Piece<'a> {
@@ -44,27 +47,25 @@ enum Piece<'a> {
     Clause(char, Option<usize>, usize),
 }
 
-/// Calls `each` with every piece; returns the number of clauses.
-fn pieces<'a>(text: &'a str, count: usize, each: &mut dyn FnMut(Piece<'a>) -> Result<(), Complaint>) -> Result<usize, Complaint> {
-    let (mut rest, mut used) = (text, 0);
-    while let Some(at) = rest.find('%') {
-        each(Piece::Text(&rest[..at]))?;
-        rest = &rest[at + 1..];
-        if let Some(after) = rest.strip_prefix('%') {
-            each(Piece::Text("%"))?;
-            rest = after;
-            continue;
+/// The pieces of a format for that many arguments; the last one may be what is wrong.
+fn pieces(text: &str, count: usize) -> impl Iterator<Item = Result<Piece<'_>, Complaint>> {
+    let (mut rest, mut used) = (Some(text), 0);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let Some(after) = text.strip_prefix('%') else {
+            let (plain, after) = text.split_at(text.find('%').unwrap_or(text.len()));
+            rest = Some(after).filter(|it| !it.is_empty());
+            return Some(Ok(Piece::Text(plain)));
+        };
+        if let Some(after) = after.strip_prefix('%') {
+            rest = Some(after);
+            return Some(Ok(Piece::Text("%")));
         }
-        if used >= count {
-            return Err((None, format!("index {used} out of range")));
-        }
-        let (clause, precision, after) = clause(rest)?;
-        each(Piece::Clause(clause, precision, used))?;
-        rest = after;
+        let clause = if used < count { clause(after) } else { Err((None, format!("index {used} out of range"))) };
+        rest = clause.as_ref().ok().map(|it| it.2);
         used += 1;
-    }
-    each(Piece::Text(rest))?;
-    Ok(used)
+        Some(clause.map(|(letter, precision, _)| Piece::Clause(letter, precision, used - 1)))
+    })
 }
 
 fn clause(text: &str) -> Result<(char, Option<usize>, &str), Complaint> {
@@ -90,13 +91,12 @@ fn clause(text: &str) -> Result<(char, Option<usize>, &str), Complaint> {
 }
 
 fn fits(clause: char, ty: &Type) -> bool {
-    match (clause, ty) {
-        (_, Type::Dyn) => true,
-        ('d' | 'o', _) => matches!(ty, Type::Int | Type::Uint),
-        ('f' | 'e', _) => matches!(ty, Type::Double | Type::String),
-        ('b', _) => matches!(ty, Type::Int | Type::Uint | Type::Bool),
-        ('x' | 'X', _) => matches!(ty, Type::Int | Type::Uint | Type::String | Type::Bytes),
-        _ => !matches!(ty, Type::Opaque(_) | Type::Object(_) | Type::Optional(_) | Type::Error | Type::Param(_)),
+    match clause {
+        'd' | 'o' => matches!(ty.name(), "int" | "uint"),
+        'f' | 'e' => matches!(ty.name(), "double" | "string"),
+        'b' => matches!(ty.name(), "int" | "uint" | "bool"),
+        'x' | 'X' => matches!(ty.name(), "int" | "uint" | "string" | "bytes"),
+        _ => matches!(ty, Type::Of(..)) && !ty.is_opaque() && !matches!(ty.name(), "optional_type" | "error"),
     }
 }
 
@@ -115,28 +115,25 @@ fn refusal(clause: char, name: &str) -> String {
 
 fn clause_text(clause: char, precision: Option<usize>, value: &Val<'_>) -> Result<String, String> {
     let digits = precision.unwrap_or(PRECISION);
+    let refuse = || refusal(clause, value.type_name());
+    let hex = |bytes: &[u8]| bytes.iter().map(|it| format!("{it:02x}")).collect();
     Ok(match (clause, value) {
+        ('X', _) => clause_text('x', precision, value)?.to_ascii_uppercase(),
         ('s', _) => shown(value, false)?,
         ('d', Val::Int(it)) => it.to_string(),
         ('d', Val::Uint(it)) => it.to_string(),
-        ('f', _) => fixed(double(value).ok_or_else(|| refusal(clause, value.type_name()))?, digits),
-        ('e', _) => scientific(double(value).ok_or_else(|| refusal(clause, value.type_name()))?, digits),
+        ('f', _) => fixed(double(value).ok_or_else(refuse)?, digits),
+        ('e', _) => scientific(double(value).ok_or_else(refuse)?, digits),
         ('b', Val::Int(it)) => signed(*it, |it| format!("{it:b}")),
         ('b', Val::Uint(it)) => format!("{it:b}"),
         ('b', Val::Bool(it)) => u8::from(*it).to_string(),
         ('o', Val::Int(it)) => signed(*it, |it| format!("{it:o}")),
         ('o', Val::Uint(it)) => format!("{it:o}"),
-        ('x' | 'X', Val::Int(_) | Val::Uint(_) | Val::String(_) | Val::Bytes(_)) => {
-            let lower = match value {
-                Val::Int(it) => signed(*it, |it| format!("{it:x}")),
-                Val::Uint(it) => format!("{it:x}"),
-                Val::String(it) => it.bytes().map(|it| format!("{it:02x}")).collect(),
-                Val::Bytes(it) => it.iter().map(|it| format!("{it:02x}")).collect(),
-                _ => String::new(),
-            };
-            if clause == 'X' { lower.to_ascii_uppercase() } else { lower }
-        }
-        _ => return Err(refusal(clause, value.type_name())),
+        ('x', Val::Int(it)) => signed(*it, |it| format!("{it:x}")),
+        ('x', Val::Uint(it)) => format!("{it:x}"),
+        ('x', Val::String(it)) => hex(it.as_bytes()),
+        ('x', Val::Bytes(it)) => hex(it),
+        _ => return Err(refuse()),
     })
 }
 
@@ -199,21 +196,18 @@ fn shown(value: &Val<'_>, is_inside: bool) -> Result<String, String> {
         Val::Bytes(it) if is_inside => Ok(format!("b{:?}", String::from_utf8_lossy(it))),
         Val::Double(it) if is_inside => Ok(format!("{it:.PRECISION$}")),
         Val::Duration(it) if is_inside => Ok(format!("duration({:?})", super::time::duration_text(*it))),
-        Val::Timestamp(it) if is_inside => Ok(format!("timestamp({:?})", super::time::timestamp_text(*it))),
+        Val::Timestamp(it) if is_inside => Ok(format!("timestamp({:?})", it.to_string())),
         Val::Type(it) if is_inside => Ok(format!("type({it})")),
         Val::List(list) => {
             let items: Vec<String> = list.iter().map(|it| shown(&it.map_err(told)?, true)).collect::<Result<_, _>>()?;
             Ok(format!("[{}]", items.join(", ")))
         }
         Val::Map(map) => {
-            let mut pairs = Vec::new();
-            for key in map.keys() {
-                if !matches!(key, Val::String(_) | Val::Bool(_) | Val::Int(_) | Val::Uint(_)) {
-                    return Err(format!("no formatting function for map key of type {}", key.type_name()));
-                }
-                let entry = map.find(&key).map_err(told)?.unwrap_or(Val::Null);
-                pairs.push((shown(&key, true)?, shown(&entry, true)?));
-            }
+            let pair = |(key, value): (Val<'_>, Val<'_>)| match key {
+                Val::String(_) | Val::Bool(_) | Val::Int(_) | Val::Uint(_) => Ok((shown(&key, true)?, shown(&value, true)?)),
+                _ => Err(format!("no formatting function for map key of type {}", key.type_name())),
+            };
+            let mut pairs: Vec<(String, String)> = map.entries().map_err(told)?.into_iter().map(pair).collect::<Result<_, _>>()?;
             pairs.sort();
             Ok(format!("{{{}}}", pairs.iter().map(|(key, value)| format!("{key}:{value}")).collect::<Vec<_>>().join(", ")))
         }

@@ -4,21 +4,24 @@ use std::{
     cmp::Ordering,
     collections::BTreeMap,
     fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr},
     rc::Rc,
 };
 
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use ipnet::IpNet;
+
 use super::{
-    functions::Native,
-    value::{Eval, Key, Map, Val, fail, no_overload},
+    strings,
+    value::{Eval, Key, Map, Val, fail, no_overload, or_fail},
 };
-use crate::meta::{Quantity, names};
+use crate::meta::{Quantity, names, quantity};
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Kube {
     Quantity(Quantity),
     Ip(IpAddr),
-    Cidr(IpAddr, u8),
+    Cidr(IpNet),
     Url(Url),
     Semver(Semver),
     Format(&'static Format),
@@ -29,7 +32,7 @@ impl Kube {
         match self {
             Self::Quantity(_) => "kubernetes.Quantity",
             Self::Ip(_) => "net.IP",
-            Self::Cidr(..) => "net.CIDR",
+            Self::Cidr(_) => "net.CIDR",
             Self::Url(_) => "kubernetes.URL",
             Self::Semver(_) => "kubernetes.Semver",
             Self::Format(_) => "kubernetes.NamedFormat",
@@ -41,8 +44,16 @@ impl Kube {
         match self {
             Self::Ip(IpAddr::V4(_)) => 4,
             Self::Ip(IpAddr::V6(_)) => 16,
-            Self::Cidr(_, bits) => u64::from(bits.div_ceil(8)),
+            Self::Cidr(it) => u64::from(it.prefix_len().div_ceil(8)),
             _ => 1,
+        }
+    }
+
+    fn order(&self, other: &Self) -> Eval<Ordering> {
+        match (self, other) {
+            (Self::Quantity(a), Self::Quantity(b)) => Ok(a.cmp(b)),
+            (Self::Semver(a), Self::Semver(b)) => Ok(a.order(b)),
+            _ => no_overload(),
         }
     }
 }
@@ -52,7 +63,7 @@ impl fmt::Display for Kube {
         match self {
             Self::Quantity(it) => it.fmt(f),
             Self::Ip(it) => it.fmt(f),
-            Self::Cidr(address, bits) => write!(f, "{address}/{bits}"),
+            Self::Cidr(it) => it.fmt(f),
             Self::Url(it) => f.write_str(&it.text),
             Self::Semver(it) => write!(f, "{}.{}.{}", it.numbers[0], it.numbers[1], it.numbers[2]),
             Self::Format(it) => f.write_str(it.name),
@@ -60,137 +71,87 @@ impl fmt::Display for Kube {
     }
 }
 
-#[rustfmt::skip]
-pub const TABLE: &[(&str, Native)] = &[
-    ("quantity", |a| text(a)?.parse().map(|it| Val::kube(Kube::Quantity(it))).or_else(|why: crate::meta::quantity::ParseError| fail(why.to_string()))),
-    ("isQuantity", |a| Ok(Val::Bool(text(a)?.parse::<Quantity>().is_ok()))),
-    ("sign", |a| quantity(a).map(|it| Val::Int(it.cmp(&Quantity::ZERO) as i64))),
-    ("asApproximateFloat", |a| quantity(a).map(|it| Val::Double(it.approximate()))),
-    ("isInteger", |a| quantity(a).map(|it| Val::Bool(it.is_whole()))),
-    ("asInteger", |a| quantity(a).and_then(|it| if it.is_whole() { Ok(Val::Int(it.units())) } else { fail("cannot convert value to integer") })),
-    ("isGreaterThan", |a| compare(a).map(|it| Val::Bool(it.is_gt()))),
-    ("isLessThan", |a| compare(a).map(|it| Val::Bool(it.is_lt()))),
-    ("compareTo", |a| compare(a).map(|it| Val::Int(it as i64))),
-    ("add", |a| Ok(Val::kube(Kube::Quantity(quantity(a)?.add(addend(a)?))))),
-    ("sub", |a| Ok(Val::kube(Kube::Quantity(quantity(a)?.sub(addend(a)?))))),
-    ("ip", |a| match kube(a) {
-        Some(Kube::Cidr(address, _)) => Ok(Val::kube(Kube::Ip(*address))),
-        _ => parse_ip(text(a)?).map_or_else(fail, |it| Ok(Val::kube(Kube::Ip(it)))),
-    }),
-    ("isIP", |a| Ok(Val::Bool(parse_ip(text(a)?).is_ok()))),
-    ("ip.isCanonical", |a| parse_ip(text(a)?).map_or_else(fail, |it| Ok(Val::Bool(it.to_string() == text(a).unwrap_or_default())))),
-    ("family", |a| address(a).map(|it| Val::Int(if it.is_ipv4() { 4 } else { 6 }))),
-    ("isUnspecified", |a| address(a).map(|it| Val::Bool(it.is_unspecified()))),
-    ("isLoopback", |a| address(a).map(|it| Val::Bool(it.is_loopback()))),
-    ("isLinkLocalMulticast", |a| address(a).map(|it| Val::Bool(match it { IpAddr::V4(it) => it.octets()[..3] == [224, 0, 0], IpAddr::V6(it) => it.segments()[0] & 0xff0f == 0xff02 }))),
-    ("isLinkLocalUnicast", |a| address(a).map(|it| Val::Bool(is_link_local(it)))),
-    ("isGlobalUnicast", |a| address(a).map(|it| {
-        let is_broadcast = it == IpAddr::V4(Ipv4Addr::BROADCAST);
-        Val::Bool(!(it.is_unspecified() || it.is_loopback() || it.is_multicast() || is_link_local(it) || is_broadcast))
-    })),
-    ("cidr", |a| parse_cidr(text(a)?).map_or_else(|why| fail(format!("network address parse error during conversion from string: {why}")), |it| Ok(Val::kube(it)))),
-    ("isCIDR", |a| Ok(Val::Bool(parse_cidr(text(a)?).is_ok()))),
-    ("prefixLength", |a| match kube(a) { Some(Kube::Cidr(_, bits)) => Ok(Val::Int(i64::from(*bits))), _ => no_overload() }),
-    ("masked", |a| match kube(a) { Some(Kube::Cidr(address, bits)) => Ok(Val::kube(Kube::Cidr(masked(*address, *bits), *bits))), _ => no_overload() }),
-    ("containsIP", |a| match (kube(a), kube(&a[1..]), &a[1]) {
-        (Some(Kube::Cidr(net, bits)), Some(Kube::Ip(ip)), _) => Ok(Val::Bool(holds(*net, *bits, *ip))),
-        (Some(Kube::Cidr(net, bits)), None, Val::String(ip)) => parse_ip(ip).map_or_else(fail, |ip| Ok(Val::Bool(holds(*net, *bits, ip)))),
+pub fn call<'a>(function: &str, args: &[Val<'a>]) -> Eval<Val<'a>> {
+    match args {
+        [Val::Kube(it), rest @ ..] => method(function, it, rest),
+        [Val::String(text)] => from_text(function, text, false),
+        [Val::String(text), Val::Bool(is_lenient)] => from_text(function, text, *is_lenient),
+        [] => FORMATS.iter().find(|it| it.function == function).map_or_else(no_overload, |it| Ok(Val::kube(Kube::Format(it)))),
         _ => no_overload(),
-    }),
-    ("containsCIDR", |a| {
-        let other = match (kube(&a[1..]), &a[1]) {
-            (Some(Kube::Cidr(net, bits)), _) => (*net, *bits),
-            (None, Val::String(text)) => match parse_cidr(text) {
-                Ok(Kube::Cidr(net, bits)) => (net, bits),
-                Ok(_) => return no_overload(),
-                Err(why) => return fail(format!("network address parse error during conversion from string: {why}")),
-            },
-            _ => return no_overload(),
-        };
-        match kube(a) { Some(Kube::Cidr(net, bits)) => Ok(Val::Bool(*bits <= other.1 && holds(*net, *bits, other.0))), _ => no_overload() }
-    }),
-    ("url", |a| Url::parse(text(a)?).map_or_else(|why| fail(format!("URL parse error during conversion from string: {why}")), |it| Ok(Val::kube(Kube::Url(it))))),
-    ("isURL", |a| Ok(Val::Bool(Url::parse(text(a)?).is_ok()))),
-    ("getScheme", |a| url(a, |it| it.scheme.clone())),
-    ("getHost", |a| url(a, |it| it.host.clone())),
-    ("getHostname", |a| url(a, |it| it.split_host().0.to_owned())),
-    ("getPort", |a| url(a, |it| it.split_host().1.to_owned())),
-    ("getEscapedPath", |a| url(a, |it| it.path.clone())),
-    ("getQuery", |a| match kube(a) { Some(Kube::Url(it)) => Ok(it.query_map()), _ => no_overload() }),
-    ("semver", |a| Semver::parse(text(a)?, is_true(a.get(1))).map_or_else(fail, |it| Ok(Val::kube(Kube::Semver(it))))),
-    ("isSemver", |a| Ok(Val::Bool(Semver::parse(text(a)?, is_true(a.get(1))).is_ok()))),
-    ("major", |a| semver(a, 0)),
-    ("minor", |a| semver(a, 1)),
-    ("patch", |a| semver(a, 2)),
-    ("format.named", |a| {
-        let name = text(a)?;
-        Ok(FORMATS.iter().find(|it| it.function.strip_prefix("format.") == Some(name)).map_or_else(Val::none, |it| Val::some(Val::kube(Kube::Format(it)))))
-    }),
-    ("format.dns1123Label", |_| Ok(Val::kube(Kube::Format(&FORMATS[0])))),
-    ("format.dns1123Subdomain", |_| Ok(Val::kube(Kube::Format(&FORMATS[1])))),
-    ("format.dns1035Label", |_| Ok(Val::kube(Kube::Format(&FORMATS[2])))),
-    ("format.qualifiedName", |_| Ok(Val::kube(Kube::Format(&FORMATS[3])))),
-    ("format.dns1123LabelPrefix", |_| Ok(Val::kube(Kube::Format(&FORMATS[4])))),
-    ("format.dns1123SubdomainPrefix", |_| Ok(Val::kube(Kube::Format(&FORMATS[5])))),
-    ("format.dns1035LabelPrefix", |_| Ok(Val::kube(Kube::Format(&FORMATS[6])))),
-    ("format.labelValue", |_| Ok(Val::kube(Kube::Format(&FORMATS[7])))),
-    ("format.uri", |_| Ok(Val::kube(Kube::Format(&FORMATS[8])))),
-    ("format.uuid", |_| Ok(Val::kube(Kube::Format(&FORMATS[9])))),
-    ("format.byte", |_| Ok(Val::kube(Kube::Format(&FORMATS[10])))),
-    ("format.date", |_| Ok(Val::kube(Kube::Format(&FORMATS[11])))),
-    ("format.datetime", |_| Ok(Val::kube(Kube::Format(&FORMATS[12])))),
-    ("validate", |a| match (kube(a), &a[1]) {
-        (Some(Kube::Format(format)), Val::String(text)) => {
-            let problems = (format.check)(text);
-            Ok(if problems.is_empty() { Val::none() } else { Val::some(Val::list(problems.into_iter().map(Val::text).collect())) })
+    }
+}
+
+/// `ip('::1')`, and `isIP('::1')`, which says whether that makes one.
+fn from_text<'a>(function: &str, text: &str, is_lenient: bool) -> Eval<Val<'a>> {
+    let made = match function {
+        "quantity" | "isQuantity" => text.parse().map(Kube::Quantity).map_err(|why: quantity::ParseError| why.to_string()),
+        "ip" | "isIP" => parse_ip(text).map(Kube::Ip),
+        "ip.isCanonical" => return parse_ip(text).map_or_else(fail, |it| Ok(Val::Bool(it.to_string() == text))),
+        "cidr" | "isCIDR" => parse_cidr(text).map(Kube::Cidr),
+        "url" | "isURL" => Url::parse(text).map(Kube::Url).map_err(|why| format!("URL parse error during conversion from string: {why}")),
+        "semver" | "isSemver" => Semver::parse(text, is_lenient).map(Kube::Semver),
+        "format.named" => {
+            let named = FORMATS.iter().find(|it| it.function.strip_prefix("format.") == Some(text));
+            return Ok(named.map_or_else(Val::none, |it| Val::some(Val::kube(Kube::Format(it)))));
         }
-        _ => no_overload(),
-    }),
-];
-
-fn text<'v>(args: &'v [Val<'_>]) -> Eval<&'v str> {
-    match args.first() {
-        Some(Val::String(text)) => Ok(text),
-        _ => no_overload(),
-    }
+        _ => return no_overload(),
+    };
+    if function.starts_with("is") { Ok(Val::Bool(made.is_ok())) } else { made.map_or_else(fail, |it| Ok(Val::kube(it))) }
 }
 
-fn is_true(value: Option<&Val<'_>>) -> bool {
-    matches!(value, Some(Val::Bool(true)))
+fn method<'a>(function: &str, it: &Kube, rest: &[Val<'a>]) -> Eval<Val<'a>> {
+    use Val::{Bool, Int, String as Text};
+    Ok(match (function, it, rest) {
+        ("sign", Kube::Quantity(it), []) => Int(it.cmp(&Quantity::ZERO) as i64),
+        ("asApproximateFloat", Kube::Quantity(it), []) => Val::Double(it.approximate()),
+        ("isInteger", Kube::Quantity(it), []) => Bool(it.is_whole()),
+        ("asInteger", Kube::Quantity(it), []) => Int(or_fail(it.is_whole().then(|| it.units()), "cannot convert value to integer")?),
+        ("isGreaterThan", it, [Val::Kube(other)]) => Bool(it.order(other)?.is_gt()),
+        ("isLessThan", it, [Val::Kube(other)]) => Bool(it.order(other)?.is_lt()),
+        ("compareTo", it, [Val::Kube(other)]) => Int(it.order(other)? as i64),
+        ("add", Kube::Quantity(it), [other]) => Val::kube(Kube::Quantity(it.add(addend(other)?))),
+        ("sub", Kube::Quantity(it), [other]) => Val::kube(Kube::Quantity(it.sub(addend(other)?))),
+        ("family", Kube::Ip(it), []) => Int(if it.is_ipv4() { 4 } else { 6 }),
+        ("isUnspecified", Kube::Ip(it), []) => Bool(it.is_unspecified()),
+        ("isLoopback", Kube::Ip(it), []) => Bool(it.is_loopback()),
+        ("isLinkLocalMulticast", Kube::Ip(IpAddr::V4(it)), []) => Bool(it.octets()[..3] == [224, 0, 0]),
+        ("isLinkLocalMulticast", Kube::Ip(IpAddr::V6(it)), []) => Bool(it.segments()[0] & 0xff0f == 0xff02),
+        ("isLinkLocalUnicast", Kube::Ip(it), []) => Bool(is_link_local(*it)),
+        ("isGlobalUnicast", Kube::Ip(it), []) => {
+            let is_broadcast = *it == IpAddr::V4(Ipv4Addr::BROADCAST);
+            Bool(!(it.is_unspecified() || it.is_loopback() || it.is_multicast() || is_link_local(*it) || is_broadcast))
+        }
+        ("ip", Kube::Cidr(it), []) => Val::kube(Kube::Ip(it.addr())),
+        ("prefixLength", Kube::Cidr(it), []) => Int(it.prefix_len().into()),
+        ("masked", Kube::Cidr(it), []) => Val::kube(Kube::Cidr(it.trunc())),
+        ("containsIP", Kube::Cidr(it), [Text(ip)]) => parse_ip(ip).map_or_else(fail, |ip| Ok(Bool(it.contains(&ip))))?,
+        ("containsCIDR", Kube::Cidr(it), [Text(net)]) => parse_cidr(net).map_or_else(fail, |net| Ok(Bool(it.contains(&net))))?,
+        (_, Kube::Cidr(it), [Val::Kube(other)]) => match (function, other.as_ref()) {
+            ("containsIP", Kube::Ip(ip)) => Bool(it.contains(ip)),
+            ("containsCIDR", Kube::Cidr(net)) => Bool(it.contains(net)),
+            _ => return no_overload(),
+        },
+        ("getScheme", Kube::Url(it), []) => Val::text(&*it.scheme),
+        ("getHost", Kube::Url(it), []) => Val::text(&*it.host),
+        ("getHostname", Kube::Url(it), []) => Val::text(it.split_host().0),
+        ("getPort", Kube::Url(it), []) => Val::text(it.split_host().1),
+        ("getEscapedPath", Kube::Url(it), []) => Val::text(&*it.path),
+        ("getQuery", Kube::Url(it), []) => it.query_map(),
+        ("major", Kube::Semver(it), []) => Int(it.numbers[0] as i64),
+        ("minor", Kube::Semver(it), []) => Int(it.numbers[1] as i64),
+        ("patch", Kube::Semver(it), []) => Int(it.numbers[2] as i64),
+        ("validate", Kube::Format(format), [Text(text)]) => match (format.check)(text) {
+            problems if problems.is_empty() => Val::none(),
+            problems => Val::some(Val::list(problems.into_iter().map(Val::text).collect())),
+        },
+        _ => return no_overload(),
+    })
 }
 
-fn kube<'v>(args: &'v [Val<'_>]) -> Option<&'v Kube> {
-    match args.first() {
-        Some(Val::Kube(it)) => Some(it),
-        _ => None,
-    }
-}
-
-fn quantity(args: &[Val<'_>]) -> Eval<Quantity> {
-    match kube(args) {
-        Some(Kube::Quantity(it)) => Ok(*it),
-        _ => no_overload(),
-    }
-}
-
-fn addend(args: &[Val<'_>]) -> Eval<Quantity> {
-    match args.get(1) {
-        Some(Val::Int(units)) => Ok(Quantity::from_units(*units, crate::meta::quantity::Format::DecimalExponent)),
-        _ => quantity(&args[1..]),
-    }
-}
-
-fn compare(args: &[Val<'_>]) -> Eval<Ordering> {
-    match (kube(args), kube(&args[1..])) {
-        (Some(Kube::Quantity(a)), Some(Kube::Quantity(b))) => Ok(a.cmp(b)),
-        (Some(Kube::Semver(a)), Some(Kube::Semver(b))) => Ok(a.order(b)),
-        _ => no_overload(),
-    }
-}
-
-fn address(args: &[Val<'_>]) -> Eval<IpAddr> {
-    match kube(args) {
-        Some(Kube::Ip(it)) => Ok(*it),
+fn addend(value: &Val<'_>) -> Eval<Quantity> {
+    match value {
+        Val::Int(units) => Ok(Quantity::from_units(*units, quantity::Format::DecimalExponent)),
+        Val::Kube(it) if let Kube::Quantity(it) = it.as_ref() => Ok(*it),
         _ => no_overload(),
     }
 }
@@ -234,30 +195,18 @@ fn ip_problem(text: &str) -> &'static str {
     }
 }
 
-fn parse_cidr(text: &str) -> Result<Kube, String> {
-    let refuse = |why: &str| Err(format!("network address parse error during conversion from string: netip.ParsePrefix({text:?}): {why}"));
+fn parse_cidr(text: &str) -> Result<IpNet, String> {
+    const FAILED: &str = "network address parse error during conversion from string";
+    let refuse = |why: &str| Err(format!("{FAILED}: {FAILED}: netip.ParsePrefix({text:?}): {why}"));
     let Some((address, bits)) = text.rsplit_once('/') else { return refuse("no '/'") };
     let Ok(ip) = address.parse::<IpAddr>() else { return refuse(&format!("ParseAddr({address:?}): {}", ip_problem(address))) };
-    let is_plain = !bits.is_empty() && bits.chars().all(|it| it.is_ascii_digit()) && (bits.len() == 1 || !bits.starts_with('0'));
+    let is_plain = bits.chars().all(|it| it.is_ascii_digit()) && (bits.len() == 1 || !bits.starts_with('0'));
     let Some(length) = bits.parse::<u8>().ok().filter(|_| is_plain) else { return refuse(&format!("bad bits after slash: {bits:?}")) };
-    if length > if ip.is_ipv4() { 32 } else { 128 } {
-        return refuse("prefix length out of range");
+    match (ip, IpNet::new(ip, length)) {
+        (_, Err(_)) => refuse("prefix length out of range"),
+        (IpAddr::V6(it), _) if it.to_ipv4_mapped().is_some() => Err(format!("{FAILED}: IPv4-mapped IPv6 address {text:?} is not allowed")),
+        (_, Ok(net)) => Ok(net),
     }
-    match ip {
-        IpAddr::V6(it) if it.to_ipv4_mapped().is_some() => Err(format!("IPv4-mapped IPv6 address {text:?} is not allowed")),
-        _ => Ok(Kube::Cidr(ip, length)),
-    }
-}
-
-fn masked(ip: IpAddr, bits: u8) -> IpAddr {
-    match ip {
-        IpAddr::V4(it) => Ipv4Addr::from(u32::from(it) & u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0)).into(),
-        IpAddr::V6(it) => Ipv6Addr::from(u128::from(it) & u128::MAX.checked_shl(128 - u32::from(bits)).unwrap_or(0)).into(),
-    }
-}
-
-fn holds(net: IpAddr, bits: u8, ip: IpAddr) -> bool {
-    net.is_ipv4() == ip.is_ipv4() && masked(net, bits) == masked(ip, bits)
 }
 
 /// A URL as Go's `url.ParseRequestURI` takes it: absolute, or an absolute path.
@@ -298,8 +247,8 @@ impl Url {
         if let Some(port) = port.filter(|it| !it.chars().all(|it| it.is_ascii_digit())) {
             return refuse(format!("invalid port \":{port}\" after host"));
         }
-        if let Some(at) = path.find('%').filter(|at| path.get(at + 1..at + 3).is_none_or(|it| !it.chars().all(|it| it.is_ascii_hexdigit()))) {
-            return refuse(format!("invalid URL escape {:?}", path[at..].chars().take(3).collect::<String>()));
+        if let Some(bad) = bad_escape(path) {
+            return refuse(format!("invalid URL escape {bad:?}"));
         }
         let owned = str::to_owned;
         Ok(Self { text: owned(text), scheme: scheme.to_ascii_lowercase(), host: owned(host), path: escaped_path(path), query: owned(query) })
@@ -315,9 +264,8 @@ impl Url {
 
     fn query_map<'a>(&self) -> Val<'a> {
         let mut all: BTreeMap<String, Vec<Val<'a>>> = BTreeMap::new();
-        for pair in self.query.split('&').filter(|it| !it.is_empty() && !it.contains(';')) {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            if let (Some(key), Some(value)) = (unescaped(key), unescaped(value)) {
+        for pair in self.query.split('&').filter(|it| !it.contains(';') && bad_escape(it).is_none()) {
+            for (key, value) in form_urlencoded::parse(pair.as_bytes()).into_owned() {
                 all.entry(key).or_default().push(Val::text(value));
             }
         }
@@ -332,29 +280,11 @@ fn escaped_path(path: &str) -> String {
     path.bytes().map(|byte| if is_plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
-fn unescaped(text: &str) -> Option<String> {
-    let mut bytes = Vec::new();
-    let mut rest = text.as_bytes();
-    while let [byte, after @ ..] = rest {
-        rest = after;
-        bytes.push(match byte {
-            b'+' => b' ',
-            b'%' => {
-                let digits = std::str::from_utf8(after.get(..2)?).ok()?;
-                rest = &after[2..];
-                u8::from_str_radix(digits, 16).ok()?
-            }
-            other => *other,
-        });
-    }
-    Some(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-fn url<'a>(args: &[Val<'a>], read: fn(&Url) -> String) -> Eval<Val<'a>> {
-    match kube(args) {
-        Some(Kube::Url(it)) => Ok(Val::text(read(it))),
-        _ => no_overload(),
-    }
+/// A percent sign that no two digits follow, and what does.
+fn bad_escape(text: &str) -> Option<String> {
+    let is_digit = |it: Option<char>| it.is_some_and(|it| it.is_ascii_hexdigit());
+    let escapes = text.match_indices('%').map(|(at, _)| &text[at..]);
+    escapes.map(|it| it.chars().take(3)).find(|it| !(is_digit(it.clone().nth(1)) && is_digit(it.clone().nth(2)))).map(Iterator::collect)
 }
 
 /// A semantic version 2.0.0; what stands after `+` does not count.
@@ -448,13 +378,6 @@ fn without_zeros(part: &str) -> String {
     }
 }
 
-fn semver<'a>(args: &[Val<'a>], at: usize) -> Eval<Val<'a>> {
-    match kube(args) {
-        Some(Kube::Semver(it)) => Ok(Val::Int(it.numbers[at] as i64)),
-        _ => no_overload(),
-    }
-}
-
 /// A named format and its check.
 #[derive(Debug)]
 pub struct Format {
@@ -475,6 +398,8 @@ const fn named(function: &'static str, name: &'static str, regex_size: u64, chec
     Format { function, name, check, regex_size }
 }
 
+const UUID: &str = "(?i)^[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}$";
+
 static FORMATS: [Format; 13] = [
     named("format.dns1123Label", "DNS1123Label", 30, |it| owned(names::dns1123_label(it))),
     named("format.dns1123Subdomain", "DNS1123Subdomain", 60, |it| owned(names::dns1123_subdomain(it))),
@@ -485,8 +410,8 @@ static FORMATS: [Format; 13] = [
     named("format.dns1035LabelPrefix", "DNS1035LabelPrefix", 30, |it| owned(names::dns1035_label(&without_dash(it)))),
     named("format.labelValue", "LabelValue", 40, |it| owned(names::label_value(it))),
     named("format.uri", "URI", 1103, |it| Url::parse(it).err().into_iter().collect()),
-    named("format.uuid", "uuid", 70, |it| unless(is_uuid(it), "does not match the UUID format")),
-    named("format.byte", "byte", 84, |it| unless(!it.is_empty() && base64::Engine::decode(&base64::engine::general_purpose::STANDARD, it).is_ok(), "invalid base64")),
+    named("format.uuid", "uuid", 70, |it| unless(strings::regex(UUID).is_ok_and(|uuid| uuid.is_match(it)), "does not match the UUID format")),
+    named("format.byte", "byte", 84, |it| unless(!it.is_empty() && BASE64.decode(it).is_ok(), "invalid base64")),
     named("format.date", "date", 71, |it| unless(it.len() == 10 && it.parse::<jiff::civil::Date>().is_ok(), "invalid date")),
     named("format.datetime", "datetime", 71, |it| unless(it.contains(['T', 't']) && it.parse::<jiff::Timestamp>().is_ok(), "invalid datetime")),
 ];
@@ -505,17 +430,4 @@ fn without_dash(text: &str) -> String {
         Some(rest) if !rest.is_empty() => format!("{rest}a"),
         _ => text.to_owned(),
     }
-}
-
-fn is_uuid(text: &str) -> bool {
-    let groups = [8, 4, 4, 4, 12];
-    let plain: String = text.chars().filter(|it| *it != '-').collect();
-    let dashes: Vec<usize> = text.char_indices().filter(|(_, it)| *it == '-').map(|(at, _)| at).collect();
-    let allowed: Vec<usize> = groups[..4].iter().scan((0, 0), |(sum, seen), size| {
-        *sum += size;
-        let at = *sum + *seen;
-        *seen += usize::from(dashes.contains(&at));
-        Some(at)
-    }).collect();
-    plain.len() == 32 && plain.chars().all(|it| it.is_ascii_hexdigit()) && dashes.iter().all(|it| allowed.contains(it))
 }

@@ -3,132 +3,93 @@
 use std::cmp::Ordering;
 
 use super::{
-    functions::{Native, add, contains},
-    value::{Eval, List, Val, fail, no_overload},
+    functions::{add, contains},
+    value::{Eval, List, Val, fail, no_overload, or_fail},
 };
 
 /// The longest list that `lists.range` makes: what an evaluation's budget can pay for.
 const RANGE_MAX: i64 = 1_000_000;
 
-#[rustfmt::skip]
-pub const TABLE: &[(&str, Native)] = &[
-    ("isSorted", |a| {
-        let all = items(a)?;
-        for pair in all.windows(2) {
-            if order(&pair[0], &pair[1])? == Ordering::Greater {
-                return Ok(Val::Bool(false));
-            }
+pub fn call<'a>(function: &str, args: &[Val<'a>]) -> Eval<Val<'a>> {
+    Ok(match (function, args) {
+        ("lists.range", [Val::Int(count)]) if *count > RANGE_MAX => return fail(format!("lists.range: {count} is too many")),
+        ("lists.range", [Val::Int(count)]) => Val::list((0..*count).map(Val::Int).collect()),
+        ("optional.of", [it]) => Val::some(it.clone()),
+        ("optional.none", []) => Val::none(),
+        ("optional.ofNonZeroValue", [it]) if is_zero(it) => Val::none(),
+        ("optional.ofNonZeroValue", [it]) => Val::some(it.clone()),
+        ("hasValue", [Val::Optional(it)]) => Val::Bool(it.is_some()),
+        ("value", [Val::Optional(it)]) => or_fail(it.as_deref().cloned(), "optional.none() dereference")?,
+        (_, [Val::List(list), rest @ ..]) => of_list(function, list, rest)?,
+        _ => return no_overload(),
+    })
+}
+
+fn of_list<'a>(function: &str, list: &List<'a>, rest: &[Val<'a>]) -> Eval<Val<'a>> {
+    let items = list.to_vec()?;
+    Ok(match (function, rest) {
+        ("isSorted", []) => {
+            let mut orders = items.windows(2).map(|pair| order(&pair[0], &pair[1]));
+            Val::Bool(orders.find(|it| !it.as_ref().is_ok_and(|it| it.is_le())).transpose()?.is_none())
         }
-        Ok(Val::Bool(true))
-    }),
-    // The sum of nothing is the zero of the type, which the checker knows and the value does not.
-    ("sum", |a| items(a)?.into_iter().map(Ok).reduce(|sum, it| add(sum?, it?)).unwrap_or(Ok(Val::Int(0)))),
-    ("min", |a| best(a, "min", Ordering::Less)),
-    ("max", |a| best(a, "max", Ordering::Greater)),
-    ("distinct", |a| {
-        let mut seen: Vec<Val<'_>> = Vec::new();
-        for item in items(a)? {
+        // The sum of nothing is the zero of the type, which the checker knows and the value does not.
+        ("sum", []) => items.into_iter().map(Ok).reduce(|sum, it| add(sum?, it?)).unwrap_or(Ok(Val::Int(0)))?,
+        ("min", []) => best(items, "min", Ordering::Less)?,
+        ("max", []) => best(items, "max", Ordering::Greater)?,
+        ("distinct", []) => Val::list(items.into_iter().fold(Vec::new(), |mut seen: Vec<Val<'a>>, item| {
             if !seen.iter().any(|it| it.equals(&item)) {
                 seen.push(item);
             }
-        }
-        Ok(Val::list(seen))
-    }),
-    ("first", |a| Ok(items(a)?.into_iter().next().map_or_else(Val::none, Val::some))),
-    ("last", |a| Ok(items(a)?.into_iter().next_back().map_or_else(Val::none, Val::some))),
-    ("reverse", |a| Ok(Val::list(items(a)?.into_iter().rev().collect()))),
-    ("flatten", |a| {
-        let depth = match a { [_, Val::Int(depth)] => *depth, _ => 1 };
-        if depth < 0 {
-            return fail("level must be non-negative");
-        }
-        let mut flat = Vec::new();
-        flatten(&a[0], depth, &mut flat)?;
-        Ok(Val::list(flat))
-    }),
-    ("slice", |a| match a {
-        [Val::List(list), Val::Int(start), Val::Int(end)] => slice(list, *start, *end),
-        _ => no_overload(),
-    }),
-    ("sort", |a| sorted(items(a)?, items(a)?)),
-    ("@sortByAssociatedKeys", |a| match a {
-        [Val::List(list), Val::List(keys)] => sorted(list.to_vec()?, keys.to_vec()?),
-        _ => no_overload(),
-    }),
-    ("lists.range", |a| match a {
-        [Val::Int(count)] if *count > RANGE_MAX => fail(format!("lists.range: {count} is too many")),
-        [Val::Int(count)] => Ok(Val::list((0..*count).map(Val::Int).collect())),
-        _ => no_overload(),
-    }),
-    ("sets.contains", |a| sets(a, |own, other| all_in(other, own))),
-    ("sets.equivalent", |a| sets(a, |own, other| Ok(all_in(own, other)? && all_in(other, own)?))),
-    ("sets.intersects", |a| sets(a, |own, other| {
-        for item in own.iter() {
-            if contains(other, &item?)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    })),
-    ("optional.of", |a| Ok(Val::some(a[0].clone()))),
-    ("optional.none", |_| Ok(Val::none())),
-    ("optional.ofNonZeroValue", |a| Ok(if is_zero(&a[0]) { Val::none() } else { Val::some(a[0].clone()) })),
-    ("optional.unwrap", unwrap),
-    ("unwrapOpt", unwrap),
-    ("hasValue", |a| match a { [Val::Optional(it)] => Ok(Val::Bool(it.is_some())), _ => no_overload() }),
-    ("value", |a| match a {
-        [Val::Optional(Some(it))] => Ok(it.as_ref().clone()),
-        [Val::Optional(None)] => fail("optional.none() dereference"),
-        _ => no_overload(),
-    }),
-];
-
-fn items<'a>(args: &[Val<'a>]) -> Eval<Vec<Val<'a>>> {
-    match args.first() {
-        Some(Val::List(list)) => list.to_vec(),
-        _ => no_overload(),
-    }
+            seen
+        })),
+        ("first", []) => items.into_iter().next().map_or_else(Val::none, Val::some),
+        ("last", []) => items.into_iter().next_back().map_or_else(Val::none, Val::some),
+        ("reverse", []) => Val::list(items.into_iter().rev().collect()),
+        ("flatten", []) => Val::list(flat(items, 1)?),
+        ("flatten", [Val::Int(depth)]) if *depth < 0 => return fail("level must be non-negative"),
+        ("flatten", [Val::Int(depth)]) => Val::list(flat(items, *depth)?),
+        ("slice", [Val::Int(start), Val::Int(end)]) => slice(items, *start, *end)?,
+        ("sort", []) => sorted(items.clone(), items)?,
+        ("@sortByAssociatedKeys", [Val::List(keys)]) => sorted(items, keys.to_vec()?)?,
+        ("sets.contains", [Val::List(other)]) => Val::Bool(all_in(other, list)?),
+        ("sets.equivalent", [Val::List(other)]) => Val::Bool(all_in(list, other)? && all_in(other, list)?),
+        ("sets.intersects", [Val::List(other)]) => Val::Bool(items.iter().map(|it| contains(other, it)).find(|it| *it != Ok(false)).unwrap_or(Ok(false))?),
+        ("optional.unwrap" | "unwrapOpt", []) => Val::list(unwrap(items)?),
+        _ => return no_overload(),
+    })
 }
 
 fn order(a: &Val<'_>, b: &Val<'_>) -> Eval<Ordering> {
     a.compare(b).map_or_else(no_overload, Ok)
 }
 
-fn best<'a>(args: &[Val<'a>], name: &str, wanted: Ordering) -> Eval<Val<'a>> {
-    let mut all = items(args)?.into_iter();
-    let Some(mut best) = all.next() else { return fail(format!("{name} called on empty list")) };
-    for item in all {
-        if order(&item, &best)? == wanted {
-            best = item;
-        }
-    }
-    Ok(best)
+fn best<'a>(items: Vec<Val<'a>>, name: &str, wanted: Ordering) -> Eval<Val<'a>> {
+    let better = |best: Eval<Val<'a>>, item: Eval<Val<'a>>| {
+        let (best, item) = (best?, item?);
+        Ok(if order(&item, &best)? == wanted { item } else { best })
+    };
+    items.into_iter().map(Ok).reduce(better).unwrap_or_else(|| fail(format!("{name} called on empty list")))
 }
 
-fn flatten<'a>(value: &Val<'a>, depth: i64, into: &mut Vec<Val<'a>>) -> Eval<()> {
-    let Val::List(list) = value else { return no_overload() };
-    for item in list.iter() {
-        let item = item?;
-        match &item {
-            Val::List(_) if depth > 0 => flatten(&item, depth - 1, into)?,
-            _ => into.push(item),
+fn flat(items: Vec<Val<'_>>, depth: i64) -> Eval<Vec<Val<'_>>> {
+    let mut all = Vec::new();
+    for item in items {
+        match item {
+            Val::List(list) if depth > 0 => all.extend(flat(list.to_vec()?, depth - 1)?),
+            item => all.push(item),
         }
     }
-    Ok(())
+    Ok(all)
 }
 
-fn slice<'a>(list: &List<'a>, start: i64, end: i64) -> Eval<Val<'a>> {
-    let length = list.len() as i64;
-    if start < 0 || end < 0 {
-        return fail(format!("cannot slice({start}, {end}), negative indexes not supported"));
+fn slice<'a>(items: Vec<Val<'a>>, start: i64, end: i64) -> Eval<Val<'a>> {
+    let refuse = |why: String| fail(format!("cannot slice({start}, {end}), {why}"));
+    match items.len() as i64 {
+        _ if start < 0 || end < 0 => refuse("negative indexes not supported".to_owned()),
+        _ if start > end => refuse("start index must be less than or equal to end index".to_owned()),
+        length if length < end => refuse(format!("list is length {length}")),
+        _ => Ok(Val::list(items[start as usize..end as usize].to_vec())),
     }
-    if start > end {
-        return fail(format!("cannot slice({start}, {end}), start index must be less than or equal to end index"));
-    }
-    if length < end {
-        return fail(format!("cannot slice({start}, {end}), list is length {length}"));
-    }
-    Ok(Val::list((start..end).map(|at| list.get(at as usize)).collect::<Eval<_>>()?))
 }
 
 fn sorted<'a>(list: Vec<Val<'a>>, keys: Vec<Val<'a>>) -> Eval<Val<'a>> {
@@ -148,13 +109,6 @@ fn sorted<'a>(list: Vec<Val<'a>>, keys: Vec<Val<'a>>) -> Eval<Val<'a>> {
     Ok(Val::list(pairs.into_iter().map(|(_, it)| it).collect()))
 }
 
-fn sets<'a>(args: &[Val<'a>], holds: fn(&List<'a>, &List<'a>) -> Eval<bool>) -> Eval<Val<'a>> {
-    match args {
-        [Val::List(a), Val::List(b)] => holds(a, b).map(Val::Bool),
-        _ => no_overload(),
-    }
-}
-
 fn all_in(some: &List<'_>, of: &List<'_>) -> Eval<bool> {
     for item in some.iter() {
         if !contains(of, &item?)? {
@@ -164,26 +118,21 @@ fn all_in(some: &List<'_>, of: &List<'_>) -> Eval<bool> {
     Ok(true)
 }
 
-fn unwrap<'a>(args: &[Val<'a>]) -> Eval<Val<'a>> {
-    let mut present = Vec::new();
-    for item in items(args)? {
-        match item {
-            Val::Optional(Some(it)) => present.push(it.as_ref().clone()),
-            Val::Optional(None) => (),
-            other => return fail(format!("value {} is not optional", other.shown())),
-        }
-    }
-    Ok(Val::list(present))
+fn unwrap(items: Vec<Val<'_>>) -> Eval<Vec<Val<'_>>> {
+    let present = |item| match item {
+        Val::Optional(it) => Ok(it.as_deref().cloned()),
+        other => fail(format!("value {} is not optional", other.shown())),
+    };
+    items.into_iter().filter_map(|it| present(it).transpose()).collect()
 }
 
 fn is_zero(value: &Val<'_>) -> bool {
     match value {
         Val::Null => true,
         Val::Bool(it) => !it,
-        Val::Int(it) => *it == 0,
+        Val::Int(it) | Val::Duration(it) => *it == 0,
         Val::Uint(it) => *it == 0,
         Val::Double(it) => *it == 0.0,
-        Val::Duration(it) => *it == 0,
         Val::Optional(it) => it.is_none(),
         Val::String(_) | Val::Bytes(_) | Val::List(_) | Val::Map(_) => value.size() == 0,
         Val::Object(it) => it.1.is_empty(),

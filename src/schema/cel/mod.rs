@@ -33,6 +33,7 @@ use std::{
 
 pub use ast::Issues;
 pub use decl::{Decl, Object};
+pub use lex::ESCAPES;
 pub use types::Type;
 pub use value::{EvalError, List, Map, Val};
 
@@ -58,11 +59,11 @@ impl Environment {
     }
 
     pub fn with_dyn(self, name: &str) -> Self {
-        self.with(name, Decl::scalar(Type::Dyn))
+        self.with(name, Decl::scalar(Type::DYN))
     }
 
     pub fn with_authorizer(self) -> Self {
-        self.with("authorizer", Decl::scalar(Type::Opaque("kubernetes.authorization.Authorizer")))
+        self.with("authorizer", Decl::scalar(Type::simple("kubernetes.authorization.Authorizer")))
     }
 
     /// What mutations are made of (`Object`, `JSONPatch`, `jsonpatch.escapeKey`).
@@ -78,26 +79,20 @@ impl Environment {
         let is_object = self.makes_objects && (name == "Object" || name.starts_with("Object."));
         let object = match name {
             "JSONPatch" if self.makes_objects => {
-                let text = || Decl::string();
-                let fields = [("op", text()), ("path", text()), ("from", text()), ("value", Decl::scalar(Type::Dyn))];
-                Object { name: name.to_owned(), fields: fields.map(|(name, decl)| (name.to_owned(), decl)).into(), is_open: false }
+                let fields = [("op", Decl::string()), ("path", Decl::string()), ("from", Decl::string()), ("value", Decl::scalar(Type::DYN))];
+                Decl::object(name, fields).ty()
             }
-            _ if is_object => Object { name: name.to_owned(), fields: BTreeMap::new(), is_open: true },
+            _ if is_object => Type::Object(Object { name: name.to_owned(), is_open: true, ..Object::default() }.into()),
             _ => return None,
         };
-        Some(Type::Type(Type::Object(object.into()).into()))
+        Some(Type::of_type(object))
     }
 
-    /// The most elements at the end of a path that begins with a variable; a path that begins elsewhere is taken from `self`, as upstream does.
-    fn max_elements(&self, path: &[String]) -> Option<u64> {
-        let (first, rest) = path.split_first()?;
+    /// Where a path begins: at a variable, or at `self`; nothing is known of what has no type.
+    fn place(&self, name: &str) -> Option<Decl> {
         let variable = |name: &str| self.variables.iter().find(|(it, _)| it == name).map(|(_, decl)| decl.clone());
-        let root = variable(first).or_else(|| variable("self"))?;
-        if matches!(&root.shape, decl::Shape::Scalar(Type::Dyn | Type::Opaque(_))) && root.max_elements == 0 {
-            return None;
-        }
-        let end = rest.iter().try_fold(root, |decl, step| decl.step(step))?;
-        u64::try_from(end.max_elements).ok()
+        let is_vague = |it: &Decl| matches!(&it.shape, decl::Shape::Scalar(ty) if it.max_elements == 0 && (ty.is_dyn() || ty.is_opaque()));
+        variable(name).or_else(|| variable("self")).filter(|it| !is_vague(it))
     }
 }
 
@@ -170,13 +165,8 @@ impl Budget {
     }
 
     fn spend(&mut self, cost: u64) -> Result<(), EvalError> {
-        match self.0.checked_sub(cost) {
-            Some(rest) => {
-                self.0 = rest;
-                Ok(())
-            }
-            None => Err(EvalError::OutOfBudget),
-        }
+        self.0 = self.0.checked_sub(cost).ok_or(EvalError::OutOfBudget)?;
+        Ok(())
     }
 }
 

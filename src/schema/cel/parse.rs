@@ -189,25 +189,18 @@ impl Parser {
             terms.push((self.new_id(offset), right));
             match self.take(LEVELS[level][0].0) {
                 Some(next) => offset = next,
-                None => return Ok(self.balance(function, first, terms)),
+                None => break,
             }
         }
+        let (ids, terms): (Vec<Id>, Vec<Expr>) = terms.into_iter().unzip();
+        Ok(self.balanced(function, &ids, &mut std::iter::once(first).chain(terms)))
     }
 
     /// A chain of `&&` or `||` as a tree of little depth (`balancingLogicManager`).
-    fn balance(&mut self, function: &str, first: Expr, rest: Vec<(Id, Expr)>) -> Expr {
-        let (ids, terms): (Vec<Id>, Vec<Expr>) = rest.into_iter().unzip();
-        let mut terms: Vec<Option<Expr>> = std::iter::once(first).chain(terms).map(Some).collect();
-        self.balanced(function, &ids, &mut terms, 0, ids.len() - 1)
-    }
-
-    fn balanced(&mut self, function: &str, ids: &[Id], terms: &mut [Option<Expr>], low: usize, high: usize) -> Expr {
-        let middle = (low + high).div_ceil(2);
-        let mut taken = |at: usize| terms[at].take().unwrap_or_else(|| Expr::new(0, Kind::Broken));
-        let left = if middle == low { taken(middle) } else { self.balanced(function, ids, terms, low, middle - 1) };
-        let mut taken = |at: usize| terms[at].take().unwrap_or_else(|| Expr::new(0, Kind::Broken));
-        let right = if middle == high { taken(middle + 1) } else { self.balanced(function, ids, terms, middle + 1, high) };
-        self.call_at(ids[middle], function, vec![left, right])
+    fn balanced(&mut self, function: &str, ids: &[Id], terms: &mut dyn Iterator<Item = Expr>) -> Expr {
+        let (left, [id, right @ ..]) = ids.split_at(ids.len() / 2) else { return terms.next().unwrap_or_else(|| Expr::new(0, Kind::Broken)) };
+        let (left, right) = (self.balanced(function, left, terms), self.balanced(function, right, terms));
+        self.call_at(*id, function, vec![left, right])
     }
 
     fn unary(&mut self) -> Read<Expr> {

@@ -1,152 +1,110 @@
 //! Functions over strings. Follows cel-go `ext/strings.go` (version 2), `common/types/string.go` and apiserver `pkg/cel/library/regex.go`.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     sync::{LazyLock, Mutex},
 };
 
-use regex::Regex;
+use regex::{Captures, Regex};
 
 use super::{
     format,
-    functions::Native,
-    value::{Eval, Val, fail, no_overload},
+    lex::ESCAPES,
+    value::{self, Eval, Val, fail, no_overload, or_fail},
 };
 
-#[rustfmt::skip]
-pub const TABLE: &[(&str, Native)] = &[
-    ("contains", |a| two(a, |text, other| Ok(Val::Bool(text.contains(other))))),
-    ("startsWith", |a| two(a, |text, other| Ok(Val::Bool(text.starts_with(other))))),
-    ("endsWith", |a| two(a, |text, other| Ok(Val::Bool(text.ends_with(other))))),
-    ("matches", |a| two(a, |text, pattern| Ok(Val::Bool(regex(pattern)?.is_match(text))))),
-    ("find", |a| two(a, |text, pattern| Ok(Val::text(regex(pattern)?.find(text).map_or("", |it| it.as_str()))))),
-    ("findAll", |a| match a {
-        [Val::String(text), Val::String(pattern), limit @ ..] => {
-            let most = match limit { [Val::Int(most)] => usize::try_from(*most).unwrap_or(usize::MAX), [] => usize::MAX, _ => return no_overload() };
-            Ok(Val::list(regex(pattern)?.find_iter(text).take(most).map(|it| Val::text(it.as_str())).collect()))
+pub fn call<'a>(function: &str, args: &[Val<'a>]) -> Eval<Val<'a>> {
+    use Val::{Bool, Int, List, String as Text};
+    Ok(match (function, args) {
+        ("contains", [Text(text), Text(other)]) => Bool(text.contains(other.as_ref())),
+        ("startsWith", [Text(text), Text(other)]) => Bool(text.starts_with(other.as_ref())),
+        ("endsWith", [Text(text), Text(other)]) => Bool(text.ends_with(other.as_ref())),
+        ("matches", [Text(text), Text(pattern)]) => Bool(regex(pattern)?.is_match(text)),
+        ("find", [Text(text), Text(pattern)]) => Val::text(regex(pattern)?.find(text).map_or("", |it| it.as_str())),
+        ("findAll", [Text(text), Text(pattern)]) => find_all(text, pattern, -1)?,
+        ("findAll", [Text(text), Text(pattern), Int(most)]) => find_all(text, pattern, *most)?,
+        ("charAt", [Text(text), Int(at)]) => {
+            let letter = usize::try_from(*at).ok().and_then(|it| text.chars().map(Some).chain([None]).nth(it));
+            Val::text(or_fail(letter, out_of_range(*at))?.map(String::from).unwrap_or_default())
         }
-        _ => no_overload(),
-    }),
-    ("charAt", |a| match a {
-        [Val::String(text), Val::Int(at)] => {
-            let letters: Vec<char> = text.chars().collect();
-            match usize::try_from(*at) {
-                Ok(at) if at <= letters.len() => Ok(Val::text(letters.get(at).map(char::to_string).unwrap_or_default())),
-                _ => out_of_range(*at),
-            }
-        }
-        _ => no_overload(),
-    }),
-    ("indexOf", |a| match a {
-        [Val::List(list), item] => Ok(Val::Int(list.iter().position(|it| it.is_ok_and(|it| it.equals(item))).map_or(-1, |it| it as i64))),
-        [Val::String(text), Val::String(part)] => index_of(text, part, 0),
-        [Val::String(text), Val::String(part), Val::Int(from)] => index_of(text, part, *from),
-        _ => no_overload(),
-    }),
-    ("lastIndexOf", |a| match a {
-        [Val::List(list), item] => {
-            let all = list.to_vec()?;
-            Ok(Val::Int(all.iter().rposition(|it| it.equals(item)).map_or(-1, |it| it as i64)))
-        }
-        [Val::String(text), Val::String(part)] if part.is_empty() => Ok(Val::Int(text.chars().count() as i64)),
-        [Val::String(text), Val::String(_)] if text.is_empty() => Ok(Val::Int(-1)),
-        [Val::String(text), Val::String(part)] => last_index_of(text, part, text.chars().count() as i64 - 1),
-        [Val::String(text), Val::String(part), Val::Int(from)] => last_index_of(text, part, *from),
-        _ => no_overload(),
-    }),
-    ("lowerAscii", |a| one(a, |text| text.to_ascii_lowercase())),
-    ("upperAscii", |a| one(a, |text| text.to_ascii_uppercase())),
-    ("trim", |a| one(a, |text| text.trim().to_owned())),
-    ("strings.quote", |a| one(a, quote)),
-    ("jsonpatch.escapeKey", |a| one(a, |text| text.replace('~', "~0").replace('/', "~1"))),
-    ("replace", |a| match a {
-        [Val::String(text), Val::String(old), Val::String(new)] => Ok(Val::text(text.replace(old.as_ref(), new))),
-        [Val::String(text), Val::String(old), Val::String(new), Val::Int(count)] => {
-            Ok(Val::text(text.replacen(old.as_ref(), new, usize::try_from(*count).unwrap_or(usize::MAX))))
-        }
-        _ => no_overload(),
-    }),
-    ("split", |a| match a {
-        [Val::String(text), Val::String(by)] => Ok(split(text, by, -1)),
-        [Val::String(text), Val::String(by), Val::Int(most)] => Ok(split(text, by, *most)),
-        _ => no_overload(),
-    }),
-    ("substring", |a| match a {
-        [Val::String(text), Val::Int(start)] => substring(text, *start, None),
-        [Val::String(text), Val::Int(start), Val::Int(end)] => substring(text, *start, Some(*end)),
-        _ => no_overload(),
-    }),
-    ("join", |a| match a {
-        [Val::List(list), rest @ ..] => {
-            let by = match rest { [] => "", [Val::String(by)] => by.as_ref(), _ => return no_overload() };
-            let mut parts = Vec::with_capacity(list.len());
-            for item in list.iter() {
-                match item? {
-                    Val::String(text) => parts.push(text),
-                    other => return fail(format!("join: invalid input: {}", other.shown())),
-                }
-            }
-            Ok(Val::text(parts.join(by)))
-        }
-        _ => no_overload(),
-    }),
-    ("format", |a| match a {
-        [Val::String(text), Val::List(args)] => format::format(text, &args.to_vec()?).map(Val::text),
-        _ => no_overload(),
-    }),
-];
-
-fn one<'a>(args: &[Val<'a>], make: fn(&str) -> String) -> Eval<Val<'a>> {
-    match args {
-        [Val::String(text)] => Ok(Val::text(make(text))),
-        _ => no_overload(),
-    }
+        ("indexOf", [List(list), item]) => position(list.iter().position(|it| it.is_ok_and(|it| it.equals(item)))),
+        ("indexOf", [Text(text), Text(part)]) => index_of(text, part, 0)?,
+        ("indexOf", [Text(text), Text(part), Int(from)]) => index_of(text, part, *from)?,
+        ("lastIndexOf", [List(list), item]) => position(list.to_vec()?.iter().rposition(|it| it.equals(item))),
+        ("lastIndexOf", [Text(text), Text(part)]) if part.is_empty() => Int(text.chars().count() as i64),
+        ("lastIndexOf", [Text(text), Text(_)]) if text.is_empty() => Int(-1),
+        ("lastIndexOf", [Text(text), Text(part)]) => last_index_of(text, part, text.chars().count() as i64 - 1)?,
+        ("lastIndexOf", [Text(text), Text(part), Int(from)]) => last_index_of(text, part, *from)?,
+        ("lowerAscii", [Text(text)]) => Val::text(text.to_ascii_lowercase()),
+        ("upperAscii", [Text(text)]) => Val::text(text.to_ascii_uppercase()),
+        ("trim", [Text(text)]) => Val::text(text.trim()),
+        ("strings.quote", [Text(text)]) => Val::text(quote(text)),
+        ("jsonpatch.escapeKey", [Text(text)]) => Val::text(text.replace('~', "~0").replace('/', "~1")),
+        ("replace", [Text(text), Text(old), Text(new)]) => Val::text(text.replace(old.as_ref(), new)),
+        ("replace", [Text(text), Text(old), Text(new), Int(count)]) => Val::text(text.replacen(old.as_ref(), new, usize::try_from(*count).unwrap_or(usize::MAX))),
+        ("split", [Text(text), Text(by)]) => split(text, by, -1),
+        ("split", [Text(text), Text(by), Int(most)]) => split(text, by, *most),
+        ("substring", [Text(text), Int(start)]) => substring(text, *start, None)?,
+        ("substring", [Text(text), Int(start), Int(end)]) => substring(text, *start, Some(*end))?,
+        ("join", [List(list)]) => join(list, "")?,
+        ("join", [List(list), Text(by)]) => join(list, by)?,
+        ("format", [Text(text), List(args)]) => Val::text(format::format(text, &args.to_vec()?)?),
+        _ => return no_overload(),
+    })
 }
 
-fn two<'a>(args: &[Val<'a>], make: fn(&str, &str) -> Eval<Val<'a>>) -> Eval<Val<'a>> {
-    match args {
-        [Val::String(text), Val::String(other)] => make(text, other),
-        _ => no_overload(),
-    }
+fn find_all<'a>(text: &str, pattern: &str, most: i64) -> Eval<Val<'a>> {
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
+    Ok(Val::list(regex(pattern)?.find_iter(text).take(most).map(|it| Val::text(it.as_str())).collect()))
 }
 
-fn out_of_range<T>(at: i64) -> Eval<T> {
-    fail(format!("index out of range: {at}"))
+fn join<'a>(list: &value::List<'a>, by: &str) -> Eval<Val<'a>> {
+    let part = |item: Eval<Val<'a>>| match item? {
+        Val::String(text) => Ok(text),
+        other => fail(format!("join: invalid input: {}", other.shown())),
+    };
+    Ok(Val::text(list.iter().map(part).collect::<Eval<Vec<_>>>()?.join(by)))
 }
 
-/// The place of `part` among `letters`, where it may begin at any of `places`.
-fn place(letters: &[char], part: &[char], mut places: impl Iterator<Item = usize>) -> i64 {
-    places.find(|at| letters[*at..].starts_with(part)).map_or(-1, |it| it as i64)
+fn out_of_range(at: i64) -> String {
+    format!("index out of range: {at}")
+}
+
+fn position<'a>(at: Option<usize>) -> Val<'a> {
+    Val::Int(at.map_or(-1, |it| it as i64))
 }
 
 fn index_of<'a>(text: &str, part: &str, from: i64) -> Eval<Val<'a>> {
-    let (letters, part): (Vec<char>, Vec<char>) = (text.chars().collect(), part.chars().collect());
-    match usize::try_from(from) {
-        _ if part.is_empty() => Ok(Val::Int(from)),
-        Err(_) => out_of_range(from),
-        Ok(from) => Ok(Val::Int(place(&letters, &part, from..letters.len()))),
+    if part.is_empty() {
+        return Ok(Val::Int(from));
     }
+    let start = or_fail(usize::try_from(from).ok(), out_of_range(from))?;
+    Ok(position(places(text, part).find(|at| *at >= start)))
 }
 
 fn last_index_of<'a>(text: &str, part: &str, from: i64) -> Eval<Val<'a>> {
-    let (letters, part): (Vec<char>, Vec<char>) = (text.chars().collect(), part.chars().collect());
-    match usize::try_from(from) {
-        _ if part.is_empty() => Ok(Val::Int(from)),
-        Err(_) => out_of_range(from),
-        Ok(from) if from >= letters.len() => Ok(Val::Int(-1)),
-        Ok(from) => Ok(Val::Int(place(&letters, &part, (0..=from).rev()))),
+    if part.is_empty() {
+        return Ok(Val::Int(from));
     }
+    let end = or_fail(usize::try_from(from).ok(), out_of_range(from))?;
+    let is_within = end < text.chars().count();
+    Ok(position(places(text, part).filter(|at| is_within && *at <= end).last()))
+}
+
+/// Where `part` stands in a text, in characters.
+fn places(text: &str, part: &str) -> impl Iterator<Item = usize> {
+    text.char_indices().enumerate().filter(move |(_, (at, _))| text[*at..].starts_with(part)).map(|it| it.0)
 }
 
 fn substring<'a>(text: &str, start: i64, end: Option<i64>) -> Eval<Val<'a>> {
     let letters: Vec<char> = text.chars().collect();
-    let within = |at: i64| usize::try_from(at).ok().filter(|it| *it <= letters.len());
     if let Some(end) = end.filter(|it| start > *it) {
         return fail(format!("invalid substring range. start: {start}, end: {end}"));
     }
-    let Some(first) = within(start) else { return out_of_range(start) };
-    let end = end.unwrap_or(letters.len() as i64);
-    within(end).map_or_else(|| out_of_range(end), |last| Ok(Val::text(letters[first..last].iter().collect::<String>())))
+    let within = |at: i64| or_fail(usize::try_from(at).ok().filter(|it| *it <= letters.len()), out_of_range(at));
+    let (first, last) = (within(start)?, within(end.unwrap_or(letters.len() as i64))?);
+    Ok(Val::text(String::from_iter(&letters[first..last])))
 }
 
 /// `strings.SplitN`: no part when `most` is 0, all of them when it is negative.
@@ -169,23 +127,11 @@ fn split<'a>(text: &str, by: &str, most: i64) -> Val<'a> {
 }
 
 fn quote(text: &str) -> String {
-    let mut quoted = String::from("\"");
-    for letter in text.chars() {
-        match letter {
-            '\u{7}' => quoted.push_str("\\a"),
-            '\u{8}' => quoted.push_str("\\b"),
-            '\u{c}' => quoted.push_str("\\f"),
-            '\n' => quoted.push_str("\\n"),
-            '\r' => quoted.push_str("\\r"),
-            '\t' => quoted.push_str("\\t"),
-            '\u{b}' => quoted.push_str("\\v"),
-            '\\' => quoted.push_str("\\\\"),
-            '"' => quoted.push_str("\\\""),
-            other => quoted.push(other),
-        }
-    }
-    quoted.push('"');
-    quoted
+    let escaped = |letter: char| match ESCAPES.iter().find(|it| it.1 == letter) {
+        Some((name, _)) => format!("\\{name}"),
+        None => letter.to_string(),
+    };
+    format!("\"{}\"", text.chars().map(escaped).collect::<String>())
 }
 
 /// Compiled patterns that are kept; when there are more, all are dropped.
@@ -213,26 +159,17 @@ pub fn regex(pattern: &str) -> Eval<Regex> {
 }
 
 /// RE2's classes know only ASCII, those of this library all of Unicode.
-fn ascii_classes(pattern: &str) -> String {
-    let mut ascii = String::with_capacity(pattern.len());
-    let mut letters = pattern.chars();
-    while let Some(letter) = letters.next() {
-        if letter != '\\' {
-            ascii.push(letter);
-            continue;
-        }
-        match letters.next() {
-            Some('d') => ascii.push_str("[0-9]"),
-            Some('D') => ascii.push_str("[^0-9]"),
-            Some('w') => ascii.push_str("[0-9A-Za-z_]"),
-            Some('W') => ascii.push_str("[^0-9A-Za-z_]"),
-            Some('s') => ascii.push_str("[\\t\\n\\f\\r ]"),
-            Some('S') => ascii.push_str("[^\\t\\n\\f\\r ]"),
-            Some('b') => ascii.push_str("(?-u:\\b)"),
-            Some('z') => ascii.push_str("\\z"),
-            Some(other) => ascii.extend(['\\', other]),
-            None => ascii.push('\\'),
-        }
-    }
-    ascii
+fn ascii_classes(pattern: &str) -> Cow<'_, str> {
+    static ESCAPE: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(?s)\\.").expect("a constant pattern"));
+    let ascii = |found: &Captures<'_>| match &found[0] {
+        r"\d" => "[0-9]".to_owned(),
+        r"\D" => "[^0-9]".to_owned(),
+        r"\w" => "[0-9A-Za-z_]".to_owned(),
+        r"\W" => "[^0-9A-Za-z_]".to_owned(),
+        r"\s" => r"[\t\n\f\r ]".to_owned(),
+        r"\S" => r"[^\t\n\f\r ]".to_owned(),
+        r"\b" => r"(?-u:\b)".to_owned(),
+        other => other.to_owned(),
+    };
+    ESCAPE.replace_all(pattern, ascii)
 }

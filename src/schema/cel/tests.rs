@@ -61,7 +61,7 @@ impl authorizer::Authorizer for Answers {
 
 fn environment(schema: &Value) -> Environment {
     let own = Decl::from_structural(schema, true, "selfType").expect("a type");
-    Environment::default().with("self", own).with_dyn("object").with_authorizer()
+    Environment::default().with("self", own).with("object", Decl::scalar(Type::DYN)).with_authorizer()
 }
 
 /// The lines that follow an expression in the table.

@@ -1,139 +1,122 @@
 //! CEL's types, and when one fits another. Follows cel-go `common/types/types.go` and `checker/types.go`.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{fmt, sync::Arc};
+
+use rpds::RedBlackTreeMap;
 
 use super::decl::Object;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Type {
-    Dyn,
-    Error,
-    Null,
-    Bool,
-    Int,
-    Uint,
-    Double,
-    String,
-    Bytes,
-    Duration,
-    Timestamp,
-    /// The type of a type.
-    Type(Arc<Type>),
-    List(Arc<Type>),
-    Map(Arc<(Type, Type)>),
-    Optional(Arc<Type>),
+    /// One of [`NAMES`] and what it is of: `int`, `list(string)`, `net.IP`.
+    Of(&'static str, Vec<Type>),
     /// A type variable: of a signature, or one that the checker made.
     Param(String),
-    /// Kubernetes' own: `net.IP`, `kubernetes.Quantity` and so on.
-    Opaque(&'static str),
     Object(Arc<Object>),
 }
 
-/// Types that libraries add, beyond the language's.
-pub const OPAQUE: [&str; 11] = [
-    "kubernetes.Quantity", "kubernetes.URL", "kubernetes.Semver", "kubernetes.NamedFormat", "net.IP", "net.CIDR", "kubernetes.authorization.Authorizer",
-    "kubernetes.authorization.PathCheck", "kubernetes.authorization.GroupCheck", "kubernetes.authorization.ResourceCheck", "kubernetes.authorization.Decision",
+/// All names, and of how many types each one is. Null may stand for those with a dot: the well-known types, and Kubernetes' own.
+const NAMES: [(&str, usize); 26] = [
+    ("dyn", 0), ("error", 0), ("null_type", 0), ("bool", 0), ("int", 0), ("uint", 0), ("double", 0), ("string", 0), ("bytes", 0),
+    ("google.protobuf.Duration", 0), ("google.protobuf.Timestamp", 0), ("type", 1), ("list", 1), ("map", 2), ("optional_type", 1),
+    ("kubernetes.Quantity", 0), ("kubernetes.URL", 0), ("kubernetes.Semver", 0), ("kubernetes.NamedFormat", 0), ("net.IP", 0), ("net.CIDR", 0),
+    ("kubernetes.authorization.Authorizer", 0), ("kubernetes.authorization.PathCheck", 0), ("kubernetes.authorization.GroupCheck", 0),
+    ("kubernetes.authorization.ResourceCheck", 0), ("kubernetes.authorization.Decision", 0),
 ];
 
 impl Type {
+    pub const DYN: Self = Self::simple("dyn");
+    pub const ERROR: Self = Self::simple("error");
+    pub const NULL: Self = Self::simple("null_type");
+    pub const BOOL: Self = Self::simple("bool");
+    pub const INT: Self = Self::simple("int");
+    pub const DOUBLE: Self = Self::simple("double");
+    pub const STRING: Self = Self::simple("string");
+    pub const BYTES: Self = Self::simple("bytes");
+    pub const DURATION: Self = Self::simple("google.protobuf.Duration");
+    pub const TIMESTAMP: Self = Self::simple("google.protobuf.Timestamp");
+
+    pub const fn simple(name: &'static str) -> Self {
+        Self::Of(name, Vec::new())
+    }
+
     pub fn list(of: Type) -> Self {
-        Self::List(Arc::new(of))
+        Self::Of("list", vec![of])
     }
 
     pub fn map(key: Type, value: Type) -> Self {
-        Self::Map(Arc::new((key, value)))
+        Self::Of("map", vec![key, value])
     }
 
     pub fn optional(of: Type) -> Self {
-        Self::Optional(Arc::new(of))
+        Self::Of("optional_type", vec![of])
+    }
+
+    /// The type of a type.
+    pub fn of_type(of: Type) -> Self {
+        Self::Of("type", vec![of])
     }
 
     /// Reads `list(map(string, A))`, as the table of overloads writes it; what is no type's name is a variable.
     pub fn parse(text: &str) -> Self {
-        let (name, inner) = match text.split_once('(') {
-            Some((name, rest)) => (name, split(rest.strip_suffix(')').unwrap_or(rest))),
-            None => (text, Vec::new()),
-        };
-        let mut inner = inner.into_iter().map(Self::parse);
-        let mut next = || inner.next().unwrap_or(Self::Dyn);
+        let (name, of) = text.strip_suffix(')').and_then(|it| it.split_once('(')).unwrap_or((text, ""));
         match name {
-            "dyn" => Self::Dyn,
-            "null_type" => Self::Null,
-            "bool" => Self::Bool,
-            "int" => Self::Int,
-            "uint" => Self::Uint,
-            "double" => Self::Double,
-            "string" => Self::String,
-            "bytes" => Self::Bytes,
-            "duration" | "google.protobuf.Duration" => Self::Duration,
-            "timestamp" | "google.protobuf.Timestamp" => Self::Timestamp,
-            "list" => Self::list(next()),
-            "map" => Self::map(next(), next()),
-            "optional_type" => Self::optional(next()),
-            "type" => Self::Type(Arc::new(next())),
-            name => OPAQUE.iter().find(|it| **it == name).map_or_else(|| Self::Param(name.to_owned()), |it| Self::Opaque(it)),
+            "duration" => Self::DURATION,
+            "timestamp" => Self::TIMESTAMP,
+            name => match NAMES.iter().find(|it| it.0 == name) {
+                Some((name, _)) => Self::Of(name, split(of).into_iter().map(Self::parse).collect()),
+                None => Self::Param(name.to_owned()),
+            },
         }
     }
 
     /// The type of that name, for expressions such as `type(x) == int`.
     pub fn named(name: &str) -> Option<Self> {
-        Some(Self::parse(name)).filter(|it| it.runtime_name() == name && !matches!(it, Self::Dyn | Self::Param(_)))
+        let (name, count) = NAMES.iter().find(|it| it.0 == name && !matches!(name, "dyn" | "error"))?;
+        Some(Self::Of(name, vec![Self::DYN; *count]))
     }
 
     /// What a value of this type says its type is.
-    pub fn runtime_name(&self) -> &str {
+    pub fn name(&self) -> &str {
         match self {
-            Self::Dyn => "dyn",
-            Self::Error => "error",
-            Self::Null => "null_type",
-            Self::Bool => "bool",
-            Self::Int => "int",
-            Self::Uint => "uint",
-            Self::Double => "double",
-            Self::String => "string",
-            Self::Bytes => "bytes",
-            Self::Duration => "google.protobuf.Duration",
-            Self::Timestamp => "google.protobuf.Timestamp",
-            Self::Type(_) => "type",
-            Self::List(_) => "list",
-            Self::Map(_) => "map",
-            Self::Optional(_) => "optional_type",
+            Self::Of(name, _) => name,
             Self::Param(name) => name,
-            Self::Opaque(name) => name,
             Self::Object(object) => &object.name,
         }
     }
 
-    pub fn params(&self) -> Vec<&Type> {
+    /// The types that it is of.
+    pub fn params(&self) -> &[Type] {
         match self {
-            Self::List(of) | Self::Optional(of) | Self::Type(of) => vec![of],
-            Self::Map(pair) => vec![&pair.0, &pair.1],
-            _ => Vec::new(),
+            Self::Of(_, params) => params,
+            _ => &[],
         }
     }
 
     pub fn is_dyn(&self) -> bool {
-        matches!(self, Self::Dyn)
+        *self == Self::DYN
     }
 
     pub fn is_dyn_or_error(&self) -> bool {
-        matches!(self, Self::Dyn | Self::Error)
+        self.is_dyn() || *self == Self::ERROR
+    }
+
+    /// Kubernetes' own: `net.IP`, `kubernetes.Quantity` and so on.
+    pub fn is_opaque(&self) -> bool {
+        matches!(self, Self::Of(name, _) if name.starts_with("kubernetes.") || name.starts_with("net."))
     }
 
     fn is_same_kind(&self, other: &Type) -> bool {
-        std::mem::discriminant(self) == std::mem::discriminant(other) && self.runtime_name_if_named() == other.runtime_name_if_named()
-    }
-
-    fn runtime_name_if_named(&self) -> &str {
-        match self {
-            Self::Param(_) | Self::Opaque(_) | Self::Object(_) => self.runtime_name(),
-            _ => "",
-        }
+        std::mem::discriminant(self) == std::mem::discriminant(other) && self.name() == other.name()
     }
 
     /// Null may stand for it without an error of types.
     fn is_nullable(&self) -> bool {
-        matches!(self, Self::Null | Self::Duration | Self::Timestamp | Self::Object(_) | Self::Opaque(_) | Self::Optional(_))
+        match self {
+            Self::Of(name, _) => name.contains('.') || matches!(*name, "null_type" | "optional_type"),
+            Self::Param(_) => false,
+            Self::Object(_) => true,
+        }
     }
 
     fn is_equal_or_less_specific(&self, other: &Type) -> bool {
@@ -143,35 +126,36 @@ impl Type {
         if other.is_dyn() || matches!(other, Self::Param(_)) || !self.is_same_kind(other) {
             return false;
         }
-        matches!(self, Self::Type(_)) || self.params().into_iter().zip(other.params()).all(|(a, b)| a.is_equal_or_less_specific(b))
+        self.name() == "type" || self.params().iter().zip(other.params()).all(|(a, b)| a.is_equal_or_less_specific(b))
     }
 
     /// The more general of two types that fit.
     pub fn most_general(self, other: &Type) -> Type {
         if self.is_equal_or_less_specific(other) { self } else { other.clone() }
     }
-}
 
-impl PartialEq for Type {
-    fn eq(&self, other: &Self) -> bool {
-        self.is_same_kind(other) && self.params() == other.params()
+    /// The type with other types in place of some of its variables.
+    pub fn replaced(&self, by: &mut dyn FnMut(&str) -> Option<Type>) -> Self {
+        match self {
+            Self::Of(name, of) => Self::Of(name, of.iter().map(|it| it.replaced(by)).collect()),
+            Self::Param(name) => by(name).unwrap_or_else(|| self.clone()),
+            Self::Object(_) => self.clone(),
+        }
     }
 }
 
 /// As messages show a type (`FormatCELType`).
 impl fmt::Display for Type {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Null => f.write_str("null"),
-            Self::Error => f.write_str("!error!"),
-            Self::Duration => f.write_str("duration"),
-            Self::Timestamp => f.write_str("timestamp"),
-            _ => {
-                f.write_str(self.runtime_name())?;
-                let params: Vec<String> = self.params().into_iter().map(ToString::to_string).collect();
-                if params.is_empty() { Ok(()) } else { write!(f, "({})", params.join(", ")) }
-            }
-        }
+        f.write_str(match self.name() {
+            "null_type" => "null",
+            "error" => "!error!",
+            "google.protobuf.Duration" => "duration",
+            "google.protobuf.Timestamp" => "timestamp",
+            name => name,
+        })?;
+        let params: Vec<String> = self.params().iter().map(ToString::to_string).collect();
+        if params.is_empty() { Ok(()) } else { write!(f, "({})", params.join(", ")) }
     }
 }
 
@@ -195,19 +179,12 @@ pub fn split(text: &str) -> Vec<&str> {
 }
 
 /// What type variables stand for, as far as the checker has found out.
-#[derive(Clone, Debug, Default)]
+#[derive(Default)]
 pub struct Mapping {
-    known: BTreeMap<String, Type>,
-    /// What an attempt has changed, to be undone when it fails.
-    undo: Vec<(String, Option<Type>)>,
+    known: RedBlackTreeMap<String, Type>,
 }
 
 impl Mapping {
-    pub fn add(&mut self, param: &str, to: Type) {
-        let before = self.known.insert(param.to_owned(), to);
-        self.undo.push((param.to_owned(), before));
-    }
-
     fn find(&self, param: &Type) -> Option<&Type> {
         match param {
             Type::Param(name) => self.known.get(name),
@@ -217,17 +194,10 @@ impl Mapping {
 
     /// The type with all known variables replaced; the unknown ones become `dyn` when `to_dyn`.
     pub fn substitute(&self, ty: &Type, to_dyn: bool) -> Type {
-        if let Some(known) = self.find(ty) {
-            return self.substitute(known, to_dyn);
-        }
-        match ty {
-            Type::Param(_) if to_dyn => Type::Dyn,
-            Type::List(of) => Type::list(self.substitute(of, to_dyn)),
-            Type::Optional(of) => Type::optional(self.substitute(of, to_dyn)),
-            Type::Type(of) => Type::Type(Arc::new(self.substitute(of, to_dyn))),
-            Type::Map(pair) => Type::map(self.substitute(&pair.0, to_dyn), self.substitute(&pair.1, to_dyn)),
-            other => other.clone(),
-        }
+        ty.replaced(&mut |name| match self.known.get(name) {
+            Some(known) => Some(self.substitute(known, to_dyn)),
+            None => to_dyn.then_some(Type::DYN),
+        })
     }
 
     /// Whether `from` fits `to`; learns what the variables stand for if so.
@@ -236,13 +206,10 @@ impl Mapping {
     }
 
     pub fn assign_all(&mut self, to: &[Type], from: &[Type]) -> bool {
-        self.undo.clear();
+        let before = self.known.clone();
         let fits = to.len() == from.len() && to.iter().zip(from).all(|(to, from)| self.fits(to, from));
-        while let Some((param, before)) = self.undo.pop().filter(|_| !fits) {
-            match before {
-                Some(before) => _ = self.known.insert(param, before),
-                None => _ = self.known.remove(&param),
-            }
+        if !fits {
+            self.known = before;
         }
         fits
     }
@@ -259,9 +226,8 @@ impl Mapping {
         }
         match (to, from) {
             _ if to.is_dyn_or_error() || from.is_dyn_or_error() => true,
-            (Type::Null, other) | (other, Type::Null) => other.is_nullable(),
-            (Type::Type(_), Type::Type(_)) => true,
-            _ => to.is_same_kind(from) && to.params().into_iter().zip(from.params()).all(|(to, from)| self.fits(to, from)),
+            (null, other) | (other, null) if *null == Type::NULL => other.is_nullable(),
+            _ => to.is_same_kind(from) && (to.name() == "type" || to.params().iter().zip(from.params()).all(|(to, from)| self.fits(to, from))),
         }
     }
 
@@ -280,13 +246,13 @@ impl Mapping {
             }
             let general = ty.clone().most_general(&known);
             if self.is_free_of(variable, &general) {
-                self.add(name, general);
+                self.known.insert_mut(name.clone(), general);
             }
             return (true, true);
         }
         let is_free = self.is_free_of(variable, ty);
         if is_free {
-            self.add(name, ty.clone());
+            self.known.insert_mut(name.clone(), ty.clone());
         }
         (is_free, false)
     }
@@ -297,7 +263,7 @@ impl Mapping {
         }
         match self.find(within) {
             Some(known) => self.is_free_of(variable, known),
-            None => within.params().into_iter().all(|it| self.is_free_of(variable, it)),
+            None => within.params().iter().all(|it| self.is_free_of(variable, it)),
         }
     }
 }

@@ -3,6 +3,8 @@
 
 use std::{borrow::Cow, cmp::Ordering, collections::BTreeMap, rc::Rc};
 
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+
 use super::{authorizer::Check, decl, kube::Kube};
 use crate::meta::{Meta, Value};
 
@@ -59,24 +61,17 @@ pub enum Key {
 }
 
 /// Why an evaluation has no value.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EvalError {
     /// In cel-go's words.
+    #[error("{0}")]
     Failed(String),
     /// This one evaluation costs more than any may.
+    #[error("operation cancelled: actual cost limit exceeded")]
     TooCostly,
     /// The evaluations together cost more than they may.
+    #[error("validation failed due to running out of cost budget, no further validation rules will be run")]
     OutOfBudget,
-}
-
-impl std::fmt::Display for EvalError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Failed(message) => f.write_str(message),
-            Self::TooCostly => f.write_str("operation cancelled: actual cost limit exceeded"),
-            Self::OutOfBudget => f.write_str("validation failed due to running out of cost budget, no further validation rules will be run"),
-        }
-    }
 }
 
 pub type Eval<T> = Result<T, EvalError>;
@@ -87,6 +82,11 @@ pub fn fail<T>(message: impl Into<String>) -> Eval<T> {
 
 pub fn no_overload<T>() -> Eval<T> {
     fail("no such overload")
+}
+
+/// What was found, or why there is nothing.
+pub fn or_fail<T>(found: Option<T>, why: impl Into<String>) -> Eval<T> {
+    found.map_or_else(|| fail(why), Ok)
 }
 
 impl<'a> Val<'a> {
@@ -121,7 +121,7 @@ impl<'a> Val<'a> {
             ("array", _) => fail("invalid data, expected an array for the provided schema with type=array"),
             ("string", Value::String(text)) => formatted(text, schema.text("format")),
             ("number", Value::Number(it)) => Ok(Self::Double(it.as_f64().unwrap_or_default())),
-            ("integer", Value::Number(it)) => it.as_i64().map(Self::Int).map_or_else(|| fail("invalid data, expected int, got float64"), Ok),
+            ("integer", Value::Number(it)) => or_fail(it.as_i64().map(Self::Int), "invalid data, expected int, got float64"),
             ("boolean", Value::Bool(it)) => Ok(Self::Bool(*it)),
             ("", _) => Ok(Self::Unknown(value)),
             (wanted, _) => fail(format!("invalid data, expected {wanted}")),
@@ -209,13 +209,10 @@ impl<'a> Val<'a> {
                     Val::Bool(_) | Val::String(_) | Val::Double(_) => return fail(format!("unsupported index type '{}' in list", key.type_name())),
                     _ => return no_overload(),
                 };
-                usize::try_from(at).ok().filter(|at| *at < list.len()).map_or_else(|| fail(format!("index out of bounds: {at}")), |at| list.get(at))
+                list.get(or_fail(usize::try_from(at).ok().filter(|at| *at < list.len()), format!("index out of bounds: {at}"))?)
             }
             (Self::Optional(Some(it)), _) if matches!(it.as_ref(), Self::List(_)) => Ok(it.index(key).map_or_else(|_| Self::none(), Self::some)),
-            _ => match self.find(key)? {
-                Some(value) => Ok(value),
-                None => fail(format!("no such key: {}", key.shown())),
-            },
+            _ => self.find(key)?.map_or_else(|| fail(format!("no such key: {}", key.shown())), Ok),
         }
     }
 
@@ -235,11 +232,6 @@ impl<'a> Val<'a> {
     pub fn equals(&self, other: &Val<'_>) -> bool {
         match (self, other) {
             (Self::Null, Val::Null) => true,
-            (Self::Bool(a), Val::Bool(b)) => a == b,
-            (Self::String(a), Val::String(b)) => a == b,
-            (Self::Bytes(a), Val::Bytes(b)) => a == b,
-            (Self::Duration(a), Val::Duration(b)) => a == b,
-            (Self::Timestamp(a), Val::Timestamp(b)) => a == b,
             (Self::Type(a), Val::Type(b)) => a == b,
             (Self::Optional(a), Val::Optional(b)) => match (a, b) {
                 (Some(a), Some(b)) => a.equals(b),
@@ -257,20 +249,22 @@ impl<'a> Val<'a> {
     /// The order of two values that have one.
     pub fn compare(&self, other: &Val<'_>) -> Option<Ordering> {
         match (self, other) {
-            (Self::Int(a), Val::Int(b)) => Some(a.cmp(b)),
-            (Self::Uint(a), Val::Uint(b)) => Some(a.cmp(b)),
-            (Self::Int(a), Val::Uint(b)) => Some(i128::from(*a).cmp(&i128::from(*b))),
-            (Self::Uint(a), Val::Int(b)) => Some(i128::from(*a).cmp(&i128::from(*b))),
             (Self::Double(a), Val::Double(b)) => a.partial_cmp(b),
-            (Self::Double(a), Val::Int(b)) => compare_mixed(*a, i128::from(*b)),
-            (Self::Double(a), Val::Uint(b)) => compare_mixed(*a, i128::from(*b)),
-            (Self::Int(a), Val::Double(b)) => compare_mixed(*b, i128::from(*a)).map(Ordering::reverse),
-            (Self::Uint(a), Val::Double(b)) => compare_mixed(*b, i128::from(*a)).map(Ordering::reverse),
+            (Self::Double(a), b) => compare_mixed(*a, b.whole()?),
+            (a, Val::Double(b)) => compare_mixed(*b, a.whole()?).map(Ordering::reverse),
             (Self::Bool(a), Val::Bool(b)) => Some(a.cmp(b)),
             (Self::String(a), Val::String(b)) => Some(a.cmp(b)),
             (Self::Bytes(a), Val::Bytes(b)) => Some(a.cmp(b)),
             (Self::Duration(a), Val::Duration(b)) => Some(a.cmp(b)),
             (Self::Timestamp(a), Val::Timestamp(b)) => Some(a.cmp(b)),
+            (a, b) => Some(a.whole()?.cmp(&b.whole()?)),
+        }
+    }
+
+    fn whole(&self) -> Option<i128> {
+        match self {
+            Self::Int(it) => Some(i128::from(*it)),
+            Self::Uint(it) => Some(i128::from(*it)),
             _ => None,
         }
     }
@@ -284,9 +278,9 @@ impl<'a> Val<'a> {
             Self::Uint(it) => (*it).into(),
             Self::Double(it) => (*it).into(),
             Self::String(it) => it.as_ref().into(),
-            Self::Bytes(it) => base64::Engine::encode(&base64::engine::general_purpose::STANDARD, it).into(),
+            Self::Bytes(it) => BASE64.encode(it).into(),
             Self::Duration(it) => super::time::duration_text(*it).into(),
-            Self::Timestamp(it) => super::time::timestamp_text(*it).into(),
+            Self::Timestamp(it) => it.to_string().into(),
             Self::List(it) => Value::Array(it.iter().map(|it| it?.to_json()).collect::<Eval<_>>()?),
             Self::Map(Map::Json(it, _)) => Value::Object((*it).clone()),
             Self::Map(Map::Made(it)) => Value::Object(it.values().map(|(key, value)| Ok((key.shown(), value.to_json()?))).collect::<Eval<_>>()?),
@@ -314,16 +308,17 @@ fn compare_mixed(a: f64, b: i128) -> Option<Ordering> {
 }
 
 fn formatted<'a>(text: &'a str, format: &str) -> Eval<Val<'a>> {
-    match format {
-        "duration" => super::time::parse_duration(text).map(Val::Duration).map_or_else(|| fail(format!("Invalid duration {text}")), Ok),
-        "date" => text.parse::<jiff::civil::Date>().ok().and_then(|it| it.to_zoned(jiff::tz::TimeZone::UTC).ok()).map(|it| Val::Timestamp(it.timestamp())).map_or_else(|| fail(format!("Invalid date formatted string {text}")), Ok),
-        "date-time" => text.parse().map(Val::Timestamp).or_else(|_| fail(format!("Invalid date-time formatted string {text}"))),
-        "byte" => match base64::Engine::decode(&base64::engine::general_purpose::STANDARD, text) {
-            Ok(bytes) => Ok(Val::Bytes(bytes.into())),
-            Err(_) => fail(format!("Invalid byte formatted string {text}")),
-        },
-        _ => Ok(Val::String(Cow::Borrowed(text))),
-    }
+    let (read, name) = match format {
+        "duration" => (super::time::parse_duration(text).map(Val::Duration), "duration"),
+        "date" => {
+            let midnight = text.parse().and_then(|it: jiff::civil::Date| it.to_zoned(jiff::tz::TimeZone::UTC));
+            (midnight.ok().map(|it| Val::Timestamp(it.timestamp())), "date formatted string")
+        }
+        "date-time" => (text.parse().ok().map(Val::Timestamp), "date-time formatted string"),
+        "byte" => (BASE64.decode(text).ok().map(|it| Val::Bytes(it.into())), "byte formatted string"),
+        _ => return Ok(Val::String(Cow::Borrowed(text))),
+    };
+    or_fail(read, format!("Invalid {name} {text}"))
 }
 
 impl<'a> List<'a> {
@@ -415,7 +410,7 @@ impl<'a> Map<'a> {
 
     pub fn find(&self, key: &Val<'_>) -> Eval<Option<Val<'a>>> {
         match self {
-            Self::Made(map) => Ok(Key::of(key).and_then(|it| map.get(&it)).map(|it| it.1.clone())),
+            Self::Made(map) => Ok(Key::of(key).ok().and_then(|it| map.get(&it)).map(|it| it.1.clone())),
             Self::Json(map, schema) => {
                 let Val::String(name) = key else { return if schema.is_some() { no_overload() } else { Ok(None) } };
                 match schema {
@@ -434,6 +429,11 @@ impl<'a> Map<'a> {
                 map.keys().map(|it| if is_object { Val::text(decl::escape(it).unwrap_or_else(|| it.clone())) } else { Val::String(Cow::Borrowed(it)) }).collect()
             }
         }
+    }
+
+    pub fn entries(&self) -> Eval<Vec<(Val<'a>, Val<'a>)>> {
+        let entry = |key: Val<'a>| self.find(&key).map(|value| (key, value.unwrap_or(Val::Null)));
+        self.keys().into_iter().map(entry).collect()
     }
 
     fn equals(&self, other: &Map<'_>) -> bool {
@@ -474,15 +474,13 @@ fn typed_entry<'a>(map: &'a serde_json::Map<String, Value>, schema: &'a Value, n
 }
 
 impl Key {
-    pub fn of(value: &Val<'_>) -> Option<Self> {
-        Some(match value {
+    pub fn of(value: &Val<'_>) -> Eval<Self> {
+        Ok(match value {
             Val::Bool(it) => Self::Bool(*it),
-            Val::Int(it) => Self::Number(i128::from(*it)),
-            Val::Uint(it) => Self::Number(i128::from(*it)),
             Val::Double(it) if it.fract() == 0.0 && it.abs() < 1e30 => Self::Number(*it as i128),
             Val::Double(it) => Self::Double(it.to_bits()),
             Val::String(it) => Self::Text(it.to_string()),
-            _ => return None,
+            other => Self::Number(or_fail(other.whole(), format!("unsupported key type: {}", value.type_name()))?),
         })
     }
 }

@@ -4,7 +4,7 @@
 use super::{Compiled, path};
 use crate::{
     meta::{FieldError, FieldErrors, Meta, Path, Value},
-    schema::cel::{Decl, decl},
+    schema::cel::Decl,
 };
 
 /// The most that one rule may be estimated to cost, over all places where it can apply (`StaticEstimatedCostLimit`).
@@ -60,10 +60,7 @@ impl Checker {
         }
         let own = path.clone();
         for (name, property) in schema.map_at(&["properties"]).into_iter().flatten() {
-            let decl = place.decl.and_then(|it| match decl::escape(name) {
-                Some(escaped) => it.step(&escaped),
-                None => Decl::from_structural(property, property["x-kubernetes-embedded-resource"] == true, "selfType"),
-            });
+            let decl = place.decl.and_then(|it| it.property(name, property));
             self.node(&Place { schema: property, decl: decl.as_ref(), path: &path.child("properties").key(name), ..*place });
         }
         for list in ["allOf", "oneOf", "anyOf"] {

@@ -59,10 +59,10 @@ impl Compiled {
             Ok(program) if *program.output() != wanted => Err(complaint.to_owned()),
             Ok(program) => Ok(program),
         };
-        let program = compile(text, Type::Bool, "", "cel expression must evaluate to a bool");
+        let program = compile(text, Type::BOOL, "", "cel expression must evaluate to a bool");
         let message = rule.text("messageExpression");
         let wants_message = program.is_ok() && !message.is_empty();
-        let message = wants_message.then(|| compile(message, Type::String, "messageExpression ", "messageExpression must evaluate to a string"));
+        let message = wants_message.then(|| compile(message, Type::STRING, "messageExpression ", "messageExpression must evaluate to a string"));
         Self { uses_old: program.as_ref().is_ok_and(|it| it.mentions("oldSelf")), program: Some(program), message }
     }
 }
@@ -82,12 +82,7 @@ impl Node {
         let below = |name: &str, step: &str| Self::build(rules.get(name).filter(|it| it.is_object())?, schema.get(name)?, &decl.step(step)?).map(Box::new);
         let property = |(name, rules): (&String, &Value)| {
             let schema = schema.at(&["properties", name])?;
-            let is_embedded = schema["x-kubernetes-embedded-resource"] == true;
-            let decl = match super::cel::decl::escape(name) {
-                Some(escaped) => decl.step(&escaped)?,
-                None => Decl::from_structural(schema, is_embedded, "selfType")?,
-            };
-            Some((name.clone(), Self::build(rules, schema, &decl)?))
+            Some((name.clone(), Self::build(rules, schema, &decl.property(name, schema)?)?))
         };
         let node = Self {
             rules: rules.items_at(&["x-kubernetes-validations"]).iter().map(rule).collect(),

@@ -1,6 +1,9 @@
 //! The `fieldPath` of a rule: `.spec.replicas`, `.labels['a/b']`. Follows `ValidFieldPath` of apiextensions-apiserver `pkg/apiserver/schema/cel/validation.go`.
 
-use crate::meta::{Meta, Path, Value};
+use crate::{
+    meta::{Meta, Path, Value},
+    schema::cel::ESCAPES,
+};
 
 /// The path of fields that `text` spells, if the schema has them, and the schema there.
 pub fn resolve<'a>(text: &str, schema: &'a Value) -> Result<(Path, &'a Value), String> {
@@ -41,17 +44,11 @@ fn quoted(text: &str) -> Result<(String, &str), String> {
     while let Some((at, letter)) = letters.next() {
         match letter {
             '\'' => return Ok((name, &text[at + 1..])),
-            '\\' => name.push(match letters.next().map(|(_, it)| it) {
-                Some('a') => '\u{7}',
-                Some('b') => '\u{8}',
-                Some('f') => '\u{c}',
-                Some('n') => '\n',
-                Some('r') => '\r',
-                Some('t') => '\t',
-                Some('v') => '\u{b}',
-                Some(same @ ('\'' | '\\')) => same,
-                other => return Err(format!("invalid string literal: invalid escape char \\{}", other.unwrap_or_default())),
-            }),
+            '\\' => {
+                let escape = letters.next().map(|it| it.1);
+                let meant = ESCAPES.iter().chain(&[('\'', '\'')]).find(|it| Some(it.0) == escape && it.0 != '"');
+                name.push(meant.ok_or_else(|| format!("invalid string literal: invalid escape char \\{}", escape.unwrap_or_default()))?.1);
+            }
             other => name.push(other),
         }
     }
