@@ -2,48 +2,43 @@
 
 use core::{fmt, net::Ipv4Addr, str::FromStr};
 
+use ipnet::Ipv4Net;
+
 /// A range that begins at its own network address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Cidr {
-    first: u32,
-    prefix: u8,
-}
+pub struct Cidr(Ipv4Net);
 
 impl Cidr {
     /// The range of `address` with this prefix, up to 32 bits.
     pub fn new(address: Ipv4Addr, prefix: u8) -> Self {
-        let prefix = prefix.min(32);
-        let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
-        Self { first: u32::from(address) & mask, prefix }
+        Self(Ipv4Net::new_assert(address, prefix.min(32)).trunc())
     }
 
     pub fn prefix(self) -> u8 {
-        self.prefix
+        self.0.prefix_len()
     }
 
     /// The address at `offset`; the first is 0.
     pub fn at(self, offset: u32) -> Ipv4Addr {
-        Ipv4Addr::from(self.first.wrapping_add(offset))
+        Ipv4Addr::from(u32::from(self.0.addr()).wrapping_add(offset))
     }
 
     /// How many addresses there are.
     pub fn size(self) -> u64 {
-        1 << (32 - self.prefix)
+        1 << (32 - self.prefix())
     }
 
     pub fn contains(self, ip: Ipv4Addr) -> bool {
-        u64::from(u32::from(ip).wrapping_sub(self.first)) < self.size()
+        self.0.contains(&ip)
     }
 
     pub fn overlaps(self, other: Self) -> bool {
-        self.contains(other.at(0)) || other.contains(self.at(0))
+        self.0.contains(&other.0) || other.0.contains(&self.0)
     }
 
     /// The ranges of `prefix` bits that it consists of, in order.
     pub fn subnets(self, prefix: u8) -> impl Iterator<Item = Self> {
-        let count = if prefix < self.prefix { 0 } else { 1u64 << (prefix - self.prefix) };
-        let step = 1u64 << (32 - prefix.min(32));
-        (0..count).map(move |number| Self::new(self.at((number * step) as u32), prefix))
+        self.0.subnets(prefix).into_iter().flatten().map(Self)
     }
 }
 
@@ -61,7 +56,7 @@ impl FromStr for Cidr {
 
 impl fmt::Display for Cidr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.at(0), self.prefix)
+        self.0.fmt(f)
     }
 }
 

@@ -86,7 +86,6 @@ pub enum FieldReason {
     Forbidden,
     TooLong,
     TooMany,
-    Internal,
     TypeInvalid,
 }
 
@@ -102,7 +101,6 @@ impl FieldReason {
             Self::Forbidden => "FieldValueForbidden",
             Self::TooLong => "FieldValueTooLong",
             Self::TooMany => "FieldValueTooMany",
-            Self::Internal => "InternalError",
             Self::TypeInvalid => "FieldValueTypeInvalid",
         }
     }
@@ -117,7 +115,6 @@ impl FieldReason {
             Self::Forbidden => "Forbidden",
             Self::TooLong => "Too long",
             Self::TooMany => "Too many",
-            Self::Internal => "Internal error",
         }
     }
 }
@@ -177,22 +174,11 @@ impl FieldError {
         Self::new(field, FieldReason::TooMany, Some(actual.into()), format!("must have at most {most} items"))
     }
 
-    pub fn internal(field: &Path, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(field, FieldReason::Internal, None, detail)
-    }
-
     /// The text after the field's path (`ErrorBody`).
     pub fn body(&self) -> String {
-        let mut body = self.reason.text().to_owned();
-        if let Some(value) = &self.value {
-            body.push_str(": ");
-            body.push_str(&go_value(value));
-        }
-        if !self.detail.is_empty() {
-            body.push_str(": ");
-            body.push_str(&self.detail);
-        }
-        body
+        let value = self.value.as_ref().map(|it| format!(": {}", go_value(it))).unwrap_or_default();
+        let detail = if self.detail.is_empty() { String::new() } else { format!(": {}", self.detail) };
+        format!("{}{value}{detail}", self.reason.text())
     }
 
     pub fn to_cause(&self) -> Cause {

@@ -16,35 +16,47 @@ const LABEL: &str = "[a-z0-9]([-a-z0-9]*[a-z0-9])?";
 const UNDERSCORED: &str = "_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
 const QUALIFIED: &str = "([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]";
 
-fn anchored(pattern: &str) -> Regex {
-    Regex::new(&format!("^(?:{pattern})$")).expect("a constant pattern")
+/// A pattern, and what is said of what does not match it.
+struct Form {
+    regex: Regex,
+    error: String,
 }
 
-macro_rules! pattern {
-    ($name:ident, $pattern:expr) => {
-        static $name: LazyLock<Regex> = LazyLock::new(|| anchored($pattern));
+impl Form {
+    /// `RegexError`, which writes two spaces between examples.
+    fn new(pattern: &str, message: &str, examples: &[&str]) -> Self {
+        let regex = Regex::new(&format!("^(?:{pattern})$")).expect("a constant pattern");
+        let examples: Vec<String> = examples.iter().map(|it| format!("'{it}'")).collect();
+        Self { regex, error: format!("{message} (e.g. {}, regex used for validation is '{pattern}')", examples.join(",  or ")) }
+    }
+
+    fn error(&self, text: &str) -> Option<Cow<'static, str>> {
+        (!self.regex.is_match(text)).then(|| self.error.clone().into())
+    }
+
+    /// What is wrong with the length of a text, and with its form.
+    fn problems(&self, text: &str, most: usize) -> Problems {
+        let long = (text.len() > most).then(|| max_len(most));
+        long.into_iter().chain(self.error(text)).collect()
+    }
+}
+
+macro_rules! form {
+    ($name:ident, $pattern:expr, $message:expr, $examples:expr) => {
+        static $name: LazyLock<Form> = LazyLock::new(|| Form::new($pattern, $message, &$examples));
     };
 }
 
-pattern!(DNS1123_LABEL, LABEL);
-pattern!(DNS1123_SUBDOMAIN, &format!(r"{LABEL}(\.{LABEL})*"));
-pattern!(UNDERSCORED_SUBDOMAIN, &format!(r"{UNDERSCORED}(\.{UNDERSCORED})*"));
-pattern!(WILDCARD_SUBDOMAIN, &format!(r"\*\.{LABEL}(\.{LABEL})*"));
-pattern!(DNS1035_LABEL, "[a-z]([-a-z0-9]*[a-z0-9])?");
-pattern!(QUALIFIED_NAME, QUALIFIED);
-pattern!(LABEL_VALUE, &format!("({QUALIFIED})?"));
-pattern!(C_IDENTIFIER, "[A-Za-z_][A-Za-z0-9_]*");
-pattern!(CONFIG_MAP_KEY, "[-._a-zA-Z0-9]+");
-pattern!(PORT_NAME_CHARS, "[-a-z0-9]+");
-pattern!(HTTP_HEADER, "[-A-Za-z0-9]+");
-
-const LABEL_MSG: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character";
-const SUBDOMAIN_MSG: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character";
-const UNDERSCORED_MSG: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start and end with an alphanumeric character";
-const WILDCARD_MSG: &str = "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character";
-const DNS1035_MSG: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character";
-const QUALIFIED_MSG: &str = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character";
-const LABEL_VALUE_MSG: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character";
+form!(DNS1123_LABEL, LABEL, "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character", ["my-name", "123-abc"]);
+form!(DNS1123_SUBDOMAIN, &format!(r"{LABEL}(\.{LABEL})*"), "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character", ["example.com"]);
+form!(UNDERSCORED_SUBDOMAIN, &format!(r"{UNDERSCORED}(\.{UNDERSCORED})*"), "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start and end with an alphanumeric character", ["example.com"]);
+form!(WILDCARD_SUBDOMAIN, &format!(r"\*\.{LABEL}(\.{LABEL})*"), "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character", ["*.example.com"]);
+form!(DNS1035_LABEL, "[a-z]([-a-z0-9]*[a-z0-9])?", "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character", ["my-name", "abc-123"]);
+form!(QUALIFIED_NAME, QUALIFIED, "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character", ["MyName", "my.name", "123-abc"]);
+form!(LABEL_VALUE, &format!("({QUALIFIED})?"), "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character", ["MyValue", "my_value", "12345"]);
+form!(C_IDENTIFIER, "[A-Za-z_][A-Za-z0-9_]*", "a valid C identifier must start with alphabetic character or '_', followed by a string of alphanumeric characters or '_'", ["my_name", "MY_NAME", "MyName"]);
+form!(CONFIG_MAP_KEY, "[-._a-zA-Z0-9]+", "a valid config key must consist of alphanumeric characters, '-', '_' or '.'", ["key.name", "KEY_NAME", "key-name"]);
+form!(HTTP_HEADER, "[-A-Za-z0-9]+", "a valid HTTP header must consist of alphanumeric characters or '-'", ["X-Header-Name"]);
 
 /// `MaxLenError`, as `pkg/util/validation` has it. Keys and values of labels count bytes (`pkg/api/validate/content`).
 pub fn max_len(most: usize) -> Cow<'static, str> {
@@ -55,46 +67,28 @@ fn max_bytes(most: usize) -> Cow<'static, str> {
     format!("must be no more than {most} bytes").into()
 }
 
-/// What is wrong with the length of a text, and with its form.
-fn of(text: &str, most: usize, pattern: &Regex, why: impl FnOnce() -> Cow<'static, str>) -> Problems {
-    let long = (text.len() > most).then(|| max_len(most));
-    long.into_iter().chain((!pattern.is_match(text)).then(why)).collect()
-}
-
-/// `RegexError`.
-fn regex_error(message: &str, pattern: &str, examples: &[&str]) -> Cow<'static, str> {
-    let quoted: Vec<String> = examples.iter().map(|it| format!("'{it}'")).collect();
-    let shown = match quoted.split_first() {
-        None => String::new(),
-        Some((first, rest)) => rest.iter().fold(format!("e.g. {first}"), |text, it| format!("{text}, or {it}")) + ", ",
-    };
-    // Upstream writes ",  or" between examples: the comma, the space of the join and one more.
-    let shown = shown.replace(", or '", ",  or '");
-    format!("{message} ({shown}regex used for validation is '{pattern}')").into()
-}
-
 pub fn dns1123_label(text: &str) -> Problems {
-    of(text, LABEL_MAX, &DNS1123_LABEL, || {
-        if DNS1123_SUBDOMAIN.is_match(text) { "must not contain dots".into() } else { regex_error(LABEL_MSG, LABEL, &["my-name", "123-abc"]) }
-    })
+    let mut problems = DNS1123_LABEL.problems(text, LABEL_MAX);
+    if DNS1123_SUBDOMAIN.regex.is_match(text)
+        && let Some(form) = problems.iter_mut().find(|it| **it == DNS1123_LABEL.error)
+    {
+        *form = "must not contain dots".into();
+    }
+    problems
 }
 
 pub fn dns1123_subdomain(text: &str) -> Problems {
-    of(text, SUBDOMAIN_MAX, &DNS1123_SUBDOMAIN, subdomain_error)
-}
-
-fn subdomain_error() -> Cow<'static, str> {
-    regex_error(SUBDOMAIN_MSG, &format!(r"{LABEL}(\.{LABEL})*"), &["example.com"])
+    DNS1123_SUBDOMAIN.problems(text, SUBDOMAIN_MAX)
 }
 
 /// `IsDNS1123SubdomainWithUnderscore`.
 pub fn underscored_subdomain(text: &str) -> Problems {
-    of(text, SUBDOMAIN_MAX, &UNDERSCORED_SUBDOMAIN, || regex_error(UNDERSCORED_MSG, &format!(r"{UNDERSCORED}(\.{UNDERSCORED})*"), &["example.com"]))
+    UNDERSCORED_SUBDOMAIN.problems(text, SUBDOMAIN_MAX)
 }
 
 /// `IsWildcardDNS1123Subdomain`: `*.` and a subdomain.
 pub fn wildcard_subdomain(text: &str) -> Problems {
-    of(text, SUBDOMAIN_MAX, &WILDCARD_SUBDOMAIN, || regex_error(WILDCARD_MSG, &format!(r"\*\.{LABEL}(\.{LABEL})*"), &["*.example.com"]))
+    WILDCARD_SUBDOMAIN.problems(text, SUBDOMAIN_MAX)
 }
 
 /// A network in CIDR form: address and length of the prefix. Go's `net.ParseCIDR` is as strict, but for leading zeros.
@@ -106,7 +100,7 @@ pub fn cidr(text: &str) -> Option<(core::net::IpAddr, u8)> {
 }
 
 pub fn dns1035_label(text: &str) -> Problems {
-    of(text, LABEL_MAX, &DNS1035_LABEL, || regex_error(DNS1035_MSG, "[a-z]([-a-z0-9]*[a-z0-9])?", &["my-name", "abc-123"]))
+    DNS1035_LABEL.problems(text, LABEL_MAX)
 }
 
 /// Names that only must fit into a path: RBAC's.
@@ -124,19 +118,16 @@ pub fn qualified_name(text: &str) -> Problems {
     let name = match parts.as_slice() {
         [name] => name,
         [prefix, name] => {
-            if prefix.is_empty() {
-                problems.push("prefix part must be non-empty".into());
-            } else {
-                problems.extend((prefix.len() > SUBDOMAIN_MAX).then(|| format!("prefix part {}", max_bytes(SUBDOMAIN_MAX)).into()));
-                problems.extend((!DNS1123_SUBDOMAIN.is_match(prefix)).then(|| format!("prefix part {}", subdomain_error()).into()));
+            let long = (prefix.len() > SUBDOMAIN_MAX).then(|| max_bytes(SUBDOMAIN_MAX));
+            match *prefix {
+                "" => problems.push("prefix part must be non-empty".into()),
+                _ => problems.extend(long.into_iter().chain(DNS1123_SUBDOMAIN.error(prefix)).map(|it| format!("prefix part {it}").into())),
             }
             name
         }
         _ => {
-            let message = format!("a qualified name {QUALIFIED_MSG}");
-            let error = regex_error(&message, QUALIFIED, &["MyName", "my.name", "123-abc"]);
-            problems.push(format!("{error} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')").into());
-            return problems;
+            let error = &QUALIFIED_NAME.error;
+            return vec![format!("a qualified name {error} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')").into()];
         }
     };
     if name.is_empty() {
@@ -144,23 +135,18 @@ pub fn qualified_name(text: &str) -> Problems {
     } else if name.len() > LABEL_MAX {
         problems.push(format!("name part {}", max_bytes(LABEL_MAX)).into());
     }
-    if !QUALIFIED_NAME.is_match(name) {
-        let error = regex_error(QUALIFIED_MSG, QUALIFIED, &["MyName", "my.name", "123-abc"]);
-        problems.push(format!("name part {error}").into());
-    }
+    problems.extend(QUALIFIED_NAME.error(name).map(|it| format!("name part {it}").into()));
     problems
 }
 
 pub fn label_value(text: &str) -> Problems {
     let long = (text.len() > LABEL_MAX).then(|| max_bytes(LABEL_MAX));
-    let error = || regex_error(LABEL_VALUE_MSG, &format!("({QUALIFIED})?"), &["MyValue", "my_value", "12345"]);
-    long.into_iter().chain((!LABEL_VALUE.is_match(text)).then(error)).collect()
+    long.into_iter().chain(LABEL_VALUE.error(text)).collect()
 }
 
 /// A key of a ConfigMap or a Secret.
 pub fn config_map_key(text: &str) -> Problems {
-    let message = "a valid config key must consist of alphanumeric characters, '-', '_' or '.'";
-    let mut problems = of(text, SUBDOMAIN_MAX, &CONFIG_MAP_KEY, || regex_error(message, "[-._a-zA-Z0-9]+", &["key.name", "KEY_NAME", "key-name"]));
+    let mut problems = CONFIG_MAP_KEY.problems(text, SUBDOMAIN_MAX);
     problems.extend(dots(text));
     problems
 }
@@ -184,16 +170,15 @@ pub fn env_var_name(text: &str) -> Problems {
 }
 
 pub fn c_identifier(text: &str) -> Problems {
-    if C_IDENTIFIER.is_match(text) {
-        return Problems::new();
-    }
-    let message = "a valid C identifier must start with alphabetic character or '_', followed by a string of alphanumeric characters or '_'";
-    vec![regex_error(message, "[A-Za-z_][A-Za-z0-9_]*", &["my_name", "MY_NAME", "MyName"])]
+    C_IDENTIFIER.error(text).into_iter().collect()
 }
 
 /// `IsValidPortName`: an IANA service name.
 pub fn port_name(text: &str) -> Problems {
-    let mut problems = of(text, 15, &PORT_NAME_CHARS, || "must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".into());
+    let mut problems: Problems = (text.len() > 15).then(|| max_len(15)).into_iter().collect();
+    if text.is_empty() || !text.bytes().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-') {
+        problems.push("must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".into());
+    }
     if !text.bytes().any(|it| it.is_ascii_lowercase()) {
         problems.push("must contain at least one letter (a-z)".into());
     }
@@ -211,11 +196,7 @@ pub fn port_number(port: i64) -> Problems {
 }
 
 pub fn http_header_name(text: &str) -> Problems {
-    if HTTP_HEADER.is_match(text) {
-        return Problems::new();
-    }
-    let message = "a valid HTTP header must consist of alphanumeric characters or '-'";
-    vec![regex_error(message, "[-A-Za-z0-9]+", &["X-Header-Name"])]
+    HTTP_HEADER.error(text).into_iter().collect()
 }
 
 #[cfg(test)]

@@ -43,10 +43,6 @@ impl Quantity {
         Self { nanos: units as i128 * NANOS, format }
     }
 
-    pub const fn from_millis(millis: i64) -> Self {
-        Self { nanos: millis as i128 * 1_000_000, format: Format::DecimalSi }
-    }
-
     /// Whole units, rounded up (`Value`): bytes for memory, objects for pods.
     pub fn units(self) -> i64 {
         round_up(self.nanos, NANOS)

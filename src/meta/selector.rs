@@ -94,10 +94,6 @@ impl LabelSelector {
         let labels = object.map_at(&["metadata", "labels"]);
         self.matches_with(|key| labels?.get(key)?.as_str())
     }
-
-    pub fn requirements(&self) -> &[Requirement] {
-        &self.requirements
-    }
 }
 
 impl Requirement {
@@ -168,112 +164,93 @@ impl fmt::Display for Requirement {
     }
 }
 
-#[derive(Clone, Debug, PartialEq)]
-enum Token {
-    Symbol(&'static str),
-    Word(String),
-}
+const SYMBOLS: [&str; 10] = ["==", "!=", "!", "=", "(", ")", ",", ">", "<", "\u{0}"];
 
-fn lex(text: &str) -> Vec<Token> {
-    const SYMBOLS: [&str; 10] = ["==", "!=", "!", "=", "(", ")", ",", ">", "<", "\u{0}"];
+/// Symbols and words.
+fn lex(text: &str) -> Vec<&str> {
     let mut tokens = Vec::new();
     let mut rest = text.trim_start();
     while !rest.is_empty() {
-        if let Some(symbol) = SYMBOLS.iter().find(|it| rest.starts_with(**it)) {
-            tokens.push(Token::Symbol(symbol));
-            rest = &rest[symbol.len()..];
-        } else {
-            let end = rest.find(|it: char| it.is_whitespace() || "!=(),><\u{0}".contains(it)).unwrap_or(rest.len());
-            tokens.push(Token::Word(rest[..end].to_owned()));
-            rest = &rest[end..];
-        }
-        rest = rest.trim_start();
+        let word = || rest.find(|it: char| it.is_whitespace() || "!=(),><\u{0}".contains(it)).unwrap_or(rest.len());
+        let length = SYMBOLS.iter().find(|it| rest.starts_with(**it)).map_or_else(word, |it| it.len());
+        tokens.push(&rest[..length]);
+        rest = rest[length..].trim_start();
     }
     tokens
 }
 
-struct Parser {
-    tokens: Vec<Token>,
+fn is_word(token: &str) -> bool {
+    !token.is_empty() && !SYMBOLS.contains(&token)
+}
+
+/// Behind the last token stand empty ones.
+struct Parser<'a> {
+    tokens: Vec<&'a str>,
     at: usize,
 }
 
-impl Parser {
-    fn next(&mut self) -> Option<Token> {
-        let token = self.tokens.get(self.at).cloned();
+impl<'a> Parser<'a> {
+    fn next(&mut self) -> &'a str {
         self.at += 1;
-        token
+        self.tokens.get(self.at - 1).copied().unwrap_or_default()
     }
 
-    fn peek(&self) -> Option<&Token> {
-        self.tokens.get(self.at)
+    fn peek(&self) -> &'a str {
+        self.tokens.get(self.at).copied().unwrap_or_default()
     }
 
     fn requirements(&mut self) -> Result<Vec<Requirement>, String> {
         let mut res = Vec::new();
-        while self.peek().is_some() {
+        while !self.peek().is_empty() {
             res.push(self.requirement()?);
             match self.next() {
-                None => break,
-                Some(Token::Symbol(",")) if matches!(self.peek(), Some(Token::Word(_) | Token::Symbol("!"))) => (),
-                Some(Token::Symbol(",")) => return Err(format!("found '{}', expected: identifier after ','", found(self.peek()))),
-                Some(other) => return Err(format!("found '{}', expected: ',' or 'end of string'", found(Some(&other)))),
+                "" => break,
+                "," if is_word(self.peek()) || self.peek() == "!" => (),
+                "," => return Err(format!("found '{}', expected: identifier after ','", self.peek())),
+                other => return Err(format!("found '{other}', expected: ',' or 'end of string'")),
             }
         }
         Ok(res)
     }
 
     fn requirement(&mut self) -> Result<Requirement, String> {
-        let is_negated = self.peek() == Some(&Token::Symbol("!"));
-        if is_negated {
-            self.next();
-        }
+        let is_negated = self.peek() == "!";
+        self.at += usize::from(is_negated);
         let key = match self.next() {
-            Some(Token::Word(key)) => key,
-            other => return Err(format!("found '{}', expected: identifier", found(other.as_ref()))),
+            key if is_word(key) => key.to_owned(),
+            other => return Err(format!("found '{other}', expected: identifier")),
         };
-        if is_negated {
-            return Ok(Requirement { key, operator: Operator::DoesNotExist, values: Vec::new() });
-        }
         let operator = match self.peek() {
-            None | Some(Token::Symbol(",")) => return Ok(Requirement { key, operator: Operator::Exists, values: Vec::new() }),
-            Some(Token::Symbol("=" | "==")) => Operator::Equals,
-            Some(Token::Symbol("!=")) => Operator::NotEquals,
-            Some(Token::Symbol(">")) => Operator::GreaterThan,
-            Some(Token::Symbol("<")) => Operator::LessThan,
-            Some(Token::Word(word)) if word == "in" => Operator::In,
-            Some(Token::Word(word)) if word == "notin" => Operator::NotIn,
-            other => return Err(format!("found '{}', expected: in, notin, =, ==, !=, gt, lt", found(other))),
+            _ if is_negated => return Ok(Requirement { key, operator: Operator::DoesNotExist, values: Vec::new() }),
+            "" | "," => return Ok(Requirement { key, operator: Operator::Exists, values: Vec::new() }),
+            "=" | "==" => Operator::Equals,
+            "!=" => Operator::NotEquals,
+            ">" => Operator::GreaterThan,
+            "<" => Operator::LessThan,
+            "in" => Operator::In,
+            "notin" => Operator::NotIn,
+            other => return Err(format!("found '{other}', expected: in, notin, =, ==, !=, gt, lt")),
         };
         self.next();
         let values = match operator {
             Operator::In | Operator::NotIn => self.values()?,
-            _ => vec![self.exact_value()?],
+            _ => vec![self.value(&["", ","], "identifier")?],
         };
         Ok(Requirement { key, operator, values })
     }
 
-    fn exact_value(&mut self) -> Result<String, String> {
-        match self.peek() {
-            None | Some(Token::Symbol(",")) => Ok(String::new()),
-            Some(Token::Word(_)) => match self.next() {
-                Some(Token::Word(word)) => Ok(word),
-                _ => Ok(String::new()),
-            },
-            other => Err(format!("found '{}', expected: identifier", found(other))),
-        }
-    }
-
     fn values(&mut self) -> Result<Vec<String>, String> {
-        match self.next() {
-            Some(Token::Symbol("(")) => (),
-            other => return Err(format!("found '{}' expected: '('", found(other.as_ref()))),
+        let open = self.next();
+        if open != "(" {
+            return Err(format!("found '{open}' expected: '('"));
         }
-        let mut values = vec![self.list_item()?];
+        let mut values = Vec::new();
         loop {
+            values.push(self.value(&[",", ")"], "',', or ')' or identifier")?);
             match self.next() {
-                Some(Token::Symbol(",")) => values.push(self.list_item()?),
-                Some(Token::Symbol(")")) => break,
-                other => return Err(format!("found '{}', expected: ',' or ')'", found(other.as_ref()))),
+                "," => (),
+                ")" => break,
+                other => return Err(format!("found '{other}', expected: ',' or ')'")),
             }
         }
         values.sort();
@@ -281,24 +258,13 @@ impl Parser {
         Ok(values)
     }
 
-    fn list_item(&mut self) -> Result<String, String> {
+    /// A word, or nothing before one of the tokens that may follow.
+    fn value(&mut self, follow: &[&str], expected: &str) -> Result<String, String> {
         match self.peek() {
-            Some(Token::Symbol("," | ")")) => Ok(String::new()),
-            Some(Token::Word(word)) => {
-                let word = word.clone();
-                self.next();
-                Ok(word)
-            }
-            other => Err(format!("found '{}', expected: ',', or ')' or identifier", found(other))),
+            next if follow.contains(&next) => Ok(String::new()),
+            next if is_word(next) => Ok(self.next().to_owned()),
+            other => Err(format!("found '{other}', expected: {expected}")),
         }
-    }
-}
-
-fn found(token: Option<&Token>) -> &str {
-    match token {
-        None => "",
-        Some(Token::Symbol(symbol)) => symbol,
-        Some(Token::Word(word)) => word,
     }
 }
 
@@ -316,10 +282,6 @@ pub struct FieldTerm {
 }
 
 impl FieldSelector {
-    pub fn everything() -> Self {
-        Self::default()
-    }
-
     pub fn is_everything(&self) -> bool {
         self.terms.is_empty()
     }
@@ -346,24 +308,17 @@ impl FieldSelector {
 
 impl FieldTerm {
     fn parse(text: &str) -> Result<Self, String> {
-        let bytes = text.as_bytes();
-        let mut at = 0;
-        while at < bytes.len() {
-            let (operator, is_equal) = match &bytes[at..] {
-                [b'\\', ..] => {
-                    at += 2;
-                    continue;
-                }
-                [b'!', b'=', ..] => ("!=", false),
-                [b'=', b'=', ..] => ("==", true),
-                [b'=', ..] => ("=", true),
-                _ => {
-                    at += 1;
-                    continue;
-                }
-            };
-            let value = unescape(&text[at + operator.len()..])?;
-            return Ok(Self { field: text[..at].to_owned(), is_equal, value });
+        let mut is_escaped = false;
+        let is_operator = |(_, it): &(usize, char)| {
+            let is_one = !is_escaped && matches!(*it, '=' | '!');
+            is_escaped = !is_escaped && *it == '\\';
+            is_one
+        };
+        for (at, _) in text.char_indices().filter(is_operator) {
+            let rest = &text[at..];
+            if let Some(operator) = ["!=", "==", "="].into_iter().find(|it| rest.starts_with(it)) {
+                return Ok(Self { field: text[..at].to_owned(), is_equal: operator != "!=", value: unescape(&rest[operator.len()..])? });
+            }
         }
         Err(format!("invalid selector: '{text}'; can't understand '{text}'"))
     }

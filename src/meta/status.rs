@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     field::FieldErrors,
-    object::{GroupKind, GroupResource},
+    object::{GroupKind, GroupResource, Meta},
 };
 
 pub type Result<T> = std::result::Result<T, Status>;
@@ -73,9 +73,7 @@ impl Status {
 
     /// No such path: what upstream's mux answers.
     pub fn no_route() -> Self {
-        let mut status = Self::new(404, "NotFound", "the server could not find the requested resource");
-        status.details = Some(Box::default());
-        status
+        Self { details: Some(Box::default()), ..Self::new(404, "NotFound", "the server could not find the requested resource") }
     }
 
     pub fn already_exists(resource: &GroupResource, name: &str) -> Self {
@@ -99,28 +97,19 @@ impl Status {
     }
 
     pub fn invalid(kind: &GroupKind, name: &str, errors: FieldErrors) -> Self {
-        let causes: Vec<Cause> = errors.iter().map(|error| error.to_cause()).collect();
-        let text = match errors.as_slice() {
+        let mut told: Vec<String> = Vec::new();
+        for error in errors.iter().map(ToString::to_string) {
+            if !told.contains(&error) {
+                told.push(error);
+            }
+        }
+        let text = match told.as_slice() {
             [] => String::new(),
             [one] => format!(": {one}"),
-            many => {
-                let mut seen: Vec<String> = Vec::new();
-                for error in many.iter().map(ToString::to_string) {
-                    if !seen.contains(&error) {
-                        seen.push(error);
-                    }
-                }
-                if seen.len() == 1 { format!(": {}", seen[0]) } else { format!(": [{}]", seen.join(", ")) }
-            }
+            many => format!(": [{}]", many.join(", ")),
         };
-        let mut status = Self::new(422, "Invalid", format!("{kind} \"{name}\" is invalid{text}"));
-        status.details = Some(Box::new(Details {
-            name: name.to_owned(),
-            group: kind.group.to_string(),
-            kind: kind.kind.to_string(),
-            causes,
-            ..Details::default()
-        }));
+        let mut status = Self::new(422, "Invalid", format!("{kind} \"{name}\" is invalid{text}")).about(&GroupResource::new(kind.group.clone(), kind.kind.clone()), name);
+        status.details.get_or_insert_default().causes = errors.iter().map(|it| it.to_cause()).collect();
         status
     }
 
@@ -143,9 +132,7 @@ impl Status {
 
     /// `NewGenericServerResponse` for 405 on paths that exist with other methods.
     pub fn method_not_allowed() -> Self {
-        let mut status = Self::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource");
-        status.details = Some(Box::default());
-        status
+        Self { details: Some(Box::default()), ..Self::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource") }
     }
 
     /// `NewNotAcceptableError`: none of the asked media types can be served.
@@ -156,10 +143,6 @@ impl Status {
     pub fn unsupported_media_type(accepted: &[&str]) -> Self {
         let message = format!("the body of the request was in an unknown format - accepted media types include: {}", accepted.join(", "));
         Self::new(415, "UnsupportedMediaType", message)
-    }
-
-    pub fn gone(message: impl Into<String>) -> Self {
-        Self::new(410, "Gone", message)
     }
 
     /// A resourceVersion or continue token older than the kept history (`NewResourceExpired`).
@@ -203,12 +186,7 @@ impl Status {
     }
 
     pub fn internal(why: impl fmt::Display) -> Self {
-        Self::new(500, "InternalError", format!("Internal error occurred: {why}")).with_cause_text(why.to_string())
-    }
-
-    fn with_cause_text(mut self, message: String) -> Self {
-        self.details.get_or_insert_default().causes.push(Cause { reason: "".into(), message, field: String::new() });
-        self
+        Self::new(500, "InternalError", format!("Internal error occurred: {why}")).with_cause("", why.to_string(), "")
     }
 
     pub fn is_conflict(&self) -> bool {
@@ -252,45 +230,34 @@ impl Status {
 impl Details {
     /// Of a Status that somebody else has made.
     pub fn from_value(details: &Value) -> Self {
-        let text = |value: &Value, field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let causes = details.get("causes").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let text = |value: &Value, field: &str| value.text(field).to_owned();
         let cause = |it: &Value| Cause { reason: text(it, "reason").into(), message: text(it, "message"), field: text(it, "field") };
         Self {
             name: text(details, "name"),
             group: text(details, "group"),
             kind: text(details, "kind"),
             uid: text(details, "uid"),
-            causes: causes.iter().map(cause).collect(),
-            retry_after_seconds: details.get("retryAfterSeconds").and_then(Value::as_u64).and_then(|it| u32::try_from(it).ok()).unwrap_or(0),
+            causes: details.items_at(&["causes"]).iter().map(cause).collect(),
+            retry_after_seconds: details.int_at(&["retryAfterSeconds"]).and_then(|it| u32::try_from(it).ok()).unwrap_or(0),
             ..Self::default()
         }
     }
 
     fn to_value(&self) -> Value {
-        let mut details = serde_json::Map::new();
-        let texts = [("name", &self.name), ("group", &self.group), ("kind", &self.kind), ("uid", &self.uid)];
-        for (key, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
-            details.insert(key.to_owned(), text.as_str().into());
-        }
-        if !self.causes.is_empty() {
-            details.insert("causes".to_owned(), self.causes.iter().map(Cause::to_value).collect());
-        }
-        if self.retry_after_seconds > 0 {
-            details.insert("retryAfterSeconds".to_owned(), self.retry_after_seconds.into());
-        }
-        Value::Object(details)
+        let causes = self.causes.iter().map(|it| sparse(json!({"reason": it.reason, "message": it.message, "field": it.field})));
+        sparse(json!({
+            "name": self.name, "group": self.group, "kind": self.kind, "uid": self.uid,
+            "causes": causes.collect::<Vec<_>>(), "retryAfterSeconds": self.retry_after_seconds,
+        }))
     }
 }
 
-impl Cause {
-    fn to_value(&self) -> Value {
-        let mut cause = serde_json::Map::new();
-        let texts = [("reason", self.reason.as_ref()), ("message", &self.message), ("field", &self.field)];
-        for (key, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
-            cause.insert(key.to_owned(), text.into());
-        }
-        Value::Object(cause)
+/// An object without the fields in which nothing is set.
+fn sparse(mut object: Value) -> Value {
+    if let Some(map) = object.as_object_mut() {
+        map.retain(|_, it| *it != "" && *it != 0 && it.as_array().is_none_or(|it| !it.is_empty()));
     }
+    object
 }
 
 impl fmt::Display for Status {

@@ -49,19 +49,12 @@ struct How<'a> {
 
 impl<'a> How<'a> {
     fn of(schema: Option<&'a Schema>, name: &str) -> Self {
-        let none = Self { below: None, strategy: PatchStrategy::default() };
-        let Some(schema) = schema else { return none };
-        match &schema.shape {
-            Shape::Object(_) => schema.field(name).map_or(none, |field| {
-                let below: &Schema = match &field.schema.shape {
-                    Shape::List { items, .. } => items,
-                    _ => &field.schema,
-                };
-                Self { below: Some(below), strategy: field.patch.clone() }
-            }),
-            Shape::Map { values, .. } => Self { below: Some(values), ..none },
-            _ => none,
-        }
+        let field = schema.and_then(|it| it.field(name));
+        let below = match schema.and_then(|it| it.below(name)).map(|it| (it, &it.shape)) {
+            Some((_, Shape::List { items, .. })) => Some(&**items),
+            other => other.map(|it| it.0),
+        };
+        Self { below, strategy: field.map(|it| it.patch.clone()).unwrap_or_default() }
     }
 
     fn key(&self) -> &str {

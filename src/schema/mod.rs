@@ -197,4 +197,12 @@ impl Schema {
         let fields = self.as_struct()?;
         fields.by_name.get(name).map(|at| &fields.fields[*at])
     }
+
+    /// The schema of what stands under a name: of a declared field, or of a map's values.
+    pub fn below(&self, name: &str) -> Option<&Schema> {
+        match &self.shape {
+            Shape::Map { values, .. } => Some(values),
+            _ => self.field(name).map(|it| &*it.schema),
+        }
+    }
 }

@@ -29,40 +29,22 @@ impl Dialect {
     }
 }
 
-/// What the types that every object has say of their fields, for `kubectl explain`.
-const DESCRIPTIONS: &[(&str, &str, &str)] = &[
-    ("", "apiVersion", "APIVersion defines the versioned schema in which this object is written."),
-    ("", "kind", "Kind is the name, in CamelCase, of the REST resource that this object is."),
-    ("", "metadata", "Standard object's metadata."),
-    ("ListMeta", "continue", "Continue is a token by which the rest of a list that the server cut off can be had. Its content is the server's."),
-    ("ListMeta", "remainingItemCount", "RemainingItemCount says how many objects of a list that was cut off are left; it may be missing."),
-    ("ListMeta", "resourceVersion", "ResourceVersion is the server's version of the whole list, from which a watch can go on. Opaque to clients."),
-    ("ObjectMeta", "annotations", "Annotations is an unstructured map in which tools keep what they want with an object; it cannot be queried."),
-    ("ObjectMeta", "creationTimestamp", "CreationTimestamp is a timestamp of the server's time when this object was created. Set by the system; read-only."),
-    ("ObjectMeta", "deletionGracePeriodSeconds", "DeletionGracePeriodSeconds is how long the object may take to end after its deletion was asked for. Read-only."),
-    ("ObjectMeta", "deletionTimestamp", "DeletionTimestamp is the time at which this object will be deleted, once its finalizers are gone. Read-only."),
-    ("ObjectMeta", "finalizers", "Finalizers must be empty before the object is removed; each names a component that does something first and then takes its entry away."),
-    ("ObjectMeta", "generateName", "GenerateName is a prefix from which the server makes a unique name, where no name is given."),
-    ("ObjectMeta", "generation", "Generation counts the states that were asked for of this object. Set by the system; read-only."),
-    ("ObjectMeta", "labels", "Labels is a map of words by which objects are organised and selected."),
-    ("ObjectMeta", "managedFields", "ManagedFields says which manager set which fields, for server-side apply; users need not care."),
-    ("ObjectMeta", "name", "Name is unique among the objects of its kind in a namespace. It cannot be changed."),
-    ("ObjectMeta", "namespace", "Namespace is the space in which the name must be unique. Empty for objects of the whole cluster. It cannot be changed."),
-    ("ObjectMeta", "ownerReferences", "OwnerReferences lists the objects that this one depends on. When all of them are gone, this one is collected."),
-    ("ObjectMeta", "resourceVersion", "ResourceVersion is the server's version of this object, by which clients notice changes. Opaque to clients; read-only."),
-    ("ObjectMeta", "selfLink", "SelfLink is no longer set by the system."),
-    ("ObjectMeta", "uid", "UID tells this object from all others that ever had its name. Set by the system; read-only."),
-];
+/// What the types that every object has say of their fields, for `kubectl explain`: a type, or `*` for all others; a field; its description.
+const DESCRIPTIONS: &str = include_str!("descriptions.txt");
 
 fn describe(type_name: &str, field: &str, property: &mut Value) {
     let own = type_name.rsplit('.').next().unwrap_or_default();
-    let found = DESCRIPTIONS.iter().find(|(owner, name, _)| *name == field && (owner.is_empty() && own != "ObjectMeta" || *owner == own));
-    if let Some((.., text)) = found {
+    let found = DESCRIPTIONS.lines().find_map(|line| {
+        let (owner, rest) = line.split_once(' ')?;
+        let is_of = owner == own || (owner == "*" && own != "ObjectMeta");
+        rest.strip_prefix(field)?.strip_prefix(' ').filter(|_| is_of)
+    });
+    if let Some(text) = found {
         // JSON references have no siblings in v3: kube-openapi wraps them.
         if let Some(target) = property.as_object_mut().and_then(|it| it.remove("$ref")) {
             *property = json!({"allOf": [{"$ref": target}]});
         }
-        property["description"] = (*text).into();
+        property["description"] = text.into();
     }
 }
 

@@ -1,11 +1,13 @@
 //! Checks a value against the schema of a custom resource, with the errors of upstream's OpenAPI validator.
 //! Source: kube-openapi `pkg/validation/validate`, apiextensions-apiserver `pkg/apiserver/validation`.
 
+use std::cmp::Ordering;
+
 use regex::Regex;
 
 use super::{
     ListTopology, Schema, Shape,
-    correlation::{Correlation, same_item},
+    correlation::Correlation,
 };
 use crate::meta::{FieldError, FieldErrors, Meta, Path, Value, field::FieldReason};
 
@@ -14,7 +16,7 @@ use crate::meta::{FieldError, FieldErrors, Meta, Path, Value, field::FieldReason
 pub fn custom(new: &Value, old: Option<&Value>, schema: &Schema) -> (FieldErrors, Vec<String>) {
     let mut errors = FieldErrors::new();
     let Some(rules) = &schema.rules else { return (errors, Vec::new()) };
-    visit(new, old, schema, &rules.source, &Path::root(), &mut errors);
+    visit(Correlation::new(new, old, &rules.source), schema, &Path::root(), &mut errors);
     if old.is_none_or(|it| lists(it, schema).is_empty()) {
         errors.extend(lists(new, schema));
     }
@@ -34,34 +36,25 @@ fn is_blocking(error: &FieldError) -> bool {
     matches!(error.reason, FieldReason::NotSupported | FieldReason::Required | FieldReason::TooLong | FieldReason::TooMany | FieldReason::TypeInvalid)
 }
 
-/// `rules` is the schema as the CRD wrote it, which has the checks. What is of a built-in type (`metadata`) is checked elsewhere.
-fn visit(value: &Value, old: Option<&Value>, schema: &Schema, rules: &Value, path: &Path, errors: &mut FieldErrors) {
+/// What is of a built-in type (`metadata`) is checked elsewhere.
+fn visit(place: Correlation<'_>, schema: &Schema, path: &Path, errors: &mut FieldErrors) {
     if schema.is_builtin() {
         return;
     }
     // What has not changed need not become valid (KEP-4008).
-    let is_unchanged = old.is_some() && Correlation::new(value, old, rules).is_unchanged();
-    if is_unchanged || (value.is_null() && schema.is_nullable) || !check(value, rules, path, errors) {
+    let is_unchanged = place.old.is_some() && place.is_unchanged();
+    if is_unchanged || (place.value.is_null() && schema.is_nullable) || !check(place.value, place.schema, path, errors) {
         return;
     }
-    match (&schema.shape, value) {
-        (Shape::Object(shape), Value::Object(map)) => {
-            for (name, value) in map {
-                if let Some(at) = shape.by_name.get(name) {
-                    let old = old.and_then(|it| it.get(name));
-                    visit(value, old, &shape.fields[*at].schema, &rules["properties"][name], &path.child(name), errors);
-                }
-            }
+    for name in place.value.as_object().into_iter().flatten().map(|it| it.0) {
+        if let (Some(below), Some(place)) = (schema.below(name), place.key(name)) {
+            visit(place, below, &path.child(name), errors);
         }
-        (Shape::Map { values, .. }, Value::Object(map)) => {
-            let old = |name: &String| old.and_then(|it| it.get(name));
-            map.iter().for_each(|(name, value)| visit(value, old(name), values, &rules["additionalProperties"], &path.child(name), errors));
+    }
+    for at in 0..place.value.as_array().map_or(0, Vec::len) {
+        if let (Shape::List { items, .. }, Some(place)) = (&schema.shape, place.index(at)) {
+            visit(place, items, &path.index(at), errors);
         }
-        (Shape::List { items, .. }, Value::Array(list)) => {
-            let known = |item: &Value| old.and_then(|it| same_item(it, item, rules));
-            list.iter().enumerate().for_each(|(at, value)| visit(value, known(value), items, &rules["items"], &path.index(at), errors));
-        }
-        _ => (),
     }
 }
 
@@ -77,14 +70,10 @@ fn visit_lists(value: &Value, schema: &Schema, path: &Path, errors: &mut FieldEr
         return;
     }
     match (&schema.shape, value) {
-        (Shape::Object(shape), Value::Object(map)) => {
-            for (name, value) in map {
-                if let Some(at) = shape.by_name.get(name) {
-                    visit_lists(value, &shape.fields[*at].schema, &path.child(name), errors);
-                }
-            }
+        (shape, Value::Object(map)) => {
+            let step = if matches!(shape, Shape::Map { .. }) { Path::key } else { Path::child };
+            map.iter().filter_map(|(name, value)| Some((step(path, name), value, schema.below(name)?))).for_each(|(path, value, below)| visit_lists(value, below, &path, errors));
         }
-        (Shape::Map { values, .. }, Value::Object(map)) => map.iter().for_each(|(name, value)| visit_lists(value, values, &path.key(name), errors)),
         (Shape::List { items, topology }, Value::Array(list)) => {
             list.iter().enumerate().for_each(|(at, value)| visit_lists(value, items, &path.index(at), errors));
             unique(list, topology, path, errors);
@@ -179,12 +168,11 @@ fn strings(text: &str, rules: &Value, problems: &mut Vec<String>) {
 
 fn numbers(number: f64, rules: &Value, problems: &mut Vec<String>) {
     let bound = |name: &str| rules.get(name).and_then(Value::as_f64);
-    let is_exclusive = |name: &str| rules[name] == true;
-    if let Some(most) = bound("maximum").filter(|it| number > *it || (is_exclusive("exclusiveMaximum") && number == *it)) {
-        problems.push(format!("should be less than {}{most}", if is_exclusive("exclusiveMaximum") { "" } else { "or equal to " }));
-    }
-    if let Some(least) = bound("minimum").filter(|it| number < *it || (is_exclusive("exclusiveMinimum") && number == *it)) {
-        problems.push(format!("should be greater than {}{least}", if is_exclusive("exclusiveMinimum") { "" } else { "or equal to " }));
+    for (name, exclusive, word, beyond) in [("maximum", "exclusiveMaximum", "less", Ordering::Greater), ("minimum", "exclusiveMinimum", "greater", Ordering::Less)] {
+        let is_exclusive = rules[exclusive] == true;
+        if let Some(bound) = bound(name).filter(|it| number.partial_cmp(it) == Some(beyond) || (is_exclusive && number == *it)) {
+            problems.push(format!("should be {word} than {}{bound}", if is_exclusive { "" } else { "or equal to " }));
+        }
     }
     if let Some(factor) = bound("multipleOf").filter(|it| *it > 0.0 && (number / it).fract() != 0.0) {
         problems.push(format!("should be a multiple of {factor}"));

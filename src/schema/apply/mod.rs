@@ -53,26 +53,19 @@ struct Entry {
 
 impl Entry {
     fn new(manager: &Manager<'_>, operation: &str) -> Self {
-        Self {
-            manager: manager.name.to_owned(),
-            operation: operation.to_owned(),
-            api_version: manager.api_version.to_owned(),
-            subresource: manager.subresource.to_owned(),
-            time: manager.now.to_owned(),
-            fields: Set::default(),
-        }
+        let of = [manager.name, operation, manager.api_version, manager.subresource, manager.now];
+        Self::of(of, Set::default())
+    }
+
+    fn of(texts: [&str; 5], fields: Set) -> Self {
+        let [manager, operation, api_version, subresource, time] = texts.map(str::to_owned);
+        Self { manager, operation, api_version, subresource, time, fields }
     }
 
     fn read(entry: &Value) -> Option<Self> {
-        let is_known = matches!(entry.text("operation"), "Apply" | "Update") && matches!(entry.text("fieldsType"), "FieldsV1");
-        is_known.then(|| Self {
-            manager: entry.text("manager").to_owned(),
-            operation: entry.text("operation").to_owned(),
-            api_version: entry.text("apiVersion").to_owned(),
-            subresource: entry.text("subresource").to_owned(),
-            time: entry.text("time").to_owned(),
-            fields: entry.get("fieldsV1").map(Set::from_value).unwrap_or_default(),
-        })
+        let is_known = matches!(entry.text("operation"), "Apply" | "Update") && entry.text("fieldsType") == "FieldsV1";
+        let texts = ["manager", "operation", "apiVersion", "subresource", "time"].map(|it| entry.text(it));
+        is_known.then(|| Self::of(texts, entry.get("fieldsV1").map(Set::from_value).unwrap_or_default()))
     }
 
     fn to_value(&self) -> Value {
@@ -160,50 +153,43 @@ struct Comparison {
 impl Comparison {
     /// `reset` are paths that the write may not reach, so that nobody gains or loses them.
     fn of(old: &Value, new: &Value, schema: &Schema, reset: &[&[&str]]) -> Self {
-        let mut comparison = Self::default();
-        let Self { changed, removed } = &mut comparison;
-        compare(Some(old), Some(new), &Node::root(schema), changed, removed);
+        let mut comparison = compare(Some(old), Some(new), &Node::root(schema));
         for path in NEVER_OWNED.iter().chain(reset) {
-            changed.remove_below(&Set::of_path(path));
-            removed.remove_below(&Set::of_path(path));
+            comparison.changed.remove_below(&Set::of_path(path));
+            comparison.removed.remove_below(&Set::of_path(path));
         }
         comparison
     }
+
+    /// Adds what differs below a path element.
+    fn add(&mut self, name: &str, old: Option<&Value>, new: Option<&Value>, node: &Node<'_>) {
+        let below = compare(old, new, node);
+        for (set, below) in [(&mut self.changed, below.changed), (&mut self.removed, below.removed)] {
+            if !below.is_empty() {
+                set.children.insert(name.to_owned(), below);
+            }
+        }
+    }
 }
 
-fn compare(old: Option<&Value>, new: Option<&Value>, node: &Node<'_>, changed: &mut Set, removed: &mut Set) {
+fn compare(old: Option<&Value>, new: Option<&Value>, node: &Node<'_>) -> Comparison {
+    let mut comparison = Comparison::default();
     if old == new {
-        return;
+        return comparison;
     }
     let (old_parts, new_parts) = (old.map(|it| parts(it, node)).unwrap_or_default(), new.map(|it| parts(it, node)).unwrap_or_default());
-    match (old, new) {
-        (None, Some(_)) => changed.is_member = true,
-        (Some(_), None) => removed.is_member = true,
-        _ if old_parts.is_empty() && new_parts.is_empty() => changed.is_member = true,
-        _ => (),
-    }
+    let is_leaf = old_parts.is_empty() && new_parts.is_empty();
+    comparison.changed.is_member = new.is_some() && (old.is_none() || is_leaf);
+    comparison.removed.is_member = new.is_none();
     let find = |list: &'_ [(String, set::Part<'_, '_>)], name: &str| list.iter().position(|(it, _)| it == name);
     for (name, part) in &new_parts {
         let before = find(&old_parts, name).map(|at| old_parts[at].1.value);
-        descend(name, before, Some(part.value), &part.node, changed, removed);
+        comparison.add(name, before, Some(part.value), &part.node);
     }
     for (name, part) in old_parts.iter().filter(|(name, _)| find(&new_parts, name).is_none()) {
-        descend(name, Some(part.value), None, &part.node, changed, removed);
+        comparison.add(name, Some(part.value), None, &part.node);
     }
-}
-
-fn descend(name: &str, old: Option<&Value>, new: Option<&Value>, node: &Node<'_>, changed: &mut Set, removed: &mut Set) {
-    if old == new {
-        return;
-    }
-    let (mut below_changed, mut below_removed) = (Set::default(), Set::default());
-    compare(old, new, node, &mut below_changed, &mut below_removed);
-    if !below_changed.is_empty() {
-        changed.children.insert(name.to_owned(), below_changed);
-    }
-    if !below_removed.is_empty() {
-        removed.children.insert(name.to_owned(), below_removed);
-    }
+    comparison
 }
 
 /// Records in `new.metadata.managedFields` what a create or update by `manager` changed (operation `Update`).

@@ -27,14 +27,13 @@ impl Set {
     pub fn from_value(fields: &Value) -> Self {
         let mut set = Self::default();
         for (name, below) in fields.as_object().into_iter().flatten() {
-            match name.as_str() {
-                "." => set.is_member = true,
-                _ => {
-                    let mut child = Self::from_value(below);
-                    child.is_member |= below.as_object().is_none_or(Map::is_empty);
-                    set.children.insert(name.clone(), child);
-                }
+            if name == "." {
+                set.is_member = true;
+                continue;
             }
+            let mut child = Self::from_value(below);
+            child.is_member |= below.as_object().is_none_or(Map::is_empty);
+            set.children.insert(name.clone(), child);
         }
         set
     }
@@ -59,29 +58,22 @@ impl Set {
 
     /// Takes the members of `other` away.
     pub fn remove(&mut self, other: &Self) {
-        if other.is_member {
-            self.is_member = false;
-        }
-        for (name, child) in &other.children {
-            if let Some(own) = self.children.get_mut(name) {
-                own.remove(child);
-                if own.is_empty() {
-                    self.children.remove(name);
-                }
-            }
-        }
+        self.is_member &= !other.is_member;
+        self.each_below(other, &|own, other| own.remove(other));
     }
 
     /// Takes everything below the paths of `other` away.
     pub fn remove_below(&mut self, other: &Self) {
+        self.each_below(other, &|own, other| if other.children.is_empty() { *own = Self::default() } else { own.remove_below(other) });
+    }
+
+    /// Changes the children that both have; what becomes empty goes.
+    fn each_below(&mut self, other: &Self, change: &dyn Fn(&mut Self, &Self)) {
         for (name, child) in &other.children {
-            if child.children.is_empty() {
+            let Some(own) = self.children.get_mut(name) else { continue };
+            change(own, child);
+            if own.is_empty() {
                 self.children.remove(name);
-            } else if let Some(own) = self.children.get_mut(name) {
-                own.remove_below(child);
-                if own.is_empty() {
-                    self.children.remove(name);
-                }
             }
         }
     }
