@@ -74,7 +74,7 @@ impl Patch {
         let mut new = old.clone();
         match self {
             Self::Json(patch) => apply_json_patch(&mut new, patch)?,
-            Self::Merge(patch) => merge::json_merge(&mut new, patch.clone()),
+            Self::Merge(patch) => json_patch::merge(&mut new, patch),
             Self::Strategic(patch) => merge::strategic(&mut new, patch.clone(), schema)?,
         }
         Ok(new)

@@ -17,7 +17,7 @@ use crate::{
         Meta, Result, Status, Value,
         options::WriteOptions,
     },
-    schema::{self, merge, protobuf},
+    schema::{self, protobuf},
 };
 
 /// Carries out a request of the call's subresource.
@@ -90,7 +90,7 @@ async fn scale(call: &Call, request: Request) -> Result<Response> {
                 let mut scale = write::scale(object, &action);
                 match &operations {
                     Some(operations) => json_patch::patch(&mut scale, operations).map_err(|error| Status::new(422, "Invalid", error.to_string()))?,
-                    None => merge::json_merge(&mut scale, patch.clone()),
+                    None => json_patch::merge(&mut scale, &patch),
                 }
                 Ok(scale)
             })

@@ -81,22 +81,50 @@ pub fn split_api_version(text: &str) -> (&str, &str) {
 
 /// Reading and writing the metadata of an untyped object. Missing or mistyped fields read as empty.
 pub trait Meta {
+    fn value(&self) -> &Value;
+    fn value_mut(&mut self) -> &mut Value;
+
     /// The string at a top-level field, or "".
-    fn text(&self, field: &str) -> &str;
+    fn text(&self, field: &str) -> &str {
+        self.value().get(field).and_then(Value::as_str).unwrap_or_default()
+    }
     /// The value at a path such as `["spec", "replicas"]`.
-    fn at(&self, path: &[&str]) -> Option<&Value>;
+    fn at(&self, path: &[&str]) -> Option<&Value> {
+        path.iter().try_fold(self.value(), |value, field| value.get(field))
+    }
     /// The string at a path, or "".
-    fn text_at(&self, path: &[&str]) -> &str;
+    fn text_at(&self, path: &[&str]) -> &str {
+        self.at(path).and_then(Value::as_str).unwrap_or_default()
+    }
     /// The integer at a path.
-    fn int_at(&self, path: &[&str]) -> Option<i64>;
+    fn int_at(&self, path: &[&str]) -> Option<i64> {
+        self.at(path).and_then(Value::as_i64)
+    }
     /// The elements of the list at a path; none where there is no list.
-    fn items_at(&self, path: &[&str]) -> &[Value];
+    fn items_at(&self, path: &[&str]) -> &[Value] {
+        self.at(path).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    }
     /// The fields of the map at a path.
-    fn map_at(&self, path: &[&str]) -> Option<&Map<String, Value>>;
+    fn map_at(&self, path: &[&str]) -> Option<&Map<String, Value>> {
+        self.at(path).and_then(Value::as_object)
+    }
     /// Sets a value at a path, making the maps on the way; what is no map on the way is replaced.
-    fn set_at(&mut self, path: &[&str], value: impl Into<Value>);
+    fn set_at(&mut self, path: &[&str], value: impl Into<Value>) {
+        let mut place = self.value_mut();
+        for field in path {
+            if !place.is_object() {
+                *place = json!({});
+            }
+            place = &mut place[*field];
+        }
+        *place = value.into();
+    }
     /// Removes the value at a path and returns it.
-    fn remove_at(&mut self, path: &[&str]) -> Option<Value>;
+    fn remove_at(&mut self, path: &[&str]) -> Option<Value> {
+        let (last, parents) = path.split_last()?;
+        let parent = parents.iter().try_fold(self.value_mut(), |value, field| value.get_mut(*field))?;
+        parent.as_object_mut()?.remove(*last)
+    }
 
     fn metadata(&self, field: &str) -> &str {
         self.text_at(&["metadata", field])
@@ -154,45 +182,12 @@ fn texts(map: Option<&Map<String, Value>>) -> impl Iterator<Item = (&str, &str)>
 }
 
 impl Meta for Value {
-    fn text(&self, field: &str) -> &str {
-        self.get(field).and_then(Value::as_str).unwrap_or_default()
+    fn value(&self) -> &Value {
+        self
     }
 
-    fn at(&self, path: &[&str]) -> Option<&Value> {
-        path.iter().try_fold(self, |value, field| value.get(field))
-    }
-
-    fn text_at(&self, path: &[&str]) -> &str {
-        self.at(path).and_then(Value::as_str).unwrap_or_default()
-    }
-
-    fn int_at(&self, path: &[&str]) -> Option<i64> {
-        self.at(path).and_then(Value::as_i64)
-    }
-
-    fn items_at(&self, path: &[&str]) -> &[Value] {
-        self.at(path).and_then(Value::as_array).map_or(&[], Vec::as_slice)
-    }
-
-    fn map_at(&self, path: &[&str]) -> Option<&Map<String, Value>> {
-        self.at(path).and_then(Value::as_object)
-    }
-
-    fn set_at(&mut self, path: &[&str], value: impl Into<Value>) {
-        let mut place = self;
-        for field in path {
-            if !place.is_object() {
-                *place = json!({});
-            }
-            place = &mut place[*field];
-        }
-        *place = value.into();
-    }
-
-    fn remove_at(&mut self, path: &[&str]) -> Option<Value> {
-        let (last, parents) = path.split_last()?;
-        let parent = parents.iter().try_fold(self, |value, field| value.get_mut(*field))?;
-        parent.as_object_mut()?.remove(*last)
+    fn value_mut(&mut self) -> &mut Value {
+        self
     }
 }
 

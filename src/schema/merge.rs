@@ -1,4 +1,4 @@
-//! Strategic merge patch over plain JSON (apimachinery `pkg/util/strategicpatch`), and JSON merge patch (RFC 7386).
+//! Strategic merge patch over plain JSON (apimachinery `pkg/util/strategicpatch`). JSON merge patch (RFC 7386) is the crate `json_patch`'s.
 
 use super::{PatchStrategy, Schema, Shape};
 use crate::meta::{Map, Result, Status, Value};
@@ -16,24 +16,6 @@ pub fn strategic(document: &mut Value, patch: Value, schema: &Schema) -> Result<
         return Err(refuse("cannot unmarshal: the patch must be an object"));
     };
     merge_map(document, patch, Some(schema))
-}
-
-/// Applies a JSON merge patch.
-pub fn json_merge(document: &mut Value, patch: Value) {
-    let Value::Object(patch) = patch else {
-        *document = patch;
-        return;
-    };
-    if !document.is_object() {
-        *document = Value::Object(Map::new());
-    }
-    let Some(map) = document.as_object_mut() else { return };
-    for (name, value) in patch {
-        match value {
-            Value::Null => _ = map.remove(&name),
-            value => json_merge(map.entry(name).or_insert(Value::Null), value),
-        }
-    }
 }
 
 fn refuse(why: impl Into<String>) -> Status {
@@ -279,22 +261,6 @@ mod tests {
         }
         for patch in [json!({"spec": {"$patch": "x"}}), json!({"spec": {"containers": [{"image": "i"}]}}), json!([])] {
             assert_eq!(strategic(&mut pod(), patch, &schema).map_err(|it| it.code), Err(400));
-        }
-    }
-
-    #[test]
-    fn merge_patches_follow_the_rfc() {
-        let cases = [
-            (json!({"a": "b"}), json!({"a": "c"}), json!({"a": "c"})),
-            (json!({"a": "b"}), json!({"a": null}), json!({})),
-            (json!({"a": ["b"]}), json!({"a": "c"}), json!({"a": "c"})),
-            (json!({"a": {"b": "c"}}), json!({"a": {"b": "d", "c": null}}), json!({"a": {"b": "d"}})),
-            (json!({"a": 1}), json!(["c"]), json!(["c"])),
-            (json!({}), json!({"a": {"bb": {"ccc": null}}}), json!({"a": {"bb": {}}})),
-        ];
-        for (mut document, patch, expected) in cases {
-            json_merge(&mut document, patch);
-            assert_eq!(document, expected);
         }
     }
 }

@@ -28,25 +28,10 @@ impl Rules {
 pub fn from_crd(open_api_v3_schema: Option<Value>) -> Schema {
     let is_open = open_api_v3_schema.is_none();
     let source = open_api_v3_schema.unwrap_or_else(|| Value::Object(serde_json::Map::new()));
-    let mut shape = object(&source);
-    shape.preserves_unknown |= is_open;
-    shape.has_type_meta = true;
-    add_metadata(&mut shape);
+    let shape = object(&source, true);
+    let shape = Struct { preserves_unknown: shape.preserves_unknown || is_open, has_type_meta: true, ..shape };
     let schema = with_shape(&source, Shape::Object(shape));
     Schema { rules: Some(Box::new(Rules { source, validations: OnceLock::new() })), ..schema }
-}
-
-/// `metadata` is what it is for every object, whatever the CRD says of it.
-fn add_metadata(shape: &mut Struct) {
-    let field = Field { name: "metadata".to_owned(), schema: builtin(OBJECT_META).unwrap_or_default(), ..Field::default() };
-    for name in ["apiVersion", "kind", "metadata"] {
-        if let Some(at) = shape.by_name.remove(name) {
-            shape.fields.remove(at);
-            shape.by_name.values_mut().filter(|it| **it > at).for_each(|it| *it -= 1);
-        }
-    }
-    shape.by_name.insert(field.name.clone(), shape.fields.len());
-    shape.fields.push(field);
 }
 
 fn with_shape(source: &Value, shape: Shape) -> Schema {
@@ -64,11 +49,7 @@ fn node(source: &Value) -> SchemaRef {
         }
         "object" if source.get("additionalProperties") == Some(&Value::Bool(true)) => Shape::Any,
         "object" if source.get("properties").is_some() || !preserves || is_embedded => {
-            let mut shape = object(source);
-            if is_embedded {
-                add_metadata(&mut shape);
-            }
-            Shape::Object(shape)
+            Shape::Object(object(source, is_embedded))
         }
         "array" => Shape::List { items: child("items"), topology: topology(source) },
         "string" => Shape::String,
@@ -88,11 +69,15 @@ fn topology(source: &Value) -> ListTopology {
     }
 }
 
-fn object(source: &Value) -> Struct {
+/// Where it is an object of its own, `metadata` is what it is for every object, whatever the CRD says of it.
+fn object(source: &Value, has_metadata: bool) -> Struct {
     let required = source.items_at(&["required"]);
-    let properties = source.map_at(&["properties"]).into_iter().flatten();
+    let is_own = |name: &str| has_metadata && matches!(name, "apiVersion" | "kind" | "metadata");
+    let properties = source.map_at(&["properties"]).into_iter().flatten().filter(|it| !is_own(it.0));
+    let metadata = has_metadata.then(|| Field { name: "metadata".to_owned(), schema: builtin(OBJECT_META).unwrap_or_default(), ..Field::default() });
     let fields: Vec<Field> = properties
         .map(|(name, property)| Field { name: name.clone(), schema: node(property), is_required: required.iter().any(|it| it == name), ..Field::default() })
+        .chain(metadata)
         .collect();
     let by_name = fields.iter().enumerate().map(|(at, field)| (field.name.clone(), at)).collect();
     Struct {

@@ -200,7 +200,6 @@ fn feed(base: &Base, dice: &mut Dice) {
     }
     let mut object = base.object.clone();
     let _ = merge::strategic(&mut object, broken(&value, dice), schema);
-    merge::json_merge(&mut object, value.clone());
     let text = torn(value.to_string().as_bytes(), dice);
     let _ = codec::decode_json(&text, schema);
     let _ = codec::decode_yaml(&text[..text.len().min(600)], schema);

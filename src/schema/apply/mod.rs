@@ -377,47 +377,22 @@ fn merge_items(live: &[Value], applied: &[Value], id: impl Fn(&Value) -> String,
 /// Removes what is `gone` and not `kept` by anyone.
 fn prune(value: &mut Value, gone: &Set, kept: &Set, node: &Node<'_>) {
     let places: Vec<(String, Node<'_>)> = parts(value, node).into_iter().map(|(name, part)| (name, part.node)).collect();
-    for (name, node) in places {
-        let Some(gone) = gone.children.get(&name) else { continue };
+    let mut places = places.into_iter();
+    let mut stays = |part: &mut Value| {
+        let Some((name, node)) = places.next() else { return true };
+        let Some(gone) = gone.children.get(&name) else { return true };
         let kept = kept.children.get(&name);
-        match kept {
-            None if gone.is_member => remove_part(value, &name),
-            _ => {
-                let Some(part) = part_mut(value, &name) else { continue };
-                prune(part, gone, kept.unwrap_or(&Set::default()), &node);
-                // What stood around it goes too when nobody names it.
-                if kept.is_none() && part.as_object().is_some_and(Map::is_empty) {
-                    remove_part(value, &name);
-                }
-            }
+        if kept.is_none() && gone.is_member {
+            return false;
         }
-    }
-}
-
-fn matching(item: &Value, element: &str) -> bool {
-    match (element.strip_prefix("v:"), element.strip_prefix("k:")) {
-        (Some(value), _) => item.to_string() == value,
-        (_, Some(keys)) => {
-            let keys: Value = serde_json::from_str(keys).unwrap_or_default();
-            keys.as_object().into_iter().flatten().all(|(name, value)| item.get(name).is_none_or(|it| it == value))
-        }
-        _ => false,
-    }
-}
-
-fn remove_part(value: &mut Value, element: &str) {
+        prune(part, gone, kept.unwrap_or(&Set::default()), &node);
+        // What stood around it goes too when nobody names it.
+        kept.is_some() || !part.as_object().is_some_and(Map::is_empty)
+    };
     match value {
-        Value::Object(map) => _ = map.remove(&element[2..]),
-        Value::Array(list) => list.retain(|it| !matching(it, element)),
+        Value::Object(map) => map.retain(|_, part| stays(part)),
+        Value::Array(list) => list.retain_mut(stays),
         _ => (),
-    }
-}
-
-fn part_mut<'a>(value: &'a mut Value, element: &str) -> Option<&'a mut Value> {
-    match value {
-        Value::Object(map) => map.get_mut(&element[2..]),
-        Value::Array(list) => list.iter_mut().find(|it| matching(it, element)),
-        _ => None,
     }
 }
 

@@ -16,7 +16,6 @@ use crate::meta::{FieldError, FieldErrors, Meta, Path, Value};
 
 /// The longest message that an expression may make (`MaxEvaluatedMessageExpressionSizeBytes`).
 const MESSAGE_BYTES_MAX: usize = 5 * 1024;
-const OUT_OF_BUDGET: &str = "validation failed due to running out of cost budget, no further validation rules will be run";
 
 /// The rules of a schema node and of what is below; no node where there are none.
 #[derive(Clone, Debug, Default)]
@@ -35,6 +34,22 @@ struct Rule {
     field: Option<Path>,
     /// As the CRD wrote it.
     source: Value,
+}
+
+impl Rule {
+    fn is_optional(&self) -> bool {
+        self.source["optionalOldSelf"] == true
+    }
+
+    fn bindings<'a>(&self, place: Correlation<'a>, old: Option<&'a Value>) -> Result<Bindings<'a>, EvalError> {
+        let bindings = Bindings::default().with("self", Val::typed(place.value, place.schema)?);
+        let old = old.map(|it| Val::typed(it, place.schema)).transpose()?;
+        Ok(match old {
+            old if self.is_optional() => bindings.with("oldSelf", old.map_or_else(Val::none, Val::some)),
+            Some(old) => bindings.with("oldSelf", old),
+            None => bindings,
+        })
+    }
 }
 
 /// What became of a rule's two expressions.
@@ -157,57 +172,36 @@ impl Run {
     }
 
     fn rules<'a>(&mut self, node: &'a Node, place: Correlation<'a>, old: Option<&'a Value>, path: &Path) -> Result<(), Over> {
-        if node.rules.is_empty() {
-            return Ok(());
-        }
-        let kind = place.schema.text("type");
-        let fail = |detail: String| FieldError::invalid(path, kind, detail);
-        let typed = |value: &'a Value| Val::typed(value, place.schema);
         for rule in &node.rules {
+            let fail = |detail: String| FieldError::invalid(path, place.schema.text("type"), detail);
             let program = match &rule.compiled.program {
                 None => continue,
+                Some(Ok(_)) if rule.compiled.uses_old && old.is_none() && !rule.is_optional() => continue,
+                Some(Ok(program)) => program,
                 Some(Err(why)) => {
                     self.errors.push(fail(format!("rule compile error: {why}")));
                     continue;
                 }
-                Some(Ok(program)) => program,
             };
-            let is_optional = rule.source["optionalOldSelf"] == true;
-            if rule.compiled.uses_old && old.is_none() && !is_optional {
-                continue;
-            }
-            let bound = || -> Result<Bindings<'a>, EvalError> {
-                let bindings = Bindings::default().with("self", typed(place.value)?);
-                let old = old.map(typed).transpose()?;
-                Ok(match (is_optional, old) {
-                    (true, old) => bindings.with("oldSelf", old.map_or_else(Val::none, Val::some)),
-                    (false, Some(old)) => bindings.with("oldSelf", old),
-                    (false, None) => bindings,
-                })
-            };
-            let bindings = match bound() {
-                Ok(bindings) => bindings,
-                Err(why) => {
-                    self.errors.push(fail(format!("{why} evaluating rule: {}", shown(&rule.source))));
+            let outcome = rule.bindings(place, old).and_then(|it| Ok((program.evaluate(&it, &mut self.budget)?, it)));
+            let (why, is_over) = match outcome {
+                Ok((Val::Bool(true), _)) => continue,
+                Ok((_, bindings)) => {
+                    self.broken(rule, &bindings, place, path)?;
                     continue;
                 }
-            };
-            match program.evaluate(&bindings, &mut self.budget) {
-                Ok(Val::Bool(true)) => (),
-                Ok(_) => self.broken(rule, &bindings, place, path)?,
-                Err(EvalError::OutOfBudget) => {
-                    self.errors.push(fail(OUT_OF_BUDGET.to_owned()));
-                    return Err(Over);
-                }
-                Err(why @ EvalError::TooCostly) => {
-                    self.errors.push(fail(format!("'{why}': no further validation rules will be run due to call cost exceeds limit for rule: {}", shown(&rule.source))));
-                    return Err(Over);
-                }
                 Err(EvalError::Failed(why)) if why.starts_with("no such overload") => {
-                    let hint = "call arguments did not match a supported operator, function or macro signature for rule";
-                    self.errors.push(fail(format!("'{why}': {hint}: {}", shown(&rule.source))));
+                    (format!("'{why}': call arguments did not match a supported operator, function or macro signature for rule: {}", shown(&rule.source)), false)
                 }
-                Err(EvalError::Failed(why)) => self.errors.push(fail(format!("{why} evaluating rule: {}", shown(&rule.source)))),
+                Err(EvalError::Failed(why)) => (format!("{why} evaluating rule: {}", shown(&rule.source)), false),
+                Err(why @ EvalError::TooCostly) => {
+                    (format!("'{why}': no further validation rules will be run due to call cost exceeds limit for rule: {}", shown(&rule.source)), true)
+                }
+                Err(why @ EvalError::OutOfBudget) => (why.to_string(), true),
+            };
+            self.errors.push(fail(why));
+            if is_over {
+                return Err(Over);
             }
         }
         Ok(())
