@@ -28,16 +28,19 @@ pub struct Question {
 }
 
 impl Question {
-    /// What a call narrows further.
-    fn part(&mut self, function: &str) -> Eval<&mut String> {
-        match function {
-            "subresource" => Ok(&mut self.subresource),
-            "namespace" => Ok(&mut self.namespace),
-            "name" => Ok(&mut self.name),
-            "fieldSelector" => Ok(&mut self.field_selector),
-            "labelSelector" => Ok(&mut self.label_selector),
-            _ => no_overload(),
-        }
+    /// What a call says of the question that is at that stage, and the stage that it leads to.
+    fn part(&mut self, stage: Stage, function: &str) -> Eval<(&mut String, Stage)> {
+        Ok(match (stage, function) {
+            (Stage::Start, "path") => (&mut self.path, Stage::Path),
+            (Stage::Start, "group") => (&mut self.group, Stage::Group),
+            (Stage::Group, "resource") => (&mut self.resource, Stage::Resource),
+            (Stage::Resource, "subresource") => (&mut self.subresource, stage),
+            (Stage::Resource, "namespace") => (&mut self.namespace, stage),
+            (Stage::Resource, "name") => (&mut self.name, stage),
+            (Stage::Resource, "fieldSelector") => (&mut self.field_selector, stage),
+            (Stage::Resource, "labelSelector") => (&mut self.label_selector, stage),
+            _ => return no_overload(),
+        })
     }
 }
 
@@ -102,32 +105,21 @@ pub fn call<'a>(function: &str, args: &[Val<'a>]) -> Eval<Val<'a>> {
     let (question, decision) = (&mut next.question, &check.decision);
     next.stage = match (check.stage, function, &texts[..]) {
         (Stage::Start, "path", [text]) | (Stage::Group, "resource", [text]) if text.trim().is_empty() => return fail(format!("{function} must not be empty")),
-        (Stage::Start, "path", [text]) => {
-            question.path = text.clone();
-            Stage::Path
-        }
-        (Stage::Start, "group", [text]) => {
-            question.group = text.clone();
-            Stage::Group
-        }
         (Stage::Start, "serviceAccount", [_, name]) if !names::dns1123_subdomain(name).is_empty() => return fail("Invalid service account name"),
         (Stage::Start, "serviceAccount", [namespace, _]) if !names::dns1123_label(namespace).is_empty() => return fail("Invalid service account namespace"),
         (Stage::Start, "serviceAccount", [namespace, name]) => {
             question.service_account = Some((namespace.clone(), name.clone()));
             Stage::Start
         }
-        (Stage::Group, "resource", [text]) => {
-            question.resource = text.clone();
-            Stage::Resource
-        }
         (Stage::Path | Stage::Resource, "check", [verb]) => {
             question.verb = verb.clone();
             next.decision = check.authorizer.authorize(question);
             Stage::Decided
         }
-        (Stage::Resource, _, [text]) => {
-            *question.part(function)? = text.clone();
-            Stage::Resource
+        (stage, _, [text]) => {
+            let (part, stage) = question.part(stage, function)?;
+            part.clone_from(text);
+            stage
         }
         (Stage::Decided, "allowed", []) => return Ok(Val::Bool(decision.is_allowed)),
         (Stage::Decided, "reason", []) => return Ok(Val::text(&*decision.reason)),

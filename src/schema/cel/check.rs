@@ -67,10 +67,12 @@ impl Checker<'_> {
     }
 
     fn ident(&mut self, id: Id, name: &str) -> Type {
-        self.lookup(name).unwrap_or_else(|| {
-            self.issue(id, format!("undeclared reference to '{name}' (in container '')"));
-            Type::ERROR
-        })
+        self.lookup(name).unwrap_or_else(|| self.undeclared(id, name))
+    }
+
+    fn undeclared(&mut self, id: Id, name: &str) -> Type {
+        self.issue(id, format!("undeclared reference to '{name}' (in container '')"));
+        Type::ERROR
     }
 
     fn select(&mut self, expr: &mut Expr) -> Type {
@@ -124,26 +126,17 @@ impl Checker<'_> {
     fn call(&mut self, id: Id, call: &mut Call) -> Type {
         let mut args: Vec<Type> = call.args.iter_mut().map(|it| self.check(it)).collect();
         let name = call.function.strip_prefix('.').unwrap_or(&call.function).to_owned();
+        // `sets.contains(a, b)` is a function with a long name, not a method of `sets`.
+        let whole = call.target.as_ref().and_then(Expr::qualified_name).and_then(|it| self.function(&format!("{it}.{name}")));
+        if whole.is_some() {
+            call.target = None;
+        }
         if let Some(target) = &mut call.target {
-            // `sets.contains(a, b)` is a function with a long name, not a method of `sets`.
-            let whole = target.qualified_name().map(|it| format!("{it}.{name}"));
-            if let Some(found) = whole.and_then(|it| self.function(&it)) {
-                call.target = None;
-                call.function = found.name.to_owned();
-                return self.resolve(id, call, found, args);
-            }
             args.insert(0, self.check(target));
         }
-        match self.function(&name) {
-            Some(found) => {
-                call.function = found.name.to_owned();
-                self.resolve(id, call, found, args)
-            }
-            None => {
-                self.issue(id, format!("undeclared reference to '{name}' (in container '')"));
-                Type::ERROR
-            }
-        }
+        let Some(found) = whole.or_else(|| self.function(&name)) else { return self.undeclared(id, &name) };
+        call.function = found.name.to_owned();
+        self.resolve(id, call, found, args)
     }
 
     fn function(&self, name: &str) -> Option<&'static Function> {
@@ -247,22 +240,14 @@ impl Checker<'_> {
 
     fn structure(&mut self, id: Id, name: &str, fields: &mut [Entry]) -> Type {
         let object = match self.lookup(name) {
+            None => return self.undeclared(id, name),
             Some(Type::Of("type", of)) => match &of[0] {
-                Type::Object(object) => Some(object.clone()),
-                other => {
-                    self.issue(id, format!("'{}' is not a message type", other.name()));
-                    None
-                }
+                Type::Object(object) => Ok(object.clone()),
+                other => Err(format!("'{}' is not a message type", other.name())),
             },
-            Some(other) => {
-                self.issue(id, format!("'{}' is not a type", other.name()));
-                None
-            }
-            None => {
-                self.issue(id, format!("undeclared reference to '{name}' (in container '')"));
-                return Type::ERROR;
-            }
+            Some(other) => Err(format!("'{}' is not a type", other.name())),
         };
+        let object = object.map_err(|why| self.issue(id, why)).ok();
         for field in fields {
             let ty = self.part(&mut field.value, field.is_optional);
             let (Some(object), Kind::Literal(Literal::String(name))) = (&object, &field.key.kind) else { continue };
@@ -376,19 +361,10 @@ impl Validator<'_> {
     fn same(&mut self, parts: impl Iterator<Item = (Id, bool)>, is_once: bool) {
         let types = self.types;
         let held = |id: Id, is_optional: bool| if is_optional { unwrap_optional(&types[id]).0 } else { &types[id] };
-        let mut first: Option<&Type> = None;
-        for (id, is_optional) in parts {
-            let ty = held(id, is_optional);
-            match first {
-                None => first = Some(ty),
-                Some(wanted) if wanted != ty => {
-                    self.issue(id, format!("expected type '{wanted}' but found '{ty}'"));
-                    if is_once {
-                        return;
-                    }
-                }
-                Some(_) => (),
-            }
+        let mut types = parts.map(|(id, is_optional)| (id, held(id, is_optional)));
+        let Some((_, wanted)) = types.next() else { return };
+        for (id, ty) in types.filter(|it| it.1 != wanted).take(if is_once { 1 } else { usize::MAX }) {
+            self.issue(id, format!("expected type '{wanted}' but found '{ty}'"));
         }
     }
 }

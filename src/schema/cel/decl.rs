@@ -66,10 +66,14 @@ impl Decl {
         Self { shape: Shape::Scalar(ty), max_elements, min_size }
     }
 
-    /// An object of simple fields, such as `request`.
-    pub fn object(name: &str, fields: impl IntoIterator<Item = (&'static str, Decl)>) -> Self {
-        let fields = fields.into_iter().map(|(name, decl)| (name.to_owned(), decl)).collect();
+    /// An object with fields, such as `request`.
+    pub fn object<N: Into<String>>(name: &str, fields: impl IntoIterator<Item = (N, Decl)>) -> Self {
+        let fields = fields.into_iter().map(|(name, decl)| (name.into(), decl)).collect();
         Self { shape: Shape::Object(Arc::new(Object { name: name.to_owned(), fields, is_open: false })), max_elements: 0, min_size: 2 }
+    }
+
+    fn at_most(self, most: Option<i64>) -> Self {
+        Self { max_elements: most.unwrap_or(self.max_elements), ..self }
     }
 
     pub fn list(of: Decl) -> Self {
@@ -124,18 +128,14 @@ impl Decl {
             let most = schema.int_at(&["maxLength"]).map_or(REQUEST_BYTES_MAX - 2, |it| it.max(0) * 4);
             return Some(Self::sized(Type::DYN, 1, most));
         }
+        let below = |part: &str, step: &str| {
+            let below = schema.get(part)?;
+            Self::from_structural(below, is_embedded(below), &format!("{name}.{step}"))
+        };
         match schema.text("type") {
-            "array" => {
-                let items = schema.get("items")?;
-                let of = Self::from_structural(items, is_embedded(items), &format!("{name}.@idx"))?;
-                let list = Self::list(of);
-                Some(Self { max_elements: bound(schema, "maxItems").unwrap_or(list.max_elements), ..list })
-            }
+            "array" => Some(Self::list(below("items", "@idx")?).at_most(bound(schema, "maxItems"))),
             "object" if schema["additionalProperties"].is_object() => {
-                let values = &schema["additionalProperties"];
-                let of = Self::from_structural(values, is_embedded(values), &format!("{name}.@elem"))?;
-                let map = Self::map(of);
-                Some(Self { max_elements: bound(schema, "maxProperties").unwrap_or(map.max_elements), ..map })
+                Some(Self::map(below("additionalProperties", "@elem")?).at_most(bound(schema, "maxProperties")))
             }
             "object" => Some(Self::structural_object(schema, is_root, name)),
             "string" => Some(Self::structural_string(schema)),
@@ -164,8 +164,7 @@ impl Decl {
                 fields.insert(field.to_owned(), Self::string());
             }
         }
-        let object = Object { name: name.to_owned(), fields, is_open: false };
-        Self { shape: Shape::Object(Arc::new(object)), max_elements: 0, min_size }
+        Self { min_size, ..Self::object(name, fields) }
     }
 
     fn structural_string(schema: &Value) -> Self {
@@ -203,11 +202,9 @@ impl Decl {
             Node::List { items, .. } => Self::list(Self::builtin(items, &format!("{name}.@idx"), depth - 1)),
             Node::Object(shape) => {
                 let child = |field: &str, of: &Schema| Some((escape(field)?, Self::builtin(of, &format!("{name}.{field}"), depth - 1)));
-                let mut fields: BTreeMap<String, Decl> = shape.fields.iter().filter_map(|it| child(&it.name, &it.schema)).collect();
-                if shape.has_type_meta {
-                    fields.extend(["apiVersion", "kind"].map(|it| (it.to_owned(), Self::string())));
-                }
-                Self { shape: Shape::Object(Arc::new(Object { name: name.to_owned(), fields, is_open: false })), max_elements: 0, min_size: 2 }
+                let meta: &[&str] = if shape.has_type_meta { &["apiVersion", "kind"] } else { &[] };
+                let meta = meta.iter().map(|it| ((*it).to_owned(), Self::string()));
+                Self::object(name, shape.fields.iter().filter_map(|it| child(&it.name, &it.schema)).chain(meta))
             }
             _ => Self::scalar(Type::DYN),
         }
@@ -222,8 +219,8 @@ fn bound(schema: &Value, name: &str) -> Option<i64> {
     schema.int_at(&[name]).map(|it| it.max(0))
 }
 
-/// Words of the language that are no names of fields as they are.
-const KEYWORDS: [&str; 21] = [
+/// Words of the language, which name no variables, and no fields as they are.
+pub const KEYWORDS: [&str; 21] = [
     "true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function", "if", "import", "let", "loop", "package", "namespace", "return",
     "var", "void", "while",
 ];

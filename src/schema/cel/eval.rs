@@ -218,22 +218,19 @@ impl<'a, 'b> Evaluator<'a, 'b> {
                 let item = self.eval(item)?;
                 contains(&list, &item).map(Val::Bool)
             }
-            ("_[_]", [value, index]) => {
-                let (operand, value) = (value, self.eval(value)?);
+            ("_[_]" | "_?._" | "_[?_]", [operand, index]) => {
+                let value = self.eval(operand)?;
                 let index = self.branch(index)?;
                 self.charge_chain(operand)?;
-                self.charge(1)?;
-                value.index(&index)
-            }
-            ("_?._" | "_[?_]", [value, index]) => {
-                let (operand, value) = (value, self.eval(value)?);
-                let index = self.branch(index)?;
-                self.charge_chain(operand)?;
+                if call.function == "_[_]" {
+                    self.charge(1)?;
+                    return value.index(&index);
+                }
                 let found = match (call.native, &value) {
-                    (_, Val::Variables) => Ok(self.bindings.variable(&index.shown()).map_or_else(|_| Val::none(), Val::some)),
-                    (Some(native), _) => native.run(&[value, index]),
-                    (None, _) => no_overload(),
-                }?;
+                    (_, Val::Variables) => self.bindings.variable(&index.shown()).map_or_else(|_| Val::none(), Val::some),
+                    (Some(native), _) => native.run(&[value, index])?,
+                    (None, _) => return no_overload(),
+                };
                 self.charge(u64::from(matches!(found, Val::Optional(Some(_)))))?;
                 Ok(found)
             }

@@ -84,32 +84,32 @@ fn clause(text: &str) -> Result<(char, Option<usize>, &str), Complaint> {
         }
     };
     let Some(letter) = rest.chars().next() else { return Err((None, "unexpected end of string".to_owned())) };
-    if !"sdfebxXo".contains(letter) {
+    if !CLAUSES.iter().any(|it| it.0.contains(letter)) {
         return complain(&format!("unrecognized formatting clause \"{letter}\""));
     }
     Ok((letter, precision, &rest[letter.len_utf8()..]))
 }
 
+/// Clauses, the names of the types that they take, and what is said to others; `s` takes all types of the language.
+const CLAUSES: [(&str, &[&str], &str); 7] = [
+    ("d", &["int", "uint"], "decimal clause can only be used on integers"),
+    ("o", &["int", "uint"], "octal clause can only be used on integers"),
+    ("f", &["double", "string"], "fixed-point clause can only be used on doubles"),
+    ("e", &["double", "string"], "scientific clause can only be used on doubles"),
+    ("b", &["int", "uint", "bool"], "only integers and bools can be formatted as binary"),
+    ("xX", &["int", "uint", "string", "bytes"], "only integers, byte buffers, and strings can be formatted as hex"),
+    ("s", &[], "string clause can only be used on strings, bools, bytes, ints, doubles, maps, lists, types, durations, and timestamps"),
+];
+
 fn fits(clause: char, ty: &Type) -> bool {
-    match clause {
-        'd' | 'o' => matches!(ty.name(), "int" | "uint"),
-        'f' | 'e' => matches!(ty.name(), "double" | "string"),
-        'b' => matches!(ty.name(), "int" | "uint" | "bool"),
-        'x' | 'X' => matches!(ty.name(), "int" | "uint" | "string" | "bytes"),
+    match CLAUSES.iter().find(|it| it.0.contains(clause)) {
+        Some((_, names, _)) if clause != 's' => names.contains(&ty.name()),
         _ => matches!(ty, Type::Of(..)) && !ty.is_opaque() && !matches!(ty.name(), "optional_type" | "error"),
     }
 }
 
 fn refusal(clause: char, name: &str) -> String {
-    let rule = match clause {
-        'd' => "decimal clause can only be used on integers",
-        'f' => "fixed-point clause can only be used on doubles",
-        'e' => "scientific clause can only be used on doubles",
-        'b' => "only integers and bools can be formatted as binary",
-        'x' | 'X' => "only integers, byte buffers, and strings can be formatted as hex",
-        'o' => "octal clause can only be used on integers",
-        _ => "string clause can only be used on strings, bools, bytes, ints, doubles, maps, lists, types, durations, and timestamps",
-    };
+    let rule = CLAUSES.iter().find(|it| it.0.contains(clause)).map_or("", |it| it.2);
     format!("{rule}, was given {name}")
 }
 
@@ -165,13 +165,8 @@ fn fixed(it: f64, digits: usize) -> String {
     }
     let text = format!("{:.digits$}", it.abs());
     let (whole, fraction) = text.split_once('.').map_or((text.as_str(), String::new()), |(whole, part)| (whole, format!(".{part}")));
-    let mut grouped = String::new();
-    for (at, digit) in whole.chars().enumerate() {
-        if at > 0 && (whole.len() - at) % 3 == 0 {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
+    let groups: Vec<_> = whole.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
+    let grouped = groups.join(",");
     format!("{}{grouped}{fraction}", if it.is_sign_negative() { "-" } else { "" })
 }
 

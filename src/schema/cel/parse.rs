@@ -3,6 +3,7 @@
 
 use super::{
     ast::{Call, Entry, Expr, Id, Issue, Item, Kind, Literal},
+    decl::KEYWORDS,
     lex::{Placed, Token, tokens},
     macros::{self, Expansion},
 };
@@ -15,9 +16,6 @@ const HEIGHT_MAX: usize = 150;
 const LENGTH_MAX: usize = 100_000;
 const OPERAND: &str = "{'[', '{', '(', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, STRING, BYTES, IDENTIFIER}";
 const OPERAND_OR_END: &str = "{'[', '{', '(', ')', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, STRING, BYTES, IDENTIFIER}";
-const RESERVED: [&str; 17] = [
-    "as", "break", "const", "continue", "else", "for", "function", "if", "import", "let", "loop", "package", "namespace", "return", "var", "void", "while",
-];
 /// Binary operators by how tightly they bind, loosest first.
 const LEVELS: [&[(&str, &str)]; 5] = [
     &[("||", "_||_")],
@@ -268,13 +266,12 @@ impl Parser {
                 self.issue(place, "unsupported syntax: '`'");
                 name
             }
-            Placed { token: Token::Sign("true" | "false" | "null"), text, .. } => {
-                self.issue(place, format!("Syntax error: mismatched input '{text}' expecting IDENTIFIER"));
-                return Err(Halt);
-            }
             other => {
-                let shown = if other.token == Token::End { String::new() } else { other.text };
-                self.issue(place, format!("Syntax error: no viable alternative at input '.{shown}'"));
+                let shown = if other.token == Token::End { "" } else { &other.text };
+                self.issue(place, match other.token {
+                    Token::Sign("true" | "false" | "null") => format!("Syntax error: mismatched input '{shown}' expecting IDENTIFIER"),
+                    _ => format!("Syntax error: no viable alternative at input '.{shown}'"),
+                });
                 return Err(Halt);
             }
         };
@@ -339,10 +336,7 @@ impl Parser {
                 self.next();
                 return match self.peek().clone() {
                     Placed { token: Token::Ident(name), offset, .. } => self.name(name, offset, true),
-                    other => {
-                        self.issue(other.offset, format!("Syntax error: mismatched input '{}' expecting IDENTIFIER", other.text));
-                        Err(Halt)
-                    }
+                    _ => self.syntax("mismatched input", "IDENTIFIER"),
                 };
             }
             _ => {
@@ -361,7 +355,7 @@ impl Parser {
         if let Some((_, part)) = self.parts.iter().find(|(it, _)| *it == name) {
             return Ok(part.clone());
         }
-        if RESERVED.contains(&name.as_str()) {
+        if KEYWORDS.contains(&name.as_str()) {
             self.issue(offset, format!("reserved identifier: {name}"));
         }
         let spelled = if is_rooted { format!(".{name}") } else { name };
@@ -390,52 +384,45 @@ impl Parser {
         })
     }
 
-    /// The grammar lets a comma stand in an empty list or map.
-    fn lone_comma(&mut self, close: &'static str) {
+    /// Parts between commas up to the closing bracket. A comma may stand behind the last one, and alone.
+    fn series<T>(&mut self, close: &'static str, part: impl Fn(&mut Self) -> Read<T>) -> Read<Vec<T>> {
+        let mut parts = Vec::new();
         if self.is(",") && self.tokens.get(self.at + 1).is_some_and(|it| it.token == Token::Sign(close)) {
             self.next();
         }
+        while !self.is(close) {
+            parts.push(part(self)?);
+            if self.take(",").is_none() {
+                break;
+            }
+        }
+        self.expect(close, "','")?;
+        Ok(parts)
     }
 
     fn list(&mut self) -> Read<Expr> {
         let offset = self.next().offset;
         let id = self.new_id(offset);
-        let mut items = Vec::new();
-        self.lone_comma("]");
-        while !self.is("]") {
-            let is_optional = self.take("?").is_some();
-            items.push(Item { value: self.expr()?, is_optional });
-            if self.take(",").is_none() {
-                break;
-            }
-        }
-        self.expect("]", "','")?;
+        let items = self.series("]", |it| Ok(Item { is_optional: it.take("?").is_some(), value: it.expr()? }))?;
         Ok(self.placed(id, Kind::List(items)))
     }
 
     /// The entries of a map or of a struct, whose opening brace was read.
     fn entries(&mut self, is_struct: bool) -> Read<Vec<Entry>> {
-        let mut entries = Vec::new();
-        self.lone_comma("}");
-        while !self.is("}") {
-            let is_optional = self.take("?").is_some();
-            let key = match self.peek().clone() {
+        self.series("}", |it| {
+            let is_optional = it.take("?").is_some();
+            let key = match it.peek().clone() {
                 Placed { token: Token::Ident(name), offset, .. } if is_struct => {
-                    self.next();
-                    self.node(offset, Kind::Literal(Literal::String(name)))
+                    it.next();
+                    it.node(offset, Kind::Literal(Literal::String(name)))
                 }
-                _ if is_struct => return self.syntax("mismatched input", "{'}', ',', '?', IDENTIFIER, ESC_IDENTIFIER}"),
-                _ => self.expr()?,
+                _ if is_struct => return it.syntax("mismatched input", "{'}', ',', '?', IDENTIFIER, ESC_IDENTIFIER}"),
+                _ => it.expr()?,
             };
-            let colon = self.expect(":", "")?;
-            let id = self.new_id(colon);
-            entries.push(Entry { id, key, value: self.expr()?, is_optional });
-            if self.take(",").is_none() {
-                break;
-            }
-        }
-        self.expect("}", "','")?;
-        Ok(entries)
+            let colon = it.expect(":", "")?;
+            let id = it.new_id(colon);
+            Ok(Entry { id, key, value: it.expr()?, is_optional })
+        })
     }
 
     fn call_at(&mut self, id: Id, function: &str, args: Vec<Expr>) -> Expr {
