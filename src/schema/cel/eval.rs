@@ -418,7 +418,10 @@ fn call_cost(call: &Call, args: &[Val<'_>], result: &Eval<Val<'_>>) -> u64 {
         "isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf" => return args.first().map_or(1, traversal),
         "ip" | "_==_" if matches!(args.first(), Some(Val::Kube(_) | Val::Check(_))) => return 1,
         "lists.range" | "slice" | "reverse" => return 1 + cost::LIST + made(1),
-        "flatten" => return 1 + cost::LIST + size(0).max.saturating_mul(if let Some(Val::Int(depth)) = args.get(1) { depth.unsigned_abs() } else { 1 }),
+        "flatten" => {
+            let depth = if let Some(Val::Int(depth)) = args.get(1) { depth.unsigned_abs() } else { 1 };
+            return (1 + cost::LIST).saturating_add(size(0).max.saturating_mul(depth));
+        }
         "distinct" | "sort" => return compared_all(args.first()),
         "@sortByAssociatedKeys" => return compared_all(args.get(1)),
         "join" => Range::fixed(made(0)).scaled(2.0 * cost::TRAVERSAL),
