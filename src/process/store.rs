@@ -13,8 +13,11 @@ use crate::{
     api::{self, http::BACKUP_PATH, identity::{MASTERS, User}},
     base::Tasks,
     kinds::table,
-    store::{Change, Draft, Expect, Key, Revision, Store, Transaction, Write, archive::Archive},
+    store::{Change, Draft, Expect, Key, Rejected, Revision, Store, Stored, Transaction, Write, archive::Archive},
 };
+
+/// Objects deleted in one step.
+const DELETED_TOGETHER: usize = 256;
 
 /// Writes every object of a serving cluster to `file`, readable only by its owner. Returns how many there are, and their revision.
 pub async fn backup(kubeconfig: &Path, file: &Path) -> Result<(usize, Revision)> {
@@ -81,17 +84,33 @@ pub async fn delete(store: &StoreKind, data_dir: &Path, resource: &str, namespac
     let (store, tasks) = open(store, data_dir).await?;
     let snapshot = store.snapshot();
     let chosen = snapshot.list(resource, namespace, None).filter(|it| name.is_none_or(|name| *it.key.name == *name));
+    let keys: Vec<&Key> = chosen.map(|it| &it.key).collect();
     let mut count = 0;
-    for stored in chosen {
-        let object = serde_json::from_slice(&stored.json).unwrap_or_default();
-        let change = Change::Delete(Draft::new(&object, stored.header.clone()));
-        let key = Key::clone(&stored.key);
-        let writes = vec![Write { key, expect: Expect::Any, change }];
-        store.submit(Transaction { writes }).await.map_err(|why| Error::new("the store", why))?;
-        count += 1;
+    for keys in keys.chunks(DELETED_TOGETHER) {
+        count += delete_together(&store, keys).await?;
     }
     tasks.stop(STOP_WITHIN).await;
     Ok(count)
+}
+
+/// Deletes objects in one transaction, as they are by then. Returns how many there were.
+async fn delete_together(store: &Store, keys: &[&Key]) -> Result<usize> {
+    loop {
+        let snapshot = store.snapshot();
+        let writes: Vec<Write> = keys.iter().filter_map(|it| snapshot.get(it)).map(|it| deletion(&it)).collect();
+        let count = writes.len();
+        match store.submit(Transaction { writes }).await {
+            // A server that runs was quicker with one of them.
+            Err(Rejected::Changed { .. }) => (),
+            answer => return answer.map(|_| count).map_err(|why| Error::new("the store", why)),
+        }
+    }
+}
+
+fn deletion(stored: &Stored) -> Write {
+    let object = serde_json::from_slice(&stored.json).unwrap_or_default();
+    let change = Change::Delete(Draft::new(&object, stored.header.clone()));
+    Write { key: stored.key.clone(), expect: Expect::At(stored.revision), change }
 }
 
 async fn open(store: &StoreKind, data_dir: &Path) -> Result<(Store, Tasks)> {
@@ -100,4 +119,30 @@ async fn open(store: &StoreKind, data_dir: &Path) -> Result<(Store, Tasks)> {
     let extract = api::extract(Arc::new(table::registry()));
     let store = Store::open(engine, extract, &tasks).await.map_err(|why| Error::new("the store", why))?;
     Ok((store, tasks))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Header;
+
+    #[tokio::test]
+    async fn all_of_a_resource_go_in_a_few_steps() {
+        let folder = tempfile::tempdir().unwrap();
+        let put = |name: &str| {
+            let object = serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}});
+            let change = Change::Put(Draft::new(&object, Header::default()));
+            Write { key: Key::new("configmaps", "default", name), expect: Expect::Absent, change }
+        };
+        let count = DELETED_TOGETHER * 2 + 2;
+        let (store, tasks) = open(&StoreKind::Sqlite, folder.path()).await.unwrap();
+        store.submit(Transaction { writes: (0..count).map(|it| put(&it.to_string())).collect() }).await.unwrap();
+        tasks.stop(STOP_WITHIN).await;
+        drop(store);
+        assert_eq!(delete(&StoreKind::Sqlite, folder.path(), "configmaps", Some("default"), Some("7")).await.unwrap(), 1);
+        assert_eq!(delete(&StoreKind::Sqlite, folder.path(), "configmaps", None, None).await.unwrap(), count - 1);
+        assert!(sizes(&StoreKind::Sqlite, folder.path()).await.unwrap().is_empty());
+        let engine = open_engine(&StoreKind::Sqlite, folder.path(), &Tasks::new()).await.unwrap();
+        assert_eq!(engine.load().await.unwrap().batches.len(), 5);
+    }
 }

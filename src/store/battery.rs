@@ -1,21 +1,24 @@
-//! What every engine must hold, with the whole store over it; and the properties of several stores over one journal.
-
-use std::collections::BTreeMap;
-
-use proptest::prelude::*;
-use serde_json::json;
-
-use super::{
-    memory::{Fault, Memory},
-    postgres::Postgres,
-    sqlite::Sqlite,
-    *,
-};
-use crate::meta::Meta;
+//! What every engine must hold, with the whole store over it, case by case; `histories` has the properties of several stores over one journal.
 
 #[path = "../../tests/support/postgres.rs"]
 #[allow(dead_code, reason = "shared with the tests and benches of the whole program")]
 mod database;
+#[path = "../../tests/support/dice.rs"]
+#[allow(dead_code, reason = "shared with the tests of the whole program")]
+mod dice;
+mod faults;
+mod histories;
+
+use serde_json::json;
+
+use self::{
+    dice::Dice,
+    faults::{Fault, Faulty},
+    histories::{Model, Told},
+};
+use super::{engine::Appended, memory::Memory, postgres::Postgres, sqlite::Sqlite, *};
+use crate::meta::Meta;
+
 
 fn extract() -> Extract {
     Arc::new(|_, object| Header {
@@ -152,271 +155,99 @@ async fn a_crash_loses_nothing_acknowledged() {
     tasks.stop(Duration::from_secs(5)).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_lost_or_ambiguous_append_is_neither_lost_nor_doubled() {
-    let memory = Arc::new(Memory::new());
-    let (store, tasks) = open(memory.clone()).await;
+    let (memory, tasks) = (Arc::new(Memory::new()), Tasks::new());
+    let engine = Faulty::new(memory.clone(), &tasks);
+    let store = Store::open(engine.clone(), extract(), &tasks).await.expect("opens");
     for (at, fault) in [Fault::Ambiguous, Fault::Lost, Fault::Ambiguous].into_iter().enumerate() {
-        memory.fail([fault]);
+        engine.fail(fault);
         store.submit(put(&format!("pod-{at}"), Expect::Absent, "")).await.expect("created");
     }
     assert_eq!(names(&store.snapshot()), ["pod-0@1", "pod-1@2", "pod-2@3"]);
-    assert_eq!(memory.journal().len(), 3);
+    assert_eq!(memory.head().await.expect("the head"), 3);
     tasks.stop(Duration::from_secs(5)).await;
 }
 
-#[derive(Clone, Debug)]
-enum Step {
-    Create { server: usize, name: u8 },
-    Update { server: usize, name: u8, node: u8 },
-    Delete { server: usize, name: u8 },
-    Fail(Fault),
-    /// A server ends and another takes its place.
-    Restart { server: usize },
+/// Who missed what the journal no longer tells cannot append where he stands, and is told to load anew.
+async fn is_refused_behind_a_trimmed_journal(engine: Arc<dyn Engine>, late: Arc<dyn Engine>, age: impl Fn()) {
+    let batch = |prev: Revision| {
+        let entry = Entry { revision: prev + 1, key: Key::new("pods", "default", "a"), is_delete: false, schema: 0, json: "{}".into(), before: Before::Recent };
+        journal::Batch { prev, last: prev + 1, id: prev as i64, entries: vec![entry] }
+    };
+    late.load().await.expect("loaded");
+    for prev in 0..3 {
+        assert_eq!(engine.append(&batch(prev)).await.expect("appended"), Appended::Committed);
+    }
+    age();
+    assert_eq!(engine.fold(0, 3, &batch(2).entries).await.expect("folded"), 3);
+    age();
+    for prev in 0..2 {
+        assert_eq!(late.append(&batch(prev)).await.expect("an answer"), Appended::Behind, "at {prev}");
+        assert!(matches!(late.tail(prev).await, Err(engine::Error::Broken(it)) if it == prev));
+        assert!(matches!(late.claim(prev).await, Err(engine::Error::Broken(it)) if it == prev));
+    }
+    assert_eq!(late.tail(2).await.expect("the last batch"), [batch(2)]);
+    let loaded = late.load().await.expect("loaded");
+    assert_eq!((loaded.revision, loaded.objects.len(), loaded.batches.len()), (3, 1, 1));
 }
 
-fn step() -> impl Strategy<Value = Step> {
-    let place = (0..SERVERS, 0..5u8);
-    prop_oneof![
-        3 => place.clone().prop_map(|(server, name)| Step::Create { server, name }),
-        6 => (place.clone(), 0..3u8).prop_map(|((server, name), node)| Step::Update { server, name, node }),
-        3 => place.prop_map(|(server, name)| Step::Delete { server, name }),
-        3 => prop_oneof![Just(Fault::Lost), Just(Fault::Ambiguous), Just(Fault::Unheard)].prop_map(Step::Fail),
-        1 => (0..SERVERS).prop_map(|server| Step::Restart { server }),
-    ]
-}
-
-const SERVERS: usize = 3;
-
-/// Several servers over one journal.
-struct World {
-    servers: Vec<(Store, Tasks)>,
-    open: Box<dyn Fn() -> futures::future::LocalBoxFuture<'static, Arc<dyn Engine>>>,
-    /// Makes something go wrong with the next append.
-    fail: Box<dyn Fn(Fault)>,
-}
-
-impl World {
-    /// A fault may hit a server that starts; whoever runs it starts it again.
-    async fn server(&self) -> (Store, Tasks) {
-        loop {
-            let tasks = Tasks::new();
-            if let Ok(store) = Store::open((self.open)().await, extract(), &tasks).await {
-                return (store, tasks);
-            }
-        }
-    }
-
-    async fn start(mut self) -> Self {
-        for _ in 0..SERVERS {
-            self.servers.push(self.server().await);
-        }
-        self
-    }
-
-    /// Runs steps at the same time; returns how many writes were acknowledged, and checks that each rejection was right.
-    async fn run(&mut self, steps: &[Step]) -> usize {
-        let mut submits = Vec::new();
-        for step in steps {
-            let (server, name, change) = match step {
-                Step::Fail(fault) => {
-                    (self.fail)(*fault);
-                    continue;
-                }
-                Step::Restart { server } => {
-                    // As a crash: nothing is waited for.
-                    self.servers[*server].1.cancel();
-                    self.servers[*server] = self.server().await;
-                    continue;
-                }
-                Step::Create { server, name } => (*server, *name, None),
-                Step::Update { server, name, node } => (*server, *name, Some(Some(node))),
-                Step::Delete { server, name } => (*server, *name, Some(None)),
-            };
-            let store = self.servers[server].0.clone();
-            let name = format!("pod-{name}");
-            let current = store.snapshot().get(&Key::new("pods", "default", &name));
-            let transaction = match (change, current) {
-                (None, _) => put(&name, Expect::Absent, ""),
-                (Some(None), Some(current)) => delete(&current),
-                (Some(node), current) => put(&name, Expect::At(current.map_or(1, |it| it.revision)), &format!("n{}", node.unwrap_or(&0))),
-            };
-            submits.push(async move { store.submit(transaction).await });
-        }
-        let results = futures::future::join_all(submits).await;
-        results.iter().filter(|it| it.as_ref().is_ok_and(|it| !it.objects.is_empty())).count()
-    }
-}
-
-/// A watcher that goes to another server each time and takes a bookmark with it.
-struct Wanderer {
-    scope: Scope,
-    after: Revision,
-    seen: Vec<(EventKind, Revision)>,
-}
-
-impl Wanderer {
-    fn new(field: Option<&str>) -> Self {
-        let field = field.map(|it| ("spec.nodeName".into(), it.into()));
-        Self { scope: Scope { field, ..Scope::resource("pods") }, after: 0, seen: Vec::new() }
-    }
-
-    async fn visit(&mut self, store: &Store) {
-        store.at_least(self.after).await.expect("every server gets there");
-        let mut cursor = store.watch(self.scope.clone(), self.after).expect("no list is needed anew");
-        loop {
-            let (events, reached) = cursor.ready().expect("nothing is missing");
-            self.seen.extend(events.iter().map(|it| (it.kind, it.revision)));
-            self.after = reached;
-            if events.is_empty() {
-                return;
-            }
-        }
-    }
-}
-
-/// What the journal says: the events of a scope, and the state at each revision.
-struct Model {
-    entries: Vec<Entry>,
-    states: Vec<BTreeMap<Key, Entry>>,
-}
-
-impl Model {
-    fn of(journal: &[journal::Batch]) -> Self {
-        assert!(journal.windows(2).all(|it| it[0].last == it[1].prev), "the chain is whole");
-        let entries: Vec<Entry> = journal.iter().flat_map(|it| it.entries.clone()).collect();
-        assert!(entries.iter().zip(1..).all(|(entry, revision)| entry.revision == revision), "revisions are contiguous");
-        let mut states = vec![BTreeMap::new()];
-        for entry in &entries {
-            let mut state = states[states.len() - 1].clone();
-            match entry.is_delete {
-                true => assert!(state.remove(&entry.key).is_some(), "what is deleted was there"),
-                false => _ = state.insert(entry.key.clone(), entry.clone()),
-            }
-            states.push(state);
-        }
-        Self { entries, states }
-    }
-
-    fn names(&self, revision: usize) -> Vec<String> {
-        self.states[revision].values().map(|it| format!("{}@{}", it.key.name, it.revision)).collect()
-    }
-
-    /// The events that a watcher with this field must see.
-    fn events(&self, field: Option<&str>) -> Vec<(EventKind, Revision)> {
-        let is_in = |entry: &Entry| {
-            let value: Value = serde_json::from_slice(&entry.json).expect("JSON");
-            field.is_none_or(|it| value.text_at(&["spec", "nodeName"]) == it)
-        };
-        let event = |entry: &Entry| {
-            let before = self.states[entry.revision as usize - 1].get(&entry.key);
-            let kind = match (entry.is_delete, before) {
-                (true, _) => EventKind::Deleted,
-                (false, None) => EventKind::Added,
-                (false, Some(_)) => EventKind::Modified,
-            };
-            (is_in(entry) || before.is_some_and(is_in)).then_some((kind, entry.revision))
-        };
-        self.entries.iter().filter_map(event).collect()
-    }
-}
-
-/// Runs `steps` on three servers over one journal, some at the same time, and checks the invariants of the store.
-async fn check(world: World, steps: Vec<Step>) {
-    let mut world = world.start().await;
-    let mut resident = world.servers[0].0.watch(Scope::resource("pods"), 0).expect("a watch");
-    let mut wanderers = [Wanderer::new(None), Wanderer::new(Some("n1"))];
-    let mut acknowledged = 0;
-    for (at, group) in steps.chunks(4).enumerate() {
-        acknowledged += world.run(group).await;
-        for (server, wanderer) in (at..).zip(&mut wanderers) {
-            wanderer.visit(&world.servers[server % SERVERS].0).await;
-        }
-    }
-    let model = Model::of(&(world.open)().await.tail(0).await.expect("the journal"));
-    let last = model.entries.len();
-    assert_eq!(last, acknowledged, "every acknowledged write is there once, and no other");
-    for (server, (store, _)) in world.servers.iter().enumerate() {
-        assert_eq!(names(&store.consistent().await.expect("reads")), model.names(last), "every server sees the same");
-        for revision in 0..=last {
-            assert_eq!(names_of(&store.exact("pods", revision as u64).expect("kept")), model.names(revision), "at {revision} on server {server}");
-        }
-    }
-    for (wanderer, field) in wanderers.iter_mut().zip([None, Some("n1")]) {
-        wanderer.visit(&world.servers[0].0).await;
-        assert_eq!(wanderer.seen, model.events(field), "each event once, in order, on whatever server");
-    }
-    if !steps.iter().any(|it| matches!(it, Step::Restart { server: 0 })) {
-        let mut seen = Vec::new();
-        while seen.len() < last {
-            seen.extend(resident.next().await.expect("events").iter().map(|it| (it.kind, it.revision)));
-        }
-        assert_eq!(seen, model.events(None));
-    }
-    world.servers.iter().for_each(|(_, tasks)| tasks.cancel());
-}
-
-fn in_memory() -> World {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_behind_a_trimmed_journal_is_refused() {
     let memory = Arc::new(Memory::shared());
-    let failing = memory.clone();
-    World {
-        servers: Vec::new(),
-        open: Box::new(move || {
-            let engine: Arc<dyn Engine> = memory.clone();
-            Box::pin(async { engine })
-        }),
-        fail: Box::new(move |fault| failing.fail([fault])),
-    }
+    is_refused_behind_a_trimmed_journal(memory.clone(), memory.clone(), || memory.trim()).await;
+    let Some(server) = database::Server::shared() else { return };
+    let tasks = Tasks::new();
+    let (engine, late) = (postgres(&server, "trimmed", &tasks).await, postgres(&server, "trimmed", &tasks).await);
+    let age = || _ = server.psql("UPDATE trimmed.journal SET at = at - interval '1 day'").expect("aged");
+    is_refused_behind_a_trimmed_journal(engine, late, age).await;
+    tasks.cancel();
 }
 
-/// Servers on a schema of their own; a fault ends a backend whatever it does, all of them, or those that hear of appends.
-fn on_postgres(database: Arc<database::Server>, tasks: Tasks) -> World {
-    let schema = format!("s{}", uuid::Uuid::new_v4().simple());
-    let (server, name) = (database.clone(), schema.clone());
-    World {
-        servers: Vec::new(),
-        open: Box::new(move || {
-            let (server, schema, tasks) = (server.clone(), schema.clone(), tasks.clone());
-            Box::pin(async move { postgres(&server, &schema, &tasks).await })
-        }),
-        fail: Box::new(move |fault| {
-            let chosen = match fault {
-                Fault::Lost => "ORDER BY random() LIMIT 1",
-                Fault::Ambiguous => "",
-                Fault::Unheard => "AND query LIKE 'LISTEN%'",
-            };
-            let sql = format!("SELECT pg_terminate_backend(pid) FROM (SELECT pid FROM pg_stat_activity WHERE application_name = 'howdah/{name}' {chosen}) chosen");
-            // At the same time as the writes that follow.
-            let mut psql = database.command("psql");
-            psql.args(["-q", "-U", "postgres", "-h"]).arg(database.folder()).args(["-c", &sql, "postgres"]).stdout(std::process::Stdio::null());
-            psql.spawn().expect("psql");
-        }),
-    }
+/// Watchers of scopes that nobody followed before come and go while events are published, each to a topic that is made for it: none misses
+/// one, none sees one twice, and its bookmarks are right.
+#[test]
+fn topics_made_while_events_are_published_miss_nothing() {
+    let mut dice = Dice(histories::seed() | 1);
+    let memory = Arc::new(Memory::shared());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let (store, tasks) = runtime.block_on(open(memory.clone()));
+    let told: Vec<Told> = std::thread::scope(|threads| {
+        let watchers: Vec<_> = (0..3).map(|_| Dice(dice.below(usize::MAX) as u64 | 1)).map(|dice| threads.spawn(|| visits(&store, dice))).collect();
+        while !watchers.iter().all(|it| it.is_finished()) && store.revision() < PUBLISHED {
+            let writes = (0..16).map(|at| store.submit(put(&format!("pod-{}", at % 5), Expect::Any, &format!("n{}", dice.below(3)))));
+            assert!(runtime.block_on(futures::future::join_all(writes)).iter().all(Result::is_ok));
+            // Topics that nobody follows any more are dropped.
+            store.inner.topics.trim(Instant::now(), store.revision());
+        }
+        watchers.into_iter().flat_map(|it| it.join().expect("a watcher")).collect()
+    });
+    let model = Model::of(&runtime.block_on(memory.tail(0)).expect("the journal"));
+    told.iter().for_each(|it| model.check_told(it));
+    assert!(told.iter().filter(|it| !it.seen.is_empty()).count() > VISITS, "{} watchers", told.len());
+    tasks.cancel();
 }
 
-fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
-    proptest::collection::vec(step(), 1..most)
-}
+/// Revisions after which nothing more is written.
+const PUBLISHED: Revision = 3000;
+/// Watchers of each of several threads.
+const VISITS: usize = 100;
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
-    #[test]
-    fn several_servers_on_one_journal_lose_and_double_nothing(steps in steps(40)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
-        runtime.block_on(check(in_memory(), steps));
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { max_shrink_iters: 0, ..ProptestConfig::with_cases(4) })]
-    #[test]
-    fn several_servers_on_postgres_lose_and_double_nothing(steps in steps(24)) {
-        let Some(database) = database::Server::shared() else { return Ok(()) };
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-        let tasks = Tasks::new();
-        runtime.block_on(check(on_postgres(database, tasks.clone()), steps));
-        tasks.cancel();
-    }
+/// One watcher after the other, each from a revision a little back.
+fn visits(store: &Store, mut dice: Dice) -> Vec<Told> {
+    let visit = |_| {
+        let scopes = histories::scopes();
+        let scope = scopes[dice.below(scopes.len())].clone();
+        let after = store.revision().saturating_sub(dice.below(20) as u64);
+        let mut told = Told::new(scope.clone(), after);
+        let mut cursor = store.watch(scope, after).expect("nothing is too old");
+        for _ in 0..dice.below(20) {
+            told.read(&mut cursor).expect("nothing is missing");
+            std::thread::yield_now();
+        }
+        told
+    };
+    (0..VISITS).map(visit).collect()
 }
 
 #[tokio::test]
@@ -509,7 +340,8 @@ async fn a_newer_schema_is_used_unless_it_lacks_something() {
         let row = format!("INSERT INTO newer._sqlx_migrations (version, description, success, checksum, execution_time) VALUES ({number}, '{name}', true, '', 0)");
         server.psql(&format!("ALTER TABLE newer.journal ADD COLUMN c{number} text; ALTER TABLE newer.object ADD COLUMN c{number} text; {row}")).expect("migrated");
     };
-    let (running, running_tasks) = open(postgres(&server, "newer", &tasks).await).await;
+    let running_tasks = Tasks::new();
+    let running = Store::open(postgres(&server, "newer", &running_tasks).await, extract(), &running_tasks).await.expect("opens");
     running.submit(put("a", Expect::Absent, "")).await.expect("created");
     migrated(1000, "more columns");
     running.submit(put("b", Expect::Absent, "")).await.expect("created");
@@ -518,11 +350,19 @@ async fn a_newer_schema_is_used_unless_it_lacks_something() {
     for store in [&running, &started] {
         assert_eq!(names(&store.consistent().await.expect("reads")), ["a@1", "b@2", "c@3"]);
     }
-    running_tasks.stop(Duration::from_secs(5)).await;
     started_tasks.stop(Duration::from_secs(5)).await;
     migrated(1001, "contract columns");
     let Err(why) = Postgres::open(server.url("newer").parse().expect("an address"), &tasks).await else { panic!("it is used") };
     assert!(why.to_string().contains("needs (migration 1001, \"contract columns\"); run the newer one"), "{why}");
+    // The one that runs may not have looked yet, but is refused.
+    for name in ["d", "a"] {
+        let refused = running.submit(put(name, Expect::Absent, "")).await;
+        let says = |why: &str| why.contains("\"contract columns\"") || why == "the store is stopping";
+        assert!(matches!(&refused, Err(Rejected::Unavailable(why)) if says(why)), "{refused:?}");
+    }
+    running_tasks.stopping().await;
+    assert!(running_tasks.stop(Duration::from_secs(5)).await, "it ends");
+    assert_eq!(server.psql("SELECT max(last) FROM newer.journal").as_deref(), Some("3"));
     tasks.cancel();
 }
 

@@ -16,6 +16,9 @@ pub enum Error {
     /// The database cannot be used as it is, and what would help.
     #[error("{0}")]
     Unfit(String),
+    /// A newer howdah has taken away what this one needs.
+    #[error("{0}")]
+    Outdated(String),
     /// The journal no longer continues what this process has seen: it lagged too long, or the database was restored or failed
     /// over with a loss. The state must be loaded anew.
     #[error("the journal does not continue revision {0}")]
@@ -58,7 +61,7 @@ pub const RETENTION_SECONDS: i64 = 3600;
 pub const TRIM_ROWS: i64 = 8192;
 
 /// Names of migrations that take away what older programs need begin so.
-const CONTRACTION: &str = "contract";
+pub const CONTRACTION: &str = "contract";
 
 /// Whether a program that knows `own` migrations can use tables on which these were carried out (number and name): a newer one may have added to
 /// them, but not taken away.
@@ -66,7 +69,7 @@ pub fn check_migrations(own: usize, carried_out: impl IntoIterator<Item = (i64, 
     let is_too_new = |(number, name): &(i64, String)| *number > own as i64 && name.starts_with(CONTRACTION);
     carried_out.into_iter().find(is_too_new).map_or(Ok(()), |(number, name)| {
         let version = env!("CARGO_PKG_VERSION");
-        Err(Error::Unfit(format!("a newer howdah has taken away what this one ({version}) needs (migration {number}, \"{name}\"); run the newer one")))
+        Err(Error::Outdated(format!("a newer howdah has taken away what this one ({version}) needs (migration {number}, \"{name}\"); run the newer one")))
     })
 }
 

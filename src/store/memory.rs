@@ -1,26 +1,18 @@
-//! The journal in memory: for tests, and `up --store memory`. Several stores over one are several servers.
+//! The journal in memory, for `up --store memory` and for tests: several stores over one are several servers.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+};
 
 use futures::FutureExt;
 use tokio::sync::watch;
 
 use super::{
-    Revision,
+    Key, Revision,
     engine::{Answer, Appended, Engine, Error, Loaded},
     journal::{Batch, Entry},
 };
-
-/// What goes wrong with the next append, for tests of the writer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// The append fails and nothing is written.
-    Lost,
-    /// The append is written, but its answer is an error.
-    Ambiguous,
-    /// The append is written, and nobody is woken.
-    Unheard,
-}
 
 #[derive(Default)]
 pub struct Memory {
@@ -32,7 +24,21 @@ pub struct Memory {
 #[derive(Default)]
 struct State {
     journal: Vec<Batch>,
-    faults: Vec<Fault>,
+    /// Every object as it was at `folded`.
+    objects: BTreeMap<Key, Entry>,
+    folded: Revision,
+}
+
+impl State {
+    fn head(&self) -> Revision {
+        self.journal.last().map_or(0, |it| it.last)
+    }
+
+    /// Drops what is folded. The last batch stays: it is the end of the chain.
+    fn trim(&mut self) {
+        let folded = self.journal.partition_point(|it| it.last < self.folded);
+        self.journal.drain(..folded);
+    }
 }
 
 impl Memory {
@@ -40,23 +46,20 @@ impl Memory {
         Self::default()
     }
 
-    /// A journal that several stores append to.
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+impl Memory {
+    /// A journal that several stores append to. It keeps all, until it is trimmed.
     pub fn shared() -> Self {
         Self { is_shared: true, ..Self::default() }
     }
 
-    /// Makes the next appends fail, the last of `faults` first.
-    pub fn fail(&self, faults: impl IntoIterator<Item = Fault>) {
-        self.lock().faults.extend(faults);
-    }
-
-    /// The whole journal so far.
-    pub fn journal(&self) -> Vec<Batch> {
-        self.lock().journal.clone()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn trim(&self) {
+        self.lock().trim();
     }
 }
 
@@ -70,39 +73,32 @@ impl Engine for Memory {
     }
 
     fn load(&self) -> Answer<'_, Loaded> {
-        let loaded = Loaded { batches: self.journal(), ..Loaded::default() };
+        let state = self.lock();
+        let loaded = Loaded { revision: state.folded, objects: state.objects.values().cloned().collect(), batches: state.journal.clone() };
         async { Ok(loaded) }.boxed()
     }
 
     fn tail(&self, revision: Revision) -> Answer<'_, Vec<Batch>> {
         let state = self.lock();
-        let from = state.journal.partition_point(|it| it.last <= revision);
+        let from = state.journal.partition_point(|it| it.prev < revision);
         let tail = state.journal[from..].to_vec();
-        async { Ok(tail) }.boxed()
+        async move { if tail.first().is_some_and(|it| it.prev != revision) { Err(Error::Broken(revision)) } else { Ok(tail) } }.boxed()
     }
 
     fn append<'a>(&'a self, batch: &'a Batch) -> Answer<'a, Appended> {
-        let fault = self.lock().faults.pop();
-        let appended = {
-            let mut state = self.lock();
-            let head = state.journal.last().map_or(0, |it| it.last);
-            match fault {
-                Some(Fault::Lost) => Err(Error::Database("lost".to_owned())),
-                _ if head != batch.prev => Ok(Appended::Behind),
-                _ => {
-                    state.journal.push(batch.clone());
-                    if fault == Some(Fault::Ambiguous) { Err(Error::Database("ambiguous".to_owned())) } else { Ok(Appended::Committed) }
-                }
-            }
-        };
-        if self.is_shared && fault != Some(Fault::Unheard) {
+        let mut state = self.lock();
+        let is_next = state.head() == batch.prev;
+        if is_next {
+            state.journal.push(batch.clone());
+        }
+        if self.is_shared {
             self.wakeups.send_replace(());
         }
-        async move { appended }.boxed()
+        async move { Ok(if is_next { Appended::Committed } else { Appended::Behind }) }.boxed()
     }
 
     fn head(&self) -> Answer<'_, Revision> {
-        let head = self.lock().journal.last().map_or(0, |it| it.last);
+        let head = self.lock().head();
         async move { Ok(head) }.boxed()
     }
 
@@ -110,8 +106,20 @@ impl Engine for Memory {
         self.wakeups.subscribe()
     }
 
-    /// The journal is the state; there is nothing to fold into.
-    fn fold<'a>(&'a self, _: Revision, to: Revision, _: &'a [Entry]) -> Answer<'a, Revision> {
-        async move { Ok(to) }.boxed()
+    fn fold<'a>(&'a self, _: Revision, to: Revision, changed: &'a [Entry]) -> Answer<'a, Revision> {
+        let mut state = self.lock();
+        let folded = state.folded;
+        for entry in changed.iter().filter(|it| it.revision > folded) {
+            match entry.is_delete {
+                true => _ = state.objects.remove(&entry.key),
+                false => _ = state.objects.insert(entry.key.clone(), entry.clone()),
+            }
+        }
+        state.folded = state.folded.max(to);
+        if !self.is_shared {
+            state.trim();
+        }
+        let folded = state.folded;
+        async move { Ok(folded) }.boxed()
     }
 }

@@ -53,6 +53,15 @@ impl Sqlite {
     }
 }
 
+#[cfg(test)]
+impl Sqlite {
+    /// Makes all batches old enough to be dropped once they are folded.
+    pub async fn age(&self) {
+        let aged = sqlx::query("UPDATE journal SET at = 0").execute(&mut *self.connection.lock().await).await;
+        aged.expect("aged");
+    }
+}
+
 /// The batches after the fold, and some before: not too many rows, not too old, not too many bytes.
 const LOAD_BATCHES: &str = "SELECT prev, last, batch, data FROM (
         SELECT prev, last, batch, data, at, sum(CASE WHEN prev < ?1 THEN length(data) ELSE 0 END) OVER (ORDER BY prev DESC) AS bytes FROM (

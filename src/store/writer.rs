@@ -88,19 +88,24 @@ impl Writer {
 
     /// Commits a group of transactions, in one append, and answers them.
     async fn commit(&self, jobs: Vec<Job>) {
+        let mut why = "the database does not answer; whether the write is stored is not known".to_owned();
         let ends = tokio::time::Instant::now() + GIVE_UP_AFTER;
         while tokio::time::Instant::now() < ends {
             let mut group = Group::new(&self.inner);
             let verdicts: Vec<Verdict> = jobs.iter().map(|job| group.decide(&job.transaction)).collect();
             match self.append(&group, ends).await {
                 Fate::Overtaken => continue,
+                Fate::Refused(outdated) => {
+                    why = outdated;
+                    break;
+                }
                 Fate::Committed => self.inner.publish(group.overlay),
                 Fate::Loaded => (),
             }
             return jobs.into_iter().zip(verdicts).for_each(|(job, verdict)| _ = job.answer.send(verdict));
         }
         for job in jobs {
-            let _ = job.answer.send(Err(Rejected::Unavailable("the database does not answer; whether the write is stored is not known".to_owned())));
+            let _ = job.answer.send(Err(Rejected::Unavailable(why.clone())));
         }
     }
 
@@ -132,6 +137,7 @@ impl Writer {
                     self.apply(batches).await;
                     return Fate::Overtaken;
                 }
+                Err(Error::Outdated(why)) => return Fate::Refused(why),
                 Err(Error::Broken(_)) => return if self.reload().await.contains(&batch.id) { Fate::Loaded } else { Fate::Overtaken },
                 Ok(_) | Err(_) => (),
             }
@@ -148,6 +154,7 @@ impl Writer {
         match self.inner.engine.head().await {
             Ok(head) if head == group.overlay.revision => return Fate::Committed,
             Ok(_) => (),
+            Err(Error::Outdated(why)) => return Fate::Refused(why),
             Err(_) => tokio::time::sleep(RETRY_AFTER).await,
         }
         self.catch_up().await;
@@ -157,7 +164,7 @@ impl Writer {
     /// Applies what others have appended.
     async fn catch_up(&self) {
         let tail = self.inner.engine.tail(self.inner.state.load().revision).await;
-        self.inner.answers.store(!matches!(tail, Err(Error::Database(_) | Error::Unfit(_))), Ordering::Relaxed);
+        self.inner.answers.store(!matches!(tail, Err(Error::Database(_) | Error::Unfit(_) | Error::Outdated(_))), Ordering::Relaxed);
         match tail {
             Ok(batches) => self.apply(batches).await,
             Err(Error::Broken(_)) => _ = self.reload().await,
@@ -201,6 +208,8 @@ enum Fate {
     Loaded,
     /// It is not there; others were first, and it must be decided anew.
     Overtaken,
+    /// It is not there, and this program writes nothing any more.
+    Refused(String),
 }
 
 /// Transactions that are decided but not yet appended.

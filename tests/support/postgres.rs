@@ -1,13 +1,17 @@
 //! A Postgres of a test's own: made in a temporary folder, reached by a socket in it, gone with the test, even if that is killed.
 
 use std::{
-    io::Write,
     os::unix::{fs::chown, process::CommandExt},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, Instant},
 };
+
+#[path = "kept.rs"]
+pub mod kept;
+
+use kept::Kept;
 
 /// How long a server gets to start, on a busy machine.
 const START_WITHIN: Duration = Duration::from_secs(60);
@@ -17,8 +21,7 @@ pub struct Server {
     programs: PathBuf,
     user: Option<nix::unistd::User>,
     settings: Vec<String>,
-    /// A shell that ends the server when its standard input does.
-    process: Mutex<Option<Child>>,
+    process: Mutex<Option<Kept>>,
 }
 
 impl Server {
@@ -113,7 +116,7 @@ impl Server {
 
     /// The process above all of the server's, while it runs.
     pub fn pid(&self) -> Option<u32> {
-        self.process.lock().expect("the process").as_ref().map(Child::id)
+        self.process.lock().expect("the process").as_ref().and_then(Kept::pid)
     }
 
     /// A program of Postgres, run as its user.
@@ -134,15 +137,14 @@ impl Server {
     pub fn resume(&self) {
         let mut process = self.process.lock().expect("the process");
         assert!(process.is_none(), "the server runs already");
-        let mut shell = Command::new("sh");
-        let script = r#"exec 3<&0; "$@" </dev/null & pid=$!; read -r how <&3; kill -"${how:-QUIT}" $pid; wait $pid"#;
-        shell.args(["-c", script, "sh"]).arg(self.programs.join("postgres")).arg("-D").arg(self.data()).arg("-k").arg(self.folder.path());
-        shell.args(["-c", "listen_addresses=", "-c", "max_connections=200"]);
-        self.settings.iter().for_each(|it| _ = shell.args(["-c", it]));
-        self.as_user(&mut shell);
+        let mut command = Kept::command("QUIT", self.programs.join("postgres"));
+        command.arg("-D").arg(self.data()).arg("-k").arg(self.folder.path());
+        command.args(["-c", "listen_addresses=", "-c", "max_connections=200"]);
+        self.settings.iter().for_each(|it| _ = command.args(["-c", it]));
+        self.as_user(&mut command);
         let log = std::fs::File::options().create(true).append(true).open(self.folder.path().join("log")).expect("a log");
-        shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
-        *process = Some(shell.spawn().expect("postgres starts"));
+        command.stdout(Stdio::null()).stderr(log);
+        *process = Some(Kept::start(command));
         let began = Instant::now();
         while !self.psql("SELECT 1").is_some_and(|it| it == "1") {
             assert!(
@@ -160,9 +162,9 @@ impl Server {
     }
 
     fn end(&self, signal: &str) {
-        let Some(mut shell) = self.process.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
-        let _ = shell.stdin.take().map(|mut it| writeln!(it, "{signal}"));
-        let _ = shell.wait();
+        if let Some(mut process) = self.process.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            process.end(signal);
+        }
     }
 
     /// The answer to a statement, as text.
@@ -189,7 +191,11 @@ impl Drop for Server {
     }
 }
 
+/// Its programs: where `HOWDAH_POSTGRES` says, or else the newest that is installed.
 fn programs() -> Option<PathBuf> {
+    if let Some(given) = std::env::var_os("HOWDAH_POSTGRES") {
+        return Some(given.into());
+    }
     let installed = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|it| it.path().join("bin"));
     let on_path = std::env::var_os("PATH").unwrap_or_default();
     let mut all: Vec<PathBuf> = installed

@@ -9,7 +9,7 @@ mod session;
 
 use std::{
     sync::{
-        Arc, PoisonError,
+        Arc, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -28,7 +28,7 @@ pub use self::address::Address;
 use self::session::{Identity, Seen, answer, database, run};
 use super::{
     Key, Revision,
-    engine::{Answer, Appended, Engine, Error, Loaded, RECENT_BYTES, RECENT_ROWS, RECENT_SECONDS, RETENTION_SECONDS, TRIM_ROWS},
+    engine::{Answer, Appended, CONTRACTION, Engine, Error, Loaded, RECENT_BYTES, RECENT_ROWS, RECENT_SECONDS, RETENTION_SECONDS, TRIM_ROWS},
     journal::{Batch, Entry},
 };
 use crate::base::{Tasks, backoff::Backoff};
@@ -47,6 +47,8 @@ pub struct Postgres {
     appends: Mutex<Slot>,
     reads: Mutex<Slot>,
     folds: Mutex<Slot>,
+    /// Why this program may not use the database any more.
+    outdated: OnceLock<String>,
     /// Below this no row is left, so that trimming need not step over dead ones.
     trimmed: AtomicI64,
     wakeups: watch::Sender<()>,
@@ -76,11 +78,13 @@ impl Postgres {
             appends: Mutex::default(),
             reads: Mutex::default(),
             folds: Mutex::default(),
+            outdated: OnceLock::new(),
             trimmed: AtomicI64::new(0),
             wakeups: watch::Sender::default(),
             address,
         });
         tasks.spawn("store-listener", listen(engine.clone()));
+        tasks.spawn_vital("store-schema", attend(engine.clone()));
         Ok(engine)
     }
 
@@ -96,6 +100,7 @@ impl Postgres {
     /// The connection of a slot, taken out of it: an error or a cancelled call drops it, and whoever succeeds puts it back.
     async fn take(&self, slot: &mut Slot) -> Result<PgConnection, Error> {
         slot.is_claimed = false;
+        self.outdated.get().map_or(Ok(()), |why| Err(Error::Outdated(why.clone())))?;
         match slot.connection.take() {
             Some(connection) => Ok(connection),
             None => self.connect().await,
@@ -115,6 +120,23 @@ impl Postgres {
         identity.keep_timeline(&mut connection).await?;
         self.note(&identity, host);
         Ok(connection)
+    }
+
+    /// Whether this program may still use the tables. It is asked again and again, and where the database refuses an append.
+    async fn check(&self, connection: &mut PgConnection) -> Result<(), Error> {
+        let checked = session::check(connection).await;
+        if let Err(Error::Outdated(why)) = &checked {
+            self.outdated.get_or_init(|| why.clone());
+        }
+        checked
+    }
+
+    async fn attend_once(&self) -> Result<(), Error> {
+        let mut slot = self.reads.lock().await;
+        let mut connection = self.take(&mut slot).await?;
+        self.check(&mut connection).await?;
+        slot.connection = Some(connection);
+        Ok(())
     }
 
     fn note(&self, identity: &Identity, host: usize) {
@@ -137,11 +159,13 @@ impl Postgres {
         let query = sqlx::query(
             "WITH j AS (INSERT INTO journal (prev, last, batch, data)
                         SELECT $1, $2, $3, $4 FROM fold WHERE fold.rev <= $1 AND pg_try_advisory_xact_lock_shared($5)
+                            AND NOT EXISTS (SELECT FROM _sqlx_migrations WHERE version > $8 AND starts_with(description, $9))
                         ON CONFLICT (prev) DO NOTHING RETURNING last)
              SELECT pg_notify($6, last || ' ' || $7) FROM j",
         );
         let query = query.bind(batch.prev as i64).bind(batch.last as i64).bind(batch.id).bind(batch.encode());
         let query = query.bind(self.append_lock).bind(&self.address.schema).bind(&self.nonce);
+        let query = query.bind(session::MIGRATIONS.len() as i64).bind(CONTRACTION);
         let row = answer(query.fetch_optional(connection)).await?;
         Ok(row.map_or(Appended::Behind, |_| Appended::Committed))
     }
@@ -184,6 +208,7 @@ impl Postgres {
         let row = answer(query.fetch_one(&mut *connection)).await?;
         let read = || Ok((row.try_get::<i64, _>("rev")? as u64, row.try_get::<bool, _>("held")?));
         let (mut folded, is_held) = read().map_err(database)?;
+        self.check(connection).await?;
         // The lock may have come free after `rev` was read; the condition on the row finds that.
         if is_held && (from..to).contains(&folded) {
             let update = sqlx::query("UPDATE fold SET rev = $1 WHERE rev = $2").bind(to as i64).bind(folded as i64);
@@ -218,6 +243,9 @@ const LOAD_BATCHES: &str = "SELECT prev, last, batch, data FROM (
             (SELECT * FROM journal WHERE prev < $1 ORDER BY prev DESC LIMIT $2) UNION ALL (SELECT * FROM journal WHERE prev >= $1)
         ) rows
     ) summed WHERE last >= $1 OR (at > now() - make_interval(secs => $3) AND bytes <= $4) ORDER BY prev";
+
+/// How often it is seen whether a newer server has taken away what this one needs.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// The number of an advisory lock: every server computes the same one.
 fn lock_key(schema: &str, what: &str) -> i64 {
@@ -280,6 +308,16 @@ impl Columns {
         self.names.push(entry.key.name.to_string());
         self.revisions.push(entry.revision as i64);
         self
+    }
+}
+
+/// Ends when this program may not use the database any more.
+async fn attend(engine: Arc<Postgres>) {
+    loop {
+        tokio::time::sleep(CHECK_EVERY).await;
+        if let Err(Error::Outdated(why)) = engine.attend_once().await {
+            return tracing::error!(why, "this server writes nothing any more");
+        }
     }
 }
 
@@ -372,6 +410,9 @@ impl Engine for Postgres {
             run(&mut connection, "BEGIN").await?;
             answer(sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(self.append_lock).execute(&mut connection)).await?;
             let batches = self.tail_by(&mut connection, revision).await?;
+            if batches.is_empty() {
+                self.check(&mut connection).await?;
+            }
             *slot = Slot { connection: Some(connection), is_claimed: true };
             Ok(batches)
         }

@@ -132,10 +132,14 @@ pub(super) async fn migrate(connection: &mut PgConnection, schema: &str) -> Resu
             other => _ = other.map_err(|why| lacks_rights(&why.to_string(), schema))?,
         }
     }
-    let migrator = migrator();
-    migrator.run(&mut *connection).await.map_err(|why| lacks_rights(&why.to_string(), schema))?;
+    migrator().run(&mut *connection).await.map_err(|why| lacks_rights(&why.to_string(), schema))?;
+    check(connection).await
+}
+
+/// Whether no newer server has taken away what this one needs.
+pub(super) async fn check(connection: &mut PgConnection) -> Result<(), Error> {
     let carried_out = answer(sqlx::query_as("SELECT version, description FROM _sqlx_migrations ORDER BY version").fetch_all(connection)).await?;
-    check_migrations(migrator.iter().count(), carried_out)
+    check_migrations(MIGRATIONS.len(), carried_out)
 }
 
 fn lacks_rights(why: &str, schema: &str) -> Error {
@@ -147,10 +151,12 @@ fn lacks_rights(why: &str, schema: &str) -> Error {
     ))
 }
 
+/// The migrations in their order: name and text.
+pub(super) const MIGRATIONS: [(&str, &str); 1] = [("journal", include_str!("../../../migrations/postgres/0001_journal.sql"))];
+
 fn migrator() -> Migrator {
-    let sql = include_str!("../../../migrations/postgres/0001_journal.sql");
-    let first = Migration::new(1, Cow::Borrowed("journal"), MigrationType::Simple, AssertSqlSafe(sql).into_sql_str(), false);
-    Migrator { migrations: Cow::Owned(vec![first]), ignore_missing: true, ..Migrator::DEFAULT }
+    let migration = |(number, (name, sql))| Migration::new(number, Cow::Borrowed(name), MigrationType::Simple, AssertSqlSafe(sql).into_sql_str(), false);
+    Migrator { migrations: (1..).zip(MIGRATIONS).map(migration).collect(), ignore_missing: true, ..Migrator::DEFAULT }
 }
 
 const IDENTITY: &str = "SELECT coalesce((SELECT last FROM journal ORDER BY prev DESC LIMIT 1), 0) AS head,
