@@ -169,6 +169,9 @@ enum Source {
 impl Page {
     async fn start(server: &Server, resource: &str, options: &ListOptions) -> Result<Self> {
         if !options.continues.is_empty() {
+            if !matches!(options.resource_version.as_str(), "" | "0") {
+                return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
+            }
             return Self::next(server, resource, Token::decode(&options.continues)?).await;
         }
         let revision = parse_revision(&options.resource_version)?;

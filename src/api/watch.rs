@@ -19,7 +19,7 @@ use crate::{
     base::clock,
     meta::{Result, Status, Value, options::ListOptions},
     schema::protobuf,
-    store::{Cursor, Event, EventKind, ReadError, Stored},
+    store::{Cursor, Event, EventKind, ReadError, Revision, Snapshot, Stored},
 };
 
 /// How often an idle watch tells its revision (`bookmarkFrequency`).
@@ -48,6 +48,8 @@ pub async fn watch(server: &Arc<Server>, target: Target, options: &ListOptions, 
         selection: selection.clone(),
     };
     if !wants_initial {
+        // Where no revision is given it begins now.
+        let revision = if revision == 0 { current(server, options, revision).await?.revision() } else { revision };
         let cursor = server.store.watch(selection.scope(&target), revision);
         let cursor = match cursor {
             // Another server gave a revision that this one has not reached; one that nobody gave is from before a restore.
@@ -62,11 +64,7 @@ pub async fn watch(server: &Arc<Server>, target: Target, options: &ListOptions, 
             Err(error) => watcher(pending, None, form).failed(gone(error)),
         });
     }
-    let snapshot = match options.resource_version.as_str() {
-        "0" => server.store.snapshot(),
-        "" => server.store.consistent().await.map_err(|error| Status::unavailable(error.to_string()))?,
-        _ => server.store.at_least(revision).await.map_err(|error| super::list::too_new(error, revision))?,
-    };
+    let snapshot = current(server, options, revision).await?;
     let namespace = Some(target.namespace.clone()).filter(|it| !it.is_empty());
     let cursor = server.store.watch(selection.scope(&target), snapshot.revision()).map_err(gone)?;
     let view = target.view();
@@ -79,6 +77,15 @@ pub async fn watch(server: &Arc<Server>, target: Target, options: &ListOptions, 
         pending.push_back(view.bookmark(snapshot.revision(), true, form)?);
     }
     Ok(watcher(pending, Some(cursor), form).into_body())
+}
+
+/// What is there now: whatever it is, all that was acknowledged, or all up to a revision.
+async fn current(server: &Server, options: &ListOptions, revision: Revision) -> Result<Snapshot> {
+    match options.resource_version.as_str() {
+        "0" => Ok(server.store.snapshot()),
+        "" => server.store.consistent().await.map_err(|error| Status::unavailable(error.to_string())),
+        _ => server.store.at_least(revision).await.map_err(|error| super::list::too_new(error, revision)),
+    }
 }
 
 /// `ValidateListOptions` for `sendInitialEvents`.
@@ -211,6 +218,11 @@ impl Watcher {
             (false, true) => "ADDED",
             (true, true) => "MODIFIED",
             (true, false) => "DELETED",
+        };
+        let object = match &event.previous {
+            // It is not shown what it has become.
+            Some(previous) if kind == "DELETED" && event.kind != EventKind::Deleted => Arc::new(previous.moved(event.revision)),
+            _ => object,
         };
         let object = self.server.served_one(view, object).await?;
         let is_plain = self.form.shape == Shape::Object && self.form.encoding == Encoding::Json;

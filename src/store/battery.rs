@@ -241,9 +241,8 @@ fn visits(store: &Store, mut dice: Dice) -> Vec<Told> {
         let after = store.revision().saturating_sub(dice.below(20) as u64);
         let mut told = Told::new(scope.clone(), after);
         let mut cursor = store.watch(scope, after).expect("nothing is too old");
-        for _ in 0..dice.below(20) {
+        for _ in 0..dice.below(500) {
             told.read(&mut cursor).expect("nothing is missing");
-            std::thread::yield_now();
         }
         told
     };

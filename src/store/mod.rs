@@ -86,6 +86,17 @@ pub struct Stored {
     pub forms: Arc<Forms>,
 }
 
+impl Stored {
+    /// The same object at a later revision: what watchers are told who see it leave their selection.
+    pub fn moved(&self, revision: Revision) -> Self {
+        let member = |it: Revision| format!("\"resourceVersion\":\"{it}\"");
+        let (old, new) = (member(self.revision), member(revision));
+        let at = self.json.windows(old.len()).position(|it| it == old.as_bytes());
+        let json = at.map_or_else(|| self.json.clone(), |at| [&self.json[..at], new.as_bytes(), &self.json[at + old.len()..]].concat().into());
+        Self { key: self.key.clone(), revision, json, header: self.header.clone(), forms: Arc::default() }
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct Header {
     pub uid: Arc<str>,

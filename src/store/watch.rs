@@ -23,7 +23,7 @@ const KEEP_BYTES: usize = 128 << 20;
 /// Events handed over at once; a watcher far behind reads on afterwards.
 const READ_MAX: usize = 256;
 
-/// What a watcher follows; the store picks the narrowest topic that holds it. The watcher filters the rest by itself.
+/// What a watcher follows; the store picks the narrowest topic that holds it, and its cursor passes over the rest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Scope {
     pub resource: Arc<str>,
@@ -68,7 +68,7 @@ impl Scope {
         Self { resource: resource.into(), namespace: None, name: None, field: None }
     }
 
-    /// The one part by which a topic is made; the rest is filtered by the watcher.
+    /// The one part by which a topic is made; the rest is filtered by the cursor.
     fn narrowest(&self) -> Self {
         let root = Self::resource(&self.resource);
         match (&self.namespace, &self.name, &self.field) {
@@ -212,13 +212,14 @@ impl Topics {
         let mut all = lock(&self.all);
         let topics = all.of(&scope.resource);
         let root = topics[&Scope::resource(&scope.resource)].clone();
-        let scope = scope.narrowest();
-        let topic = topics.entry(scope.clone()).or_insert_with(|| Arc::new(root.narrowed(scope))).clone();
+        let narrowest = scope.narrowest();
+        let rest = (narrowest != *scope).then(|| scope.clone());
+        let topic = topics.entry(narrowest.clone()).or_insert_with(|| Arc::new(root.narrowed(narrowest))).clone();
         let compacted = lock(&topic.ring).compacted;
         if from < compacted {
             return Err(ReadError::Compacted(compacted));
         }
-        Ok(Cursor { newest: topic.newest.subscribe(), topic, after: from, revisions })
+        Ok(Cursor { newest: topic.newest.subscribe(), topic, rest, after: from, revisions })
     }
 
     /// Drops old events, and topics that nobody follows. Returns the revision before which no list can be read.
@@ -279,6 +280,8 @@ impl Topic {
 /// A watcher's place in the log. It holds no events; one that falls behind the kept history gets `Compacted`.
 pub struct Cursor {
     topic: Arc<Topic>,
+    /// What is followed, where the topic holds more.
+    rest: Option<Scope>,
     newest: watch::Receiver<Revision>,
     revisions: watch::Receiver<Revision>,
     after: Revision,
@@ -289,11 +292,11 @@ impl Cursor {
     pub async fn next(&mut self) -> Result<Vec<Arc<Event>>, ReadError> {
         loop {
             self.newest.borrow_and_update();
-            let events = self.read()?;
+            let (events, is_all) = self.read()?;
             if !events.is_empty() {
                 return Ok(events);
             }
-            if self.newest.changed().await.is_err() {
+            if is_all && self.newest.changed().await.is_err() {
                 return std::future::pending().await;
             }
         }
@@ -302,17 +305,22 @@ impl Cursor {
     /// The events at hand, perhaps none, and the revision up to which nothing in scope is missing: what a bookmark may say.
     pub fn ready(&mut self) -> Result<(Vec<Arc<Event>>, Revision), ReadError> {
         let revision = *self.revisions.borrow();
-        let events = self.read()?;
-        let reached = if events.len() == READ_MAX { self.after } else { revision.max(self.after) };
+        let (events, is_all) = self.read()?;
+        let reached = if is_all { revision.max(self.after) } else { self.after };
         self.after = self.after.max(reached);
         Ok((events, reached))
     }
 
-    fn read(&mut self) -> Result<Vec<Arc<Event>>, ReadError> {
-        let events = lock(&self.topic.ring).after(self.after, READ_MAX)?;
+    /// Some of the next events, and whether they are all there are.
+    fn read(&mut self) -> Result<(Vec<Arc<Event>>, bool), ReadError> {
+        let mut events = lock(&self.topic.ring).after(self.after, READ_MAX)?;
+        let is_all = events.len() < READ_MAX;
         if let Some(last) = events.last() {
             self.after = last.revision;
         }
-        Ok(events)
+        if let Some(rest) = &self.rest {
+            events.retain(|it| rest.concerns(it));
+        }
+        Ok((events, is_all))
     }
 }

@@ -6,6 +6,7 @@ mod everyday;
 mod fixtures;
 mod kube_rs;
 mod kubectl;
+mod lists;
 mod nodes;
 mod oracle;
 mod pods;

@@ -56,7 +56,7 @@ fn step() -> impl Strategy<Value = Step> {
     let fault = prop_oneof![
         2 => Just(Fault::Lost),
         2 => Just(Fault::Ambiguous),
-        2 => Just(Fault::Deaf),
+        4 => Just(Fault::Deaf),
         1 => Just(Fault::Dead),
         1 => Just(Fault::DeadAfter),
     ];
@@ -67,7 +67,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (place, 0..NAMES).prop_map(|((server, name), other)| Step::Swap { server, name, other }),
         5 => (server.clone(), fault).prop_map(|(server, fault)| Step::Fail { server, fault }),
         1 => server.clone().prop_map(|server| Step::Restart { server }),
-        1 => Just(Step::Trim),
+        2 => Just(Step::Trim),
         2 => (server, 0..scopes().len(), 0..4u64).prop_map(|(server, scope, back)| Step::Watch { server, scope, back }),
     ]
 }
@@ -285,7 +285,9 @@ impl World {
                 Err(why) => self.cut_off(resident.told, why),
             }
         }
-        for (at, told) in (first..).zip(std::mem::take(&mut self.wanderers)) {
+        // The other servers may stay behind.
+        for at in first..first + 2 {
+            let told = self.wanderers.remove(0);
             let told = self.visit(at % self.count, told).await;
             self.wanderers.push(told);
         }
@@ -319,7 +321,7 @@ impl World {
 
     async fn record(&mut self) {
         let known = self.journal.last().map_or(0, |it| it.last);
-        self.journal.extend(steadily(|| self.observer.tail(known)).await);
+        self.journal.extend(steadily(&self.observer, || self.observer.tail(known)).await);
     }
 
     /// Folds all and drops what is folded, as any server may at any time.
@@ -329,17 +331,18 @@ impl World {
         let Some(head) = self.journal.last().map(|it| it.last) else { return };
         let changed: Vec<Entry> = newest.into_values().collect();
         (self.age)().await;
-        while steadily(|| self.observer.fold(0, head, &changed)).await < head {}
+        while steadily(&self.observer, || self.observer.fold(0, head, &changed)).await < head {}
         (self.age)().await;
         self.is_trimmed = true;
     }
 }
 
-/// An answer of the database; a fault that was meant for a server may hit others.
-async fn steadily<'a, T>(ask: impl Fn() -> engine::Answer<'a, T>) -> T {
+/// An answer of the database; a fault that was meant for a server may hit others, and what they saw last may be trimmed by then.
+async fn steadily<'a, T>(engine: &'a Arc<dyn Engine>, ask: impl Fn() -> engine::Answer<'a, T>) -> T {
     loop {
         match ask().await {
             Ok(answer) => return answer,
+            Err(engine::Error::Broken(_)) => _ = engine.load().await,
             Err(engine::Error::Database(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
             Err(why) => panic!("{why}"),
         }
@@ -500,7 +503,7 @@ impl Model {
             (false, None) => EventKind::Added,
             (false, Some(_)) => EventKind::Modified,
         };
-        (is_followed(scope, fact) || before.is_some_and(|it| is_followed(scope, it))).then_some((kind, fact.revision))
+        (is_in(scope, fact) || before.is_some_and(|it| is_in(scope, it))).then_some((kind, fact.revision))
     }
 }
 
@@ -508,12 +511,6 @@ fn is_in(scope: &Scope, fact: &Fact) -> bool {
     scope.namespace.as_ref().is_none_or(|it| *it == fact.key.namespace)
         && scope.name.as_ref().is_none_or(|it| *it == fact.key.name)
         && scope.field.as_ref().is_none_or(|(_, it)| *fact.node == **it)
-}
-
-/// A cursor follows the narrowest part of its scope alone.
-fn is_followed(scope: &Scope, fact: &Fact) -> bool {
-    let namespace = scope.namespace.clone().filter(|_| scope.field.is_none());
-    is_in(&Scope { namespace, ..scope.clone() }, fact)
 }
 
 /// Runs `steps`, some at the same time, and checks the invariants.
@@ -550,12 +547,15 @@ async fn check_start(world: &World, model: &Model) {
     for server in &world.servers {
         server.tasks.stop(Duration::from_secs(5)).await;
     }
-    let loaded = steadily(|| world.observer.load()).await;
+    let loaded = steadily(&world.observer, || world.observer.load()).await;
     let mut folded: Vec<String> = loaded.objects.iter().map(|it| format!("{}@{} {}", it.key.name, it.revision, mark_of(&it.json))).collect();
     let mut wanted = model.at(loaded.revision);
     folded.sort();
     wanted.sort();
     assert_eq!(folded, wanted, "I9: as folded at {}", loaded.revision);
+    // There a fault may come late, and hit the last fold.
+    let may_fail = world.observer.name() == "postgres";
+    assert!(may_fail || loaded.revision == model.last(), "I9: a clean stop folds all");
     assert_eq!(loaded.batches.last().map_or(loaded.revision, |it| it.last), model.last(), "I9: nothing is missing");
     let started = world.server().await;
     assert_eq!(shown(started.store.snapshot().list("pods", None, None)), model.at(model.last()), "I9: a start finds it all");
