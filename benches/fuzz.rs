@@ -284,7 +284,7 @@ async fn whole(count: usize, seed: u64) -> Vec<String> {
         trace: None,
         network: Wanted::default(),
     };
-    let api = ApiServer::start(&options, slot::first_network(), &tasks).await.expect("the server starts");
+    let api = ApiServer::start(&options, slot::free_network(), &tasks).await.expect("the server starts");
     let operations = operations(&api.server).await;
     println!("{} operations of our OpenAPI documents, {count} requests, seed {seed}", operations.len());
     let statuses = std::array::from_fn(|_| AtomicUsize::new(0));

@@ -269,7 +269,7 @@ async fn up_until_signal(options: up::Options) -> ExitCode {
 
 async fn serve_until_signal(options: apiserver::Options) -> ExitCode {
     let tasks = Tasks::new();
-    let api = match ApiServer::start(&options, slot::first_network(), &tasks).await {
+    let api = match ApiServer::start(&options, slot::free_network(), &tasks).await {
         Ok(api) => api,
         Err(error) => return fail(&error),
     };

@@ -189,8 +189,9 @@ impl Agent {
         for uid in self.sandboxes.uids() {
             self.sandboxes.remove(&uid);
             volumes::release(&self.runtime.root().join("volumes").join(&uid));
-            cgroup::remove(&format!("{}/{uid}", self.options.cgroup));
         }
+        // Also of pods whose start or end was cut off.
+        cgroup::kill_all(&self.options.cgroup);
         cgroup::remove(&self.options.cgroup);
     }
 }

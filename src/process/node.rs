@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use super::{
     Error, Result, host_name, machine_address,
     network::{self, Network},
-    slot::Slot,
+    slot::{Ranges, Slot},
 };
 use crate::{
     api::identity::User,
@@ -65,6 +65,7 @@ pub struct Node {
     agent: Arc<Agent>,
     table: String,
     tasks: Tasks,
+    _ranges: Ranges,
     /// What does not work on this machine, and why.
     pub limits: Vec<String>,
 }
@@ -81,6 +82,7 @@ impl Node {
         let (name, tasks) = (options.node_name()?, parent.child());
         let client = clients.of(&User::system(&format!("system:node:{name}"), &["system:nodes"]));
         let network = read_network(&client).await?;
+        let ranges = Ranges::claim(&network, &short_hash(authority.as_bytes()))?;
         let (listener, port) = listen(address.into()).await?;
         let data_dir = std::fs::canonicalize(&options.data_dir).map_err(|why| Error::new(&options.data_dir.display().to_string(), why))?;
         let mut limits = requirements::missing(&data_dir);
@@ -105,7 +107,7 @@ impl Node {
         let dns = dns::feed::start(&client, &tasks, address.into()).await.map_err(|why| Error::new("the cluster's DNS", why))?;
         routes::start(&client, &tasks, routes::Options { node: name.clone(), address, pods: network.pods, cluster: slot.name() });
         proxy::feed::start(&client, &tasks, proxy::feed::Options { node: name, table: slot.name(), pods: network.pods, dns });
-        Ok(Self { agent, table: slot.name(), tasks, limits })
+        Ok(Self { agent, table: slot.name(), tasks, _ranges: ranges, limits })
     }
 
     /// Completes when a part without which the node does not work has ended.
@@ -164,7 +166,9 @@ fn serve(agent: &Arc<Agent>, listener: TcpListener, client: &kube::Client, autho
 
 /// The node's control group, named by where its state is: there may be several on a machine, in network namespaces of their own.
 fn group_name(data_dir: &std::path::Path) -> String {
-    let digest = Sha256::digest(data_dir.as_os_str().as_encoded_bytes());
-    let hex: String = digest.iter().take(4).map(|it| format!("{it:02x}")).collect();
-    format!("howdah-{hex}")
+    format!("howdah-{}", short_hash(data_dir.as_os_str().as_encoded_bytes()))
+}
+
+fn short_hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().take(4).map(|it| format!("{it:02x}")).collect()
 }

@@ -1,6 +1,10 @@
 //! Control groups: version 1, as on machines with a legacy or hybrid hierarchy, and version 2.
 
-use std::{fs, io, path::Path, time::Duration};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +48,12 @@ pub fn missing_controllers() -> Vec<&'static str> {
 /// The directories of a group.
 fn folders(group: &str) -> Vec<String> {
     if is_v2() { vec![format!("{ROOT}/{group}")] } else { V1.iter().map(|it| format!("{ROOT}/{it}/{group}")).collect() }
+}
+
+/// A directory after all those in it.
+fn nested(folder: &Path) -> Vec<PathBuf> {
+    let inner = fs::read_dir(folder).into_iter().flatten().flatten().map(|it| it.path()).filter(|it| it.is_dir());
+    inner.flat_map(|it| nested(&it)).chain([folder.to_owned()]).collect()
 }
 
 /// What a container sees of its own group below `/sys/fs/cgroup`: the directory on the host, and its place there.
@@ -143,8 +153,8 @@ pub fn kill_all(group: &str) {
         return;
     }
     let place = folders(group).into_iter().next().unwrap_or_default();
-    let processes = fs::read_to_string(format!("{place}/cgroup.procs")).unwrap_or_default();
-    for pid in processes.lines().filter_map(|it| it.parse().ok()) {
+    let processes = nested(Path::new(&place)).into_iter().map(|it| fs::read_to_string(it.join("cgroup.procs")).unwrap_or_default());
+    for pid in processes.collect::<String>().lines().filter_map(|it| it.parse().ok()) {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
     }
 }
@@ -177,12 +187,12 @@ pub fn cpu_seconds(group: &str) -> f64 {
     used.unwrap_or(0.0)
 }
 
-/// Removes a group once its processes are gone; waits for that a moment.
+/// Removes a group with those in it, once their processes are gone; waits for that a moment.
 pub fn remove(group: &str) {
     if group.is_empty() {
         return;
     }
-    for folder in folders(group) {
+    for folder in folders(group).iter().flat_map(|it| nested(Path::new(it))) {
         for _ in 0..50 {
             match fs::remove_dir(&folder) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => std::thread::sleep(Duration::from_millis(2)),
