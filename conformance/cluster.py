@@ -30,7 +30,9 @@ class Postgres:
 
     @staticmethod
     def found():
-        """The folder of its programs, the newest; "" where they are on the PATH."""
+        """The folder of its programs: where HOWDAH_POSTGRES says, or the newest; "" where they are on the PATH."""
+        if given := os.environ.get("HOWDAH_POSTGRES"):
+            return f"{given}/"
         folders = sorted(pathlib.Path("/usr/lib/postgresql").glob("*/bin"), key=lambda it: [int(part) for part in re.findall(r"\d+", it.parent.name)])
         return "" if shutil.which("initdb") else f"{folders[-1]}/" if folders else None
 

@@ -4,9 +4,11 @@ use std::{
     io::{BufRead, BufReader},
     net::TcpListener,
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
+
+use crate::postgres::kept::Kept;
 
 /// How long a cluster may take to start on a busy machine.
 const START_WITHIN: Duration = Duration::from_secs(60);
@@ -15,7 +17,7 @@ pub struct Cluster {
     folder: tempfile::TempDir,
     port: u16,
     arguments: Vec<String>,
-    process: Child,
+    process: Kept,
 }
 
 impl Cluster {
@@ -44,8 +46,7 @@ impl Cluster {
 
     /// Kills the process as `kill -9` does, and starts it again on what it left.
     pub fn crash_and_restart(&mut self) {
-        self.process.kill().expect("kill");
-        self.process.wait().expect("wait");
+        self.process.end("KILL");
         self.process = launch(&self.folder, self.port, &self.arguments);
     }
 
@@ -85,14 +86,6 @@ impl Cluster {
     }
 }
 
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        // SIGTERM, so that a clean end is part of every test.
-        let _ = Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status();
-        let _ = self.process.wait();
-    }
-}
-
 /// The kubectl that ./test unpacked, or the one on the PATH.
 pub fn kubectl() -> String {
     std::env::var("HOWDAH_KUBECTL").unwrap_or_else(|_| "kubectl".to_owned())
@@ -107,8 +100,10 @@ pub fn has_kubectl() -> bool {
     found
 }
 
-fn launch(folder: &tempfile::TempDir, port: u16, arguments: &[String]) -> Child {
-    let mut process = Command::new(env!("CARGO_BIN_EXE_howdah"))
+/// Ends by SIGTERM, so that a clean end is part of every test.
+fn launch(folder: &tempfile::TempDir, port: u16, arguments: &[String]) -> Kept {
+    let mut command = Kept::command("TERM", env!("CARGO_BIN_EXE_howdah"));
+    command
         .arg("up")
         .args(["--bind", &format!("127.0.0.1:{port}")])
         .arg("--data-dir")
@@ -116,10 +111,9 @@ fn launch(folder: &tempfile::TempDir, port: u16, arguments: &[String]) -> Child 
         .arg("--kubeconfig")
         .arg(folder.path().join("admin.conf"))
         .args(arguments)
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("howdah starts");
-    let mut lines = BufReader::new(process.stdout.take().expect("stdout")).lines();
+        .stdout(Stdio::piped());
+    let mut process = Kept::start(command);
+    let mut lines = BufReader::new(process.stdout()).lines();
     let began = Instant::now();
     loop {
         let line = lines.next().expect("the cluster starts").expect("text");

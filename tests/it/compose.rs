@@ -4,7 +4,7 @@
 use std::{
     net::TcpListener,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -12,7 +12,7 @@ use howdah::meta::{Meta, Value};
 
 use crate::{
     cluster::{has_kubectl, kubectl},
-    postgres,
+    postgres::{self, kept::Kept},
 };
 
 const WITHIN: Duration = Duration::from_secs(90);
@@ -28,7 +28,7 @@ struct Compose<'a> {
     folder: &'a Path,
     store: String,
     ports: [u16; 2],
-    running: Vec<(String, Child)>,
+    running: Vec<(String, Kept)>,
 }
 
 impl Compose<'_> {
@@ -41,8 +41,9 @@ impl Compose<'_> {
         let all: Vec<String> = program.into_iter().chain(command).chain(ranges).collect();
         std::fs::create_dir_all(self.folder.join(service)).expect("a folder");
         let log = std::fs::File::create(self.folder.join(service).join("log")).expect("a log");
-        let process = Command::new(&all[0]).args(&all[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("the process starts");
-        self.running.push((service.to_owned(), process));
+        let mut command = Kept::command("TERM", &all[0]);
+        command.args(&all[1..]).stdout(Stdio::null()).stderr(log);
+        self.running.push((service.to_owned(), Kept::start(command)));
     }
 
     fn here(&self, service: &str, text: &str) -> String {
@@ -61,9 +62,7 @@ impl Compose<'_> {
 
     fn kill(&mut self, service: &str) {
         let at = self.running.iter().position(|it| it.0 == service).expect("it runs");
-        let (_, mut process) = self.running.remove(at);
-        process.kill().expect("kill");
-        process.wait().expect("wait");
+        self.running.remove(at).1.end("KILL");
     }
 
     /// kubectl against the second API server.
@@ -87,7 +86,7 @@ impl Compose<'_> {
     }
 
     fn logs(&self) -> String {
-        let read = |(service, _): &(String, Child)| format!("== {service}\n{}", std::fs::read_to_string(self.folder.join(service).join("log")).unwrap_or_default());
+        let read = |(service, _): &(String, Kept)| format!("== {service}\n{}", std::fs::read_to_string(self.folder.join(service).join("log")).unwrap_or_default());
         self.running.iter().map(read).collect()
     }
 }
@@ -95,10 +94,7 @@ impl Compose<'_> {
 impl Drop for Compose<'_> {
     /// Ends the node first, which takes away what it has in the kernel.
     fn drop(&mut self) {
-        while let Some((_, mut process)) = self.running.pop() {
-            let _ = Command::new("kill").args(["-TERM", &process.id().to_string()]).status();
-            let _ = process.wait();
-        }
+        while self.running.pop().is_some() {}
     }
 }
 

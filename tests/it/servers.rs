@@ -4,7 +4,7 @@
 use std::{
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -21,7 +21,11 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::{compose::RANGES, postgres, requests::client_of};
+use crate::{
+    compose::RANGES,
+    postgres::{self, kept::Kept},
+    requests::client_of,
+};
 
 const WITHIN: Duration = Duration::from_secs(90);
 const DEFINITIONS: usize = 8;
@@ -30,22 +34,22 @@ const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 
 /// A process of the program; it ends with the value.
 struct Process {
-    child: Child,
+    program: Kept,
     log: PathBuf,
 }
 
 impl Process {
     fn start(log: PathBuf, arguments: &[&str]) -> Self {
         let file = std::fs::File::create(&log).expect("a log");
-        let child = Command::new(env!("CARGO_BIN_EXE_howdah")).args(arguments).stdout(Stdio::null()).stderr(file).spawn().expect("the program starts");
-        Self { child, log }
+        let mut command = Kept::command("KILL", env!("CARGO_BIN_EXE_howdah"));
+        command.args(arguments).stdout(Stdio::null()).stderr(file);
+        Self { program: Kept::start(command), log }
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.program.end("KILL");
         if std::thread::panicking() {
             eprintln!("== {}\n{}", self.log.display(), std::fs::read_to_string(&self.log).unwrap_or_default());
         }
@@ -91,7 +95,7 @@ impl Server {
     }
 
     fn signal(&self, signal: Signal) {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.process.child.id() as i32), signal).expect("a signal");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.process.program.pid().expect("it runs") as i32), signal).expect("a signal");
     }
 
     /// A role with its kubeconfig, which is told of this server alone.
@@ -184,14 +188,18 @@ fn copies(server: &Server) {
 
 /// A server that was stopped for longer than the journal is kept starts over, and its watchers list again.
 async fn lag(one: &kube::Client, two: &kube::Client, second: &Server, database: &postgres::Server) {
-    let map = |name: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": {"is": "late"}}});
+    let map = |name: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": {"is": name}}});
     let tasks = Tasks::new();
     let mut options = Options::default();
     options.config = options.config.labels("is=late");
     let informer: Informer<ConfigMap> = Informer::start("late", kube::Api::namespaced(two.clone(), "default"), options, &tasks);
     informer.synced().await;
+    let page = get(two, &format!("{MAPS}?limit=1")).await;
     second.signal(Signal::SIGSTOP);
-    assert_eq!(send(one, "POST", MAPS, &map("late")).await.0, 201);
+    // The last batch always stays in the journal; the one before it is missed.
+    for name in ["early", "late"] {
+        assert_eq!(send(one, "POST", MAPS, &map(name)).await.0, 201);
+    }
     let head = "(SELECT max(last) FROM servers.journal)";
     while database.psql(&format!("SELECT rev >= {head} FROM servers.fold")).as_deref() != Some("t") {
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -199,6 +207,12 @@ async fn lag(one: &kube::Client, two: &kube::Client, second: &Server, database: 
     database.psql(&format!("DELETE FROM servers.journal WHERE last < {head}")).expect("trimmed");
     second.signal(Signal::SIGCONT);
     assert_eq!(send(two, "GET", &format!("{MAPS}/late"), &Value::Null).await.0, 200);
+    // A list that had begun goes on with what is there now, if the client wants that.
+    let token = |it: &Value| it.text_at(&["metadata", "continue"]).to_owned();
+    let (code, gone) = send(two, "GET", &format!("{MAPS}?continue={}", token(&page)), &Value::Null).await;
+    assert_eq!((code, gone.text("reason")), (410, "Expired"));
+    let (code, rest) = send(two, "GET", &format!("{MAPS}?continue={}", token(&gone)), &Value::Null).await;
+    assert!(code == 200 && rest.items_at(&["items"]).iter().any(|it| it.name() == "late"), "{code}");
     let began = Instant::now();
     while informer.len() != 1 {
         assert!(began.elapsed() < WITHIN, "the informer does not list again");
@@ -261,6 +275,34 @@ async fn servers_of_one_store_are_one_cluster() {
     // The controllers have made them, and the scheduler has seen that there is no node.
     let unscheduled = |it: &Value| it.items_at(&["status", "conditions"]).iter().any(|it| it.text("type") == "PodScheduled" && it.text("status") == "False");
     eventually(&two, "/api/v1/namespaces/default/pods", |it| it.items_at(&["items"]).iter().filter(|it| unscheduled(it)).count() == 2).await;
+}
+
+/// A newer howdah takes away what this one needs: it writes nothing from then on, says why, and ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_ends_when_the_schema_is_contracted_under_it() {
+    let Some(database) = postgres::Server::start(&[]) else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = Server::start(folder.path(), "one", &database.url("old"), "2Gi");
+    let client = server.client().await;
+    let map = |name: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}});
+    assert_eq!(send(&client, "POST", MAPS, &map("before")).await.0, 201);
+    let migration = "INSERT INTO old._sqlx_migrations (version, description, success, checksum, execution_time) VALUES (1000, 'contract all', true, '', 0)";
+    database.psql(migration).expect("migrated");
+    let (code, answer) = send(&client, "POST", MAPS, &map("after")).await;
+    assert!(code == 503 && answer.text("message").contains("has taken away what this one"), "{code} {answer}");
+    let began = Instant::now();
+    let mut readiness = String::from("ok");
+    while let Ok(request) = http::Request::get("/readyz").body(kube::client::Body::empty())
+        && let Ok(answer) = client.send(request).await
+    {
+        assert!(began.elapsed() < WITHIN, "the server goes on: {readiness}");
+        let bytes = http_body_util::BodyExt::collect(answer.into_body()).await.map(|it| it.to_bytes()).unwrap_or_default();
+        readiness = String::from_utf8_lossy(&bytes).into_owned();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let log = std::fs::read_to_string(&server.process.log).expect("the log");
+    assert!(log.contains("migration 1000"), "{log}");
+    assert_eq!(database.psql("SELECT count(*) FROM old.object WHERE name = 'after'").as_deref(), Some("0"));
 }
 
 #[test]
