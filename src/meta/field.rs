@@ -91,18 +91,8 @@ pub enum FieldReason {
 
 impl FieldReason {
     /// `metav1.CauseType`.
-    pub fn cause(self) -> &'static str {
-        match self {
-            Self::NotFound => "FieldValueNotFound",
-            Self::Required => "FieldValueRequired",
-            Self::Duplicate => "FieldValueDuplicate",
-            Self::Invalid => "FieldValueInvalid",
-            Self::NotSupported => "FieldValueNotSupported",
-            Self::Forbidden => "FieldValueForbidden",
-            Self::TooLong => "FieldValueTooLong",
-            Self::TooMany => "FieldValueTooMany",
-            Self::TypeInvalid => "FieldValueTypeInvalid",
-        }
+    pub fn cause(self) -> String {
+        format!("FieldValue{self:?}")
     }
 
     fn text(self) -> &'static str {

@@ -196,12 +196,7 @@ fn unsupported(option: &str, value: &str, supported: &str) -> Status {
 
 impl Propagation {
     pub fn parse(text: &str) -> Option<Self> {
-        match text {
-            "Orphan" => Some(Self::Orphan),
-            "Background" => Some(Self::Background),
-            "Foreground" => Some(Self::Foreground),
-            _ => None,
-        }
+        [Self::Orphan, Self::Background, Self::Foreground].into_iter().find(|it| format!("{it:?}") == text)
     }
 }
 

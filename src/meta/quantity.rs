@@ -18,6 +18,10 @@ pub enum Format {
     DecimalExponent,
 }
 
+/// Suffixes, each 1024 times the one before.
+const BINARY: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+/// Each 1000 times the one before, from 10^-9 on.
+const DECIMAL: [&str; 10] = ["n", "u", "m", "", "k", "M", "G", "T", "P", "E"];
 const NANOS: i128 = 1_000_000_000;
 /// Values are capped at 2^63-1 units, as upstream's `maxAllowed`.
 const MOST: i128 = i64::MAX as i128 * NANOS;
@@ -113,13 +117,11 @@ impl FromStr for Quantity {
 
 /// (base, exponent, format) of a suffix.
 fn parse_suffix(suffix: &str) -> Result<(u32, i32, Format), ParseError> {
-    let binary = ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
-    if let Some(at) = binary.iter().position(|it| *it == suffix) {
-        return Ok((2, 10 * (at as i32 + 1), Format::BinarySi));
+    if let Some(at) = BINARY.iter().position(|it| *it == suffix && !it.is_empty()) {
+        return Ok((2, 10 * at as i32, Format::BinarySi));
     }
-    let decimal = [("n", -9), ("u", -6), ("m", -3), ("", 0), ("k", 3), ("M", 6), ("G", 9), ("T", 12), ("P", 15), ("E", 18)];
-    if let Some((_, power)) = decimal.iter().find(|(it, _)| *it == suffix) {
-        return Ok((10, *power, Format::DecimalSi));
+    if let Some(at) = DECIMAL.iter().position(|it| *it == suffix) {
+        return Ok((10, 3 * at as i32 - 9, Format::DecimalSi));
     }
     let exponent = suffix.strip_prefix(['e', 'E']).ok_or(ParseError::Suffix)?;
     let power: i32 = exponent.parse().map_err(|_| ParseError::Suffix)?;
@@ -168,7 +170,7 @@ impl fmt::Display for Quantity {
         let is_small = units.abs() < 1024;
         if self.format == Format::BinarySi && self.is_whole() && !is_small {
             let steps = (0..6).take_while(|step| units % (1i128 << (10 * (step + 1))) == 0).count();
-            return write!(f, "{}{}", units >> (10 * steps), ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"][steps]);
+            return write!(f, "{}{}", units >> (10 * steps), BINARY[steps]);
         }
         let (mut value, mut step) = (self.nanos, 0);
         while step < 9 && value % 1000 == 0 {
@@ -180,7 +182,7 @@ impl fmt::Display for Quantity {
                 0 => write!(f, "{value}"),
                 power => write!(f, "{value}e{power}"),
             },
-            _ => write!(f, "{value}{}", ["n", "u", "m", "", "k", "M", "G", "T", "P", "E"][step]),
+            _ => write!(f, "{value}{}", DECIMAL[step]),
         }
     }
 }

@@ -45,21 +45,17 @@ impl<'a> How<'a> {
 }
 
 fn merge_map(document: &mut Object, mut patch: Object, schema: Option<&Schema>) -> Result<()> {
-    match patch.remove(DIRECTIVE) {
-        None => (),
-        Some(Value::String(directive)) => match directive.as_str() {
-            "merge" => (),
-            "replace" => {
-                *document = patch;
-                return Ok(());
-            }
-            "delete" => {
-                document.clear();
-                return Ok(());
-            }
-            other => return Err(refuse(format!("unknown patch type: {other}"))),
-        },
-        Some(_) => return Err(refuse("unknown patch type: the directive must be a string")),
+    match patch.remove(DIRECTIVE).as_ref().map(Value::as_str) {
+        None | Some(Some("merge")) => (),
+        Some(Some("replace")) => {
+            *document = patch;
+            return Ok(());
+        }
+        Some(Some("delete")) => {
+            document.clear();
+            return Ok(());
+        }
+        Some(other) => return Err(refuse(format!("unknown patch type: {}", other.unwrap_or("the directive must be a string")))),
     }
     retain_keys(document, &mut patch)?;
     let orders: Vec<String> = patch.keys().filter(|it| it.starts_with(SET_ORDER)).cloned().collect();
