@@ -12,13 +12,13 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Time,
 };
 use kube::{
-    Api, Resource, ResourceExt,
-    api::{ObjectMeta, Patch},
+    Resource, ResourceExt,
+    api::{ObjectMeta, Patch, PatchParams},
 };
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::{Error, Result, writes};
+use super::{Result, writes};
 use crate::base::{Tasks, clock};
 
 /// `maxQueuedEvents`: more than these waiting are dropped.
@@ -116,18 +116,14 @@ impl Writer {
     }
 
     async fn create(&mut self, key: &str, draft: &Draft, message: &str, count: i32) -> Result<()> {
-        let event = self.event(draft, message, count);
-        let namespace = event.metadata.namespace.clone().unwrap_or_default();
-        let events: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
-        let created = events.create(&writes::posting(&self.component), &event).await.map_err(Error::from)?;
+        let created = writes::create(&self.client, &self.event(draft, message, count)).await?;
         self.correlator.written(key, created.name_any());
         Ok(())
     }
 
     async fn repeat(&self, name: &str, draft: &Draft, message: &str, count: i32) -> Result<()> {
-        let events: Api<Event> = Api::namespaced(self.client.clone(), namespace_of(&draft.about));
         let patch = json!({"count": count, "message": message, "lastTimestamp": clock::rfc3339(draft.at)});
-        events.patch(name, &writes::patching(&self.component), &Patch::Strategic(patch)).await?;
+        writes::api::<Event>(&self.client, namespace_of(&draft.about)).patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
         Ok(())
     }
 

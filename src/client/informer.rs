@@ -15,15 +15,16 @@ use kube::{
         watcher::{self, Event},
     },
 };
-use serde::de::DeserializeOwned;
-use tokio::sync::watch;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::{Notify, watch};
 
-use super::ObjectKey;
+use super::{ObjectKey, writes::Reach};
 use crate::base::Tasks;
 
-/// What can be cached: a typed kind.
-pub trait Cached: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static {}
-impl<K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static> Cached for K {}
+/// What can be cached and written: a typed kind.
+pub trait Cached: Resource<DynamicType = (), Scope: Reach> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static {}
+impl<K: Resource<DynamicType = (), Scope: Reach> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static> Cached for K {}
 
 /// The values under which an index files an object.
 pub type IndexFn<K> = fn(&K) -> Vec<String>;
@@ -81,6 +82,11 @@ impl<K> Options<K> {
         self
     }
 
+    pub fn labels(mut self, selector: &str) -> Self {
+        self.config = self.config.labels(selector);
+        self
+    }
+
     pub fn trim(mut self, trim: fn(&mut K)) -> Self {
         self.trim = trim;
         self
@@ -91,6 +97,10 @@ impl<K> Options<K> {
 pub const BY_OWNER: &str = "owner";
 /// The name of the index by namespace.
 pub const BY_NAMESPACE: &str = "namespace";
+/// The name of the index of EndpointSlices by [`service_of`].
+pub const BY_SERVICE: &str = "service";
+/// The label of an EndpointSlice that names its Service.
+pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// Files an object under its controller's uid, and an orphan under its namespace, as upstream's `AddPodControllerIndexer` does.
 pub fn owner_uid<K: Resource>(object: &K) -> Vec<String> {
@@ -105,6 +115,17 @@ pub fn orphan_of(namespace: &str) -> String {
 
 pub fn namespace_of<K: Resource>(object: &K) -> Vec<String> {
     object.meta().namespace.iter().cloned().collect()
+}
+
+/// The key of the Service whose endpoints a slice has.
+pub fn service_key(slice: &EndpointSlice) -> Option<ObjectKey> {
+    let name = slice.metadata.labels.as_ref()?.get(SERVICE_NAME)?;
+    Some(ObjectKey::new(slice.metadata.namespace.clone().unwrap_or_default(), name))
+}
+
+/// Files a slice under `namespace/service`.
+pub fn service_of(slice: &EndpointSlice) -> Vec<String> {
+    service_key(slice).iter().map(ToString::to_string).collect()
 }
 
 /// A reader's end of the cache. Clones share it.
@@ -154,18 +175,6 @@ impl<K: Cached> Informer<K> {
         self.read(|store| store.by(name, value))
     }
 
-    pub fn count(&self, name: &'static str, value: &str) -> usize {
-        self.read(|store| store.filed(name, value).map_or(0, HashMap::len))
-    }
-
-    pub fn len(&self) -> usize {
-        self.read(|store| store.objects.len())
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Completes once the first list has arrived.
     pub async fn synced(&self) {
         let _ = self.shared.synced.subscribe().wait_for(|it| *it).await;
@@ -176,6 +185,12 @@ impl<K: Cached> Informer<K> {
         let mut listeners = self.shared.listeners.write().unwrap_or_else(PoisonError::into_inner);
         self.list().into_iter().for_each(|object| listener(&Change::Added(object)));
         listeners.push(Box::new(listener));
+    }
+
+    /// Tells `wake` of every change.
+    pub fn wakes(&self, wake: &Arc<Notify>) {
+        let wake = wake.clone();
+        self.subscribe(move |_| wake.notify_one());
     }
 
     fn read<T>(&self, with: impl FnOnce(&Store<K>) -> T) -> T {
@@ -237,12 +252,9 @@ impl<K: Cached> Store<K> {
         Self { objects: HashMap::new(), indexes }
     }
 
-    fn filed(&self, name: &'static str, value: &str) -> Option<&HashMap<ObjectKey, Arc<K>>> {
-        self.indexes.iter().find(|it| it.name == name)?.filed.get(value)
-    }
-
     fn by(&self, name: &'static str, value: &str) -> Vec<Arc<K>> {
-        self.filed(name, value).map(|it| it.values().cloned().collect()).unwrap_or_default()
+        let filed = self.indexes.iter().find(|it| it.name == name).and_then(|it| it.filed.get(value));
+        filed.map(|it| it.values().cloned().collect()).unwrap_or_default()
     }
 
     /// `None` when the object is already known at this version (a re-list says so of most).
@@ -259,7 +271,6 @@ impl<K: Cached> Store<K> {
             }
         }
         match old {
-            Some(old) if old.meta().uid != new.meta().uid => Some(Change::Updated { old, new }),
             Some(old) if old.meta().resource_version == new.meta().resource_version => None,
             Some(old) => Some(Change::Updated { old, new }),
             None => Some(Change::Added(new)),

@@ -7,9 +7,9 @@ use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
     apimachinery::pkg::apis::meta::v1::MicroTime,
 };
-use kube::{Api, api::ObjectMeta};
+use kube::{Api, api::PostParams};
 
-use super::{Result, writes};
+use super::Result;
 use crate::base::{Tasks, clock};
 
 /// Shorter than upstream's 15, 10 and 2 seconds, so that another leads within 15 s of a leader's death: LEASE + RETRY and the filling of caches.
@@ -21,7 +21,8 @@ const ENDS_WITHIN: Duration = Duration::from_secs(3);
 
 /// Runs what `start` starts whenever this process leads by the Lease `kube-system/{name}`. A leader that is told to stop gives the Lease up.
 pub fn lead(client: kube::Client, name: &'static str, identity: &str, tasks: &Tasks, start: impl Fn(&Tasks) + Send + Sync + 'static) {
-    let (mut elector, group) = (LeaderElector::new(client, "kube-system", name, identity), tasks.clone());
+    let leases = Api::namespaced(client, "kube-system");
+    let (mut elector, group) = (LeaderElector { leases, name, identity: identity.to_owned(), observed: None }, tasks.clone());
     tasks.spawn_finishing("leader-election", async move {
         loop {
             tokio::select! {
@@ -47,28 +48,16 @@ pub fn lead(client: kube::Client, name: &'static str, identity: &str, tasks: &Ta
     });
 }
 
-/// A candidate for the Lease `namespace/name`.
+/// A candidate for the Lease `name`.
 struct LeaderElector {
     leases: Api<Lease>,
-    name: String,
+    name: &'static str,
     identity: String,
     /// The record last seen and when it was first seen so: a holder is judged by our clock, not by the times it writes.
     observed: Option<(LeaseSpec, Instant)>,
 }
 
-/// What a candidate does about a Lease.
-#[derive(Debug, PartialEq)]
-enum Step {
-    /// Another one holds it.
-    Wait,
-    Write(LeaseSpec),
-}
-
 impl LeaderElector {
-    fn new(client: kube::Client, namespace: &str, name: &str, identity: &str) -> Self {
-        Self { leases: Api::namespaced(client, namespace), name: name.to_owned(), identity: identity.to_owned(), observed: None }
-    }
-
     /// Completes when this candidate leads.
     async fn acquire(&mut self) {
         while !self.try_lead().await {
@@ -97,31 +86,26 @@ impl LeaderElector {
     }
 
     async fn try_release(&self) -> Result<()> {
-        let Some(mut lease) = self.leases.get_opt(&self.name).await? else { return Ok(()) };
+        let Some(mut lease) = self.leases.get_opt(self.name).await? else { return Ok(()) };
         let spec = lease.spec.get_or_insert_default();
         if spec.holder_identity.as_deref() == Some(&self.identity) {
             *spec = LeaseSpec { holder_identity: None, lease_duration_seconds: Some(1), lease_transitions: spec.lease_transitions, ..first_record("", clock::now()) };
-            self.leases.replace(&self.name, &writes::posting(writes::CONTROLLER_MANAGER), &lease).await?;
+            self.leases.replace(self.name, &PostParams::default(), &lease).await?;
         }
         Ok(())
     }
 
     async fn try_lead(&mut self) -> bool {
-        match tokio::time::timeout(RETRY, self.try_write()).await {
-            Ok(Ok(leads)) => leads,
-            Ok(Err(error)) => {
-                tracing::debug!(lease = self.name, %error, "leader election");
-                false
-            }
-            Err(_) => false,
-        }
+        let name = self.name;
+        let tried = tokio::time::timeout(RETRY, self.try_write()).await.unwrap_or(Ok(false));
+        tried.inspect_err(|error| tracing::debug!(lease = name, %error, "leader election")).unwrap_or(false)
     }
 
     async fn try_write(&mut self) -> Result<bool> {
-        let Some(mut lease) = self.leases.get_opt(&self.name).await? else {
-            let spec = first_record(&self.identity, clock::now());
-            let lease = Lease { metadata: ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() }, spec: Some(spec) };
-            self.leases.create(&writes::posting(writes::CONTROLLER_MANAGER), &lease).await?;
+        let Some(mut lease) = self.leases.get_opt(self.name).await? else {
+            let mut lease = Lease { spec: Some(first_record(&self.identity, clock::now())), ..Lease::default() };
+            lease.metadata.name = Some(self.name.to_owned());
+            self.leases.create(&PostParams::default(), &lease).await?;
             return Ok(true);
         };
         let spec = lease.spec.take().unwrap_or_default();
@@ -129,11 +113,9 @@ impl LeaderElector {
             self.observed = Some((spec.clone(), Instant::now()));
         }
         let age = self.observed.as_ref().map_or(Duration::ZERO, |(_, since)| since.elapsed());
-        let Step::Write(next) = step(&spec, age, &self.identity, clock::now()) else {
-            return Ok(false);
-        };
+        let Some(next) = next_record(&spec, age, &self.identity, clock::now()) else { return Ok(false) };
         lease.spec = Some(next);
-        self.leases.replace(&self.name, &writes::posting(writes::CONTROLLER_MANAGER), &lease).await?;
+        self.leases.replace(self.name, &PostParams::default(), &lease).await?;
         Ok(true)
     }
 }
@@ -150,21 +132,14 @@ fn first_record(identity: &str, now: Timestamp) -> LeaseSpec {
 }
 
 /// Renews an own lease, takes a free or lapsed one (`age` is how long it has looked the same), leaves another's alone.
-fn step(spec: &LeaseSpec, age: Duration, identity: &str, now: Timestamp) -> Step {
+fn next_record(spec: &LeaseSpec, age: Duration, identity: &str, now: Timestamp) -> Option<LeaseSpec> {
     let holder = spec.holder_identity.as_deref().unwrap_or_default();
     if holder == identity {
-        return Step::Write(LeaseSpec {
-            acquire_time: spec.acquire_time.clone(),
-            lease_transitions: spec.lease_transitions,
-            ..first_record(identity, now)
-        });
+        return Some(LeaseSpec { acquire_time: spec.acquire_time.clone(), lease_transitions: spec.lease_transitions, ..first_record(identity, now) });
     }
     let duration = Duration::from_secs(spec.lease_duration_seconds.unwrap_or(0).max(0) as u64);
-    if !holder.is_empty() && age < duration {
-        return Step::Wait;
-    }
-    let transitions = spec.lease_transitions.unwrap_or(0) + 1;
-    Step::Write(LeaseSpec { lease_transitions: Some(transitions), ..first_record(identity, now) })
+    let is_free = holder.is_empty() || age >= duration;
+    is_free.then(|| LeaseSpec { lease_transitions: Some(spec.lease_transitions.unwrap_or(0) + 1), ..first_record(identity, now) })
 }
 
 #[cfg(test)]
@@ -177,12 +152,9 @@ mod tests {
         let held = |by: &str| LeaseSpec { holder_identity: Some(by.into()), lease_transitions: Some(3), ..first_record(by, now) };
         let cases = [(held("a"), 0, Some(3)), (held("b"), 9, None), (held("b"), 10, Some(4)), (held(""), 0, Some(4))];
         for (spec, age, transitions) in cases {
-            match step(&spec, Duration::from_secs(age), "a", now) {
-                Step::Wait => assert_eq!(transitions, None),
-                Step::Write(next) => {
-                    assert_eq!((next.holder_identity.as_deref(), next.lease_transitions), (Some("a"), transitions), "{spec:?}");
-                }
-            }
+            let next = next_record(&spec, Duration::from_secs(age), "a", now);
+            assert_eq!(next.as_ref().and_then(|it| it.lease_transitions), transitions, "{spec:?}");
+            assert!(next.is_none_or(|it| it.holder_identity.as_deref() == Some("a")));
         }
     }
 }

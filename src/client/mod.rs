@@ -6,6 +6,7 @@ pub mod expectations;
 pub mod informer;
 pub mod leader;
 pub mod placement;
+pub mod pods;
 pub mod queue;
 pub mod remote;
 pub mod volumes;
@@ -40,8 +41,20 @@ impl Clients {
 /// Requests of one client that are under way at once, watches not counted: more would wait in the server's queues and be refused there (429).
 const IN_FLIGHT: usize = 64;
 
-/// A kube-rs client that sends its requests by `service`.
-pub fn over<S, B>(service: S) -> kube::Client
+/// Upstream's name of the program that acts as `user`: it is told in each request, and the server names the manager of what is written after it.
+pub fn program(user: &User) -> &'static str {
+    match user.name.as_str() {
+        "system:apiserver" => "kube-apiserver",
+        "system:kube-scheduler" => "kube-scheduler",
+        "system:kube-controller-manager" => "kube-controller-manager",
+        name if name.starts_with("system:serviceaccount:kube-system:") => "kube-controller-manager",
+        name if name.starts_with("system:node:") => "kubelet",
+        _ => "howdah",
+    }
+}
+
+/// A kube-rs client of a program, which sends its requests by `service`.
+pub fn over<S, B>(service: S, program: &'static str) -> kube::Client
 where
     S: tower::Service<http::Request<kube::client::Body>, Response = http::Response<B>> + Send + 'static,
     S::Future: Send + 'static,
@@ -49,7 +62,11 @@ where
     B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
     B::Error: Into<tower::BoxError>,
 {
-    kube::Client::new(tower::limit::ConcurrencyLimit::new(service, IN_FLIGHT), "default")
+    let named = tower::util::MapRequest::new(service, move |mut request: http::Request<kube::client::Body>| {
+        request.headers_mut().insert(http::header::USER_AGENT, http::HeaderValue::from_static(program));
+        request
+    });
+    kube::Client::new(tower::limit::ConcurrencyLimit::new(named, IN_FLIGHT), "default")
 }
 
 /// Why a reconcile failed: the server said no, or the object makes no sense. Both are tried again with a back-off.

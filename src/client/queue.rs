@@ -76,6 +76,10 @@ impl<T: Clone + Eq + Hash + std::fmt::Debug + Send + 'static> WorkQueue<T> {
         }
     }
 
+    pub fn add_all(&self, keys: impl IntoIterator<Item = T>) {
+        keys.into_iter().for_each(|it| self.add(it));
+    }
+
     pub fn add_after(&self, key: T, delay: Duration) {
         if delay.is_zero() {
             return self.add(key);

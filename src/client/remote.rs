@@ -25,14 +25,10 @@ use k8s_openapi::api::{
     core::v1::ServiceAccount,
     discovery::v1::EndpointSlice,
 };
-use kube::{Api, api::ObjectMeta, api::PostParams, client::Body};
+use kube::{Api, api::PostParams, client::Body};
 use tokio::sync::Mutex;
 
-use super::{
-    Clients, Informer,
-    informer::Options,
-    writes,
-};
+use super::{Clients, Informer, informer::Options, program};
 use crate::{
     api::identity::User,
     base::{
@@ -56,14 +52,14 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub fn connect(servers: Vec<Uri>, authority: &str, credential: Option<Arc<Rotating>>, tasks: &Tasks) -> Result<Clients, pki::Error> {
     let servers = Servers::new(servers);
     let own = Https { client: http_client(pki::client_config(authority, credential)?), servers, bearer: None };
-    own.servers.follow(own.client(), tasks);
+    own.servers.follow(own.client(&User::default()), tasks);
     // A certificate would count before a token.
     let unnamed = http_client(pki::client_config(authority, None)?);
     Ok(Clients::new(move |user| match service_account(user) {
-        None => own.client(),
+        None => own.client(user),
         Some((namespace, name)) => {
-            let token = Token { source: own.client(), namespace, name, held: Mutex::default() };
-            Https { client: unnamed.clone(), servers: own.servers.clone(), bearer: Some(Bearer::Account(Arc::new(token))) }.client()
+            let token = Token { source: own.client(user), namespace, name, held: Mutex::default() };
+            Https { client: unnamed.clone(), servers: own.servers.clone(), bearer: Some(Bearer::Account(Arc::new(token))) }.client(user)
         }
     }))
 }
@@ -72,7 +68,7 @@ pub fn connect(servers: Vec<Uri>, authority: &str, credential: Option<Arc<Rotati
 pub fn with_token(servers: Vec<Uri>, authority: &str, token: &str) -> Result<kube::Client, pki::Error> {
     let servers = Servers::new(servers);
     let fixed = Https { client: http_client(pki::client_config(authority, None)?), servers, bearer: Some(Bearer::Fixed(Arc::from(token))) };
-    Ok(fixed.client())
+    Ok(fixed.client(&User::default()))
 }
 
 fn http_client(tls: rustls::ClientConfig) -> Client<HttpsConnector<HttpConnector>, Body> {
@@ -108,9 +104,8 @@ impl Servers {
 
     /// Learns of servers that come and go, from the EndpointSlices of Service `kubernetes`.
     fn follow(self: &Arc<Self>, client: kube::Client, tasks: &Tasks) {
-        let mut watched = Options::default();
-        watched.config = watched.config.labels("kubernetes.io/service-name=kubernetes");
-        let slices = Informer::start("api-servers", Api::<EndpointSlice>::namespaced(client, "default"), watched, tasks);
+        let own = Options::default().labels("kubernetes.io/service-name=kubernetes");
+        let slices = Informer::start("api-servers", Api::<EndpointSlice>::namespaced(client, "default"), own, tasks);
         let (servers, all) = (self.clone(), slices.clone());
         slices.subscribe(move |_| servers.learn(&all.list()));
     }
@@ -180,9 +175,9 @@ impl Token {
         let ask = || accounts.create_token_request(&self.name, &params, &request);
         let answer = match ask().await {
             Err(kube::Error::Api(status)) if status.code == 404 => {
-                let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
-                let account = ServiceAccount { metadata, ..ServiceAccount::default() };
-                match accounts.create(&writes::posting(writes::CONTROLLER_MANAGER), &account).await {
+                let mut account = ServiceAccount::default();
+                account.metadata.name = Some(self.name.clone());
+                match accounts.create(&params, &account).await {
                     Err(kube::Error::Api(status)) if status.code == 409 => (),
                     other => _ = other?,
                 }
@@ -229,8 +224,8 @@ fn bearer(token: &str) -> Result<HeaderValue, BoxError> {
 }
 
 impl Https {
-    fn client(&self) -> kube::Client {
-        super::over(self.clone())
+    fn client(&self, user: &User) -> kube::Client {
+        super::over(self.clone(), program(user))
     }
 
     async fn send(self, mut request: Request<Body>) -> Result<Response<Incoming>, BoxError> {

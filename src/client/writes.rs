@@ -1,15 +1,16 @@
-//! Writing: who the field manager is, what an error means, and trying again after a conflict.
+//! Writing objects: to where they are, what an error means, and trying again after a conflict. Who writes is known by the client
+//! (`super::program`).
 
 use std::{future::Future, time::Duration};
 
-use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
 use kube::{
-    Api, Resource, ResourceExt,
-    api::{DeleteParams, PatchParams, PostParams, Preconditions},
+    Api, Client, Resource, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
-use super::{Error, Result};
+use super::{Error, Result, informer::Cached};
 use crate::base::backoff::Backoff;
 
 /// client-go's `retry.DefaultRetry`: five tries, 10 ms apart at first.
@@ -17,32 +18,81 @@ const TRIES: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
-/// The field manager of the controllers, as upstream's (a client's user agent up to the first slash).
-pub const CONTROLLER_MANAGER: &str = "kube-controller-manager";
-pub const SCHEDULER: &str = "kube-scheduler";
-
-pub fn posting(manager: &str) -> PostParams {
-    PostParams { field_manager: Some(manager.to_owned()), ..PostParams::default() }
+/// Where the objects of a scope are: those of a namespace, or the cluster's.
+pub trait Reach: Sized {
+    fn api<K: Resource<DynamicType = (), Scope = Self>>(client: &Client, namespace: &str) -> Api<K>;
 }
 
-pub fn patching(manager: &str) -> PatchParams {
-    PatchParams { field_manager: Some(manager.to_owned()), ..PatchParams::default() }
+impl Reach for NamespaceResourceScope {
+    fn api<K: Resource<DynamicType = (), Scope = Self>>(client: &Client, namespace: &str) -> Api<K> {
+        Api::namespaced(client.clone(), namespace)
+    }
 }
 
-/// Deletes only the object of this uid.
-pub fn deleting(uid: Option<&str>) -> DeleteParams {
-    let preconditions = uid.map(|uid| Preconditions { uid: Some(uid.to_owned()), resource_version: None });
-    DeleteParams { preconditions, ..DeleteParams::default() }
+impl Reach for ClusterResourceScope {
+    fn api<K: Resource<DynamicType = (), Scope = Self>>(client: &Client, _: &str) -> Api<K> {
+        Api::all(client.clone())
+    }
 }
 
-/// Writes the status of an object; only if it has not changed since it was read.
-pub async fn status<K>(client: &kube::Client, manager: &str, object: &K) -> Result<()>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + Serialize + DeserializeOwned,
-{
-    let api: Api<K> = Api::namespaced(client.clone(), &object.namespace().unwrap_or_default());
-    api.replace_status(&object.name_any(), &posting(manager), object).await?;
+/// The objects of a namespace; of a kind that has none, all.
+pub fn api<K: Cached>(client: &Client, namespace: &str) -> Api<K> {
+    K::Scope::api(client, namespace)
+}
+
+/// The objects beside `object`.
+fn beside<K: Cached>(client: &Client, object: &K) -> Api<K> {
+    api(client, object.meta().namespace.as_deref().unwrap_or_default())
+}
+
+/// The object as the server has it now.
+pub async fn fresh<K: Cached>(client: &Client, object: &K) -> Result<K> {
+    Ok(beside(client, object).get(&object.name_any()).await?)
+}
+
+pub async fn create<K: Cached>(client: &Client, object: &K) -> Result<K> {
+    Ok(beside(client, object).create(&PostParams::default(), object).await?)
+}
+
+/// Writes an object, only if it has not changed since it was read.
+pub async fn replace<K: Cached>(client: &Client, object: &K) -> Result<()> {
+    beside(client, object).replace(&object.name_any(), &PostParams::default(), object).await?;
     Ok(())
+}
+
+/// Writes a subresource of an object, such as its status; only if it has not changed since it was read.
+pub async fn replace_part<K: Cached>(client: &Client, part: &str, object: &K) -> Result<()> {
+    beside(client, object).replace_subresource(part, &object.name_any(), &PostParams::default(), object).await?;
+    Ok(())
+}
+
+/// Makes the status of `old` that of `new`, unless it is so already.
+pub async fn status<K: Cached + PartialEq>(client: &Client, old: &K, new: &K) -> Result<()> {
+    if old == new { Ok(()) } else { replace_part(client, "status", new).await }
+}
+
+/// Whether the object was still there.
+pub async fn patch<K: Cached>(client: &Client, object: &K, patch: &Patch<Value>) -> Result<bool> {
+    was_there(beside(client, object).patch(&object.name_any(), &PatchParams::default(), patch).await)
+}
+
+/// Whether the object was still there.
+pub async fn patch_status<K: Cached>(client: &Client, object: &K, patch: &Patch<Value>) -> Result<bool> {
+    was_there(beside(client, object).patch_status(&object.name_any(), &PatchParams::default(), patch).await)
+}
+
+/// Deletes the object, and no other that has its name by now; whether it was still there.
+pub async fn delete<K: Cached>(client: &Client, object: &K, mut options: DeleteParams) -> Result<bool> {
+    options.preconditions.get_or_insert_default().uid = object.uid();
+    match was_there(beside(client, object).delete(&object.name_any(), &options).await) {
+        Err(error) if error.is_conflict() => Ok(false),
+        other => other,
+    }
+}
+
+/// A deletion that the object's node need not agree to.
+pub fn at_once() -> DeleteParams {
+    DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }
 }
 
 /// Runs `write`, which reads the object afresh each time, until it meets no conflict.
@@ -84,11 +134,15 @@ impl Error {
     }
 }
 
-/// An object that is already gone is as good as deleted.
+/// Nothing where there is no such object.
 pub fn unless_not_found<T>(result: std::result::Result<T, kube::Error>) -> Result<Option<T>> {
     match result.map_err(Error::from) {
         Ok(done) => Ok(Some(done)),
         Err(error) if error.is_not_found() => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+fn was_there<T>(result: std::result::Result<T, kube::Error>) -> Result<bool> {
+    unless_not_found(result).map(|it| it.is_some())
 }

@@ -7,16 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::api::{
-    coordination::v1::Lease,
-    core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints},
-    discovery::v1::{Endpoint, EndpointConditions, EndpointPort as SlicePort, EndpointSlice},
-};
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::Endpoints, discovery::v1::EndpointSlice};
 use kube::{
-    Api, Resource, ResourceExt,
-    api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, Preconditions},
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 
@@ -24,18 +20,16 @@ use crate::{
     base::{Tasks, clock},
     client::{
         Informer, Result,
-        informer::{Cached, Options as Watch},
+        informer::{Options as Watch, SERVICE_NAME},
         writes,
     },
 };
 
 const NAME: &str = "kubernetes";
 const NAMESPACE: &str = "default";
-const PORT_NAME: &str = "https";
 const MANAGER: &str = "kube-apiserver";
 const LEASES: &str = "kube-system";
 const IDENTITY: &str = "apiserver.kubernetes.io/identity";
-const SERVICE: &str = "kubernetes.io/service-name";
 /// A server that is killed is gone from the endpoints after LIVES_FOR + RENEW_EVERY, under 15 s.
 const RENEW_EVERY: Duration = Duration::from_secs(3);
 const LIVES_FOR: Duration = Duration::from_secs(9);
@@ -46,9 +40,7 @@ pub fn start(client: &kube::Client, tasks: &Tasks, address: IpAddr, port: u16) {
     let own = SocketAddr::new(address, port);
     let wake = std::sync::Arc::new(Notify::new());
     let leases = Api::namespaced(client.clone(), LEASES);
-    let mut watched = Watch::default();
-    watched.config = watched.config.labels(IDENTITY);
-    let informer: Informer<Lease> = Informer::start("apiserver-leases", leases.clone(), watched, tasks);
+    let informer: Informer<Lease> = Informer::start("apiserver-leases", leases.clone(), Watch::default().labels(IDENTITY), tasks);
     let listener = wake.clone();
     informer.subscribe(move |change| {
         if change.old().is_none() || change.is_deleted() {
@@ -119,12 +111,8 @@ impl Servers {
     /// Removes the Lease of a server that has died, unless it was renewed at this moment.
     async fn remove(&mut self, lease: &Lease) -> Result<()> {
         self.seen.remove(&lease.name_any());
-        let preconditions = Preconditions { uid: None, resource_version: lease.metadata.resource_version.clone() };
-        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-        match self.leases.delete(&lease.name_any(), &params).await {
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-            other => other.map(drop).map_err(Into::into),
-        }
+        let same = Preconditions { uid: None, resource_version: lease.metadata.resource_version.clone() };
+        writes::delete(&self.client, lease, DeleteParams { preconditions: Some(same), ..DeleteParams::default() }).await.map(drop)
     }
 
     /// The others see at once that this server is gone.
@@ -144,71 +132,43 @@ fn address(lease: &Lease) -> Option<SocketAddr> {
     lease.spec.as_ref()?.holder_identity.as_ref()?.split_once('_')?.0.parse().ok()
 }
 
-/// Writes what is stored otherwise. Servers at several ports have a slice for each.
+/// Applies the endpoints, which writes what is stored otherwise. Servers at several ports have a slice for each.
 async fn publish(client: &kube::Client, live: &BTreeSet<SocketAddr>) -> Result<()> {
     let mut ports: BTreeMap<u16, Vec<IpAddr>> = BTreeMap::new();
     live.iter().for_each(|it| ports.entry(it.port()).or_default().push(it.ip()));
-    ensure(&Api::namespaced(client.clone(), NAMESPACE), &endpoints(&ports), |it: &mut Endpoints, wanted| it.subsets = wanted.subsets.clone()).await?;
-    let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), NAMESPACE);
-    let wanted: Vec<EndpointSlice> = ports.iter().enumerate().map(|(at, (port, addresses))| endpoint_slice(at == 0, *port, addresses)).collect();
-    for slice in &wanted {
-        ensure(&slices, slice, |it: &mut EndpointSlice, wanted| (it.endpoints, it.ports) = (wanted.endpoints.clone(), wanted.ports.clone())).await?;
+    let params = PatchParams::apply(MANAGER).force();
+    writes::api::<Endpoints>(client, NAMESPACE).patch(NAME, &params, &Patch::Apply(endpoints(&ports))).await?;
+    let slices = writes::api::<EndpointSlice>(client, NAMESPACE);
+    let mut names = Vec::new();
+    for (port, addresses) in &ports {
+        let name = if names.is_empty() { NAME.to_owned() } else { format!("{NAME}-{port}") };
+        slices.patch(&name, &params, &Patch::Apply(endpoint_slice(&name, *port, addresses))).await?;
+        names.push(name);
     }
-    for old in slices.list(&ListParams::default().labels(&format!("{SERVICE}={NAME}"))).await?.items {
-        if !wanted.iter().any(|it| it.metadata.name == old.metadata.name) {
-            writes::unless_not_found(slices.delete(&old.name_any(), &DeleteParams::default()).await)?;
+    for old in slices.list(&ListParams::default().labels(&format!("{SERVICE_NAME}={NAME}"))).await?.items {
+        if !names.contains(&old.name_any()) {
+            writes::delete(client, &old, DeleteParams::default()).await?;
         }
     }
     Ok(())
 }
 
-async fn ensure<K>(api: &Api<K>, wanted: &K, set: fn(&mut K, &K)) -> Result<()>
-where
-    K: Cached + Resource + serde::Serialize + PartialEq,
-{
-    let (posting, name) = (writes::posting(MANAGER), wanted.name_any());
-    let Some(present) = writes::unless_not_found(api.get(&name).await)? else {
-        api.create(&posting, wanted).await?;
-        return Ok(());
-    };
-    let mut next = present.clone();
-    next.labels_mut().extend(wanted.labels().clone());
-    set(&mut next, wanted);
-    if next != present {
-        api.replace(&name, &posting, &next).await?;
-    }
-    Ok(())
+fn port_of(port: u16) -> Value {
+    json!({"name": "https", "port": port, "protocol": "TCP"})
 }
 
 /// Slices of these Endpoints are not mirrored: theirs is written here.
-fn endpoints(ports: &BTreeMap<u16, Vec<IpAddr>>) -> Endpoints {
-    let subset = |(port, addresses): (&u16, &Vec<IpAddr>)| EndpointSubset {
-        addresses: Some(addresses.iter().map(|it| EndpointAddress { ip: it.to_string(), ..EndpointAddress::default() }).collect()),
-        ports: Some(vec![EndpointPort { name: Some(PORT_NAME.to_owned()), port: (*port).into(), protocol: Some("TCP".to_owned()), app_protocol: None }]),
-        ..EndpointSubset::default()
-    };
-    Endpoints { metadata: metadata(NAME.to_owned(), "endpointslice.kubernetes.io/skip-mirror", "true"), subsets: Some(ports.iter().map(subset).collect()) }
+fn endpoints(ports: &BTreeMap<u16, Vec<IpAddr>>) -> Value {
+    let addresses = |all: &[IpAddr]| all.iter().map(|it| json!({"ip": it})).collect::<Vec<_>>();
+    let subsets: Vec<Value> = ports.iter().map(|(port, all)| json!({"addresses": addresses(all), "ports": [port_of(*port)]})).collect();
+    json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": NAME, "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}}, "subsets": subsets})
 }
 
-fn endpoint_slice(is_first: bool, port: u16, addresses: &[IpAddr]) -> EndpointSlice {
-    let conditions = EndpointConditions { ready: Some(true), ..EndpointConditions::default() };
-    let endpoint = |it: &IpAddr| Endpoint { addresses: vec![it.to_string()], conditions: Some(conditions.clone()), ..Endpoint::default() };
-    EndpointSlice {
-        metadata: metadata(if is_first { NAME.to_owned() } else { format!("{NAME}-{port}") }, SERVICE, NAME),
-        address_type: if addresses.iter().any(IpAddr::is_ipv6) { "IPv6" } else { "IPv4" }.to_owned(),
-        endpoints: Some(addresses.iter().map(endpoint).collect()),
-        ports: Some(vec![SlicePort {
-            name: Some(PORT_NAME.to_owned()),
-            port: Some(port.into()),
-            protocol: Some("TCP".to_owned()),
-            app_protocol: None,
-        }]),
-    }
-}
-
-fn metadata(name: String, label: &str, value: &str) -> ObjectMeta {
-    let labels = Some(BTreeMap::from([(label.to_owned(), value.to_owned())]));
-    ObjectMeta { name: Some(name), namespace: Some(NAMESPACE.to_owned()), labels, ..ObjectMeta::default() }
+fn endpoint_slice(name: &str, port: u16, addresses: &[IpAddr]) -> Value {
+    let family = if addresses.iter().any(IpAddr::is_ipv6) { "IPv6" } else { "IPv4" };
+    let endpoints: Vec<Value> = addresses.iter().map(|it| json!({"addresses": [it], "conditions": {"ready": true}})).collect();
+    json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": name, "labels": {SERVICE_NAME: NAME}},
+        "addressType": family, "endpoints": endpoints, "ports": [port_of(port)]})
 }
 
 #[cfg(test)]
@@ -217,10 +177,10 @@ mod tests {
 
     #[test]
     fn servers_stand_under_the_addresses_that_they_advertise() {
-        let it = serde_json::to_value(endpoint_slice(true, 6443, &[[10, 0, 0, 5].into(), [10, 0, 0, 6].into()])).unwrap();
+        let it = endpoint_slice("kubernetes", 6443, &[[10, 0, 0, 5].into(), [10, 0, 0, 6].into()]);
         assert_eq!((&it["metadata"]["name"], &it["endpoints"][1]["addresses"][0], &it["ports"][0]["port"]), (&json!("kubernetes"), &json!("10.0.0.6"), &json!(6443)));
         let ports = BTreeMap::from([(6443, vec![[10, 0, 0, 5].into()]), (6444, vec![[10, 0, 0, 5].into()])]);
-        let it = serde_json::to_value(endpoints(&ports)).unwrap();
+        let it = endpoints(&ports);
         assert_eq!((&it["subsets"][1]["addresses"][0]["ip"], &it["subsets"][1]["ports"][0]["port"]), (&json!("10.0.0.5"), &json!(6444)));
     }
 

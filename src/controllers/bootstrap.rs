@@ -6,23 +6,15 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kube::Api;
+use kube::api::DeleteParams;
 use ring::hmac;
-use tokio::sync::Notify;
 
-use super::Context;
+use super::{Controller, Shell};
 use crate::{
-    api::bootstrap_tokens::{NAMESPACE, SECRET_TYPE},
     base::clock,
-    client::{
-        Informer, ObjectKey, Result,
-        informer::Options as Watch,
-        writes::{self, CONTROLLER_MANAGER},
-    },
+    client::{ObjectKey, Result, writes},
 };
 
-const SIGNER: &str = "bootstrap-signer";
-const CLEANER: &str = "token-cleaner";
 pub const PUBLIC: &str = "kube-public";
 pub const CLUSTER_INFO: &str = "cluster-info";
 /// The key of the ConfigMap under which the signed kubeconfig stands.
@@ -40,63 +32,44 @@ pub fn sign(text: &str, id: &str, secret: &str) -> String {
     format!("{header}..{}", URL_SAFE_NO_PAD.encode(signature))
 }
 
-/// The signer.
-pub fn sign_cluster_info(context: &Context) {
-    let (client, wake) = (context.client(SIGNER), Arc::new(Notify::new()));
-    let secrets = follow_tokens(&client, context, &wake);
-    let maps: Api<ConfigMap> = Api::namespaced(client, PUBLIC);
-    let own = Watch::default().fields(&format!("metadata.name={CLUSTER_INFO}"));
-    let infos: Informer<ConfigMap> = Informer::start("cluster-info", maps.clone(), own, &context.tasks);
-    let listener = wake.clone();
-    infos.subscribe(move |_| listener.notify_one());
-    context.tasks.spawn(SIGNER, async move {
-        secrets.synced().await;
-        infos.synced().await;
-        loop {
-            let Some(info) = infos.get(&ObjectKey::new(PUBLIC, CLUSTER_INFO)) else {
-                wake.notified().await;
-                continue;
-            };
-            if let Some(next) = signed(&info, &secrets.list(), clock::now())
-                && let Err(error) = maps.replace(CLUSTER_INFO, &writes::posting(CONTROLLER_MANAGER), &next).await
-            {
-                tracing::debug!(%error, "cluster-info was not signed");
-            }
-            let _ = tokio::time::timeout(EVERY, wake.notified()).await;
+pub struct BootstrapSigner;
+
+impl Controller for BootstrapSigner {
+    type Key = ();
+    const NAME: &'static str = "bootstrap-signer";
+    const WORKERS: usize = 1;
+
+    async fn listen(shell: &Arc<Shell<Self>>) {
+        shell.on(&shell.informers.bootstrap_tokens, |it, _| it.queue.add(()));
+        shell.on(&shell.informers.cluster_info, |it, _| it.queue.add(()));
+    }
+
+    async fn reconcile(shell: &Arc<Shell<Self>>, (): &()) -> Result<Option<Duration>> {
+        let Some(info) = shell.informers.cluster_info.get(&ObjectKey::new(PUBLIC, CLUSTER_INFO)) else { return Ok(None) };
+        if let Some(next) = signed(&info, &shell.informers.bootstrap_tokens.list(), clock::now()) {
+            writes::replace(&shell.client, &next).await?;
         }
-    });
+        Ok(Some(EVERY))
+    }
 }
 
-/// The cleaner.
-pub fn clean_tokens(context: &Context) {
-    let (client, wake) = (context.client(CLEANER), Arc::new(Notify::new()));
-    let secrets = follow_tokens(&client, context, &wake);
-    context.tasks.spawn(CLEANER, async move {
-        loop {
-            secrets.synced().await;
-            for secret in secrets.list().iter().filter(|it| is_expired(it, clock::now())) {
-                if let Err(error) = remove(&client, secret).await {
-                    tracing::debug!(%error, "an expired token stays");
-                }
-            }
-            let _ = tokio::time::timeout(EVERY, wake.notified()).await;
+pub struct TokenCleaner;
+
+impl Controller for TokenCleaner {
+    type Key = ();
+    const NAME: &'static str = "token-cleaner";
+    const WORKERS: usize = 1;
+
+    async fn listen(shell: &Arc<Shell<Self>>) {
+        shell.on(&shell.informers.bootstrap_tokens, |it, _| it.queue.add(()));
+    }
+
+    async fn reconcile(shell: &Arc<Shell<Self>>, (): &()) -> Result<Option<Duration>> {
+        for secret in shell.informers.bootstrap_tokens.list().iter().filter(|it| is_expired(it, clock::now())) {
+            writes::delete(&shell.client, secret.as_ref(), DeleteParams::default()).await?;
         }
-    });
-}
-
-fn follow_tokens(client: &kube::Client, context: &Context, wake: &Arc<Notify>) -> Informer<Secret> {
-    let tokens = Watch::default().fields(&format!("type={SECRET_TYPE}"));
-    let secrets: Informer<Secret> = Informer::start("bootstrap-tokens", Api::namespaced(client.clone(), NAMESPACE), tokens, &context.tasks);
-    let listener = wake.clone();
-    secrets.subscribe(move |_| listener.notify_one());
-    secrets
-}
-
-async fn remove(client: &kube::Client, secret: &Secret) -> Result<()> {
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
-    let name = secret.metadata.name.as_deref().unwrap_or_default();
-    writes::unless_not_found(secrets.delete(name, &writes::deleting(secret.metadata.uid.as_deref())).await)?;
-    Ok(())
+        Ok(Some(EVERY))
+    }
 }
 
 fn data(secret: &Secret, name: &str) -> String {

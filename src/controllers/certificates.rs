@@ -16,19 +16,15 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
-use kube::{Api, ResourceExt, api::DeleteParams};
+use kube::{ResourceExt, api::DeleteParams};
 
-use super::{Context, Controller};
+use super::Controller;
 use crate::{
     base::{
         clock,
         pki::{self, Request},
     },
-    client::{
-        Informer, ObjectKey, Result,
-        informer::Options as Watch,
-        writes::{self, CONTROLLER_MANAGER},
-    },
+    client::{Informer, ObjectKey, Result, writes},
 };
 
 pub const NODE_CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
@@ -46,16 +42,8 @@ const DECIDED_FOR: SignedDuration = SignedDuration::from_hours(1);
 const PENDING_FOR: SignedDuration = SignedDuration::from_hours(24);
 
 /// Approves the requests of nodes, and removes what is done with.
-pub struct CertificateController {
-    requests: Informer<CertificateSigningRequest>,
-}
+pub struct CertificateController;
 type Shell = super::Shell<CertificateController>;
-
-impl CertificateController {
-    pub fn new(context: &Context) -> Self {
-        Self { requests: Informer::start("certificatesigningrequests", Api::all(context.client(Self::NAME)), Watch::default(), &context.tasks) }
-    }
-}
 
 impl Controller for CertificateController {
     type Key = String;
@@ -63,26 +51,19 @@ impl Controller for CertificateController {
     const WORKERS: usize = 2;
 
     async fn listen(shell: &Arc<Shell>) {
-        shell.on(&shell.own.requests, |it, change| {
-            if !change.is_deleted() && is_pending(change.object()) {
-                it.queue.add(change.object().name_any());
-            }
-        });
-        let cleaner = shell.clone();
-        shell.tasks.spawn("csrcleaner", async move {
-            loop {
-                cleaner.own.requests.synced().await;
-                clean(&cleaner.client, &cleaner.own.requests).await;
-                tokio::time::sleep(CLEAN_EVERY).await;
-            }
-        });
+        shell.on(&shell.informers.certificate_requests, |it, change| it.queue.add(change.object().name_any()));
     }
 
     async fn reconcile(shell: &Arc<Shell>, name: &String) -> Result<Option<Duration>> {
-        match shell.own.requests.get(&ObjectKey::new("", name)).filter(|it| is_pending(it)) {
-            Some(request) => decide(&shell.client, &shell.informers.nodes, &request).await,
-            None => Ok(None),
+        let Some(request) = shell.informers.certificate_requests.get(&ObjectKey::new("", name)) else { return Ok(None) };
+        if is_done_with(&request, clock::now()) {
+            return writes::delete(&shell.client, request.as_ref(), DeleteParams::default()).await.map(|_| None);
         }
+        let again = match is_pending(&request) {
+            true => decide(&shell.client, &shell.informers.nodes, &request).await?,
+            false => None,
+        };
+        Ok(again.or(Some(CLEAN_EVERY)))
     }
 }
 
@@ -152,25 +133,25 @@ async fn may_ask(client: &kube::Client, spec: &CertificateSigningRequestSpec, su
         ..SubjectAccessReviewSpec::default()
     };
     let review = SubjectAccessReview { spec: asked, ..SubjectAccessReview::default() };
-    let answer = Api::<SubjectAccessReview>::all(client.clone()).create(&writes::posting(CONTROLLER_MANAGER), &review).await?;
-    Ok(answer.status.is_some_and(|it| it.allowed))
+    Ok(writes::create(client, &review).await?.status.is_some_and(|it| it.allowed))
 }
 
 async fn approve(client: &kube::Client, request: &CertificateSigningRequest, message: &str) -> Result<()> {
-    let mut approved = request.clone();
-    let now = Time(clock::now());
+    writes::replace_part(client, "approval", &with_condition(request, "Approved", "AutoApproved", message)).await
+}
+
+fn with_condition(request: &CertificateSigningRequest, kind: &str, reason: &str, message: &str) -> CertificateSigningRequest {
+    let (mut next, now) = (request.clone(), Time(clock::now()));
     let condition = CertificateSigningRequestCondition {
-        type_: "Approved".to_owned(),
+        type_: kind.to_owned(),
         status: "True".to_owned(),
-        reason: Some("AutoApproved".to_owned()),
+        reason: Some(reason.to_owned()),
         message: Some(message.to_owned()),
         last_update_time: Some(now.clone()),
         last_transition_time: Some(now),
     };
-    approved.status.get_or_insert_default().conditions.get_or_insert_default().push(condition);
-    let api: Api<CertificateSigningRequest> = Api::all(client.clone());
-    api.replace_subresource("approval", &request.name_any(), &writes::posting(CONTROLLER_MANAGER), &approved).await?;
-    Ok(())
+    next.status.get_or_insert_default().conditions.get_or_insert_default().push(condition);
+    next
 }
 
 /// Why a request is not one that the signer signs; `None` if it is.
@@ -194,15 +175,6 @@ fn problem(signer: &str, request: &Request, spec: &CertificateSigningRequestSpec
         _ => "no signer of this cluster",
     };
     Some(found.to_owned())
-}
-
-async fn clean(client: &kube::Client, requests: &Informer<CertificateSigningRequest>) {
-    let (api, now) = (Api::<CertificateSigningRequest>::all(client.clone()), clock::now());
-    for old in requests.list().iter().filter(|it| is_done_with(it, now)) {
-        if let Err(error) = api.delete(&old.name_any(), &DeleteParams::default()).await {
-            tracing::debug!(%error, "a certificate request stays");
-        }
-    }
 }
 
 /// Decided for an hour, or undecided for a day, or its certificate has expired.

@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{self as metav1, OwnerReference};
 use kube::{
-    Api, Resource, ResourceExt,
+    Resource, ResourceExt,
     api::{ObjectMeta, Patch},
 };
 use serde_json::json;
 
 use crate::{
     client::{
-        Error, ObjectKey, Result,
-        informer::Cached,
-        writes::{self, CONTROLLER_MANAGER},
+        Change, Error, Informer, ObjectKey, Result,
+        informer::{BY_NAMESPACE, BY_OWNER, Cached, orphan_of},
+        writes,
     },
     meta::LabelSelector,
 };
@@ -72,21 +72,37 @@ pub fn claims<K: Resource>(owner: &ObjectMeta, selector: &LabelSelector, objects
     claims
 }
 
-/// Carries out `claims` and returns all that is owned afterwards. Before adopting, the server is asked whether the owner still lives.
-pub async fn settle<O, K>(client: &kube::Client, owner: &O, claims: Claims<K>, finalizers: &[&str]) -> Result<Vec<Arc<K>>>
+/// Which of the owners in `cache` may adopt what has changed, where nobody controls it.
+pub fn adopters<O: Cached, K: Cached>(cache: &Informer<O>, change: &Change<K>, selector: impl Fn(&O) -> Result<LabelSelector>) -> Vec<ObjectKey> {
+    let (object, meta) = (change.object(), change.object().meta());
+    if change.is_deleted() || controller_of(meta).is_some() {
+        return Vec::new();
+    }
+    let near = cache.by(BY_NAMESPACE, meta.namespace.as_deref().unwrap_or_default());
+    near.iter().filter(|it| selector(it).is_ok_and(|it| it.matches(object.labels()))).map(|it| ObjectKey::of(it.as_ref())).collect()
+}
+
+/// What `owner` has of the objects in `cache` that `may_be` its own, after adoption and release.
+pub async fn claim<O, K>(client: &kube::Client, owner: &O, selector: &LabelSelector, cache: &Informer<K>, may_be: impl Fn(&K) -> bool, finalizers: &[&str]) -> Result<Vec<Arc<K>>>
 where
-    O: Cached + Resource<Scope = k8s_openapi::NamespaceResourceScope>,
-    K: Cached + Resource<Scope = k8s_openapi::NamespaceResourceScope>,
+    O: Cached,
+    K: Cached,
 {
-    let namespace = owner.namespace().unwrap_or_default();
-    let objects: Api<K> = Api::namespaced(client.clone(), &namespace);
+    let mut candidates = cache.by(BY_OWNER, &owner.uid().unwrap_or_default());
+    candidates.extend(cache.by(BY_OWNER, &orphan_of(&owner.namespace().unwrap_or_default())));
+    candidates.retain(|it| may_be(it));
+    settle(client, owner, claims(owner.meta(), selector, candidates), finalizers).await
+}
+
+/// Carries out `claims` and returns all that is owned afterwards. Before adopting, the server is asked whether the owner still lives.
+async fn settle<O: Cached, K: Cached>(client: &kube::Client, owner: &O, claims: Claims<K>, finalizers: &[&str]) -> Result<Vec<Arc<K>>> {
     let Claims { mut owned, adopt, release } = claims;
     for object in release {
         let mut metadata = json!({"ownerReferences": [{"$patch": "delete", "uid": owner.uid()}], "uid": object.uid()});
         if !finalizers.is_empty() {
             metadata["$deleteFromPrimitiveList/finalizers"] = json!(finalizers);
         }
-        patch(&objects, &object, metadata).await?;
+        writes::patch(client, object.as_ref(), &Patch::Strategic(json!({"metadata": metadata}))).await?;
     }
     if !adopt.is_empty() {
         ensure_alive(client, owner).await?;
@@ -96,27 +112,19 @@ where
         if !finalizers.is_empty() {
             metadata["finalizers"] = json!(finalizers);
         }
-        if patch(&objects, &object, metadata).await? {
+        if writes::patch(client, object.as_ref(), &Patch::Strategic(json!({"metadata": metadata}))).await? {
             owned.push(object);
         }
     }
     Ok(owned)
 }
 
-async fn ensure_alive<O: Cached + Resource<Scope = k8s_openapi::NamespaceResourceScope>>(client: &kube::Client, owner: &O) -> Result<()> {
-    let owners: Api<O> = Api::namespaced(client.clone(), &owner.namespace().unwrap_or_default());
-    let fresh = owners.get(&owner.name_any()).await?;
+async fn ensure_alive<O: Cached>(client: &kube::Client, owner: &O) -> Result<()> {
+    let fresh = writes::fresh(client, owner).await?;
     if fresh.uid() != owner.uid() || fresh.meta().deletion_timestamp.is_some() {
         return Err(Error::Invalid(format!("{} has just been deleted", owner.name_any())));
     }
     Ok(())
-}
-
-/// Whether the object was still there.
-async fn patch<K: Cached>(objects: &Api<K>, object: &K, metadata: serde_json::Value) -> Result<bool> {
-    let patch = Patch::Strategic(json!({"metadata": metadata}));
-    let patched = objects.patch(&object.name_any(), &writes::patching(CONTROLLER_MANAGER), &patch).await;
-    Ok(writes::unless_not_found(patched)?.is_some())
 }
 
 #[cfg(test)]

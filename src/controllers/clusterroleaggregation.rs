@@ -3,16 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
-use kube::{Api, ResourceExt, api::Patch};
+use kube::{ResourceExt, api::Patch};
 use serde_json::{Value, json};
 
 use super::Controller;
 use crate::{
     api::rbac,
-    client::{
-        Error, ObjectKey, Result,
-        writes::{self, CONTROLLER_MANAGER},
-    },
+    client::{Error, ObjectKey, Result, writes},
 };
 
 /// Many roles that come at once are gathered once.
@@ -36,9 +33,8 @@ impl Controller for ClusterRoleAggregationController {
     async fn reconcile(shell: &Arc<Shell>, key: &ObjectKey) -> Result<Option<Duration>> {
         let Some(role) = shell.informers.cluster_roles.get(key) else { return Ok(None) };
         let Some(rules) = gathered(&role, &shell.informers.cluster_roles.list())? else { return Ok(None) };
-        let roles: Api<ClusterRole> = Api::all(shell.client.clone());
         let patch = Patch::Merge(json!({"metadata": {"resourceVersion": role.resource_version()}, "rules": rules}));
-        writes::unless_not_found(roles.patch(&key.name, &writes::patching(CONTROLLER_MANAGER), &patch).await)?;
+        writes::patch(&shell.client, role.as_ref(), &patch).await?;
         Ok(None)
     }
 }
@@ -46,12 +42,11 @@ impl Controller for ClusterRoleAggregationController {
 /// The rules that the role is to have, if they are not those that it has.
 fn gathered(role: &ClusterRole, all: &[Arc<ClusterRole>]) -> Result<Option<Vec<PolicyRule>>> {
     let Some(rule) = &role.aggregation_rule else { return Ok(None) };
-    let value = |it: &ClusterRole| serde_json::to_value(it).map_err(|error| Error::Invalid(error.to_string()));
-    let rule = serde_json::to_value(rule).map_err(|error| Error::Invalid(error.to_string()))?;
+    let wrong = |error: serde_json::Error| Error::Invalid(error.to_string());
     let mut all: Vec<&Arc<ClusterRole>> = all.iter().collect();
     all.sort_by_key(|it| it.name_any());
-    let all = all.into_iter().map(|it| value(it)).collect::<Result<Vec<Value>>>()?;
-    let rules = Value::Array(rbac::aggregate(&role.name_any(), &rule, &all));
-    let rules: Vec<PolicyRule> = serde_json::from_value(rules).map_err(|error| Error::Invalid(error.to_string()))?;
+    let all = all.into_iter().map(|it| serde_json::to_value(it.as_ref())).collect::<std::result::Result<Vec<Value>, _>>().map_err(wrong)?;
+    let rules = Value::Array(rbac::aggregate(&role.name_any(), &serde_json::to_value(rule).map_err(wrong)?, &all));
+    let rules: Vec<PolicyRule> = serde_json::from_value(rules).map_err(wrong)?;
     Ok(Some(rules).filter(|it| *it != role.rules.clone().unwrap_or_default()))
 }

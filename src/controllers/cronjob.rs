@@ -4,8 +4,8 @@ pub mod plan;
 
 use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::api::batch::v1::{CronJob, CronJobStatus, Job};
-use kube::{Api, ResourceExt};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
+use kube::{ResourceExt, api::DeleteParams};
 
 use self::plan::{Plan, plan, started};
 use super::{
@@ -15,9 +15,9 @@ use super::{
 use crate::{
     base::clock,
     client::{
-        Error, EventType, ObjectKey, Result,
+        EventType, ObjectKey, Result,
         informer::BY_OWNER,
-        writes::{self, CONTROLLER_MANAGER},
+        writes,
     },
 };
 
@@ -53,7 +53,7 @@ impl Controller for CronJobController {
         {
             started(&mut status, &made, at);
         }
-        shell.write_status(&cron, status).await?;
+        writes::status(&shell.client, cron.as_ref(), &CronJob { status: Some(status), ..CronJob::clone(&cron) }).await?;
         Ok(again)
     }
 }
@@ -66,26 +66,26 @@ impl Shell {
             if jobs.iter().any(|it| it.metadata.uid == reference.uid) {
                 continue;
             }
-            let found = self.jobs(cron).get_opt(reference.name.as_deref().unwrap_or_default()).await?;
+            let found = self.job(cron, reference.name.as_deref().unwrap_or_default()).await?;
             jobs.extend(found.filter(|it| it.metadata.uid == reference.uid).map(Arc::new));
         }
         Ok(())
     }
 
-    fn jobs(&self, cron: &CronJob) -> Api<Job> {
-        Api::namespaced(self.client.clone(), &cron.namespace().unwrap_or_default())
+    async fn job(&self, cron: &CronJob, name: &str) -> Result<Option<Job>> {
+        Ok(writes::api(&self.client, &cron.namespace().unwrap_or_default()).get_opt(name).await?)
     }
 
     /// The Job made, or the one that was made before and not noted; nothing if another's has the name.
     async fn create(&self, cron: &CronJob, job: &Job) -> Result<Option<Job>> {
         let name = job.name_any();
-        match self.jobs(cron).create(&writes::posting(CONTROLLER_MANAGER), job).await.map_err(Error::from) {
+        match writes::create(&self.client, job).await {
             Ok(made) => {
                 self.events.event(cron, EventType::Normal, "SuccessfulCreate", format!("Created job {name}"));
                 Ok(Some(made))
             }
             Err(error) if error.is_already_exists() => {
-                let present = self.jobs(cron).get_opt(&name).await?;
+                let present = self.job(cron, &name).await?;
                 Ok(present.filter(|it| controller_of(&it.metadata).is_some_and(|owner| Some(&owner.uid) == cron.metadata.uid.as_ref())))
             }
             Err(error) if error.is_namespace_terminating() => Ok(None),
@@ -97,18 +97,9 @@ impl Shell {
     }
 
     async fn delete(&self, cron: &CronJob, job: &Job) -> Result<()> {
-        let name = job.name_any();
-        let options = kube::api::DeleteParams { propagation_policy: Some(kube::api::PropagationPolicy::Background), ..writes::deleting(job.metadata.uid.as_deref()) };
-        if writes::unless_not_found(self.jobs(cron).delete(&name, &options).await)?.is_some() {
-            self.events.event(cron, EventType::Normal, "SuccessfulDelete", format!("Deleted job {name}"));
+        if writes::delete(&self.client, job, DeleteParams::background()).await? {
+            self.events.event(cron, EventType::Normal, "SuccessfulDelete", format!("Deleted job {}", job.name_any()));
         }
         Ok(())
-    }
-
-    async fn write_status(&self, cron: &CronJob, status: CronJobStatus) -> Result<()> {
-        if cron.status.clone().unwrap_or_default() == status {
-            return Ok(());
-        }
-        writes::status(&self.client, CONTROLLER_MANAGER, &CronJob { status: Some(status), ..cron.clone() }).await
     }
 }

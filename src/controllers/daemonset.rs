@@ -4,7 +4,7 @@ pub mod plan;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,21 +13,17 @@ use k8s_openapi::api::{
     core::v1::{Node, Pod},
 };
 use kube::ResourceExt;
+use parking_lot::Mutex;
 
 use self::plan::{Plan, View, by_node};
 use super::{
-    Controller,
-    claims::{self, controller_of},
+    Controller, claims,
     history::{self, REVISION_HASH, Subject},
     pods,
 };
 use crate::{
     base::{backoff::Backoff, clock},
-    client::{
-        Change, EventType, ObjectKey, Result,
-        informer::{BY_NAMESPACE, BY_OWNER, orphan_of},
-        writes::{self, CONTROLLER_MANAGER},
-    },
+    client::{Change, EventType, ObjectKey, Result, writes},
     meta::LabelSelector,
 };
 
@@ -74,7 +70,7 @@ impl Controller for DaemonSetController {
         let history = history::settle(&shell.client, &shell.informers.controller_revisions, &subject).await?;
         let hash = history.update.labels().get(REVISION_HASH).cloned().unwrap_or_default();
         let is_current = shell.expectations.are_satisfied(key);
-        let owned = shell.claim(&set, &selector).await?;
+        let owned = claims::claim(&shell.client, set.as_ref(), &selector, &shell.informers.pods, |_| true, &[]).await?;
         let pods = by_node(owned.clone());
         let nodes = shell.informers.nodes.list();
         let view = View { set: &set, hash: &hash, nodes: &nodes, now: clock::now() };
@@ -86,7 +82,7 @@ impl Controller for DaemonSetController {
             }
         }
         let status = DaemonSetStatus { collision_count: Some(history.collisions).filter(|it| *it > 0), ..view.status(&pods) };
-        shell.write_status(&set, status.clone()).await?;
+        writes::status(&shell.client, set.as_ref(), &DaemonSet { status: Some(status.clone()), ..DaemonSet::clone(&set) }).await?;
         let live = |it: &ControllerRevision| owned.iter().any(|pod| pod.labels().get(REVISION_HASH) == it.labels().get(REVISION_HASH));
         history::truncate(&shell.client, &history, spec.revision_history_limit.unwrap_or(10), live).await?;
         let is_waiting = status.number_ready != status.number_available.unwrap_or(0);
@@ -100,7 +96,7 @@ impl Shell {
         let key = ObjectKey::of(change.object().as_ref());
         if change.is_deleted() || change.old().is_some_and(|old| old.metadata.uid != change.object().metadata.uid) {
             self.expectations.forget(&key);
-            self.pauses().retain(|(set, _), _| *set != key);
+            self.own.pauses.lock().retain(|(set, _), _| *set != key);
         }
         self.queue.add(key);
     }
@@ -110,33 +106,21 @@ impl Shell {
         let node = change.object();
         let is_same = |old: &Arc<Node>| old.metadata.labels == node.metadata.labels && old.spec == node.spec;
         if change.is_deleted() || !change.old().is_some_and(is_same) {
-            self.informers.daemon_sets.list().iter().for_each(|it| self.queue.add(ObjectKey::of(it.as_ref())));
+            self.queue.add_all(self.informers.daemon_sets.list().iter().map(|it| ObjectKey::of(it.as_ref())));
         }
     }
 
     fn pod_changed(&self, change: &Change<Pod>) {
-        let pod = change.object();
         if let Some(old) = change.old().and_then(|it| claims::owner_key::<DaemonSet>(&it.metadata)) {
             self.queue.add_after(old, COALESCE);
         }
-        if let Some(key) = claims::owner_key::<DaemonSet>(&pod.metadata) {
-            self.observe(&key, change);
-            return self.queue.add_after(key, COALESCE);
-        }
-        if change.is_deleted() || controller_of(&pod.metadata).is_some() || pod.labels().is_empty() {
-            return;
-        }
-        for set in self.informers.daemon_sets.by(BY_NAMESPACE, pod.metadata.namespace.as_deref().unwrap_or_default()) {
-            if selector(&set).is_ok_and(|it| it.matches(pod.labels())) {
-                self.queue.add(ObjectKey::of(set.as_ref()));
+        match claims::owner_key::<DaemonSet>(&change.object().metadata) {
+            Some(key) => {
+                self.observe(&key, change);
+                self.queue.add_after(key, COALESCE);
             }
+            None => self.queue.add_all(claims::adopters(&self.informers.daemon_sets, change, selector)),
         }
-    }
-
-    async fn claim(&self, set: &DaemonSet, selector: &LabelSelector) -> Result<Vec<Arc<Pod>>> {
-        let mut candidates = self.informers.pods.by(BY_OWNER, &set.uid().unwrap_or_default());
-        candidates.extend(self.informers.pods.by(BY_OWNER, &orphan_of(&set.namespace().unwrap_or_default())));
-        claims::settle(&self.client, set, claims::claims(&set.metadata, selector, candidates), &[]).await
     }
 
     /// Carries out a plan. Returns when to look again at pods that fail too often to be replaced at once.
@@ -166,7 +150,7 @@ impl Shell {
         if pods::phase(pod) != "Failed" {
             return None;
         }
-        let mut pauses = self.pauses();
+        let mut pauses = self.own.pauses.lock();
         let now = Instant::now();
         let new = || Pause { backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE), until: now };
         let pause = pauses.entry((key.clone(), pods::node_name(pod).to_owned())).or_insert_with(new);
@@ -188,17 +172,6 @@ impl Shell {
         };
         let message = format!("Found {word} daemon pod {namespace}/{name} on node {node}, will try to {verb} it");
         self.events.event(set, kind, reason, message);
-    }
-
-    async fn write_status(&self, set: &DaemonSet, status: DaemonSetStatus) -> Result<()> {
-        if set.status.as_ref() == Some(&status) {
-            return Ok(());
-        }
-        writes::status(&self.client, CONTROLLER_MANAGER, &DaemonSet { status: Some(status), ..set.clone() }).await
-    }
-
-    fn pauses(&self) -> std::sync::MutexGuard<'_, HashMap<(ObjectKey, String), Pause>> {
-        self.own.pauses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

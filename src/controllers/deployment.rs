@@ -9,7 +9,7 @@ use k8s_openapi::api::{
     apps::v1::{Deployment, DeploymentCondition, ReplicaSet},
     core::v1::Pod,
 };
-use kube::{Api, ResourceExt};
+use kube::{ResourceExt, api::DeleteParams};
 
 use self::rollout::{Action, Plan};
 use super::{
@@ -19,11 +19,8 @@ use super::{
 };
 use crate::{
     base::clock,
-    client::{
-        Change, Error, EventType, ObjectKey, Result,
-        informer::{BY_NAMESPACE, BY_OWNER, orphan_of},
-        writes::{self, CONTROLLER_MANAGER},
-    },
+    client::{Change, Error, EventType, ObjectKey, Result, informer::BY_OWNER, writes},
+    meta::LabelSelector,
 };
 
 pub struct DeploymentController;
@@ -47,11 +44,7 @@ impl Controller for DeploymentController {
         if spec.selector == Default::default() {
             return shell.refuse_to_select_all(&deployment).await;
         }
-        let selector = claims::selector_of(&spec.selector)?;
-        let mut candidates = shell.informers.replica_sets.by(BY_OWNER, &deployment.uid().unwrap_or_default());
-        candidates.extend(shell.informers.replica_sets.by(BY_OWNER, &orphan_of(&key.namespace)));
-        let claims = claims::claims(&deployment.metadata, &selector, candidates);
-        let owned = claims::settle(&shell.client, deployment.as_ref(), claims, &[]).await?;
+        let owned = claims::claim(&shell.client, deployment.as_ref(), &selector(&deployment)?, &shell.informers.replica_sets, |_| true, &[]).await?;
         let runs_pods = |set: &ReplicaSet| {
             let pods = shell.informers.pods.by(BY_OWNER, &set.uid().unwrap_or_default());
             pods.iter().any(|it| !pods::is_terminal(it))
@@ -63,26 +56,9 @@ impl Controller for DeploymentController {
 
 impl Shell {
     fn set_changed(&self, change: &Change<ReplicaSet>) {
-        let set = change.object();
-        let owner = |set: &ReplicaSet| -> Option<ObjectKey> {
-            let owner = controller_of(&set.metadata).filter(|it| it.kind == "Deployment")?;
-            Some(ObjectKey::new(set.namespace().unwrap_or_default(), owner.name.clone()))
-        };
-        change.old().and_then(|it| owner(it)).into_iter().for_each(|key| self.queue.add(key));
-        match owner(set) {
-            Some(key) => self.queue.add(key),
-            None if !change.is_deleted() => self.orphan_changed(set),
-            None => (),
-        }
-    }
-
-    fn orphan_changed(&self, set: &ReplicaSet) {
-        for deployment in self.informers.deployments.by(BY_NAMESPACE, &set.namespace().unwrap_or_default()) {
-            let selector = deployment.spec.as_ref().map(|it| claims::selector_of(&it.selector));
-            if selector.and_then(Result::ok).is_some_and(|it| it.matches(set.labels())) {
-                self.queue.add(ObjectKey::of(deployment.as_ref()));
-            }
-        }
+        let sets = [change.old(), Some(change.object())].into_iter().flatten();
+        self.queue.add_all(sets.filter_map(|it| claims::owner_key::<Deployment>(&it.metadata)));
+        self.queue.add_all(claims::adopters(&self.informers.deployments, change, selector));
     }
 
     /// A Recreate deployment waits for the last of its old pods.
@@ -91,11 +67,8 @@ impl Shell {
         if !change.is_deleted() && !pods::is_terminal(pod) {
             return;
         }
-        let Some(set) = controller_of(&pod.metadata).filter(|it| it.kind == "ReplicaSet") else { return };
-        let set = self.informers.replica_sets.get(&ObjectKey::new(pod.namespace().unwrap_or_default(), set.name.clone()));
-        let Some(set) = set else { return };
-        let Some(owner) = controller_of(&set.metadata) else { return };
-        let key = ObjectKey::new(pod.namespace().unwrap_or_default(), owner.name.clone());
+        let set = claims::owner_key::<ReplicaSet>(&pod.metadata).and_then(|it| self.informers.replica_sets.get(&it));
+        let Some(key) = set.and_then(|it| claims::owner_key::<Deployment>(&it.metadata)) else { return };
         let is_recreate =
             |it: &Deployment| it.spec.as_ref().and_then(|it| it.strategy.as_ref()).and_then(|it| it.type_.as_deref()) == Some("Recreate");
         if self.informers.deployments.get(&key).is_some_and(|it| is_recreate(&it)) {
@@ -108,9 +81,7 @@ impl Shell {
         self.events.event(deployment, EventType::Warning, "SelectingAll", message);
         let mut next = deployment.clone();
         next.status.get_or_insert_default().observed_generation = deployment.metadata.generation;
-        if next != *deployment {
-            self.write_status(&next).await?;
-        }
+        writes::status(&self.client, deployment, &next).await?;
         Ok(None)
     }
 
@@ -119,21 +90,17 @@ impl Shell {
         for action in plan.actions {
             self.perform(&plan.deployment, action).await?;
         }
-        if plan.deployment != *deployment {
-            self.write_status(&plan.deployment).await?;
-        }
+        writes::status(&self.client, deployment, &plan.deployment).await?;
         Ok(plan.again)
     }
 
     async fn perform(&self, deployment: &Deployment, action: Action) -> Result<()> {
-        let sets: Api<ReplicaSet> = Api::namespaced(self.client.clone(), &deployment.namespace().unwrap_or_default());
-        let posting = writes::posting(CONTROLLER_MANAGER);
         match action {
-            Action::Create(set) => self.create(deployment, &sets, set).await,
-            Action::Update(set) => sets.replace(&set.name_any(), &posting, &set).await.map(|_| ()).map_err(Error::from),
-            Action::Delete(set) => writes::unless_not_found(sets.delete(&set.name_any(), &writes::deleting(None)).await).map(|_| ()),
+            Action::Create(set) => self.create(deployment, set).await,
+            Action::Update(set) => writes::replace(&self.client, &set).await,
+            Action::Delete(set) => writes::delete(&self.client, &set, DeleteParams::default()).await.map(drop),
             Action::Scale { set, from, to } => {
-                sets.replace(&set.name_any(), &posting, &set).await?;
+                writes::replace(&self.client, &set).await?;
                 if from != to {
                     self.tell_scaled(deployment, &set.name_any(), from, to);
                 }
@@ -148,13 +115,13 @@ impl Shell {
         self.events.event(deployment, EventType::Normal, "ScalingReplicaSet", message);
     }
 
-    async fn create(&self, deployment: &Deployment, sets: &Api<ReplicaSet>, set: ReplicaSet) -> Result<()> {
+    async fn create(&self, deployment: &Deployment, set: ReplicaSet) -> Result<()> {
         let name = set.name_any();
         let count = set.spec.as_ref().and_then(|it| it.replicas).unwrap_or(0);
-        match sets.create(&writes::posting(CONTROLLER_MANAGER), &set).await.map_err(Error::from) {
+        match writes::create(&self.client, &set).await {
             Ok(_) if count > 0 => self.tell_scaled(deployment, &name, 0, count),
             Ok(_) => (),
-            Err(error) if error.is_already_exists() => return self.check_collision(deployment, sets, &name, error).await,
+            Err(error) if error.is_already_exists() => return self.check_collision(deployment, &set, error).await,
             Err(error) if error.is_namespace_terminating() => return Err(error),
             Err(error) => return Err(self.tell_failed(deployment, &name, error).await),
         }
@@ -162,16 +129,16 @@ impl Shell {
     }
 
     /// A ReplicaSet of that name is either ours, not yet seen, or of another template with the same hash.
-    async fn check_collision(&self, deployment: &Deployment, sets: &Api<ReplicaSet>, name: &str, error: Error) -> Result<()> {
-        let present = sets.get(name).await?;
+    async fn check_collision(&self, deployment: &Deployment, set: &ReplicaSet, error: Error) -> Result<()> {
+        let present = writes::fresh(&self.client, set).await?;
         let is_ours = controller_of(&present.metadata).is_some_and(|it| Some(&it.uid) == deployment.metadata.uid.as_ref());
         if is_ours && template::is_of(deployment, &present) {
             return Ok(());
         }
-        let mut next = self.fresh(deployment).await?;
+        let mut next = writes::fresh(&self.client, deployment).await?;
         let count = &mut next.status.get_or_insert_default().collision_count;
         *count = Some(count.unwrap_or(0) + 1);
-        self.write_status(&next).await?;
+        writes::replace_part(&self.client, "status", &next).await?;
         Err(error)
     }
 
@@ -179,27 +146,20 @@ impl Shell {
         let message = format!("Failed to create new replica set \"{name}\": {}", error.message());
         self.events.event(deployment, EventType::Warning, "ReplicaSetCreateError", message.clone());
         if rollout::deadline(deployment).is_some()
-            && let Ok(mut next) = self.fresh(deployment).await
+            && let Ok(mut next) = writes::fresh(&self.client, deployment).await
         {
             let condition = rollout::new_condition("Progressing", "False", "ReplicaSetCreateError", &message, clock::now());
             rollout::set_condition(next.status.get_or_insert_default(), condition);
-            if let Err(error) = self.write_status(&next).await {
+            if let Err(error) = writes::replace_part(&self.client, "status", &next).await {
                 tracing::debug!(%error, "the failure was not written into the status");
             }
         }
         error
     }
+}
 
-    async fn fresh(&self, deployment: &Deployment) -> Result<Deployment> {
-        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), &deployment.namespace().unwrap_or_default());
-        Ok(deployments.get(&deployment.name_any()).await?)
-    }
-
-    async fn write_status(&self, deployment: &Deployment) -> Result<()> {
-        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), &deployment.namespace().unwrap_or_default());
-        deployments.replace_status(&deployment.name_any(), &writes::posting(CONTROLLER_MANAGER), deployment).await?;
-        Ok(())
-    }
+fn selector(deployment: &Deployment) -> Result<LabelSelector> {
+    claims::selector_of(&deployment.spec.as_ref().map(|it| it.selector.clone()).unwrap_or_default())
 }
 
 /// The condition `kind` of a status.

@@ -20,18 +20,14 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Resource, ResourceExt,
-    api::{ApiResource, DynamicObject, GroupVersionKind},
+    api::{DynamicObject, GroupVersionKind},
 };
 
-use super::{Context, Controller, claims, pods};
+use super::{Controller, claims, pods};
 use crate::{
     base::clock,
-    client::{
-        Change, Error, EventType, Informer, ObjectKey, Result,
-        informer::{BY_NAMESPACE, Options, namespace_of},
-        writes::{self, CONTROLLER_MANAGER},
-    },
-    meta::{LabelSelector, cron::until},
+    client::{Change, Error, EventType, ObjectKey, Result, informer::BY_NAMESPACE, writes},
+    meta::{LabelSelector, cron::until, object::split_api_version},
 };
 
 /// Changes of pods within so short a time become one count.
@@ -40,17 +36,8 @@ const COALESCE: Duration = Duration::from_millis(20);
 const DELETION_TIMEOUT: SignedDuration = SignedDuration::from_secs(2 * 60);
 const CONDITION: &str = "DisruptionAllowed";
 
-pub struct DisruptionController {
-    budgets: Informer<PodDisruptionBudget>,
-}
+pub struct DisruptionController;
 type Shell = super::Shell<DisruptionController>;
-
-impl DisruptionController {
-    pub fn new(context: &Context) -> Self {
-        let by_namespace = Options::default().index(BY_NAMESPACE, namespace_of);
-        Self { budgets: Informer::start("poddisruptionbudgets", Api::all(context.client(Self::NAME)), by_namespace, &context.tasks) }
-    }
-}
 
 impl Controller for DisruptionController {
     type Key = ObjectKey;
@@ -58,12 +45,12 @@ impl Controller for DisruptionController {
     const WORKERS: usize = 2;
 
     async fn listen(shell: &Arc<Shell>) {
-        shell.queue_each(&shell.own.budgets);
+        shell.queue_each(&shell.informers.disruption_budgets);
         shell.on(&shell.informers.pods, Shell::pod_changed);
     }
 
     async fn reconcile(shell: &Arc<Shell>, key: &ObjectKey) -> Result<Option<Duration>> {
-        let Some(budget) = shell.own.budgets.get(key) else { return Ok(None) };
+        let Some(budget) = shell.informers.disruption_budgets.get(key) else { return Ok(None) };
         let selector = selector(&budget)?;
         let mut chosen = shell.informers.pods.by(BY_NAMESPACE, &key.namespace);
         chosen.retain(|it| selector.matches(it.labels()));
@@ -76,7 +63,8 @@ impl Controller for DisruptionController {
             Ok(expected) => status(&budget, &chosen, *expected, now),
             Err(error) => failed(&budget, &error.message(), now),
         };
-        shell.write_status(&budget, &status).await?;
+        let next = PodDisruptionBudget { status: Some(status.clone()), ..PodDisruptionBudget::clone(&budget) };
+        writes::status(&shell.client, budget.as_ref(), &next).await?;
         if let Err(error) = counted {
             let message = format!("Failed to calculate the number of expected pods: {}", error.message());
             shell.events.event(budget.as_ref(), EventType::Warning, "CalculateExpectedPodCountFailed", message);
@@ -90,7 +78,7 @@ impl Controller for DisruptionController {
 impl Shell {
     fn pod_changed(&self, change: &Change<Pod>) {
         let pod = change.object();
-        for budget in self.own.budgets.by(BY_NAMESPACE, pod.metadata.namespace.as_deref().unwrap_or_default()) {
+        for budget in self.informers.disruption_budgets.by(BY_NAMESPACE, pod.metadata.namespace.as_deref().unwrap_or_default()) {
             let is_chosen = |pod: &Pod| selector(&budget).is_ok_and(|it| it.matches(pod.labels()));
             if is_chosen(pod) || change.old().is_some_and(|it| is_chosen(it)) {
                 self.queue.add_after(ObjectKey::of(budget.as_ref()), COALESCE);
@@ -150,23 +138,11 @@ impl Shell {
             }
             return Ok(Some((owner.uid.clone(), set.spec.as_ref().and_then(|it| it.replicas).unwrap_or(1))));
         }
-        let resource = self.resource(owner).await?;
+        let (group, version) = split_api_version(&owner.api_version);
+        let (resource, _) = kube::discovery::pinned_kind(&self.client, &GroupVersionKind::gvk(group, version, &owner.kind)).await?;
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &resource);
         let scale = writes::unless_not_found(api.get_scale(&owner.name).await)?;
         Ok(scale.map(|it| (owner.uid.clone(), it.spec.and_then(|it| it.replicas).unwrap_or(0))))
-    }
-
-    async fn resource(&self, owner: &OwnerReference) -> Result<ApiResource> {
-        let (group, version) = owner.api_version.rsplit_once('/').unwrap_or(("", &owner.api_version));
-        let kind = GroupVersionKind::gvk(group, version, &owner.kind);
-        Ok(kube::discovery::pinned_kind(&self.client, &kind).await?.0)
-    }
-
-    async fn write_status(&self, budget: &PodDisruptionBudget, status: &PodDisruptionBudgetStatus) -> Result<()> {
-        if budget.status.as_ref() == Some(status) {
-            return Ok(());
-        }
-        writes::status(&self.client, CONTROLLER_MANAGER, &PodDisruptionBudget { status: Some(status.clone()), ..budget.clone() }).await
     }
 }
 

@@ -3,20 +3,20 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Pod, Service};
-use kube::{Api, ResourceExt, api::ObjectMeta};
+use kube::{
+    ResourceExt,
+    api::{DeleteParams, ObjectMeta},
+};
 
 use super::{
     Controller,
     endpointslice::{
-        endpoint::{self, HEADLESS, Source},
+        endpoint::{self, Source},
         selected, services_of,
     },
     pods,
 };
-use crate::client::{
-    Error, ObjectKey, Result,
-    writes::{self, CONTROLLER_MANAGER},
-};
+use crate::client::{ObjectKey, Result, writes};
 
 /// `maxCapacity`: the rest is left out and the object marked as truncated.
 const ADDRESSES_MOST: usize = 1000;
@@ -41,11 +41,10 @@ impl Controller for EndpointsController {
     }
 
     async fn reconcile(shell: &Arc<Shell>, key: &ObjectKey) -> Result<Option<Duration>> {
-        let api: Api<Endpoints> = Api::namespaced(shell.client.clone(), &key.namespace);
         let present = shell.informers.endpoints.get(key);
         let Some(service) = shell.informers.services.get(key) else {
-            if present.is_some() {
-                writes::unless_not_found(api.delete(&key.name, &writes::deleting(None)).await)?;
+            if let Some(present) = present {
+                writes::delete(&shell.client, present.as_ref(), DeleteParams::default()).await?;
             }
             return Ok(None);
         };
@@ -53,12 +52,11 @@ impl Controller for EndpointsController {
             return Ok(None);
         }
         let Some(next) = plan(&service, &selected(&service, &shell.informers), present.as_deref()) else { return Ok(None) };
-        let posting = writes::posting(CONTROLLER_MANAGER);
         let written = match present {
-            Some(_) => api.replace(&key.name, &posting, &next).await,
-            None => api.create(&posting, &next).await,
+            Some(_) => writes::replace(&shell.client, &next).await,
+            None => writes::create(&shell.client, &next).await.map(drop),
         };
-        match written.map_err(Error::from) {
+        match written {
             Err(error) if !error.is_namespace_terminating() => Err(error),
             _ => Ok(None),
         }
@@ -73,7 +71,7 @@ fn plan(service: &Service, pods: &[Arc<Pod>], present: Option<&Endpoints>) -> Op
         namespace: service.namespace(),
         ..ObjectMeta::default()
     });
-    metadata.labels = Some(labels(service));
+    metadata.labels = Some(endpoint::labels(service, [(MANAGED_BY, MANAGER)]));
     let subsets = Some(subsets).filter(|it| !it.is_empty());
     let is_same = present.is_some_and(|it| it.subsets == subsets && it.metadata.labels == metadata.labels);
     if is_same {
@@ -88,16 +86,6 @@ fn plan(service: &Service, pods: &[Arc<Pod>], present: Option<&Endpoints>) -> Op
         annotations.insert(TRIGGER_TIME.to_owned(), at);
     }
     Some(Endpoints { metadata, subsets })
-}
-
-fn labels(service: &Service) -> BTreeMap<String, String> {
-    let mut labels = service.labels().clone();
-    labels.remove(HEADLESS);
-    if endpoint::is_headless(service) {
-        labels.insert(HEADLESS.to_owned(), String::new());
-    }
-    labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
-    labels
 }
 
 /// Addresses with the same ports stand together, sorted, the ready apart from the others.

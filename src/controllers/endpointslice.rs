@@ -8,21 +8,27 @@ use k8s_openapi::api::{
     core::v1::{Node, Pod, Service},
     discovery::v1::{Endpoint, EndpointPort, EndpointSlice},
 };
-use kube::{Api, ResourceExt, api::ObjectMeta};
+use kube::{
+    ResourceExt,
+    api::{DeleteParams, ObjectMeta},
+};
 
-use self::endpoint::{HEADLESS, Source};
-use super::{BY_SERVICE, Controller, Informers, claims::controller_ref, pods::{self, Control}};
+use self::endpoint::Source;
+use super::{
+    Controller, Informers,
+    claims::controller_ref,
+    pods::{self, Control},
+};
 use crate::client::{
-    Change, Error, EventType, ObjectKey, Result,
-    informer::BY_NAMESPACE,
-    writes::{self, CONTROLLER_MANAGER},
+    Change, EventType, ObjectKey, Result,
+    informer::{BY_NAMESPACE, BY_SERVICE, SERVICE_NAME, service_key},
+    writes,
 };
 
 /// `defaultMaxEndpointsPerSlice`.
 const ENDPOINTS_MOST: usize = 100;
 /// Changes of pods within so short a time become one update.
 const COALESCE: Duration = Duration::from_millis(20);
-pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 pub const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
@@ -51,7 +57,7 @@ impl Controller for EndpointSliceController {
         }
         let pods = selected(&service, &shell.informers);
         let mut slices = shell.informers.endpoint_slices.by(BY_SERVICE, &key.to_string());
-        slices.retain(|it| is_ours(it) && it.metadata.deletion_timestamp.is_none());
+        slices.retain(|it| is_of(it, MANAGER) && it.metadata.deletion_timestamp.is_none());
         let zone = |node: &str| shell.informers.nodes.get(&ObjectKey::new("", node)).and_then(|it| it.labels().get(endpoint::ZONE).cloned());
         let actions = plan(&service, &pods, &slices, zone);
         let performed = perform(shell, key, stamped(actions, endpoint::trigger_time(&service, &pods))).await;
@@ -70,123 +76,134 @@ pub enum Action {
     Delete(Arc<EndpointSlice>),
 }
 
+/// Endpoints that are wanted behind equal ports, by an id of each.
+#[derive(Default)]
+pub struct Group {
+    pub ports: Vec<EndpointPort>,
+    pub endpoints: BTreeMap<String, Endpoint>,
+}
+
+/// Groups by family and ports.
+pub type Groups = BTreeMap<(String, String), Group>;
+
+/// Under what a group stands; the order of ports tells nothing.
+pub fn group_key(family: &str, ports: &[EndpointPort]) -> (String, String) {
+    let mut ports: Vec<String> = ports.iter().map(|it| serde_json::to_string(it).unwrap_or_default()).collect();
+    ports.sort();
+    (family.to_owned(), ports.join(","))
+}
+
 /// What makes `slices` (this controller's, of this service) show `pods`.
 pub fn plan(service: &Service, pods: &[Arc<Pod>], slices: &[Arc<EndpointSlice>], zone: impl Fn(&str) -> Option<String>) -> Vec<Action> {
-    let families = endpoint::address_types(service);
-    let strays = slices.iter().filter(|it| !families.contains(&it.address_type.as_str()));
-    let mut actions: Vec<Action> = strays.map(|it| Action::Delete(it.clone())).collect();
-    for family in families {
-        let of_family: Vec<_> = slices.iter().filter(|it| it.address_type == family).cloned().collect();
-        actions.extend(plan_family(service, pods, &of_family, family, &zone));
+    let mut groups = Groups::new();
+    for family in endpoint::address_types(service) {
+        let mut own = Groups::new();
+        for source in pods.iter().map(|pod| Source { service, pod }) {
+            if let Some(endpoint) = source.endpoint(family, &zone) {
+                let ports = source.ports();
+                let group = own.entry(group_key(family, &ports)).or_insert_with(|| Group { ports, ..Group::default() });
+                group.endpoints.insert(source.pod.uid().unwrap_or_default(), endpoint);
+            }
+        }
+        if own.is_empty() {
+            own.insert(group_key(family, &[]), Group::default());
+        }
+        groups.extend(own);
     }
-    actions
+    let metadata = ObjectMeta {
+        generate_name: Some(format!("{}-", service.name_any())),
+        namespace: service.namespace(),
+        labels: Some(endpoint::labels(service, [(SERVICE_NAME, &service.name_any()), (MANAGED_BY, MANAGER)])),
+        owner_references: Some(vec![controller_ref(service)]),
+        ..ObjectMeta::default()
+    };
+    let id = |it: &Endpoint| it.target_ref.as_ref().and_then(|it| it.uid.clone()).unwrap_or_default();
+    Slices { metadata, annotations: None, most: ENDPOINTS_MOST, id }.plan(groups, slices)
 }
 
-fn plan_family(
-    service: &Service,
-    pods: &[Arc<Pod>],
-    slices: &[Arc<EndpointSlice>],
-    family: &str,
-    zone: &impl Fn(&str) -> Option<String>,
-) -> Vec<Action> {
-    let mut groups: BTreeMap<String, (Vec<EndpointPort>, BTreeMap<String, Endpoint>)> = BTreeMap::new();
-    for pod in pods {
-        let source = Source { service, pod };
-        if let Some(endpoint) = source.endpoint(family, zone) {
-            let ports = source.ports();
-            let key = serde_json::to_string(&ports).unwrap_or_default();
-            groups.entry(key).or_insert_with(|| (ports, BTreeMap::new())).1.insert(pod.uid().unwrap_or_default(), endpoint);
-        }
-    }
-    if groups.is_empty() {
-        groups.insert("[]".to_owned(), (Vec::new(), BTreeMap::new()));
-    }
-    let mut actions = Vec::new();
-    let key_of = |it: &EndpointSlice| serde_json::to_string(&it.ports.clone().unwrap_or_default()).unwrap_or_default();
-    actions.extend(slices.iter().filter(|it| !groups.contains_key(&key_of(it))).map(|it| Action::Delete(it.clone())));
-    for (key, (ports, wanted)) in groups {
-        let present: Vec<_> = slices.iter().filter(|it| key_of(it) == key).cloned().collect();
-        actions.extend(fill(service, family, &ports, wanted, present));
-    }
-    actions
+/// What the slices of one owner have in common (`reconciler` of staging endpointslice).
+pub struct Slices {
+    /// Of a new slice.
+    pub metadata: ObjectMeta,
+    /// The annotations of all; without, each keeps its own.
+    pub annotations: Option<BTreeMap<String, String>>,
+    /// The endpoints in one slice.
+    pub most: usize,
+    pub id: fn(&Endpoint) -> String,
 }
 
-/// Keeps endpoints in the slices where they are, fills free places with new ones, and makes and drops slices as needed.
-fn fill(
-    service: &Service,
-    family: &str,
-    ports: &[EndpointPort],
-    mut wanted: BTreeMap<String, Endpoint>,
-    present: Vec<Arc<EndpointSlice>>,
-) -> Vec<Action> {
-    let is_empty = wanted.is_empty();
-    let mut next: Vec<EndpointSlice> = present.iter().map(|it| kept(it, service, &mut wanted)).collect();
-    let mut new: Vec<Endpoint> = wanted.into_values().collect();
-    for endpoints in next.iter_mut().filter_map(|it| it.endpoints.as_mut()).filter(|it| !it.is_empty()) {
-        let room = ENDPOINTS_MOST.saturating_sub(endpoints.len()).min(new.len());
-        endpoints.extend(new.drain(..room));
-    }
-    let mut actions = Vec::new();
-    let mut keeps_one = false;
-    for (old, slice) in present.into_iter().zip(next) {
-        let is_placeholder = is_empty && !keeps_one;
-        if size(&slice) == 0 && !is_placeholder {
-            actions.push(Action::Delete(old));
-            continue;
+impl Slices {
+    /// What makes `present` have the endpoints of `groups`. A slice that would be deleted is rather written anew.
+    pub fn plan(&self, groups: Groups, present: &[Arc<EndpointSlice>]) -> Vec<Action> {
+        let key = |it: &EndpointSlice| group_key(&it.address_type, it.ports.as_deref().unwrap_or_default());
+        let mut free: Vec<Arc<EndpointSlice>> = present.iter().filter(|it| !groups.contains_key(&key(it))).cloned().collect();
+        let mut actions = Vec::new();
+        for (of, group) in groups {
+            let own = present.iter().filter(|it| key(it) == of).cloned().collect();
+            self.fill(&of.0, group, own, &mut actions, &mut free);
         }
-        keeps_one = true;
-        if slice != *old && (size(&slice) > 0 || size(&old) > 0 || slice.metadata != old.metadata) {
-            actions.push(Action::Update(slice));
+        for action in &mut actions {
+            if let Action::Create(slice) = action
+                && let Some(at) = free.iter().position(|it| it.address_type == slice.address_type)
+            {
+                (slice.metadata.name, slice.metadata.generate_name) = (free.remove(at).metadata.name.clone(), None);
+                *action = Action::Update(slice.clone());
+            }
         }
+        actions.extend(free.into_iter().map(Action::Delete));
+        actions
     }
-    if is_empty && !keeps_one {
-        actions.push(Action::Create(new_slice(service, family, ports, Vec::new())));
+
+    /// Keeps endpoints in the slices where they are, fills free places with new ones, and makes slices and sets others free as needed.
+    fn fill(&self, family: &str, group: Group, present: Vec<Arc<EndpointSlice>>, actions: &mut Vec<Action>, free: &mut Vec<Arc<EndpointSlice>>) {
+        let Group { ports, endpoints: mut wanted } = group;
+        let is_empty = wanted.is_empty();
+        let mut next: Vec<EndpointSlice> = present.iter().map(|it| self.kept(it, &mut wanted)).collect();
+        let mut new: Vec<Endpoint> = wanted.into_values().collect();
+        for endpoints in next.iter_mut().filter_map(|it| it.endpoints.as_mut()).filter(|it| !it.is_empty()) {
+            let room = self.most.saturating_sub(endpoints.len()).min(new.len());
+            endpoints.extend(new.drain(..room));
+        }
+        let mut keeps_one = false;
+        for (old, slice) in present.into_iter().zip(next) {
+            let is_placeholder = is_empty && !keeps_one;
+            if size(&slice) == 0 && !is_placeholder {
+                free.push(old);
+                continue;
+            }
+            keeps_one = true;
+            if slice != *old && (size(&slice) > 0 || size(&old) > 0 || slice.metadata != old.metadata) {
+                actions.push(Action::Update(slice));
+            }
+        }
+        let placeholder = (is_empty && !keeps_one).then(Vec::new);
+        let made = placeholder.into_iter().chain(new.chunks(self.most).map(<[Endpoint]>::to_vec));
+        actions.extend(made.map(|endpoints| {
+            let metadata = ObjectMeta { annotations: self.annotations.clone(), ..self.metadata.clone() };
+            Action::Create(EndpointSlice { metadata, address_type: family.to_owned(), endpoints: Some(endpoints), ports: Some(ports.clone()) })
+        }));
     }
-    actions.extend(new.chunks(ENDPOINTS_MOST).map(|it| Action::Create(new_slice(service, family, ports, it.to_vec()))));
-    actions
+
+    /// The slice with those of its endpoints that are still wanted, as they are now.
+    fn kept(&self, slice: &EndpointSlice, wanted: &mut BTreeMap<String, Endpoint>) -> EndpointSlice {
+        let mut next = slice.clone();
+        next.endpoints = Some(slice.endpoints.iter().flatten().filter_map(|it| wanted.remove(&(self.id)(it))).collect());
+        next.metadata.labels.clone_from(&self.metadata.labels);
+        next.metadata.owner_references.clone_from(&self.metadata.owner_references);
+        if self.annotations.is_some() {
+            next.metadata.annotations = self.annotations.clone().filter(|it| !it.is_empty());
+        }
+        next
+    }
 }
 
 fn size(slice: &EndpointSlice) -> usize {
     slice.endpoints.as_ref().map_or(0, Vec::len)
 }
 
-/// The slice with those of its endpoints that are still wanted, as they are now.
-fn kept(slice: &EndpointSlice, service: &Service, wanted: &mut BTreeMap<String, Endpoint>) -> EndpointSlice {
-    let mut next = slice.clone();
-    let uid = |it: &Endpoint| it.target_ref.as_ref().and_then(|it| it.uid.clone()).unwrap_or_default();
-    next.endpoints = Some(slice.endpoints.iter().flatten().filter_map(|it| wanted.remove(&uid(it))).collect());
-    next.metadata.labels = Some(labels(service));
-    next
-}
-
-fn new_slice(service: &Service, family: &str, ports: &[EndpointPort], endpoints: Vec<Endpoint>) -> EndpointSlice {
-    let metadata = ObjectMeta {
-        generate_name: Some(format!("{}-", service.name_any())),
-        namespace: service.namespace(),
-        labels: Some(labels(service)),
-        owner_references: Some(vec![controller_ref(service)]),
-        ..ObjectMeta::default()
-    };
-    EndpointSlice { metadata, address_type: family.to_owned(), endpoints: Some(endpoints), ports: Some(ports.to_vec()) }
-}
-
-/// The service's own labels, and those by which a slice is found.
-fn labels(service: &Service) -> BTreeMap<String, String> {
-    let mut labels = service.labels().clone();
-    labels.remove(HEADLESS);
-    if endpoint::is_headless(service) {
-        labels.insert(HEADLESS.to_owned(), String::new());
-    }
-    labels.insert(SERVICE_NAME.to_owned(), service.name_any());
-    labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
-    labels
-}
-
 impl Shell {
     fn slice_changed(&self, change: &Change<EndpointSlice>) {
-        let slice = change.object();
-        let Some(service) = slice.labels().get(SERVICE_NAME).filter(|_| is_ours(slice)) else { return };
-        let key = ObjectKey::new(slice.namespace().unwrap_or_default(), service);
+        let Some(key) = service_key(change.object()).filter(|_| is_of(change.object(), MANAGER)) else { return };
         if matches!(change, Change::Added(_)) {
             self.expectations.creation_observed(&key);
         }
@@ -203,6 +220,10 @@ impl Shell {
     }
 }
 
+pub fn is_of(slice: &EndpointSlice, manager: &str) -> bool {
+    slice.labels().get(MANAGED_BY).is_some_and(|it| it == manager)
+}
+
 /// Carries actions out; returns the first failure. That the namespace is going is none.
 pub async fn perform(control: &Control, key: &ObjectKey, actions: Vec<Action>) -> Result<()> {
     let creations = actions.iter().filter(|it| matches!(it, Action::Create(_))).count();
@@ -212,7 +233,12 @@ pub async fn perform(control: &Control, key: &ObjectKey, actions: Vec<Action>) -
     let mut failure = None;
     for action in actions {
         let is_creation = matches!(action, Action::Create(_));
-        if let Err(error) = write(&control.client, &key.namespace, action).await {
+        let written = match &action {
+            Action::Create(slice) => writes::create(&control.client, slice).await.map(drop),
+            Action::Update(slice) => writes::replace(&control.client, slice).await,
+            Action::Delete(slice) => writes::delete(&control.client, slice.as_ref(), DeleteParams::default()).await.map(drop),
+        };
+        if let Err(error) = written {
             if is_creation {
                 control.expectations.creation_observed(key);
             }
@@ -222,36 +248,13 @@ pub async fn perform(control: &Control, key: &ObjectKey, actions: Vec<Action>) -
     failure.map_or(Ok(()), Err)
 }
 
-async fn write(client: &kube::Client, namespace: &str, action: Action) -> Result<()> {
-    let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), namespace);
-    let posting = writes::posting(CONTROLLER_MANAGER);
-    match action {
-        Action::Create(slice) => slices.create(&posting, &slice).await.map(|_| ()).map_err(Error::from),
-        Action::Update(slice) => slices.replace(&slice.name_any(), &posting, &slice).await.map(|_| ()).map_err(Error::from),
-        Action::Delete(slice) => {
-            let uid = slice.uid();
-            writes::unless_not_found(slices.delete(&slice.name_any(), &writes::deleting(uid.as_deref())).await).map(|_| ())
-        }
-    }
-}
-
-fn is_ours(slice: &EndpointSlice) -> bool {
-    slice.labels().get(MANAGED_BY).is_some_and(|it| it == MANAGER)
-}
-
-fn stamped(actions: Vec<Action>, at: Option<String>) -> Vec<Action> {
-    let stamp = |mut slice: EndpointSlice| {
-        if let Some(at) = &at {
+fn stamped(mut actions: Vec<Action>, at: Option<String>) -> Vec<Action> {
+    for action in &mut actions {
+        if let (Action::Create(slice) | Action::Update(slice), Some(at)) = (action, &at) {
             slice.annotations_mut().insert(TRIGGER_TIME.to_owned(), at.clone());
         }
-        slice
-    };
-    let stamp = |action| match action {
-        Action::Create(slice) => Action::Create(stamp(slice)),
-        Action::Update(slice) => Action::Update(stamp(slice)),
-        other => other,
-    };
-    actions.into_iter().map(stamp).collect()
+    }
+    actions
 }
 
 /// The pods that a service selects.
@@ -336,10 +339,10 @@ mod tests {
         other.push(pod(249, false));
         assert_eq!(told(&plan(&service, &other, &slices, none)), ["update s2 50"]);
         assert_eq!(told(&plan(&service, &pods[..200], &slices, none)), ["delete s2"]);
-        assert_eq!(told(&plan(&service, &[], &slices, none)), ["delete s0", "delete s1", "delete s2", "create 0"]);
+        assert_eq!(told(&plan(&service, &[], &slices, none)), ["update s0 0", "delete s1", "delete s2"]);
         let placeholder = made(&plan(&service, &[], &[], none));
         assert_eq!(told(&plan(&service, &[], &placeholder, none)), Vec::<String>::new());
-        assert_eq!(told(&plan(&service, &pods[..1], &placeholder, none)), ["delete s0", "create 1"]);
+        assert_eq!(told(&plan(&service, &pods[..1], &placeholder, none)), ["update s0 1"]);
     }
 
     #[test]
@@ -371,7 +374,7 @@ mod tests {
         let headless = service(json!({"spec": {"clusterIP": "None"}}));
         let Action::Create(slice) = plan(&headless, &[], &[], |_| None).remove(0) else { panic!() };
         let labels = slice.labels();
-        assert_eq!((labels[HEADLESS].as_str(), labels[SERVICE_NAME].as_str(), labels["l"].as_str()), ("", "web", "v"));
+        assert_eq!((labels[endpoint::HEADLESS].as_str(), labels[SERVICE_NAME].as_str(), labels["l"].as_str()), ("", "web", "v"));
     }
 
     #[test]

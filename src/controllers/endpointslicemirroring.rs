@@ -1,19 +1,22 @@
 //! EndpointSlices for Endpoints that people write by hand: for Services without a selector. Follows pkg/controller/endpointslicemirroring.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use k8s_openapi::api::{
-    core::v1::{EndpointAddress, Endpoints, Service},
+    core::v1::{EndpointAddress, Endpoints, ObjectReference, Service},
     discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
 };
 use kube::{ResourceExt, api::ObjectMeta};
 
 use super::{
-    BY_SERVICE, Controller,
+    Controller,
     claims::controller_ref,
-    endpointslice::{self, Action, MANAGED_BY, SERVICE_NAME, TRIGGER_TIME, endpoint},
+    endpointslice::{self, Action, Group, Groups, MANAGED_BY, Slices, TRIGGER_TIME, endpoint, group_key, is_of},
 };
-use crate::client::{EventType, ObjectKey, Result};
+use crate::client::{
+    EventType, ObjectKey, Result,
+    informer::{BY_SERVICE, SERVICE_NAME, service_key},
+};
 
 /// `--mirroring-max-endpoints-per-subset`.
 const ENDPOINTS_MOST: usize = 1000;
@@ -38,7 +41,7 @@ impl Controller for EndpointSliceMirroringController {
         shell.queue_each(&shell.informers.endpoints);
         shell.on(&shell.informers.endpoint_slices, |it, change| {
             let slices = [Some(change.object()), change.old()].into_iter().flatten();
-            for key in slices.filter(|it| is_ours(it)).filter_map(|it| Some(ObjectKey::new(it.namespace().unwrap_or_default(), it.labels().get(SERVICE_NAME)?))) {
+            for key in slices.filter(|it| is_of(it, MANAGER)).filter_map(|it| service_key(it)) {
                 if change.old().is_none() {
                     it.expectations.creation_observed(&key);
                 }
@@ -49,7 +52,7 @@ impl Controller for EndpointSliceMirroringController {
 
     async fn reconcile(shell: &Arc<Shell>, key: &ObjectKey) -> Result<Option<Duration>> {
         let mut slices = shell.informers.endpoint_slices.by(BY_SERVICE, &key.to_string());
-        slices.retain(|it| is_ours(it));
+        slices.retain(|it| is_of(it, MANAGER));
         let service = shell.informers.services.get(key);
         let Some(endpoints) = shell.informers.endpoints.get(key).filter(|it| is_wanted(it, service.as_deref())) else {
             shell.expectations.forget(key);
@@ -79,41 +82,32 @@ struct Plan {
     beyond: usize,
 }
 
-/// The endpoints of one address family behind the same ports: by address, with what it refers to.
-type Group = (String, Vec<EndpointPort>, BTreeMap<String, Endpoint>);
-
 /// `slices` are those of this controller and service. Each group of ports and family has one slice.
 fn plan(endpoints: &Endpoints, slices: &[Arc<EndpointSlice>]) -> Plan {
-    let (mut groups, invalid, beyond) = groups(endpoints);
-    let mut actions = Vec::new();
-    let mut free: Vec<&Arc<EndpointSlice>> = Vec::new();
-    for slice in slices {
-        match groups.remove(&key(&slice.address_type, slice.ports.as_deref().unwrap_or_default())) {
-            Some(group) if is_mirrored(endpoints, slice, &group) => (),
-            Some(group) => actions.push(Action::Update(filled(endpoints, group, slice.metadata.name.clone()))),
-            None => free.push(slice),
-        }
-    }
-    for (_, group) in groups {
-        // A slice that would be deleted is written anew instead.
-        match free.iter().position(|it| it.address_type == group.0) {
-            Some(at) => actions.push(Action::Update(filled(endpoints, group, free.remove(at).metadata.name.clone()))),
-            None => actions.push(Action::Create(filled(endpoints, group, None))),
-        }
-    }
-    actions.extend(free.into_iter().cloned().map(Action::Delete));
-    Plan { actions, invalid, beyond }
+    let (groups, invalid, beyond) = groups(endpoints);
+    let mut labels = endpoints.labels().clone();
+    labels.extend([(SERVICE_NAME.to_owned(), endpoints.name_any()), (MANAGED_BY.to_owned(), MANAGER.to_owned())]);
+    let mut annotations = endpoints.annotations().clone();
+    annotations.retain(|key, _| !OWN_ANNOTATIONS.contains(&key.as_str()));
+    let metadata = ObjectMeta {
+        generate_name: Some(format!("{}-", endpoints.name_any())),
+        namespace: endpoints.namespace(),
+        labels: Some(labels),
+        owner_references: Some(vec![controller_ref(endpoints)]),
+        ..ObjectMeta::default()
+    };
+    let id = |it: &Endpoint| id(it.addresses.first().map_or("", String::as_str), it.target_ref.as_ref());
+    Plan { actions: Slices { metadata, annotations: Some(annotations), most: usize::MAX, id }.plan(groups, slices), invalid, beyond }
 }
 
-fn key(family: &str, ports: &[EndpointPort]) -> String {
-    let mut ports: Vec<String> = ports.iter().map(|it| serde_json::to_string(it).unwrap_or_default()).collect();
-    ports.sort();
-    format!("{family}-{}", ports.join(","))
+/// By what endpoints of one group are told apart: the address, with what it refers to.
+fn id(address: &str, target: Option<&ObjectReference>) -> String {
+    format!("{address}/{}", target.and_then(|it| it.uid.as_deref()).unwrap_or_default())
 }
 
-/// The groups by their keys; how many addresses are none, and how many are too many for their subset.
-fn groups(endpoints: &Endpoints) -> (BTreeMap<String, Group>, usize, usize) {
-    let mut groups: BTreeMap<String, Group> = BTreeMap::new();
+/// The groups; how many addresses are none, and how many are too many for their subset.
+fn groups(endpoints: &Endpoints) -> (Groups, usize, usize) {
+    let mut groups = Groups::new();
     let (mut invalid, mut beyond) = (0, 0);
     for subset in endpoints.subsets.iter().flatten() {
         let ports: Vec<EndpointPort> = subset.ports.iter().flatten().map(port).collect();
@@ -131,11 +125,10 @@ fn groups(endpoints: &Endpoints) -> (BTreeMap<String, Group>, usize, usize) {
                 continue;
             }
             let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
-            let group = groups.entry(key(family, &ports)).or_insert_with(|| (family.to_owned(), ports.clone(), BTreeMap::new()));
-            let target = address.target_ref.as_ref().and_then(|it| it.uid.clone()).unwrap_or_default();
+            let group = groups.entry(group_key(family, &ports)).or_insert_with(|| Group { ports: ports.clone(), ..Group::default() });
             let endpoint = endpoint_of(address, ip, is_ready);
             // The same address may stand in several subsets; ready in one of them is ready.
-            let known = group.2.entry(format!("{ip}/{target}")).or_insert_with(|| endpoint.clone());
+            let known = group.endpoints.entry(id(&ip.to_string(), address.target_ref.as_ref())).or_insert_with(|| endpoint.clone());
             if is_ready {
                 *known = endpoint;
             }
@@ -164,51 +157,9 @@ fn endpoint_of(address: &EndpointAddress, ip: IpAddr, is_ready: bool) -> Endpoin
     }
 }
 
-fn is_mirrored(endpoints: &Endpoints, slice: &EndpointSlice, (_, _, wanted): &Group) -> bool {
-    let owner = slice.owner_references().iter().find(|it| it.kind == "Endpoints");
-    let has = |it: &Endpoint| wanted.values().any(|wanted| wanted == it);
-    let listed = slice.endpoints.as_deref().unwrap_or_default();
-    listed.len() == wanted.len()
-        && listed.iter().all(has)
-        && owner.map(|it| it.uid.as_str()) == endpoints.metadata.uid.as_deref()
-        && *slice.labels() == labels(endpoints)
-        && *slice.annotations() == annotations(endpoints)
-}
-
-fn filled(endpoints: &Endpoints, (family, ports, wanted): Group, name: Option<String>) -> EndpointSlice {
-    let generated = Some(format!("{}-", endpoints.name_any())).filter(|_| name.is_none());
-    let metadata = ObjectMeta {
-        name,
-        generate_name: generated,
-        namespace: endpoints.namespace(),
-        labels: Some(labels(endpoints)),
-        annotations: Some(annotations(endpoints)),
-        owner_references: Some(vec![controller_ref(endpoints)]),
-        ..ObjectMeta::default()
-    };
-    EndpointSlice { metadata, address_type: family, endpoints: Some(wanted.into_values().collect()), ports: Some(ports) }
-}
-
-fn labels(endpoints: &Endpoints) -> BTreeMap<String, String> {
-    let mut labels = endpoints.labels().clone();
-    labels.insert(SERVICE_NAME.to_owned(), endpoints.name_any());
-    labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
-    labels
-}
-
-fn annotations(endpoints: &Endpoints) -> BTreeMap<String, String> {
-    let mut annotations = endpoints.annotations().clone();
-    annotations.retain(|key, _| !OWN_ANNOTATIONS.contains(&key.as_str()));
-    annotations
-}
-
 fn is_wanted(endpoints: &Endpoints, service: Option<&Service>) -> bool {
     let is_skipped = endpoints.labels().get(SKIP_MIRROR).is_some_and(|it| it == "true") || endpoints.annotations().contains_key(LEADER);
     !is_skipped && service.is_some_and(|it| !endpoint::has_selector(it))
-}
-
-fn is_ours(slice: &EndpointSlice) -> bool {
-    slice.labels().get(MANAGED_BY).is_some_and(|it| it == MANAGER)
 }
 
 #[cfg(test)]

@@ -3,13 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Volume};
-use kube::{Api, api::ObjectMeta};
+use kube::api::ObjectMeta;
 
 use super::{Controller, claims::controller_ref};
-use crate::client::{
-    Error, EventType, ObjectKey, Result, volumes,
-    writes::{self, CONTROLLER_MANAGER},
-};
+use crate::client::{Error, EventType, ObjectKey, Result, volumes, writes};
 
 pub struct EphemeralVolumeController;
 type Shell = super::Shell<EphemeralVolumeController>;
@@ -43,21 +40,20 @@ impl Controller for EphemeralVolumeController {
 impl Shell {
     async fn ensure(&self, pod: &Pod, volume: &Volume) -> Result<()> {
         let Some((name, _)) = volumes::claim_name(pod, volume) else { return Ok(()) };
-        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), pod.metadata.namespace.as_deref().unwrap_or_default());
-        if let Some(claim) = claims.get_opt(&name).await? {
+        if let Some(claim) = writes::api(&self.client, pod.metadata.namespace.as_deref().unwrap_or_default()).get_opt(&name).await? {
             return volumes::is_made_for(&claim, pod).map_err(Error::Invalid);
         }
         let template = volume.ephemeral.as_ref().and_then(|it| it.volume_claim_template.clone());
         let (meta, spec) = template.map(|it| (it.metadata.unwrap_or_default(), it.spec)).unwrap_or_default();
         let metadata = ObjectMeta {
             name: Some(name),
+            namespace: pod.metadata.namespace.clone(),
             annotations: meta.annotations,
             labels: meta.labels,
             owner_references: Some(vec![controller_ref(pod)]),
             ..ObjectMeta::default()
         };
         let claim = PersistentVolumeClaim { metadata, spec: Some(spec), status: None };
-        claims.create(&writes::posting(CONTROLLER_MANAGER), &claim).await?;
-        Ok(())
+        writes::create(&self.client, &claim).await.map(drop)
     }
 }

@@ -4,7 +4,7 @@ pub mod graph;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -12,24 +12,23 @@ use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{
     Api,
-    api::{ApiResource, DeleteParams, DynamicObject, PartialObjectMeta, Patch, Preconditions, PropagationPolicy},
+    api::{ApiResource, DeleteParams, DynamicObject, PartialObjectMeta, Patch, PatchParams, Preconditions, PropagationPolicy},
     discovery::{Discovery, Scope, verbs},
     runtime::{
         WatchStreamExt,
         watcher::{self, Event},
     },
 };
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::{Notify, watch};
 
-use self::graph::{Coordinates, Graph, Seen, Step, Verdict};
+use self::graph::{Coordinates, Graph, OwnerChange, Seen, Step, Verdict};
 use super::Controller;
 use crate::{
     base::Tasks,
-    client::{
-        Error, Result,
-        writes::{self, CONTROLLER_MANAGER},
-    },
+    client::{Error, Result, writes},
+    meta::object::split_api_version,
 };
 
 /// Changes of custom resource definitions are let settle so long before the resources are discovered anew.
@@ -62,7 +61,7 @@ impl Controller for GarbageCollector {
 
     async fn listen(shell: &Arc<Shell>) {
         shell.discover().await;
-        let synced: Vec<_> = shell.resources().values().map(|it| it.synced.clone()).collect();
+        let synced: Vec<_> = shell.own.resources.lock().values().map(|it| it.synced.clone()).collect();
         for mut one in synced {
             let _ = one.wait_for(|it| *it).await;
         }
@@ -77,7 +76,13 @@ impl Controller for GarbageCollector {
     }
 
     async fn reconcile(shell: &Arc<Shell>, uid: &String) -> Result<Option<Duration>> {
-        shell.attempt(uid).await.map(|()| None)
+        let unknown = shell.own.graph.lock().unknown_owners(uid);
+        let mut verdicts = HashMap::new();
+        for owner in unknown {
+            verdicts.insert(owner.uid.clone(), shell.look_up(uid, &owner).await?);
+        }
+        let step = shell.own.graph.lock().step(uid, &verdicts);
+        shell.perform(step).await.map(|()| None)
     }
 }
 
@@ -99,7 +104,7 @@ impl Shell {
                 self.monitor(api, capabilities.scope == Scope::Namespaced);
             }
         }
-        self.resources().retain(|key, resource| {
+        self.own.resources.lock().retain(|key, resource| {
             let is_kept = present.contains(key);
             if !is_kept {
                 resource.monitor.cancel();
@@ -110,7 +115,7 @@ impl Shell {
 
     fn monitor(self: &Arc<Self>, api: ApiResource, is_namespaced: bool) {
         let key = (api.group.clone(), api.kind.clone());
-        let mut resources = self.resources();
+        let mut resources = self.own.resources.lock();
         if resources.contains_key(&key) {
             return;
         }
@@ -171,42 +176,21 @@ impl Shell {
             finalizers: meta.finalizers.unwrap_or_default(),
             is_deleting: meta.deletion_timestamp.is_some(),
         };
-        let due = self.graph().saw(&uid, seen);
-        due.into_iter().for_each(|it| self.queue.add(it));
+        let due = self.own.graph.lock().saw(&uid, seen);
+        self.queue.add_all(due);
         Some(uid)
     }
 
     fn lost(&self, uid: &str) {
-        let due = self.graph().lost(uid);
-        due.into_iter().for_each(|it| self.queue.add(it));
-    }
-
-    fn graph(&self) -> MutexGuard<'_, Graph> {
-        self.own.graph.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn resources(&self) -> MutexGuard<'_, HashMap<(String, String), Resource>> {
-        self.own.resources.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Judges one object and does what follows from it.
-    async fn attempt(&self, uid: &str) -> Result<()> {
-        let unknown = self.graph().unknown_owners(uid);
-        let mut verdicts = HashMap::new();
-        for owner in unknown {
-            verdicts.insert(owner.uid.clone(), self.look_up(uid, &owner).await?);
-        }
-        let step = self.graph().step(uid, &verdicts);
-        self.perform(step).await
+        let due = self.own.graph.lock().lost(uid);
+        self.queue.add_all(due);
     }
 
     /// Asks the server about an owner that no watch has shown.
     async fn look_up(&self, uid: &str, owner: &OwnerReference) -> Result<Verdict> {
-        let namespace = self.graph().namespace_of(uid);
-        let group = crate::meta::object::split_api_version(&owner.api_version).0.to_owned();
-        let Some((api, is_namespaced)) = self.resource(&group, &owner.kind) else {
-            return Err(Error::Invalid(format!("no kind {} in {}", owner.kind, owner.api_version)));
-        };
+        let namespace = self.own.graph.lock().namespace_of(uid);
+        let known = self.resource(split_api_version(&owner.api_version).0, &owner.kind);
+        let (api, is_namespaced) = known.ok_or_else(|| Error::Invalid(format!("no kind {} in {}", owner.kind, owner.api_version)))?;
         if is_namespaced && namespace.is_empty() {
             return Ok(Verdict::Unresolvable);
         }
@@ -220,7 +204,7 @@ impl Shell {
     }
 
     fn resource(&self, group: &str, kind: &str) -> Option<(ApiResource, bool)> {
-        self.resources().get(&(group.to_owned(), kind.to_owned())).map(|it| (it.api.clone(), it.is_namespaced))
+        self.own.resources.lock().get(&(group.to_owned(), kind.to_owned())).map(|it| (it.api.clone(), it.is_namespaced))
     }
 
     fn api(&self, api: &ApiResource, namespace: &str) -> Api<DynamicObject> {
@@ -234,21 +218,16 @@ impl Shell {
         match step {
             Step::Nothing => Ok(()),
             Step::Wait(due) => {
-                due.into_iter().for_each(|it| self.queue.add(it));
+                self.queue.add_all(due);
                 Ok(())
             }
             Step::Delete { at, uid, version, policy, unblock } => {
-                for (at, version, owners) in unblock {
-                    self.set_owners(&at, &version, &owners).await?;
-                }
+                self.set_owners(unblock).await?;
                 self.delete(&at, uid, version, policy).await
             }
-            Step::SetOwners { at, version, owners } => self.set_owners(&at, &version, &owners).await,
-            Step::SetFinalizers { at, version, finalizers } => self.patch(&at, json!({"resourceVersion": version, "finalizers": finalizers})).await,
-            Step::Orphan { dependents, at, version, finalizers } => {
-                for (at, version, owners) in dependents {
-                    self.set_owners(&at, &version, &owners).await?;
-                }
+            Step::SetOwners(change) => self.set_owners(vec![change]).await,
+            Step::SetFinalizers { dependents, at, version, finalizers } => {
+                self.set_owners(dependents).await?;
                 self.patch(&at, json!({"resourceVersion": version, "finalizers": finalizers})).await
             }
         }
@@ -264,8 +243,11 @@ impl Shell {
         Ok(())
     }
 
-    async fn set_owners(&self, at: &Coordinates, version: &str, owners: &[OwnerReference]) -> Result<()> {
-        self.patch(at, json!({"resourceVersion": version, "ownerReferences": owners})).await
+    async fn set_owners(&self, changes: Vec<OwnerChange>) -> Result<()> {
+        for (at, version, owners) in changes {
+            self.patch(&at, json!({"resourceVersion": version, "ownerReferences": owners})).await?;
+        }
+        Ok(())
     }
 
     /// The version in the patch turns a change meanwhile into a conflict, and that into another attempt.
@@ -274,7 +256,7 @@ impl Shell {
             return Ok(());
         };
         let patch = Patch::Merge(json!({"metadata": metadata}));
-        writes::unless_not_found(self.api(&api, &at.namespace).patch_metadata(&at.name, &writes::patching(CONTROLLER_MANAGER), &patch).await)?;
+        writes::unless_not_found(self.api(&api, &at.namespace).patch_metadata(&at.name, &PatchParams::default(), &patch).await)?;
         Ok(())
     }
 }

@@ -4,13 +4,12 @@
 use std::sync::Arc;
 
 use k8s_openapi::{
-    NamespaceResourceScope,
     api::{apps::v1::ControllerRevision, core::v1::PodTemplateSpec},
     apimachinery::pkg::runtime::RawExtension,
 };
 use kube::{
-    Api, Resource, ResourceExt,
-    api::{ObjectMeta, Patch},
+    ResourceExt,
+    api::{DeleteParams, ObjectMeta, Patch, PatchParams},
 };
 use serde_json::{Value, json};
 
@@ -19,11 +18,7 @@ use super::{
     deployment::template,
 };
 use crate::{
-    client::{
-        Error, Informer, Result,
-        informer::{BY_OWNER, Cached, orphan_of},
-        writes::{self, CONTROLLER_MANAGER},
-    },
+    client::{Error, Informer, Result, informer::Cached, writes},
     meta::LabelSelector,
 };
 
@@ -69,14 +64,8 @@ pub fn template_of(revision: &ControllerRevision) -> Result<PodTemplateSpec> {
 }
 
 /// Adopts the owner's revisions and finds that of the present template: made, or, after a rollback, given the highest number.
-pub async fn settle<O>(client: &kube::Client, cache: &Informer<ControllerRevision>, subject: &Subject<'_, O>) -> Result<History>
-where
-    O: Cached + Resource<Scope = NamespaceResourceScope>,
-{
-    let owner = subject.owner;
-    let mut candidates = cache.by(BY_OWNER, &owner.uid().unwrap_or_default());
-    candidates.extend(cache.by(BY_OWNER, &orphan_of(&owner.namespace().unwrap_or_default())));
-    let mut all = claims::settle(client, owner, claims::claims(owner.meta(), subject.selector, candidates), &[]).await?;
+pub async fn settle<O: Cached>(client: &kube::Client, cache: &Informer<ControllerRevision>, subject: &Subject<'_, O>) -> Result<History> {
+    let mut all = claims::claim(client, subject.owner, subject.selector, cache, |_| true, &[]).await?;
     all.sort_by_key(|it| (it.revision, it.metadata.creation_timestamp.clone(), it.name_any()));
     let next = all.last().map_or(0, |it| it.revision) + 1;
     let wanted = data(subject.template);
@@ -92,26 +81,22 @@ where
 }
 
 async fn renumber(client: &kube::Client, revision: &ControllerRevision, number: i64) -> Result<Arc<ControllerRevision>> {
-    let api: Api<ControllerRevision> = Api::namespaced(client.clone(), &revision.namespace().unwrap_or_default());
+    let api = writes::api(client, &revision.namespace().unwrap_or_default());
     let patch = Patch::Merge(json!({"revision": number, "metadata": {"uid": revision.uid()}}));
-    Ok(Arc::new(api.patch(&revision.name_any(), &writes::patching(CONTROLLER_MANAGER), &patch).await?))
+    Ok(Arc::new(api.patch(&revision.name_any(), &PatchParams::default(), &patch).await?))
 }
 
 /// A name that is taken by another template counts as a collision, and another name is tried.
-async fn create<O>(client: &kube::Client, subject: &Subject<'_, O>, data: Value, number: i64) -> Result<(Arc<ControllerRevision>, i32)>
-where
-    O: Cached + Resource<Scope = NamespaceResourceScope>,
-{
-    let api: Api<ControllerRevision> = Api::namespaced(client.clone(), &subject.owner.namespace().unwrap_or_default());
+async fn create<O: Cached>(client: &kube::Client, subject: &Subject<'_, O>, data: Value, number: i64) -> Result<(Arc<ControllerRevision>, i32)> {
     let mut collisions = subject.collisions;
     loop {
         let revision = revision(subject, &data, number, collisions);
-        let error = match api.create(&writes::posting(CONTROLLER_MANAGER), &revision).await.map_err(Error::from) {
+        match writes::create(client, &revision).await {
             Ok(made) => return Ok((Arc::new(made), collisions)),
-            Err(error) if error.is_already_exists() => error,
+            Err(error) if error.is_already_exists() => (),
             Err(error) => return Err(error),
-        };
-        let Some(present) = api.get_opt(&revision.name_any()).await? else { return Err(error) };
+        }
+        let present = writes::fresh(client, &revision).await?;
         if present.data.as_ref().is_some_and(|it| it.0 == data) {
             return Ok((Arc::new(present), collisions));
         }
@@ -140,8 +125,7 @@ pub async fn truncate(client: &kube::Client, history: &History, limit: i32, live
     let past: Vec<_> = history.all.iter().filter(|it| it.metadata.uid != history.update.metadata.uid && !live(it)).collect();
     let surplus = past.len().saturating_sub(limit.max(0) as usize);
     for revision in &past[..surplus] {
-        let api: Api<ControllerRevision> = Api::namespaced(client.clone(), &revision.namespace().unwrap_or_default());
-        writes::unless_not_found(api.delete(&revision.name_any(), &writes::deleting(revision.metadata.uid.as_deref())).await)?;
+        writes::delete(client, revision.as_ref(), DeleteParams::default()).await?;
     }
     Ok(())
 }

@@ -3,20 +3,17 @@
 pub mod indexes;
 pub mod plan;
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use k8s_openapi::api::{
-    batch::v1::{Job, JobStatus},
+    batch::v1::Job,
     core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, Pod},
 };
-use kube::{Api, ResourceExt, api::Patch};
+use kube::{ResourceExt, api::Patch};
+use parking_lot::Mutex;
 use serde_json::json;
 
-use self::plan::{FINALIZER, Failures, INDEX, INDEX_FAILURES, Plan, Wanted, plan};
+use self::plan::{FINALIZER, Failures, INDEX, INDEX_FAILURES, Wanted, plan};
 use super::{
     Controller,
     claims::{self, controller_of},
@@ -26,9 +23,10 @@ use crate::{
     base::clock,
     client::{
         Change, EventType, ObjectKey, Result,
-        informer::{BY_NAMESPACE, BY_OWNER, orphan_of},
-        writes::{self, CONTROLLER_MANAGER},
+        informer::{BY_NAMESPACE, BY_OWNER},
+        writes,
     },
+    meta::LabelSelector,
 };
 
 /// Changes of pods within so short a time become one update of the status.
@@ -74,11 +72,11 @@ impl Controller for JobController {
             return Ok(None);
         }
         let is_current = shell.expectations.are_satisfied(key);
-        let pods = shell.claim(&job).await?;
-        let known = shell.own.failures.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned().unwrap_or_default();
+        let pods = claims::claim(&shell.client, job.as_ref(), &selector(&job)?, &shell.informers.pods, |_| true, &[FINALIZER]).await?;
+        let known = shell.own.failures.lock().get(key).cloned().unwrap_or_default();
         let plan = plan(&job, &pods, known, clock::now());
-        shell.write_status(&job, &plan.status).await?;
-        shell.own.failures.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), plan.failures.clone());
+        writes::status(&shell.client, job.as_ref(), &Job { status: Some(plan.status.clone()), ..Job::clone(&job) }).await?;
+        shell.own.failures.lock().insert(key.clone(), plan.failures.clone());
         for (is_warning, reason, message) in &plan.events {
             let kind = if *is_warning { EventType::Warning } else { EventType::Normal };
             shell.events.event(job.as_ref(), kind, reason, message);
@@ -86,11 +84,14 @@ impl Controller for JobController {
         for pod in &plan.release {
             shell.release(pod).await?;
         }
-        match is_current.then_some(shell.act(key, &job, &plan)) {
-            Some(work) => work.await?,
-            None => return Ok(None),
+        if !is_current {
+            return Ok(None);
         }
-        Ok(plan.again)
+        let (new, old) = match plan.delete.is_empty() {
+            true => (plan.create.iter().map(|it| Arc::new(pod_of(&job, it))).collect(), Vec::new()),
+            false => (Vec::new(), plan.delete.clone()),
+        };
+        shell.replace(key, &job, new, old).await.map_or(Ok(plan.again), Err)
     }
 }
 
@@ -105,7 +106,7 @@ impl Shell {
 
     fn forget(&self, key: &ObjectKey) {
         self.expectations.forget(key);
-        self.own.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        self.own.failures.lock().remove(key);
     }
 
     fn pod_changed(&self, change: &Change<Pod>) {
@@ -119,17 +120,11 @@ impl Shell {
 
     /// Wakes the Jobs that may adopt a pod without a controller; without one it is let go.
     fn orphan_changed(&self, change: &Change<Pod>) {
-        let pod = change.object();
-        if change.is_deleted() || controller_of(&pod.metadata).is_some() {
-            return;
-        }
-        let jobs = self.informers.jobs.by(BY_NAMESPACE, pod.metadata.namespace.as_deref().unwrap_or_default());
-        let selector = |job: &Job| job.spec.as_ref().and_then(|it| it.selector.as_ref()).map(claims::selector_of);
-        let matching: Vec<_> = jobs.iter().filter(|it| selector(it).is_some_and(|it| it.is_ok_and(|it| it.matches(pod.labels())))).collect();
-        if matching.is_empty() && is_held(pod) {
+        let (pod, adopters) = (change.object(), claims::adopters(&self.informers.jobs, change, selector));
+        if adopters.is_empty() && !change.is_deleted() && controller_of(&pod.metadata).is_none() && is_held(pod) {
             self.queue.add(Item::Orphan(ObjectKey::of(pod.as_ref())));
         }
-        matching.iter().for_each(|it| self.queue.add(Item::Job(ObjectKey::of(it.as_ref()))));
+        self.queue.add_all(adopters.into_iter().map(Item::Job));
     }
 
     async fn let_orphan_go(&self, key: &ObjectKey) -> Result<Option<Duration>> {
@@ -144,13 +139,6 @@ impl Shell {
         pods.into_iter().filter(|it| is_held(it)).collect()
     }
 
-    async fn claim(&self, job: &Job) -> Result<Vec<Arc<Pod>>> {
-        let selector = claims::selector_of(&job.spec.as_ref().and_then(|it| it.selector.clone()).unwrap_or_default())?;
-        let mut candidates = self.informers.pods.by(BY_OWNER, &job.uid().unwrap_or_default());
-        candidates.extend(self.informers.pods.by(BY_OWNER, &orphan_of(&job.namespace().unwrap_or_default())));
-        claims::settle(&self.client, job, claims::claims(&job.metadata, &selector, candidates), &[FINALIZER]).await
-    }
-
     /// A Job that is gone, or goes, no longer holds its pods.
     async fn let_go(&self, key: &ObjectKey) -> Result<Option<Duration>> {
         let pods = self.informers.pods.by(BY_NAMESPACE, &key.namespace);
@@ -162,29 +150,16 @@ impl Shell {
 
     /// Takes the finalizer from a pod.
     async fn release(&self, pod: &Pod) -> Result<()> {
-        if !is_held(pod) {
-            return Ok(());
+        if is_held(pod) {
+            let patch = Patch::Strategic(json!({"metadata": {"uid": pod.uid(), "$deleteFromPrimitiveList/finalizers": [FINALIZER]}}));
+            writes::patch(&self.client, pod, &patch).await?;
         }
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
-        let patch = Patch::Strategic(json!({"metadata": {"uid": pod.uid(), "$deleteFromPrimitiveList/finalizers": [FINALIZER]}}));
-        writes::unless_not_found(pods.patch(&pod.name_any(), &writes::patching(CONTROLLER_MANAGER), &patch).await)?;
         Ok(())
     }
+}
 
-    async fn act(&self, key: &ObjectKey, job: &Arc<Job>, plan: &Plan) -> Result<()> {
-        let failure = match plan.delete.is_empty() {
-            true => self.create_all(key, job, plan.create.iter().map(|it| Arc::new(pod_of(job, it))).collect()).await,
-            false => self.delete_all(key, job, plan.delete.clone()).await,
-        };
-        failure.map_or(Ok(()), Err)
-    }
-
-    async fn write_status(&self, job: &Job, status: &JobStatus) -> Result<()> {
-        if job.status.as_ref() == Some(status) {
-            return Ok(());
-        }
-        writes::status(&self.client, CONTROLLER_MANAGER, &Job { status: Some(status.clone()), ..job.clone() }).await
-    }
+fn selector(job: &Job) -> Result<LabelSelector> {
+    claims::selector_of(&job.spec.as_ref().and_then(|it| it.selector.clone()).unwrap_or_default())
 }
 
 fn is_held(pod: &Pod) -> bool {

@@ -39,9 +39,14 @@ use k8s_openapi::api::{
     admissionregistration::v1::ValidatingAdmissionPolicy,
     apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
     batch::v1::{CronJob, Job},
+    certificates::v1::CertificateSigningRequest,
     coordination::v1::Lease,
-    core::v1::{ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Service, ServiceAccount},
+    core::v1::{
+        ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
+    },
     discovery::v1::EndpointSlice,
+    networking::v1::{IPAddress, ServiceCIDR},
+    policy::v1::PodDisruptionBudget,
     rbac::v1::ClusterRole,
     storage::v1::{StorageClass, VolumeAttributesClass},
 };
@@ -49,12 +54,12 @@ use kube::Api;
 
 use self::pods::Control;
 use crate::{
-    api::identity::User,
+    api::{bootstrap_tokens, identity::User},
     base::Tasks,
     client::{
         Change, Clients, EventRecorder, Informer, ObjectKey, Result, WorkQueue,
-        informer::{BY_NAMESPACE, BY_OWNER, Cached, Options as Watch, namespace_of, owner_uid},
-        leader, volumes,
+        informer::{BY_NAMESPACE, BY_OWNER, BY_SERVICE, Cached, Options as Watch, namespace_of, owner_uid, service_of},
+        leader, pods as read, volumes,
     },
 };
 
@@ -95,7 +100,8 @@ impl<C: Controller> Deref for Shell<C> {
 impl<C: Controller> Shell<C> {
     /// Starts the controller; it works once the shared caches are filled.
     fn start(context: &Context, own: C) {
-        let (client, tasks, informers) = (context.client(C::NAME), context.tasks.clone(), context.informers.clone());
+        let client = context.clients.of(&User::service_account("kube-system", C::NAME));
+        let (tasks, informers) = (context.tasks.clone(), context.informers.clone());
         let events = EventRecorder::start(client.clone(), C::COMPONENT, "", &tasks);
         let shell = Arc::new(Self { control: Control { client, events, tasks, expectations: Arc::default() }, informers, queue: WorkQueue::new(), own });
         context.tasks.spawn(C::NAME, async move {
@@ -131,13 +137,12 @@ pub struct Options {
     pub leader_identity: Option<String>,
 }
 
-/// What a controller works with.
-#[derive(Clone)]
-pub struct Context {
-    pub clients: Clients,
-    pub tasks: Tasks,
-    pub informers: Informers,
-    pub options: Options,
+/// What controllers are started with.
+struct Context {
+    clients: Clients,
+    tasks: Tasks,
+    informers: Informers,
+    options: Options,
 }
 
 /// The caches that the controllers of a process share.
@@ -168,14 +173,22 @@ pub struct Informers {
     pub volumes: Informer<PersistentVolume>,
     pub storage_classes: Informer<StorageClass>,
     pub attributes_classes: Informer<VolumeAttributesClass>,
+    pub disruption_budgets: Informer<PodDisruptionBudget>,
+    pub quotas: Informer<ResourceQuota>,
+    pub certificate_requests: Informer<CertificateSigningRequest>,
+    pub service_ranges: Informer<ServiceCIDR>,
+    /// Only those that are given to Services.
+    pub service_addresses: Informer<IPAddress>,
+    /// Only bootstrap tokens.
+    pub bootstrap_tokens: Informer<Secret>,
+    /// Only `kube-public/cluster-info`.
+    pub cluster_info: Informer<ConfigMap>,
 }
 
 /// The index of pods by the name of their node.
 pub const BY_NODE: &str = "node";
 /// The index of pods by the claims of their volumes, `namespace/name`.
 pub const BY_CLAIM: &str = "claim";
-/// The index of EndpointSlices by `namespace/service`.
-pub const BY_SERVICE: &str = "service";
 
 /// The user under which the shared caches read, as kube-controller-manager's do.
 const READER: &str = "system:kube-controller-manager";
@@ -201,7 +214,7 @@ fn start_each(it: &Context) {
     Shell::start(it, validatingadmissionpolicystatus::ValidatingAdmissionPolicyStatusController);
     Shell::start(it, cronjob::CronJobController);
     Shell::start(it, deployment::DeploymentController);
-    Shell::start(it, disruption::DisruptionController::new(it));
+    Shell::start(it, disruption::DisruptionController);
     Shell::start(it, endpoints::EndpointsController);
     Shell::start(it, ephemeral::EphemeralVolumeController);
     Shell::start(it, endpointslice::EndpointSliceController);
@@ -213,28 +226,21 @@ fn start_each(it: &Context) {
     Shell::start(it, volumeprotection::ProtectionController::<PersistentVolume>(PhantomData));
     Shell::start(it, volumeprotection::ProtectionController::<VolumeAttributesClass>(PhantomData));
     Shell::start(it, namespace::NamespaceController);
-    Shell::start(it, certificates::CertificateController::new(it));
+    Shell::start(it, certificates::CertificateController);
     Shell::start(it, nodeipam::NodeIpamController::default());
-    Shell::start(it, resourcequota::ResourceQuotaController::new(it));
+    Shell::start(it, nodelifecycle::NodeLifecycleController);
+    Shell::start(it, podgc::PodGarbageCollector::default());
+    Shell::start(it, resourcequota::ResourceQuotaController::default());
     Shell::start(it, replicaset::ReplicaSetController::<ReplicaSet>(PhantomData));
     Shell::start(it, replicaset::ReplicaSetController::<ReplicationController>(PhantomData));
     Shell::start(it, statefulset::StatefulSetController);
     Shell::start(it, daemonset::DaemonSetController::default());
     Shell::start(it, ttlafterfinished::TtlAfterFinishedController);
-    Shell::start(it, servicecidrs::ServiceCidrsController::new(it));
+    Shell::start(it, servicecidrs::ServiceCidrsController);
     Shell::start(it, serviceaccount::ServiceAccountController);
     Shell::start(it, serviceaccount::RootCaPublisher { bundle: it.options.root_ca.clone() });
-    bootstrap::sign_cluster_info(it);
-    bootstrap::clean_tokens(it);
-    nodelifecycle::start(it);
-    podgc::start(it);
-}
-
-impl Context {
-    /// A client under the identity of the controller `name`.
-    pub fn client(&self, name: &str) -> kube::Client {
-        self.clients.of(&User::service_account("kube-system", name))
-    }
+    Shell::start(it, bootstrap::BootstrapSigner);
+    Shell::start(it, bootstrap::TokenCleaner);
 }
 
 impl Informers {
@@ -249,7 +255,7 @@ impl Informers {
             by_namespace().index(BY_OWNER, owner_uid)
         }
         Self {
-            pods: all("pods", by_owner().index(BY_NODE, node_of).index(BY_CLAIM, claims_of).trim(pods::trim), client, tasks),
+            pods: all("pods", by_owner().index(BY_NODE, node_of).index(BY_CLAIM, claims_of).trim(|it: &mut Pod| it.spec.iter_mut().for_each(read::trim)), client, tasks),
             replica_sets: all("replicasets", by_owner(), client, tasks),
             replication_controllers: all("replicationcontrollers", by_namespace(), client, tasks),
             deployments: all("deployments", by_namespace(), client, tasks),
@@ -272,6 +278,23 @@ impl Informers {
             volumes: all("persistentvolumes", Watch::default(), client, tasks),
             storage_classes: all("storageclasses", Watch::default(), client, tasks),
             attributes_classes: all("volumeattributesclasses", Watch::default(), client, tasks),
+            disruption_budgets: all("poddisruptionbudgets", by_namespace(), client, tasks),
+            quotas: all("resourcequotas", by_namespace(), client, tasks),
+            certificate_requests: all("certificatesigningrequests", Watch::default(), client, tasks),
+            service_ranges: all("servicecidrs", Watch::default(), client, tasks),
+            service_addresses: all("ipaddresses", Watch::default().labels("ipaddress.kubernetes.io/managed-by=ipallocator.k8s.io"), client, tasks),
+            bootstrap_tokens: Informer::start(
+                "bootstrap-tokens",
+                Api::namespaced(client.clone(), bootstrap_tokens::NAMESPACE),
+                Watch::default().fields(&format!("type={}", bootstrap_tokens::SECRET_TYPE)),
+                tasks,
+            ),
+            cluster_info: Informer::start(
+                "cluster-info",
+                Api::namespaced(client.clone(), bootstrap::PUBLIC),
+                Watch::default().fields(&format!("metadata.name={}", bootstrap::CLUSTER_INFO)),
+                tasks,
+            ),
         }
     }
 
@@ -281,6 +304,8 @@ impl Informers {
         tokio::join!(self.service_accounts.synced(), self.root_ca_config_maps.synced(), self.services.synced(), self.endpoints.synced());
         tokio::join!(self.endpoint_slices.synced(), self.nodes.synced(), self.node_leases.synced(), self.cluster_roles.synced(), self.validating_policies.synced());
         tokio::join!(self.claims.synced(), self.volumes.synced(), self.storage_classes.synced(), self.attributes_classes.synced());
+        tokio::join!(self.disruption_budgets.synced(), self.quotas.synced(), self.certificate_requests.synced(), self.service_ranges.synced());
+        tokio::join!(self.service_addresses.synced(), self.bootstrap_tokens.synced(), self.cluster_info.synced());
     }
 }
 
@@ -291,9 +316,4 @@ fn node_of(pod: &Pod) -> Vec<String> {
 fn claims_of(pod: &Pod) -> Vec<String> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     volumes::claim_names(pod).map(|it| format!("{namespace}/{}", it.0)).collect()
-}
-
-fn service_of(slice: &EndpointSlice) -> Vec<String> {
-    let name = slice.metadata.labels.as_ref().and_then(|it| it.get("kubernetes.io/service-name"));
-    name.map(|it| format!("{}/{it}", slice.metadata.namespace.as_deref().unwrap_or_default())).into_iter().collect()
 }

@@ -16,10 +16,7 @@ use kube::{
 use super::Controller;
 use crate::{
     base::clock,
-    client::{
-        Error, ObjectKey, Result,
-        writes::{self, CONTROLLER_MANAGER},
-    },
+    client::{Error, ObjectKey, Result, writes},
 };
 
 const FINALIZER: &str = "kubernetes";
@@ -50,10 +47,9 @@ impl Controller for NamespaceController {
             return Ok(None);
         }
         let remains = empty(&shell.client, name).await;
-        let namespaces: Api<Namespace> = Api::all(shell.client.clone());
-        writes::retry_on_conflict(|| write_status(&namespaces, name, &remains)).await?;
+        writes::retry_on_conflict(|| write_status(&shell.client, name, &remains)).await?;
         if remains.is_empty() {
-            return writes::retry_on_conflict(|| finalize(&namespaces, name)).await.map(|()| None);
+            return writes::retry_on_conflict(|| finalize(&shell.client, name)).await.map(|()| None);
         }
         let since = cached.metadata.deletion_timestamp.as_ref().map_or_else(clock::now, |it| it.0);
         Ok(Some((clock::now().duration_since(since).unsigned_abs() / 4).clamp(AGAIN_LEAST, AGAIN_MOST)))
@@ -75,6 +71,27 @@ impl Remains {
     fn is_empty(&self) -> bool {
         self.resources.is_empty() && self.failures.is_empty() && self.discovery_failure.is_none()
     }
+
+    /// Empties some resources, and counts what is left of them.
+    async fn add(&mut self, client: &kube::Client, namespace: &str, resources: &[(ApiResource, ApiCapabilities)]) {
+        let works = resources.iter().map(|(resource, capabilities)| empty_of(client, namespace, resource, capabilities));
+        for ((resource, _), result) in resources.iter().zip(futures::future::join_all(works).await) {
+            match result {
+                Ok(left) => self.count(resource, &left),
+                Err(error) if error.is_not_found() => (),
+                Err(error) => self.failures.push(error.message()),
+            }
+        }
+    }
+
+    fn count(&mut self, resource: &ApiResource, left: &[Vec<String>]) {
+        if !left.is_empty() {
+            self.resources.insert(format!("{}.{}", resource.plural, resource.group), left.len());
+        }
+        for finalizer in left.iter().flatten() {
+            *self.finalizers.entry(finalizer.clone()).or_default() += 1;
+        }
+    }
 }
 
 /// Deletes everything of every namespaced resource, and says what is left.
@@ -95,20 +112,6 @@ async fn empty(client: &kube::Client, namespace: &str) -> Remains {
         remains.add(client, namespace, &others).await;
     }
     remains
-}
-
-impl Remains {
-    /// Empties some resources, and counts what is left of them.
-    async fn add(&mut self, client: &kube::Client, namespace: &str, resources: &[(ApiResource, ApiCapabilities)]) {
-        let works = resources.iter().map(|(resource, capabilities)| empty_of(client, namespace, resource, capabilities));
-        for ((resource, _), result) in resources.iter().zip(futures::future::join_all(works).await) {
-            match result {
-                Ok(left) => self.count(resource, &left),
-                Err(error) if error.is_not_found() => (),
-                Err(error) => self.failures.push(error.message()),
-            }
-        }
-    }
 }
 
 fn is_emptied(capabilities: &ApiCapabilities) -> bool {
@@ -134,39 +137,24 @@ async fn empty_of(client: &kube::Client, namespace: &str, resource: &ApiResource
     Ok(left.items.into_iter().map(|it| it.metadata.finalizers.unwrap_or_default()).collect())
 }
 
-impl Remains {
-    fn count(&mut self, resource: &ApiResource, left: &[Vec<String>]) {
-        if !left.is_empty() {
-            self.resources.insert(format!("{}.{}", resource.plural, resource.group), left.len());
-        }
-        for finalizer in left.iter().flatten() {
-            *self.finalizers.entry(finalizer.clone()).or_default() += 1;
-        }
-    }
-}
-
-async fn write_status(namespaces: &Api<Namespace>, name: &str, remains: &Remains) -> Result<()> {
-    let Some(present) = writes::unless_not_found(namespaces.get(name).await)? else {
-        return Ok(());
-    };
+async fn write_status(client: &kube::Client, name: &str, remains: &Remains) -> Result<()> {
+    let Some(present) = writes::api::<Namespace>(client, "").get_opt(name).await? else { return Ok(()) };
     let mut next = present.clone();
     let status = next.status.get_or_insert_default();
     status.phase = Some("Terminating".to_owned());
     status.conditions = Some(conditions(status.conditions.take().unwrap_or_default(), remains, clock::now()));
-    if next != present {
-        writes::unless_not_found(namespaces.replace_status(name, &writes::posting(CONTROLLER_MANAGER), &next).await)?;
-    }
-    Ok(())
+    unless_gone(writes::status(client, &present, &next).await)
 }
 
-async fn finalize(namespaces: &Api<Namespace>, name: &str) -> Result<()> {
-    let Some(mut namespace) = writes::unless_not_found(namespaces.get(name).await)? else {
-        return Ok(());
-    };
+async fn finalize(client: &kube::Client, name: &str) -> Result<()> {
+    let Some(mut namespace) = writes::api::<Namespace>(client, "").get_opt(name).await? else { return Ok(()) };
     let finalizers = namespace.spec.get_or_insert_default().finalizers.get_or_insert_default();
     finalizers.retain(|it| it != FINALIZER);
-    writes::unless_not_found(namespaces.replace_subresource("finalize", name, &writes::posting(CONTROLLER_MANAGER), &namespace).await)?;
-    Ok(())
+    unless_gone(writes::replace_part(client, "finalize", &namespace).await)
+}
+
+fn unless_gone(result: Result<()>) -> Result<()> {
+    result.or_else(|error| if error.is_not_found() { Ok(()) } else { Err(error) })
 }
 
 /// The five conditions of a namespace in deletion; one keeps its time while it stays the same.

@@ -2,24 +2,19 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
-use kube::{
-    Api, ResourceExt,
-    api::Patch,
-};
+use kube::{ResourceExt, api::Patch};
+use parking_lot::Mutex;
 use serde_json::json;
 
 use super::Controller;
 use crate::{
     base::clock,
-    client::{
-        EventType, ObjectKey, Result,
-        writes::{self, CONTROLLER_MANAGER},
-    },
+    client::{EventType, ObjectKey, Result, writes},
     meta::Cidr,
 };
 
@@ -65,8 +60,7 @@ impl Controller for NodeIpamController {
             return Ok(Some(FULL));
         };
         let patch = json!({"metadata": {"uid": node.metadata.uid}, "spec": {"podCIDR": free.to_string(), "podCIDRs": [free.to_string()]}});
-        let nodes: Api<Node> = Api::all(shell.client.clone());
-        nodes.patch(name, &writes::patching(CONTROLLER_MANAGER), &Patch::Strategic(patch)).await?;
+        writes::patch(&shell.client, node.as_ref(), &Patch::Strategic(patch)).await?;
         tracing::info!(node = name, range = %free, at = %clock::now(), "a node got its pods' addresses");
         Ok(None)
     }
@@ -75,7 +69,7 @@ impl Controller for NodeIpamController {
 impl NodeIpamController {
     /// A part of the range that no other node has.
     fn take(&self, range: Cidr, nodes: &[Arc<Node>], name: &str) -> Option<Cidr> {
-        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut given = self.given.lock();
         given.retain(|name, _| nodes.iter().any(|it| it.name_any() == *name && range_of(it).is_none()));
         let used: Vec<Cidr> = nodes.iter().filter_map(|it| range_of(it)).chain(given.iter().filter(|(of, _)| *of != name).map(|(_, it)| *it)).collect();
         let free = free(range, &used)?;
@@ -85,7 +79,7 @@ impl NodeIpamController {
 }
 
 async fn cluster_range(client: &kube::Client) -> Cidr {
-    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), NETWORK.0);
+    let maps = writes::api::<ConfigMap>(client, NETWORK.0);
     loop {
         match maps.get(NETWORK.1).await {
             Ok(map) => match map.data.as_ref().and_then(|it| it.get("pods")?.parse().ok()) {

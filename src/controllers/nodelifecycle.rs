@@ -6,18 +6,17 @@ use std::{sync::Arc, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use kube::{
-    Api, ResourceExt,
-    api::{Patch, PatchParams},
+    ResourceExt,
+    api::{DeleteParams, Patch},
 };
 use serde_json::{Value, json};
 
-use super::{BY_NODE, Context};
+use super::{BY_NODE, Controller, pods};
 use crate::{
     base::clock,
     client::{ObjectKey, Result, placement::tolerates, writes},
 };
 
-const NAME: &str = "node-controller";
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 /// `--node-monitor-grace-period`: a lease older than this makes its node unknown.
@@ -27,48 +26,64 @@ const EVERY: Duration = Duration::from_secs(5);
 /// A node that has just changed is looked at at once.
 const AFTER_CHANGE: Duration = Duration::from_millis(20);
 
-pub fn start(context: &Context) {
-    let wake = Arc::new(tokio::sync::Notify::new());
-    let listener = wake.clone();
-    context.informers.nodes.subscribe(move |_| listener.notify_one());
-    let own = context.clone();
-    context.tasks.spawn("nodelifecycle", async move {
-        own.informers.synced().await;
-        let client = own.client(NAME);
-        loop {
-            if let Err(error) = monitor(&own, &client).await {
-                tracing::debug!(%error, "nodes are looked at again");
-            }
-            tokio::select! {
-                () = tokio::time::sleep(EVERY) => (),
-                () = wake.notified() => tokio::time::sleep(AFTER_CHANGE).await,
-            }
+pub struct NodeLifecycleController;
+type Shell = super::Shell<NodeLifecycleController>;
+
+impl Controller for NodeLifecycleController {
+    type Key = ();
+    const NAME: &'static str = "node-controller";
+    const WORKERS: usize = 1;
+
+    async fn listen(shell: &Arc<Shell>) {
+        shell.on(&shell.informers.nodes, |it, _| it.queue.add_after((), AFTER_CHANGE));
+    }
+
+    async fn reconcile(shell: &Arc<Shell>, (): &()) -> Result<Option<Duration>> {
+        for node in shell.informers.nodes.list() {
+            shell.monitor(&node, clock::now()).await?;
         }
-    });
+        Ok(Some(EVERY))
+    }
 }
 
-async fn monitor(context: &Context, client: &kube::Client) -> Result<()> {
-    let nodes: Api<Node> = Api::all(client.clone());
-    for node in context.informers.nodes.list() {
-        let lease = context.informers.node_leases.get(&ObjectKey::new("kube-node-lease", node.name_any()));
+impl Shell {
+    async fn monitor(&self, node: &Node, now: Timestamp) -> Result<()> {
+        let lease = self.informers.node_leases.get(&ObjectKey::new("kube-node-lease", node.name_any()));
         let renewed = lease.and_then(|it| Some(it.spec.as_ref()?.renew_time.as_ref()?.0)).or(node.metadata.creation_timestamp.as_ref().map(|it| it.0));
-        let now = clock::now();
-        if let Some(status) = unknown(&node, renewed, now) {
-            nodes.patch_status(&node.name_any(), &PatchParams::default(), &Patch::Strategic(status)).await?;
-            continue;
+        if let Some(status) = unknown(node, renewed, now) {
+            return writes::patch_status(&self.client, node, &Patch::Strategic(status)).await.map(drop);
         }
-        if ready(&node) != "True" {
-            mark_pods_not_ready(context, client, &node, now).await?;
+        if ready(node) != "True" {
+            self.mark_pods_not_ready(node, now).await?;
         }
-        if let Some(taints) = taints(&node, now) {
-            let version = node.metadata.resource_version.clone();
-            let patch = json!({"metadata": {"resourceVersion": version}, "spec": {"taints": taints}});
-            nodes.patch(&node.name_any(), &writes::patching(writes::CONTROLLER_MANAGER), &Patch::Merge(patch)).await?;
-            continue;
+        if let Some(taints) = taints(node, now) {
+            let patch = json!({"metadata": {"resourceVersion": node.metadata.resource_version}, "spec": {"taints": taints}});
+            return writes::patch(&self.client, node, &Patch::Merge(patch)).await.map(drop);
         }
-        evict(context, client, &node, now).await?;
+        self.evict(node, now).await
     }
-    Ok(())
+
+    /// Takes the pods of a node that is not ready out of the Services' endpoints (`MarkPodsNotReady`).
+    async fn mark_pods_not_ready(&self, node: &Node, now: Timestamp) -> Result<()> {
+        for pod in self.informers.pods.by(BY_NODE, &node.name_any()).iter().filter(|it| pods::is_ready(it)) {
+            let condition = json!({"type": "Ready", "status": "False", "lastTransitionTime": clock::rfc3339(now)});
+            let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}});
+            writes::patch_status(&self.client, pod.as_ref(), &Patch::Strategic(patch)).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes the pods that have been on a tainted node for longer than they tolerate.
+    async fn evict(&self, node: &Node, now: Timestamp) -> Result<()> {
+        let all = node.spec.as_ref().and_then(|it| it.taints.as_deref()).unwrap_or_default();
+        let executing: Vec<&Taint> = all.iter().filter(|it| it.effect == "NoExecute").collect();
+        for pod in self.informers.pods.by(BY_NODE, &node.name_any()) {
+            if pod.metadata.deletion_timestamp.is_none() && is_due(&pod, &executing, now) {
+                writes::delete(&self.client, pod.as_ref(), DeleteParams::default()).await?;
+            }
+        }
+        Ok(())
+    }
 }
 
 fn ready(node: &Node) -> &str {
@@ -110,41 +125,6 @@ fn taints(node: &Node, now: Timestamp) -> Option<Vec<Value>> {
         _ => json!({"key": key, "effect": effect}),
     });
     Some(others.chain(ours).collect())
-}
-
-/// Takes the pods of a node that is not ready out of the Services' endpoints (`MarkPodsNotReady`).
-async fn mark_pods_not_ready(context: &Context, client: &kube::Client, node: &Node, now: Timestamp) -> Result<()> {
-    for pod in context.informers.pods.by(BY_NODE, &node.name_any()).iter().filter(|it| is_pod_ready(it)) {
-        let condition = json!({"type": "Ready", "status": "False", "lastTransitionTime": clock::rfc3339(now)});
-        let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}});
-        let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
-        writes::unless_not_found(pods.patch_status(&pod.name_any(), &writes::patching(writes::CONTROLLER_MANAGER), &Patch::Strategic(patch)).await)?;
-    }
-    Ok(())
-}
-
-fn is_pod_ready(pod: &Pod) -> bool {
-    pod.status.iter().flat_map(|it| it.conditions.iter().flatten()).any(|it| it.type_ == "Ready" && it.status == "True")
-}
-
-/// Deletes the pods that have been on a tainted node for longer than they tolerate.
-async fn evict(context: &Context, client: &kube::Client, node: &Node, now: Timestamp) -> Result<()> {
-    let all = node.spec.as_ref().and_then(|it| it.taints.as_deref()).unwrap_or_default();
-    let executing: Vec<&Taint> = all.iter().filter(|it| it.effect == "NoExecute").collect();
-    if executing.is_empty() {
-        return Ok(());
-    }
-    for pod in context.informers.pods.by(BY_NODE, &node.name_any()) {
-        if pod.metadata.deletion_timestamp.is_some() || !is_due(&pod, &executing, now) {
-            continue;
-        }
-        let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
-        match pods.delete(&pod.name_any(), &writes::deleting(pod.metadata.uid.as_deref())).await {
-            Err(kube::Error::Api(error)) if error.code == 404 || error.code == 409 => (),
-            other => _ = other?,
-        }
-    }
-    Ok(())
 }
 
 /// Whether some taint is not tolerated, or no longer.

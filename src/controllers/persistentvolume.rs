@@ -10,7 +10,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
-use kube::{Api, ResourceExt};
+use kube::{Api, ResourceExt, api::PostParams};
 
 use super::{BY_CLAIM, Controller, pods};
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
     client::{
         EventType, ObjectKey, Result,
         volumes::{self, BIND_COMPLETED, BOUND_BY_CONTROLLER, SELECTED_NODE, has_annotation, volume_name},
-        writes::{self, CONTROLLER_MANAGER},
+        writes,
     },
 };
 
@@ -191,7 +191,7 @@ impl Shell {
     /// Binds both to each other, the volume first; what is so already is not written.
     async fn bind(&self, volume: &PersistentVolume, mut claim: PersistentVolumeClaim) -> Result<()> {
         let bound = match volumes::bound_to(volume, &claim) {
-            Some(bound) => self.volumes().replace(&bound.name_any(), &writes::posting(CONTROLLER_MANAGER), &bound).await?,
+            Some(bound) => self.volumes().replace(&bound.name_any(), &PostParams::default(), &bound).await?,
             None => volume.clone(),
         };
         let volume = self.set_volume(bound, "Bound").await?;
@@ -208,7 +208,7 @@ impl Shell {
     }
 
     async fn replace(&self, claim: &PersistentVolumeClaim) -> Result<PersistentVolumeClaim> {
-        Ok(self.claims(&claim.namespace().unwrap_or_default()).replace(&claim.name_any(), &writes::posting(CONTROLLER_MANAGER), claim).await?)
+        Ok(self.claims(&claim.namespace().unwrap_or_default()).replace(&claim.name_any(), &PostParams::default(), claim).await?)
     }
 
     async fn lose(&self, claim: PersistentVolumeClaim, reason: &str, message: &str) -> Result<()> {
@@ -232,7 +232,7 @@ impl Shell {
         }
         if status != before {
             let claim = PersistentVolumeClaim { status: Some(status), ..claim };
-            writes::status(&self.client, CONTROLLER_MANAGER, &claim).await?;
+            writes::replace_part(&self.client, "status", &claim).await?;
         }
         Ok(is_news)
     }
@@ -247,7 +247,7 @@ impl Shell {
         }
         let status = volume.status.get_or_insert_default();
         (status.phase, status.message, status.last_phase_transition_time) = (Some(to.to_owned()), why, Some(Time(clock::now())));
-        Ok(self.volumes().replace_status(&volume.name_any(), &writes::posting(CONTROLLER_MANAGER), &volume).await?)
+        Ok(self.volumes().replace_status(&volume.name_any(), &PostParams::default(), &volume).await?)
     }
 
     async fn sync_volume(&self, name: &str) -> Result<()> {
@@ -280,7 +280,7 @@ impl Shell {
         if let Some(spec) = &mut volume.spec {
             spec.claim_ref = spec.claim_ref.take().filter(|_| !is_chosen).map(|it| ObjectReference { uid: None, ..it });
         }
-        let freed = self.volumes().replace(&volume.name_any(), &writes::posting(CONTROLLER_MANAGER), &volume).await?;
+        let freed = self.volumes().replace(&volume.name_any(), &PostParams::default(), &volume).await?;
         self.set_volume(freed, "Available").await.map(drop)
     }
 

@@ -7,24 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::{
-    Api, ResourceExt,
-    api::{DeleteParams, Patch},
-};
+use kube::{ResourceExt, api::Patch};
 use serde_json::json;
+use tokio::sync::Mutex;
 
-use super::{Context, Informers, pods};
-use crate::{
-    base::clock,
-    client::{
-        Error, Result,
-        writes::{self, CONTROLLER_MANAGER},
-    },
-};
+use super::{Controller, pods};
+use crate::client::{Result, pods::disruption_target, writes};
 
-const NAME: &str = "pod-garbage-collector";
 /// `gcCheckPeriod`.
 const EVERY: Duration = Duration::from_secs(20);
 /// `quarantineTime`: how long a node may be missing before its pods are orphans.
@@ -32,51 +22,56 @@ const QUARANTINE: Duration = Duration::from_secs(40);
 /// `--terminated-pod-gc-threshold`.
 const TERMINATED_MOST: usize = 12_500;
 
-pub fn start(context: &Context) {
-    let (client, informers) = (context.client(NAME), context.informers.clone());
-    context.tasks.spawn(NAME, async move {
-        informers.synced().await;
-        let mut missing = HashMap::new();
-        loop {
-            if let Err(error) = collect(&client, &informers, &mut missing).await {
-                tracing::warn!(error = error.message(), "pods could not be collected");
+#[derive(Default)]
+pub struct PodGarbageCollector {
+    /// Since when nodes are missing.
+    missing: Mutex<HashMap<String, Instant>>,
+}
+type Shell = super::Shell<PodGarbageCollector>;
+
+impl Controller for PodGarbageCollector {
+    type Key = ();
+    const NAME: &'static str = "pod-garbage-collector";
+    const WORKERS: usize = 1;
+
+    async fn listen(shell: &Arc<Shell>) {
+        shell.queue.add(());
+    }
+
+    async fn reconcile(shell: &Arc<Shell>, (): &()) -> Result<Option<Duration>> {
+        let all = shell.informers.pods.list();
+        let gone = shell.gone_nodes(&all).await?;
+        for pod in &all {
+            let node = pods::node_name(pod);
+            if gone.contains(node) {
+                fail_and_delete(&shell.client, pod, "DeletionByPodGC", "PodGC: node no longer exists").await?;
+            } else if node.is_empty() && pod.metadata.deletion_timestamp.is_some() {
+                writes::delete(&shell.client, pod.as_ref(), writes::at_once()).await?;
             }
-            tokio::time::sleep(EVERY).await;
         }
-    });
+        for pod in surplus(&all) {
+            writes::delete(&shell.client, pod.as_ref(), writes::at_once()).await?;
+        }
+        Ok(Some(EVERY))
+    }
 }
 
-async fn collect(client: &kube::Client, informers: &Informers, missing: &mut HashMap<String, Instant>) -> Result<()> {
-    let all = informers.pods.list();
-    let gone = gone_nodes(client, informers, &all, missing).await?;
-    for pod in &all {
-        let node = pods::node_name(pod);
-        if gone.contains(node) {
-            let (reason, message) = ("DeletionByPodGC", "PodGC: node no longer exists");
-            fail_and_delete(client, pod, reason, message).await?;
-        } else if node.is_empty() && pod.metadata.deletion_timestamp.is_some() {
-            delete(client, pod).await?;
+impl Shell {
+    /// Names of nodes that pods have, that are missing for so long that they are gone, by the server's word too.
+    async fn gone_nodes(&self, all: &[Arc<Pod>]) -> Result<HashSet<String>> {
+        let known: HashSet<String> = self.informers.nodes.list().iter().map(|it| it.name_any()).collect();
+        let named: HashSet<&str> = all.iter().map(|it| pods::node_name(it)).filter(|it| !it.is_empty() && !known.contains(*it)).collect();
+        let mut missing = self.own.missing.lock().await;
+        missing.retain(|name, _| named.contains(name.as_str()));
+        let mut gone = HashSet::new();
+        for name in named {
+            let since = *missing.entry(name.to_owned()).or_insert_with(Instant::now);
+            if since.elapsed() >= QUARANTINE && writes::api::<Node>(&self.client, "").get_opt(name).await?.is_none() {
+                gone.insert(name.to_owned());
+            }
         }
+        Ok(gone)
     }
-    for pod in surplus(&all) {
-        delete(client, &pod).await?;
-    }
-    Ok(())
-}
-
-/// Names of nodes that pods have, that are missing for so long that they are gone, by the server's word too.
-async fn gone_nodes(client: &kube::Client, informers: &Informers, all: &[Arc<Pod>], missing: &mut HashMap<String, Instant>) -> Result<HashSet<String>> {
-    let known: HashSet<String> = informers.nodes.list().iter().map(|it| it.name_any()).collect();
-    let named: HashSet<&str> = all.iter().map(|it| pods::node_name(it)).filter(|it| !it.is_empty() && !known.contains(*it)).collect();
-    missing.retain(|name, _| named.contains(name.as_str()));
-    let mut gone = HashSet::new();
-    for name in named {
-        let since = *missing.entry(name.to_owned()).or_insert_with(Instant::now);
-        if since.elapsed() >= QUARANTINE && Api::<Node>::all(client.clone()).get_opt(name).await?.is_none() {
-            gone.insert(name.to_owned());
-        }
-    }
-    Ok(gone)
 }
 
 /// The oldest ended pods beyond those that are kept; the evicted first.
@@ -90,27 +85,9 @@ fn surplus(all: &[Arc<Pod>]) -> Vec<Arc<Pod>> {
 /// A pod whose node is gone can no longer say how it ended.
 async fn fail_and_delete(client: &kube::Client, pod: &Pod, reason: &str, message: &str) -> Result<()> {
     if !pods::is_terminal(pod) {
-        let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
-        let condition = disruption_target(reason, message, clock::now());
+        let condition = disruption_target(reason, message);
         let patch = Patch::Strategic(json!({"metadata": {"uid": pod.uid()}, "status": {"phase": "Failed", "conditions": [condition]}}));
-        let patched = writes::unless_not_found(api.patch_status(&pod.name_any(), &writes::patching(CONTROLLER_MANAGER), &patch).await)?;
-        if patched.is_none() {
-            return Ok(());
-        }
+        writes::patch_status(client, pod, &patch).await?;
     }
-    delete(client, pod).await
-}
-
-/// The condition that tells why a pod had to go.
-pub fn disruption_target(reason: &str, message: &str, now: Timestamp) -> serde_json::Value {
-    json!({"type": "DisruptionTarget", "status": "True", "reason": reason, "message": message, "lastTransitionTime": now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()})
-}
-
-async fn delete(client: &kube::Client, pod: &Pod) -> Result<()> {
-    let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
-    let options = DeleteParams { grace_period_seconds: Some(0), ..writes::deleting(pod.metadata.uid.as_deref()) };
-    match api.delete(&pod.name_any(), &options).await.map_err(Error::from) {
-        Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error),
-        _ => Ok(()),
-    }
+    writes::delete(client, pod, writes::at_once()).await.map(drop)
 }

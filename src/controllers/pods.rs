@@ -1,41 +1,28 @@
 //! What controllers ask of pods (ready, available, active) and how they make and delete them.
 //! Follows pkg/controller/controller_utils.go and pkg/api/v1/pod/util.go.
 
-use std::{cmp::Ordering, future::Future, sync::Arc};
+use std::{
+    cmp::{Ordering, Reverse},
+    future::Future,
+    sync::Arc,
+};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
-    api::core::v1::{Pod, PodCondition, PodTemplateSpec},
+    api::core::v1::{Pod, PodTemplateSpec},
     apimachinery::pkg::util::intstr::IntOrString,
 };
-use kube::{Api, Resource, ResourceExt, api::ObjectMeta};
-
-use super::claims::controller_ref;
-use crate::{
-    base::Tasks,
-    client::{
-        Change, Error, EventRecorder, EventType, Expectations, ObjectKey, Result,
-        informer::Cached,
-        volumes,
-        writes::{self, CONTROLLER_MANAGER},
-    },
+use kube::{
+    ResourceExt,
+    api::{DeleteParams, ObjectMeta},
 };
 
-pub fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
-    pod.status.as_ref()?.conditions.iter().flatten().find(|it| it.type_ == kind)
-}
-
-pub fn phase(pod: &Pod) -> &str {
-    pod.status.as_ref().and_then(|it| it.phase.as_deref()).unwrap_or_default()
-}
-
-pub fn node_name(pod: &Pod) -> &str {
-    pod.spec.as_ref().and_then(|it| it.node_name.as_deref()).unwrap_or_default()
-}
-
-pub fn is_ready(pod: &Pod) -> bool {
-    condition(pod, "Ready").is_some_and(|it| it.status == "True")
-}
+use super::claims::controller_ref;
+pub use crate::client::pods::{condition, is_ready, is_terminal, node_name, phase};
+use crate::{
+    base::Tasks,
+    client::{Change, Error, EventRecorder, EventType, Expectations, ObjectKey, Result, informer::Cached, writes},
+};
 
 /// Ready for at least `min_ready_seconds`.
 pub fn is_available(pod: &Pod, min_ready_seconds: i32, now: Timestamp) -> bool {
@@ -44,12 +31,7 @@ pub fn is_available(pod: &Pod, min_ready_seconds: i32, now: Timestamp) -> bool {
 
 /// When a ready pod becomes available.
 pub fn available_at(pod: &Pod, min_ready_seconds: i32) -> Option<Timestamp> {
-    let since = condition(pod, "Ready").filter(|it| it.status == "True")?.last_transition_time.as_ref()?.0;
-    since.checked_add(SignedDuration::from_secs(min_ready_seconds.into())).ok()
-}
-
-pub fn is_terminal(pod: &Pod) -> bool {
-    matches!(phase(pod), "Succeeded" | "Failed")
+    ready_since(pod)?.checked_add(SignedDuration::from_secs(min_ready_seconds.into())).ok()
 }
 
 pub fn is_terminating(pod: &Pod) -> bool {
@@ -84,62 +66,42 @@ pub struct Control {
     pub expectations: Arc<Expectations>,
 }
 
-/// What a change says of a pod.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Observed {
-    There,
-    Gone,
-}
-
 impl Control {
-    pub async fn create<O: Cached>(&self, pod: &Pod, owner: &O) -> Result<Pod> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &owner.namespace().unwrap_or_default());
-        let created = pods.create(&writes::posting(CONTROLLER_MANAGER), pod).await.map_err(Error::from);
+    async fn create<O: Cached>(&self, pod: &Pod, owner: &O) -> Result<()> {
+        let created = writes::create(&self.client, pod).await;
         match &created {
             Ok(pod) => self.events.event(owner, EventType::Normal, "SuccessfulCreate", format!("Created pod: {}", pod.name_any())),
             Err(error) if error.is_namespace_terminating() => (),
             Err(error) => self.events.event(owner, EventType::Warning, "FailedCreate", format!("Error creating: {}", error.message())),
         }
-        created
+        created.map(drop)
     }
 
-    /// A pod already gone is an error too (`NotFound`), for the caller expected to see it go.
-    pub async fn delete<O: Resource<DynamicType = ()>>(&self, pod: &Pod, owner: &O) -> Result<()> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
-        let name = pod.name_any();
-        let deleted = pods.delete(&name, &writes::deleting(None)).await.map(|_| ()).map_err(Error::from);
+    /// Whether the pod was still there.
+    async fn delete<O: Cached>(&self, pod: &Pod, owner: &O) -> Result<bool> {
+        let deleted = writes::delete(&self.client, pod, DeleteParams::default()).await;
         match &deleted {
-            Ok(()) => self.events.event(owner, EventType::Normal, "SuccessfulDelete", format!("Deleted pod: {name}")),
-            Err(error) if error.is_not_found() => (),
+            Ok(true) => self.events.event(owner, EventType::Normal, "SuccessfulDelete", format!("Deleted pod: {}", pod.name_any())),
+            Ok(false) => (),
             Err(error) => self.events.event(owner, EventType::Warning, "FailedDelete", format!("Error deleting: {}", error.message())),
         }
         deleted
     }
 
-    /// Takes a change to a pod of the owner `key` into account; a terminating pod is gone.
-    pub fn observe(&self, key: &ObjectKey, change: &Change<Pod>) -> Observed {
+    /// Takes a change to a pod of the owner `key` into account. Whether it is gone, as a terminating one is.
+    pub fn observe(&self, key: &ObjectKey, change: &Change<Pod>) -> bool {
         let pod = change.object();
-        if change.is_deleted() || pod.metadata.deletion_timestamp.is_some() {
+        let is_gone = change.is_deleted() || pod.metadata.deletion_timestamp.is_some();
+        if is_gone {
             self.expectations.deletion_observed(key, pod.metadata.uid.as_deref().unwrap_or_default());
-            return Observed::Gone;
-        }
-        if matches!(change, Change::Added(_)) {
+        } else if matches!(change, Change::Added(_)) {
             self.expectations.creation_observed(key);
         }
-        Observed::There
+        is_gone
     }
 
-    /// Creates pods in slowly growing batches; the first failure ends it. That the namespace is going is none.
-    pub async fn create_all<O: Cached>(&self, key: &ObjectKey, owner: &Arc<O>, pods: Vec<Arc<Pod>>) -> Option<Error> {
-        self.replace(key, owner, pods, Vec::new()).await
-    }
-
-    /// Deletes pods all at once. Returns the first failure; that a pod is gone already is none.
-    pub async fn delete_all<O: Cached>(&self, key: &ObjectKey, owner: &Arc<O>, pods: Vec<Arc<Pod>>) -> Option<Error> {
-        self.replace(key, owner, Vec::new(), pods).await
-    }
-
-    /// Both at once.
+    /// Creates the new pods in slowly growing batches, which end with the first failure, and deletes the old ones all at once. Returns the first
+    /// failure; that the namespace is going is none, nor that a pod is gone already.
     pub async fn replace<O: Cached>(&self, key: &ObjectKey, owner: &Arc<O>, new: Vec<Arc<Pod>>, old: Vec<Arc<Pod>>) -> Option<Error> {
         self.expectations.expect(key, new.len(), old.iter().filter_map(|it| it.uid()));
         let failure = self.create_batches(key, owner, new).await;
@@ -149,7 +111,7 @@ impl Control {
     async fn create_batches<O: Cached>(&self, key: &ObjectKey, owner: &Arc<O>, pods: Vec<Arc<Pod>>) -> Option<Error> {
         let work = |at: usize| {
             let (control, pod, owner) = (self.clone(), pods[at].clone(), owner.clone());
-            async move { control.create(&pod, owner.as_ref()).await.map(drop) }
+            async move { control.create(&pod, owner.as_ref()).await }
         };
         let (done, error) = in_slow_start_batches(&self.tasks, "pod-create", pods.len(), work).await;
         (done..pods.len()).for_each(|_| self.expectations.creation_observed(key));
@@ -163,10 +125,10 @@ impl Control {
         });
         let mut first = None;
         for (result, uid) in concurrently(&self.tasks, "pod-delete", works).await {
-            if let Err(error) = result {
+            if !matches!(result, Ok(true)) {
                 self.expectations.deletion_observed(key, &uid);
-                first = first.or(Some(error).filter(|it| !it.is_not_found()));
             }
+            first = first.or(result.err());
         }
         first
     }
@@ -215,12 +177,9 @@ where
 pub fn deletion_order(a: (&Pod, usize), b: (&Pod, usize), now: Timestamp) -> Ordering {
     let (left, right) = (a.0, b.0);
     let phase_rank = |pod: &Pod| ["Pending", "Unknown", "Running"].iter().position(|it| *it == phase(pod)).unwrap_or(0);
-    (!node_name(left).is_empty())
-        .cmp(&!node_name(right).is_empty())
-        .then_with(|| phase_rank(left).cmp(&phase_rank(right)))
-        .then_with(|| is_ready(left).cmp(&is_ready(right)))
-        .then_with(|| deletion_cost(left).cmp(&deletion_cost(right)))
-        .then_with(|| b.1.cmp(&a.1))
+    let use_of = |(pod, rank): (&Pod, usize)| (!node_name(pod).is_empty(), phase_rank(pod), is_ready(pod), deletion_cost(pod), Reverse(rank));
+    use_of(a)
+        .cmp(&use_of(b))
         .then_with(|| if is_ready(left) && is_ready(right) { younger_first(ready_since(left), ready_since(right), now) } else { Ordering::Equal })
         .then_with(|| most_restarts(right).cmp(&most_restarts(left)))
         .then_with(|| younger_first(created_at(left), created_at(right), now))
@@ -232,7 +191,7 @@ fn deletion_cost(pod: &Pod) -> i32 {
 }
 
 fn ready_since(pod: &Pod) -> Option<Timestamp> {
-    Some(condition(pod, "Ready")?.last_transition_time.as_ref()?.0)
+    Some(condition(pod, "Ready").filter(|it| it.status == "True")?.last_transition_time.as_ref()?.0)
 }
 
 fn created_at(pod: &Pod) -> Option<Timestamp> {
@@ -263,25 +222,6 @@ pub fn scaled(value: Option<&IntOrString>, of: i32, round_up: bool) -> i32 {
             let product = i64::from(of) * percent;
             (if round_up { (product + 99).div_euclid(100) } else { product.div_euclid(100) }) as i32
         }
-    }
-}
-
-/// Drops of a cached pod what no controller reads. A pod is never written back whole, only patched.
-pub fn trim(pod: &mut Pod) {
-    let Some(spec) = &mut pod.spec else { return };
-    volumes::keep_claims(spec);
-    let containers = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
-    for container in containers {
-        container.env = None;
-        container.env_from = None;
-        container.volume_mounts = None;
-        container.command = None;
-        container.args = None;
-        container.liveness_probe = None;
-        container.readiness_probe = None;
-        container.startup_probe = None;
-        container.lifecycle = None;
-        container.security_context = None;
     }
 }
 

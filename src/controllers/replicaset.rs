@@ -4,27 +4,25 @@ use std::{borrow::Cow, marker::PhantomData, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::{
-    NamespaceResourceScope,
     api::{
         apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus},
         core::v1::Pod,
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
-use kube::{Resource, ResourceExt};
-use serde::Serialize;
+use kube::ResourceExt;
 
 use super::{
     Controller, Informers,
     claims::{self, controller_of},
-    pods::{self, Observed},
+    pods,
 };
 use crate::{
     base::clock,
     client::{
         Change, Error, Informer, ObjectKey, Result,
-        informer::{BY_NAMESPACE, BY_OWNER, Cached, orphan_of},
-        writes::{self, CONTROLLER_MANAGER},
+        informer::{BY_OWNER, Cached},
+        writes,
     },
     meta::LabelSelector,
 };
@@ -35,7 +33,7 @@ const BURST: usize = 500;
 const COALESCE: Duration = Duration::from_millis(20);
 
 /// A kind whose objects ask for a number of equal pods.
-pub trait Replicated: Cached + Serialize + Resource<DynamicType = (), Scope = NamespaceResourceScope> {
+pub trait Replicated: Cached + PartialEq {
     /// The name of the controller of the kind.
     const CONTROLLER: &'static str;
 
@@ -91,7 +89,7 @@ impl<K: Replicated> Controller for ReplicaSetController<K> {
             false => None,
         };
         let status = status(&set, &active, terminating, failure.as_ref().map(Error::message).as_deref(), now);
-        shell.write_status(owner.as_ref(), &set, status).await?;
+        writes::status(&shell.client, owner.as_ref(), &owner.with_status(status)).await?;
         match failure {
             Some(error) => Err(error),
             None => Ok(next_check(&set, &active, now)),
@@ -200,37 +198,20 @@ impl<K: Replicated> Shell<K> {
             self.queue.add(key);
         }
         let Some(key) = claims::owner_key::<K>(&pod.metadata) else {
-            return self.orphan_changed(change);
+            return self.queue.add_all(claims::adopters(K::informer(&self.informers), change, |it: &K| selector(&it.set())));
         };
         match self.observe(&key, change) {
-            Observed::Gone => self.queue.add(key),
-            Observed::There => self.queue.add_after(key, COALESCE),
-        }
-    }
-
-    /// Wakes the sets that may adopt a pod without a controller.
-    fn orphan_changed(&self, change: &Change<Pod>) {
-        let pod = change.object();
-        if change.is_deleted() || controller_of(&pod.metadata).is_some() || pod.labels().is_empty() {
-            return;
-        }
-        let sets = K::informer(&self.informers).by(BY_NAMESPACE, pod.metadata.namespace.as_deref().unwrap_or_default());
-        for set in sets {
-            if selector(&set.set()).is_ok_and(|it| it.matches(pod.labels())) {
-                self.queue.add(ObjectKey::of(set.as_ref()));
-            }
+            true => self.queue.add(key),
+            false => self.queue.add_after(key, COALESCE),
         }
     }
 
     /// The active pods of the set, after adoption and release, and the number of terminating ones.
     async fn claim(&self, owner: &Arc<K>, set: &ReplicaSet) -> Result<(Vec<Arc<Pod>>, usize)> {
         let selector = selector(set)?;
-        let mut candidates = self.informers.pods.by(BY_OWNER, &set.uid().unwrap_or_default());
-        let terminating = candidates.iter().filter(|it| pods::is_terminating(it) && selector.matches(it.labels())).count();
-        candidates.extend(self.informers.pods.by(BY_OWNER, &orphan_of(&set.namespace().unwrap_or_default())));
-        candidates.retain(|it| pods::is_active(it));
-        let claims = claims::claims(&set.metadata, &selector, candidates);
-        Ok((claims::settle(&self.client, owner.as_ref(), claims, &[]).await?, terminating))
+        let own = self.informers.pods.by(BY_OWNER, &set.uid().unwrap_or_default());
+        let terminating = own.iter().filter(|it| pods::is_terminating(it) && selector.matches(it.labels())).count();
+        Ok((claims::claim(&self.client, owner.as_ref(), &selector, &self.informers.pods, pods::is_active, &[]).await?, terminating))
     }
 
     fn related(&self, set: &ReplicaSet) -> Vec<Arc<Pod>> {
@@ -247,28 +228,11 @@ impl<K: Replicated> Shell<K> {
             Plan::Create(count) => {
                 let template = owner.set().spec.as_ref().and_then(|it| it.template.clone()).unwrap_or_default();
                 let pod = Arc::new(pods::pod_of(&template, owner.as_ref()));
-                self.create_all(key, owner, vec![pod; count]).await
+                self.replace(key, owner, vec![pod; count], Vec::new()).await
             }
-            Plan::Delete(pods) => self.delete_all(key, owner, pods).await,
+            Plan::Delete(pods) => self.replace(key, owner, Vec::new(), pods).await,
         }
     }
-
-    async fn write_status(&self, owner: &K, set: &ReplicaSet, status: ReplicaSetStatus) -> Result<()> {
-        if set.status.as_ref().is_some_and(|old| is_same(old, &status)) {
-            return Ok(());
-        }
-        writes::status(&self.client, CONTROLLER_MANAGER, &owner.with_status(status)).await
-    }
-}
-
-/// Whether two statuses say the same; an absent number is zero.
-fn is_same(a: &ReplicaSetStatus, b: &ReplicaSetStatus) -> bool {
-    let numbers = |it: &ReplicaSetStatus| [it.fully_labeled_replicas, it.ready_replicas, it.available_replicas].map(|it| it.unwrap_or(0));
-    a.replicas == b.replicas
-        && numbers(a) == numbers(b)
-        && a.terminating_replicas == b.terminating_replicas
-        && a.observed_generation == b.observed_generation
-        && a.conditions.as_deref().unwrap_or_default() == b.conditions.as_deref().unwrap_or_default()
 }
 
 fn selector(set: &ReplicaSet) -> Result<LabelSelector> {
@@ -334,7 +298,7 @@ mod tests {
             ("ReplicaFailure", Some("FailedCreate"), Some("quota"))
         );
         failing.status = Some(first.clone());
-        assert!(is_same(&first, &status(&failing, &[], 0, Some("another text"), now())));
+        assert_eq!(first, status(&failing, &[], 0, Some("another text"), now()));
         assert_eq!(status(&failing, &[], 0, None, now()).conditions, None);
     }
 }

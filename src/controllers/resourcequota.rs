@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,15 +21,12 @@ use kube::{
         watcher::{self, Event},
     },
 };
+use parking_lot::Mutex;
 use serde_json::Value;
 
-use super::{Context, Controller};
+use super::Controller;
 use crate::{
-    client::{
-        Error, Informer, ObjectKey, Result,
-        informer::{BY_NAMESPACE, Options, namespace_of},
-        writes::{self, CONTROLLER_MANAGER},
-    },
+    client::{Error, ObjectKey, Result, informer::BY_NAMESPACE, writes},
     kinds::quota::{self, Usage},
 };
 
@@ -41,48 +38,36 @@ const COALESCE: Duration = Duration::from_millis(50);
 /// A resource by group and plural.
 type Resource = (String, String);
 
+#[derive(Default)]
 pub struct ResourceQuotaController {
-    quotas: Informer<ResourceQuota>,
     /// Resources whose changes are followed.
     watched: Mutex<HashMap<Resource, ApiResource>>,
 }
 type Shell = super::Shell<ResourceQuotaController>;
-
-impl ResourceQuotaController {
-    pub fn new(context: &Context) -> Self {
-        let by_namespace = Options::default().index(BY_NAMESPACE, namespace_of);
-        Self { quotas: Informer::start("resourcequotas", Api::all(context.client(Self::NAME)), by_namespace, &context.tasks), watched: Mutex::default() }
-    }
-}
 
 impl Controller for ResourceQuotaController {
     type Key = ObjectKey;
     const NAME: &'static str = "resourcequota-controller";
 
     async fn listen(shell: &Arc<Shell>) {
-        shell.own.quotas.synced().await;
-        shell.queue_each(&shell.own.quotas);
+        shell.queue_each(&shell.informers.quotas);
     }
 
     async fn reconcile(shell: &Arc<Shell>, key: &ObjectKey) -> Result<Option<Duration>> {
-        let Some(found) = shell.own.quotas.get(key) else { return Ok(None) };
+        let Some(found) = shell.informers.quotas.get(key) else { return Ok(None) };
         let hard = found.spec.as_ref().and_then(|it| it.hard.clone()).unwrap_or_default();
         let value = serde_json::to_value(found.as_ref()).map_err(|why| Error::Invalid(why.to_string()))?;
         let names: Vec<String> = hard.keys().cloned().collect();
         let used = shell.count(&key.namespace, &value, &names).await?;
         let used = used.into_iter().map(|(name, amount)| (name, K8sQuantity(amount))).collect();
         let status = ResourceQuotaStatus { hard: Some(hard), used: Some(used) };
-        if found.status.as_ref() != Some(&status) {
-            // The version turns a charge meanwhile into a conflict, and that into another count.
-            let next = ResourceQuota { status: Some(status), ..found.as_ref().clone() };
-            writes::status(&shell.client, CONTROLLER_MANAGER, &next).await?;
-        }
+        // The version turns a charge meanwhile into a conflict, and that into another count.
+        writes::status(&shell.client, found.as_ref(), &ResourceQuota { status: Some(status), ..ResourceQuota::clone(&found) }).await?;
         Ok(Some(RESYNC))
     }
 }
 
 impl Shell {
-
     /// What the namespace uses of each name.
     async fn count(self: &Arc<Self>, namespace: &str, found: &Value, names: &[String]) -> Result<BTreeMap<String, String>> {
         let resources: BTreeSet<Resource> = names.iter().map(|it| quota::counted(it)).collect();
@@ -105,14 +90,14 @@ impl Shell {
 
     /// The resource, whose changes from now on lead to a new count; `None` while nothing of that name is served.
     async fn follow(self: &Arc<Self>, resource: &Resource) -> Result<Option<ApiResource>> {
-        if let Some(api) = self.own.watched.lock().unwrap_or_else(PoisonError::into_inner).get(resource) {
+        if let Some(api) = self.own.watched.lock().get(resource) {
             return Ok(Some(api.clone()));
         }
         let discovery = Discovery::new(self.client.clone()).run_aggregated().await?;
         let all = discovery.groups().flat_map(|it| it.recommended_resources());
         let found = all.into_iter().find(|(api, capabilities)| (&api.group, &api.plural) == (&resource.0, &resource.1) && capabilities.scope == Scope::Namespaced);
         let Some((api, _)) = found else { return Ok(None) };
-        let is_new = self.own.watched.lock().unwrap_or_else(PoisonError::into_inner).insert(resource.clone(), api.clone()).is_none();
+        let is_new = self.own.watched.lock().insert(resource.clone(), api.clone()).is_none();
         if is_new {
             let (shell, followed) = (self.clone(), api.clone());
             self.tasks.spawn("resourcequota-monitor", async move { shell.watch(followed).await });
@@ -126,7 +111,7 @@ impl Shell {
         while let Some(event) = events.next().await {
             let (Ok(Event::Apply(object)) | Ok(Event::Delete(object))) = event else { continue };
             let namespace = object.namespace().unwrap_or_default();
-            for quota in self.own.quotas.by(BY_NAMESPACE, &namespace) {
+            for quota in self.informers.quotas.by(BY_NAMESPACE, &namespace) {
                 self.queue.add_after(ObjectKey::of(&*quota), COALESCE);
             }
         }

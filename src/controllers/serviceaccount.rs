@@ -4,13 +4,10 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
-use kube::{Api, ResourceExt, api::ObjectMeta};
+use kube::{ResourceExt, api::ObjectMeta};
 
 use super::{Controller, Shell};
-use crate::client::{
-    Error, Informer, ObjectKey, Result,
-    writes::{self, CONTROLLER_MANAGER},
-};
+use crate::client::{Informer, ObjectKey, Result, writes};
 
 const ACCOUNT: &str = "default";
 const ROOT_CA: &str = "kube-root-ca.crt";
@@ -39,10 +36,8 @@ impl Controller for ServiceAccountController {
         if is_present || !is_alive(&shell.informers.namespaces, namespace) {
             return Ok(None);
         }
-        let accounts: Api<ServiceAccount> = Api::namespaced(shell.client.clone(), namespace);
         let metadata = ObjectMeta { name: Some(ACCOUNT.to_owned()), namespace: Some(namespace.to_owned()), ..ObjectMeta::default() };
-        let account = ServiceAccount { metadata, ..ServiceAccount::default() };
-        settled(accounts.create(&writes::posting(CONTROLLER_MANAGER), &account).await.map(|_| ()))
+        settled(writes::create(&shell.client, &ServiceAccount { metadata, ..ServiceAccount::default() }).await)
     }
 }
 
@@ -64,12 +59,11 @@ impl Controller for RootCaPublisher {
             return Ok(None);
         }
         let present = shell.informers.root_ca_config_maps.get(&ObjectKey::new(namespace, ROOT_CA));
-        let maps: Api<ConfigMap> = Api::namespaced(shell.client.clone(), namespace);
-        let posting = writes::posting(CONTROLLER_MANAGER);
-        match publish(present.as_deref(), &shell.own.bundle) {
-            None => Ok(None),
-            Some(Publish::Create(map)) => settled(maps.create(&posting, &map).await.map(|_| ())),
-            Some(Publish::Replace(map)) => settled(maps.replace(ROOT_CA, &posting, &map).await.map(|_| ())),
+        let wanted = published(namespace, present.as_deref(), &shell.own.bundle);
+        match present {
+            None => settled(writes::create(&shell.client, &wanted).await),
+            Some(present) if *present != wanted => settled(writes::replace(&shell.client, &wanted).await),
+            Some(_) => Ok(None),
         }
     }
 }
@@ -90,31 +84,20 @@ fn is_alive(namespaces: &Informer<Namespace>, name: &str) -> bool {
 }
 
 /// Someone else was first, or the namespace is going: nothing is left to do.
-fn settled(result: std::result::Result<(), kube::Error>) -> Result<Option<Duration>> {
-    match result.map_err(Error::from) {
+fn settled<T>(result: Result<T>) -> Result<Option<Duration>> {
+    match result {
         Err(error) if !error.is_already_exists() && !error.is_not_found() && !error.is_namespace_terminating() => Err(error),
         _ => Ok(None),
     }
 }
 
-#[derive(Debug, PartialEq)]
-enum Publish {
-    Create(ConfigMap),
-    Replace(ConfigMap),
-}
-
-/// The ConfigMap as it should be, unless it is so.
-fn publish(present: Option<&ConfigMap>, bundle: &str) -> Option<Publish> {
-    let data = BTreeMap::from([(ROOT_CA_KEY.to_owned(), bundle.to_owned())]);
-    let description = (DESCRIPTION.to_owned(), ROOT_CA_DESCRIPTION.to_owned());
-    let Some(present) = present else {
-        let metadata = ObjectMeta { name: Some(ROOT_CA.to_owned()), annotations: Some(BTreeMap::from([description])), ..ObjectMeta::default() };
-        return Some(Publish::Create(ConfigMap { metadata, data: Some(data), ..ConfigMap::default() }));
-    };
-    let mut wanted = present.clone();
-    wanted.data = Some(data);
-    wanted.annotations_mut().insert(description.0, description.1);
-    (wanted != *present).then_some(Publish::Replace(wanted))
+/// The ConfigMap as it should be.
+fn published(namespace: &str, present: Option<&ConfigMap>, bundle: &str) -> ConfigMap {
+    let mut wanted = present.cloned().unwrap_or_default();
+    (wanted.metadata.name, wanted.metadata.namespace) = (Some(ROOT_CA.to_owned()), Some(namespace.to_owned()));
+    wanted.data = Some(BTreeMap::from([(ROOT_CA_KEY.to_owned(), bundle.to_owned())]));
+    wanted.annotations_mut().insert(DESCRIPTION.to_owned(), ROOT_CA_DESCRIPTION.to_owned());
+    wanted
 }
 
 #[cfg(test)]
@@ -123,9 +106,8 @@ mod tests {
 
     #[test]
     fn the_bundle_is_published_once() {
-        let Some(Publish::Create(map)) = publish(None, "PEM") else { panic!() };
-        assert_eq!(publish(Some(&map), "PEM"), None);
-        let Some(Publish::Replace(next)) = publish(Some(&map), "NEW") else { panic!() };
-        assert_eq!(next.data.unwrap()[ROOT_CA_KEY], "NEW");
+        let map = published("ns", None, "PEM");
+        assert_eq!(published("ns", Some(&map), "PEM"), map);
+        assert_eq!(published("ns", Some(&map), "NEW").data.unwrap()[ROOT_CA_KEY], "NEW");
     }
 }

@@ -4,21 +4,17 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::SignedDuration;
-use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::{
-    Api, ResourceExt,
+    ResourceExt,
     api::{Patch, PatchParams},
 };
 use serde_json::json;
 
-use super::{Context, Controller};
+use super::Controller;
 use crate::{
     base::clock,
-    client::{
-        Informer, ObjectKey, Result,
-        informer::Options as Watch,
-        writes::{self, CONTROLLER_MANAGER},
-    },
+    client::{ObjectKey, Result, writes},
     meta::Cidr,
 };
 
@@ -29,22 +25,8 @@ const GRACE: SignedDuration = SignedDuration::from_secs(10);
 const READY: &str = "Kubernetes Service CIDR is ready";
 const HELD: &str = "There are still IPAddresses referencing the ServiceCIDR, please remove them or create a new ServiceCIDR";
 
-pub struct ServiceCidrsController {
-    ranges: Informer<ServiceCIDR>,
-    addresses: Informer<IPAddress>,
-}
+pub struct ServiceCidrsController;
 type Shell = super::Shell<ServiceCidrsController>;
-
-impl ServiceCidrsController {
-    pub fn new(context: &Context) -> Self {
-        let (client, tasks) = (context.client(NAME), &context.tasks);
-        let managed = Watch { config: Watch::<IPAddress>::default().config.labels("ipaddress.kubernetes.io/managed-by=ipallocator.k8s.io"), ..Watch::default() };
-        Self {
-            ranges: Informer::start("servicecidrs", Api::all(client.clone()), Watch::default(), tasks),
-            addresses: Informer::start("ipaddresses", Api::all(client), managed, tasks),
-        }
-    }
-}
 
 impl Controller for ServiceCidrsController {
     type Key = String;
@@ -52,14 +34,12 @@ impl Controller for ServiceCidrsController {
     const WORKERS: usize = 1;
 
     async fn listen(shell: &Arc<Shell>) {
-        shell.own.ranges.synced().await;
-        shell.own.addresses.synced().await;
         // There are few ranges: each is looked at again when another one or an address in use goes.
-        shell.on(&shell.own.ranges, |it, change| {
+        shell.on(&shell.informers.service_ranges, |it, change| {
             it.queue.add(change.object().name_any());
             it.queue_going();
         });
-        shell.on(&shell.own.addresses, |it, change| {
+        shell.on(&shell.informers.service_addresses, |it, change| {
             if change.is_deleted() {
                 it.queue_going();
             }
@@ -67,34 +47,51 @@ impl Controller for ServiceCidrsController {
     }
 
     async fn reconcile(shell: &Arc<Shell>, name: &String) -> Result<Option<Duration>> {
-        let Self { ranges, addresses } = &shell.own;
+        let (ranges, addresses) = (&shell.informers.service_ranges, &shell.informers.service_addresses);
         let Some(range) = ranges.get(&ObjectKey::new("", name)) else { return Ok(None) };
-        let api: Api<ServiceCIDR> = Api::all(shell.client.clone());
         let Some(deleted) = range.metadata.deletion_timestamp.as_ref() else {
             if !range.finalizers().iter().any(|it| it == FINALIZER) {
                 let all: Vec<&str> = range.finalizers().iter().map(String::as_str).chain([FINALIZER]).collect();
-                set_finalizers(&api, &range, &all).await?;
+                shell.set_finalizers(&range, &all).await?;
             }
-            return tell(&api, &range, "True", "", READY).await;
+            return shell.tell(&range, "True", "", READY).await;
         };
         let own = cidrs(&range);
         let others: Vec<Cidr> = ranges.list().iter().filter(|it| it.name_any() != *name && it.metadata.deletion_timestamp.is_none()).flat_map(|it| cidrs(it)).collect();
         if addresses.list().iter().any(|it| is_held(&it.name_any(), &own, &others)) {
-            return tell(&api, &range, "False", "Terminating", HELD).await;
+            return shell.tell(&range, "False", "Terminating", HELD).await;
         }
         let left = GRACE - clock::now().duration_since(deleted.0);
         if left > SignedDuration::ZERO {
             return Ok(Some(left.unsigned_abs()));
         }
         let rest: Vec<&str> = range.finalizers().iter().map(String::as_str).filter(|it| *it != FINALIZER).collect();
-        set_finalizers(&api, &range, &rest).await?;
+        shell.set_finalizers(&range, &rest).await?;
         Ok(None)
     }
 }
 
 impl Shell {
     fn queue_going(&self) {
-        self.own.ranges.list().iter().filter(|it| it.metadata.deletion_timestamp.is_some()).for_each(|it| self.queue.add(it.name_any()));
+        let all = self.informers.service_ranges.list();
+        self.queue.add_all(all.iter().filter(|it| it.metadata.deletion_timestamp.is_some()).map(|it| it.name_any()));
+    }
+
+    async fn set_finalizers(&self, range: &ServiceCIDR, finalizers: &[&str]) -> Result<bool> {
+        let patch = json!({"metadata": {"resourceVersion": range.metadata.resource_version, "finalizers": finalizers}});
+        writes::patch(&self.client, range, &Patch::Merge(patch)).await
+    }
+
+    async fn tell(&self, range: &ServiceCIDR, status: &str, reason: &str, message: &str) -> Result<Option<Duration>> {
+        let told = range.status.iter().flat_map(|it| it.conditions.iter().flatten()).find(|it| it.type_ == "Ready");
+        if told.is_some_and(|it| it.status == status && it.reason == reason && it.message == message) {
+            return Ok(None);
+        }
+        let condition = json!({"type": "Ready", "status": status, "reason": reason, "message": message, "lastTransitionTime": clock::now_rfc3339()});
+        let patch = Patch::Apply(json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "status": {"conditions": [condition]}}));
+        let told = writes::api::<ServiceCIDR>(&self.client, "").patch_status(&range.name_any(), &PatchParams::apply(NAME).force(), &patch).await;
+        writes::unless_not_found(told)?;
+        Ok(None)
     }
 }
 
@@ -106,23 +103,6 @@ fn cidrs(range: &ServiceCIDR) -> Vec<Cidr> {
 fn is_held(address: &str, own: &[Cidr], others: &[Cidr]) -> bool {
     let Ok(ip) = address.parse() else { return false };
     own.iter().any(|it| it.contains(ip)) && !others.iter().any(|it| it.contains(ip))
-}
-
-async fn set_finalizers(api: &Api<ServiceCIDR>, range: &ServiceCIDR, finalizers: &[&str]) -> Result<()> {
-    let patch = json!({"metadata": {"resourceVersion": range.metadata.resource_version, "finalizers": finalizers}});
-    writes::unless_not_found(api.patch(&range.name_any(), &writes::patching(CONTROLLER_MANAGER), &Patch::Merge(patch)).await)?;
-    Ok(())
-}
-
-async fn tell(api: &Api<ServiceCIDR>, range: &ServiceCIDR, status: &str, reason: &str, message: &str) -> Result<Option<Duration>> {
-    let told = range.status.iter().flat_map(|it| it.conditions.iter().flatten()).find(|it| it.type_ == "Ready");
-    if told.is_some_and(|it| it.status == status && it.reason == reason && it.message == message) {
-        return Ok(None);
-    }
-    let condition = json!({"type": "Ready", "status": status, "reason": reason, "message": message, "lastTransitionTime": clock::now_rfc3339()});
-    let patch = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "status": {"conditions": [condition]}});
-    writes::unless_not_found(api.patch_status(&range.name_any(), &PatchParams::apply(NAME).force(), &Patch::Apply(patch)).await)?;
-    Ok(None)
 }
 
 #[cfg(test)]

@@ -6,30 +6,26 @@ use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::{
     api::{
-        apps::v1::{ControllerRevision, StatefulSet, StatefulSetPersistentVolumeClaimRetentionPolicy, StatefulSetStatus},
+        apps::v1::{ControllerRevision, StatefulSet, StatefulSetPersistentVolumeClaimRetentionPolicy},
         core::v1::{PersistentVolumeClaim, Pod},
     },
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{
-    Api, ResourceExt,
-    api::{Patch, PostParams},
+    ResourceExt,
+    api::{DeleteParams, Patch},
 };
 use serde_json::json;
 
 use self::plan::{Action, POD_INDEX, POD_NAME, Plan, Revision, Revisions, claim_name, ordinal, plan};
 use super::{
     Controller,
-    claims::{self, controller_of, controller_ref},
+    claims::{self, controller_ref},
     history::{self, History, REVISION_HASH, Subject},
 };
 use crate::{
     base::clock,
-    client::{
-        Change, Error, EventType, ObjectKey, Result,
-        informer::{BY_NAMESPACE, BY_OWNER, orphan_of},
-        writes::{self, CONTROLLER_MANAGER},
-    },
+    client::{Change, EventType, ObjectKey, Result, writes},
     meta::LabelSelector,
 };
 
@@ -54,7 +50,8 @@ impl Controller for StatefulSetController {
         let Some(set) = shell.informers.stateful_sets.get(key) else { return Ok(None) };
         let Some(spec) = &set.spec else { return Ok(None) };
         let selector = selector(&set)?;
-        let pods = shell.claim(&set, &selector).await?;
+        let is_named = |it: &Pod| ordinal(&set, it).is_some();
+        let pods = claims::claim(&shell.client, set.as_ref(), &selector, &shell.informers.pods, is_named, &[]).await?;
         let collisions = set.status.as_ref().and_then(|it| it.collision_count).unwrap_or(0);
         let subject = Subject { owner: set.as_ref(), selector: &selector, template: &spec.template, hash_label: HASH_LABEL, collisions };
         let history = history::settle(&shell.client, &shell.informers.controller_revisions, &subject).await?;
@@ -68,7 +65,7 @@ impl Controller for StatefulSetController {
         let mut plan = plan(&set, &revisions, &pods, clock::now());
         plan.status.collision_count = Some(history.collisions);
         let done = shell.act(&set, &plan).await;
-        shell.write_status(&set, plan.status).await?;
+        writes::status(&shell.client, set.as_ref(), &StatefulSet { status: Some(plan.status), ..StatefulSet::clone(&set) }).await?;
         done?;
         let live = |it: &ControllerRevision| {
             let name = it.name_any();
@@ -82,27 +79,12 @@ impl Controller for StatefulSetController {
 
 impl Shell {
     fn pod_changed(&self, change: &Change<Pod>) {
-        let pod = change.object();
-        for owned in change.old().into_iter().chain([pod]) {
+        for owned in change.old().into_iter().chain([change.object()]) {
             if let Some(key) = claims::owner_key::<StatefulSet>(&owned.metadata) {
                 self.queue.add_after(key, COALESCE);
             }
         }
-        if controller_of(&pod.metadata).is_some() || change.is_deleted() {
-            return;
-        }
-        for set in self.informers.stateful_sets.by(BY_NAMESPACE, pod.metadata.namespace.as_deref().unwrap_or_default()) {
-            if ordinal(&set, pod).is_some() && selector(&set).is_ok_and(|it| it.matches(pod.labels())) {
-                self.queue.add(ObjectKey::of(set.as_ref()));
-            }
-        }
-    }
-
-    async fn claim(&self, set: &StatefulSet, selector: &LabelSelector) -> Result<Vec<Arc<Pod>>> {
-        let mut candidates = self.informers.pods.by(BY_OWNER, &set.uid().unwrap_or_default());
-        candidates.extend(self.informers.pods.by(BY_OWNER, &orphan_of(&set.namespace().unwrap_or_default())));
-        candidates.retain(|it| ordinal(set, it).is_some());
-        claims::settle(&self.client, set, claims::claims(&set.metadata, selector, candidates), &[]).await
+        self.queue.add_all(claims::adopters(&self.informers.stateful_sets, change, selector));
     }
 
     async fn act(&self, set: &StatefulSet, plan: &Plan) -> Result<()> {
@@ -123,13 +105,8 @@ impl Shell {
         Ok(())
     }
 
-    fn pods(&self, set: &StatefulSet) -> Api<Pod> {
-        Api::namespaced(self.client.clone(), &set.namespace().unwrap_or_default())
-    }
-
     async fn create(&self, set: &StatefulSet, pod: &Pod) -> Result<()> {
-        let created = self.pods(set).create(&writes::posting(CONTROLLER_MANAGER), pod).await.map_err(Error::from);
-        match created {
+        match writes::create(&self.client, pod).await {
             // A cache that lags behind asks for what is there already.
             Err(error) if error.is_already_exists() || error.is_namespace_terminating() => return Err(error),
             created => self.tell(set, "create", pod, created.map(drop)),
@@ -137,7 +114,7 @@ impl Shell {
     }
 
     async fn delete(&self, set: &StatefulSet, pod: &Pod) -> Result<()> {
-        let deleted = writes::unless_not_found(self.pods(set).delete(&pod.name_any(), &writes::deleting(pod.metadata.uid.as_deref())).await);
+        let deleted = writes::delete(&self.client, pod, DeleteParams::default()).await;
         self.tell(set, "delete", pod, deleted.map(drop))
     }
 
@@ -155,42 +132,32 @@ impl Shell {
 
     async fn identify(&self, set: &StatefulSet, pod: &Pod) -> Result<()> {
         let labels = json!({POD_NAME: pod.name_any(), POD_INDEX: ordinal(set, pod).unwrap_or(0).to_string()});
-        let patch = Patch::Merge(json!({"metadata": {"uid": pod.uid(), "labels": labels}}));
-        writes::unless_not_found(self.pods(set).patch(&pod.name_any(), &writes::patching(CONTROLLER_MANAGER), &patch).await)?;
-        Ok(())
+        writes::patch(&self.client, pod, &Patch::Merge(json!({"metadata": {"uid": pod.uid(), "labels": labels}}))).await.map(drop)
     }
 
     /// Makes the claims of a pod that are missing, and lets them go with whom the retention policy says.
     async fn ensure_claims(&self, set: &StatefulSet, pod: &Pod, is_condemned: bool) -> Result<()> {
         let templates = set.spec.as_ref().and_then(|it| it.volume_claim_templates.as_deref()).unwrap_or_default();
-        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &set.namespace().unwrap_or_default());
+        let api = writes::api::<PersistentVolumeClaim>(&self.client, &set.namespace().unwrap_or_default());
         for template in templates {
             let name = claim_name(set, &template.name_any(), ordinal(set, pod).unwrap_or(0));
             match api.get_opt(&name).await? {
-                Some(claim) => self.own(&api, set, pod, &claim, is_condemned).await?,
+                Some(claim) => self.own(set, pod, claim, is_condemned).await?,
                 None if is_condemned => (),
-                None => _ = api.create(&PostParams::default(), &claim_of(set, pod, template, name)).await?,
+                None => _ = writes::create(&self.client, &claim_of(set, pod, template, name)).await?,
             }
         }
         Ok(())
     }
 
-    async fn own(&self, api: &Api<PersistentVolumeClaim>, set: &StatefulSet, pod: &Pod, claim: &PersistentVolumeClaim, is_condemned: bool) -> Result<()> {
-        let present = claim.metadata.owner_references.clone().unwrap_or_default();
+    async fn own(&self, set: &StatefulSet, pod: &Pod, mut claim: PersistentVolumeClaim, is_condemned: bool) -> Result<()> {
+        let present = claim.metadata.owner_references.take().unwrap_or_default();
         let wanted = claim_owners(set, pod, present.clone(), is_condemned);
         if wanted != present {
-            let mut claim = claim.clone();
             claim.metadata.owner_references = Some(wanted);
-            api.replace(&claim.name_any(), &writes::posting(CONTROLLER_MANAGER), &claim).await?;
+            writes::replace(&self.client, &claim).await?;
         }
         Ok(())
-    }
-
-    async fn write_status(&self, set: &StatefulSet, status: StatefulSetStatus) -> Result<()> {
-        if set.status.as_ref() == Some(&status) {
-            return Ok(());
-        }
-        writes::status(&self.client, CONTROLLER_MANAGER, &StatefulSet { status: Some(status), ..set.clone() }).await
     }
 }
 

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::Job;
 use kube::{
-    Api, ResourceExt,
-    api::{DeleteParams, PropagationPolicy},
+    ResourceExt,
+    api::{DeleteParams, Preconditions},
 };
 
 use super::{Controller, job::plan::finished};
@@ -38,11 +38,9 @@ impl Controller for TtlAfterFinishedController {
         if due > now {
             return Ok(Some(until(due, now)));
         }
-        let jobs: Api<Job> = Api::namespaced(shell.client.clone(), &key.namespace);
         // What has changed since it was cached may not be meant to go any more: it is looked at again.
-        let mut options = DeleteParams { propagation_policy: Some(PropagationPolicy::Foreground), ..writes::deleting(job.metadata.uid.as_deref()) };
-        options.preconditions.get_or_insert_default().resource_version = job.resource_version();
-        writes::unless_not_found(jobs.delete(&key.name, &options).await)?;
+        let same = Preconditions { resource_version: job.resource_version(), uid: None };
+        writes::delete(&shell.client, job.as_ref(), DeleteParams { preconditions: Some(same), ..DeleteParams::foreground() }).await?;
         Ok(None)
     }
 }

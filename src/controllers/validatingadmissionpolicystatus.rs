@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use kube::{
-    Api, ResourceExt,
+    ResourceExt,
     api::{Patch, PatchParams},
 };
 use serde_json::{Value, json};
@@ -47,7 +47,7 @@ impl Controller for ValidatingAdmissionPolicyStatusController {
             }
         }
         let warnings = check(&spec, &types);
-        let policies: Api<ValidatingAdmissionPolicy> = Api::all(shell.client.clone());
+        let policies = writes::api::<ValidatingAdmissionPolicy>(&shell.client, "");
         let status = json!({
             "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy", "metadata": {"name": policy.name_any()},
             "status": {"observedGeneration": generation, "typeChecking": {"expressionWarnings": warnings}},

@@ -11,24 +11,16 @@ use kube::{
     Api, ResourceExt,
     api::ListParams,
 };
-use serde::Serialize;
 
 use super::{BY_CLAIM, Controller, Informers, pods};
-use crate::client::{
-    Change, Informer, ObjectKey, Result,
-    informer::Cached,
-    volumes,
-    writes::{self, CONTROLLER_MANAGER},
-};
+use crate::client::{Change, Informer, ObjectKey, Result, informer::Cached, volumes, writes};
 
 /// A kind whose objects are protected.
-pub trait Protected: Cached + Serialize {
+pub trait Protected: Cached {
     const CONTROLLER: &'static str;
     const FINALIZER: &'static str;
 
     fn cache(informers: &Informers) -> &Informer<Self>;
-
-    fn api(client: &kube::Client, namespace: &str) -> Api<Self>;
 
     /// Subscribes to what may have used it and no longer does.
     fn listen(shell: &Arc<Shell<Self>>);
@@ -57,9 +49,10 @@ impl<K: Protected> Controller for ProtectionController<K> {
             (false, false) => object.finalizers_mut().push(K::FINALIZER.to_owned()),
             _ => return Ok(None),
         }
-        let api = K::api(&shell.client, &key.namespace);
-        writes::unless_not_found(api.replace(&key.name, &writes::posting(CONTROLLER_MANAGER), &object).await)?;
-        Ok(None)
+        match writes::replace(&shell.client, &object).await {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(None),
+        }
     }
 }
 
@@ -69,10 +62,6 @@ impl Protected for PersistentVolumeClaim {
 
     fn cache(informers: &Informers) -> &Informer<Self> {
         &informers.claims
-    }
-
-    fn api(client: &kube::Client, namespace: &str) -> Api<Self> {
-        Api::namespaced(client.clone(), namespace)
     }
 
     fn listen(shell: &Arc<Shell<Self>>) {
@@ -92,7 +81,7 @@ impl Protected for PersistentVolumeClaim {
         if shell.informers.pods.by(BY_CLAIM, &key.to_string()).iter().any(|it| uses(it, self)) {
             return Ok(true);
         }
-        let pods: Api<Pod> = Api::namespaced(shell.client.clone(), &key.namespace);
+        let pods: Api<Pod> = writes::api(&shell.client, &key.namespace);
         Ok(pods.list(&ListParams::default()).await?.iter().any(|it| uses(it, self)))
     }
 }
@@ -116,10 +105,6 @@ impl Protected for PersistentVolume {
         &informers.volumes
     }
 
-    fn api(client: &kube::Client, _: &str) -> Api<Self> {
-        Api::all(client.clone())
-    }
-
     fn listen(_: &Arc<Shell<Self>>) {}
 
     async fn is_used(&self, _: &Shell<Self>) -> Result<bool> {
@@ -133,10 +118,6 @@ impl Protected for VolumeAttributesClass {
 
     fn cache(informers: &Informers) -> &Informer<Self> {
         &informers.attributes_classes
-    }
-
-    fn api(client: &kube::Client, _: &str) -> Api<Self> {
-        Api::all(client.clone())
     }
 
     fn listen(shell: &Arc<Shell<Self>>) {

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use arc_swap::ArcSwap;
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
-use kube::{Api, ResourceExt};
+use kube::Api;
 use tokio::{
     net::{TcpListener, UdpSocket},
     sync::mpsc,
@@ -16,19 +16,15 @@ use super::{
 };
 use crate::{
     base::Tasks,
-    client::{Informer, ObjectKey, informer},
+    client::{
+        Informer, ObjectKey,
+        informer::{BY_SERVICE, Options as Watch, service_key, service_of},
+    },
 };
 
 const DOMAIN: &str = "cluster.local";
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const BY_SERVICE: &str = "service";
 /// Services that wait to be rendered; more only wait longer.
 const QUEUE: usize = 1024;
-
-fn service_of(slice: &EndpointSlice) -> Vec<String> {
-    let name = slice.labels().get(SERVICE_NAME);
-    name.map(|it| format!("{}/{it}", slice.namespace().unwrap_or_default())).into_iter().collect()
-}
 
 /// Starts the server at `address`, at any port. Returns where it listens; each node's proxy leads Service `kube-dns` to its own.
 pub async fn start(client: &kube::Client, tasks: &Tasks, address: std::net::IpAddr) -> std::io::Result<SocketAddr> {
@@ -43,17 +39,12 @@ pub async fn start(client: &kube::Client, tasks: &Tasks, address: std::net::IpAd
 }
 
 fn follow(client: &kube::Client, tasks: &Tasks, zone: Arc<ArcSwap<Zone>>) {
-    let services: Informer<Service> = Informer::start("dns-services", Api::all(client.clone()), informer::Options::default(), tasks);
-    let slices: Informer<EndpointSlice> = Informer::start("dns-slices", Api::all(client.clone()), informer::Options::default().index(BY_SERVICE, service_of), tasks);
+    let services: Informer<Service> = Informer::start("dns-services", Api::all(client.clone()), Watch::default(), tasks);
+    let slices: Informer<EndpointSlice> = Informer::start("dns-slices", Api::all(client.clone()), Watch::default().index(BY_SERVICE, service_of), tasks);
     let (changed, mut changes) = mpsc::channel::<ObjectKey>(QUEUE);
     let sender = changed.clone();
     services.subscribe(move |change| _ = sender.try_send(ObjectKey::of(&**change.object())));
-    slices.subscribe(move |change| {
-        let slice = change.object();
-        if let Some(name) = slice.labels().get(SERVICE_NAME) {
-            let _ = changed.try_send(ObjectKey::new(slice.namespace().unwrap_or_default(), name.clone()));
-        }
-    });
+    slices.subscribe(move |change| service_key(change.object()).into_iter().for_each(|it| _ = changed.try_send(it)));
     tasks.spawn("dns-zone", async move {
         while let Some(key) = changes.recv().await {
             let found = services.get(&key);

@@ -4,19 +4,16 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
-use kube::{
-    Api, ResourceExt,
-    api::{Patch, PatchParams},
-};
+use kube::api::Patch;
 use serde_json::json;
 
 use super::agent::Agent;
 use crate::{
     base::clock,
-    client::{EventType, Result as ClientResult, writes},
+    client::{EventType, Result as ClientResult, pods::is_terminal, writes},
     scheduler::{
         cluster::{Cluster, NodeInfo, PodInfo},
-        plugins::{node_affinity, node_ports, node_resources_fit},
+        plugins::{filters, node_resources_fit},
     },
 };
 
@@ -54,8 +51,8 @@ impl Agent {
         let mut others = self.pods();
         others.retain(|it| it.metadata.uid.as_ref().is_some_and(|it| admitted.contains(it)));
         *admitted = others.iter().filter_map(|it| it.metadata.uid.clone()).collect();
-        others.retain(|it| !has_ended(it));
-        let node = Api::<Node>::all(self.client.clone()).get(&self.options.name).await?;
+        others.retain(|it| !is_terminal(it));
+        let node = writes::api::<Node>(&self.client, "").get(&self.options.name).await?;
         match admit(pod, &others, node) {
             Ok(()) => Ok(admitted.insert(uid)),
             Err(why) => self.refuse(pod, &why).await.map(|()| false),
@@ -67,15 +64,9 @@ impl Agent {
         self.recorder.event(pod, EventType::Warning, &why.reason, why.message.clone());
         let status = json!({"phase": "Failed", "reason": why.reason, "message": format!("Pod was rejected: {}", why.message),
             "startTime": clock::now_rfc3339(), "observedGeneration": pod.metadata.generation});
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
         let patch = Patch::Strategic(json!({"metadata": {"uid": pod.metadata.uid}, "status": status}));
-        writes::unless_not_found(api.patch_status(&pod.name_any(), &PatchParams::default(), &patch).await).map(drop)
+        writes::patch_status(&self.client, pod, &patch).await.map(drop)
     }
-}
-
-/// Whether a pod has come to its end for good.
-pub fn has_ended(pod: &Pod) -> bool {
-    matches!(pod.status.as_ref().and_then(|it| it.phase.as_deref()), Some("Succeeded" | "Failed"))
 }
 
 fn refuse(reason: impl Into<String>, message: impl Into<String>) -> Result<(), Refusal> {
@@ -105,11 +96,11 @@ fn general(mut pod: PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
         return refuse(format!("OutOf{}", it.name), message);
     }
     let failed = |predicate: &str, why: &str| refuse(predicate, format!("Predicate {predicate} failed: {why}"));
-    if !node_affinity::does_match(&pod, node) {
-        return failed("NodeAffinity", node_affinity::REASON);
+    if !filters::does_match(&pod, node) {
+        return failed("NodeAffinity", filters::AFFINITY_REASON);
     }
-    if node_ports::is_taken(&pod.ports, node) {
-        return failed("NodePorts", node_ports::REASON);
+    if filters::is_taken(&pod.ports, node) {
+        return failed("NodePorts", filters::PORTS_REASON);
     }
     Ok(())
 }

@@ -14,10 +14,7 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::{Container as ContainerSpec, Pod, PodSpec, Service};
-use kube::{
-    Api, ResourceExt,
-    api::{Patch, PatchParams},
-};
+use kube::{Api, ResourceExt, api::Patch};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::{
@@ -26,7 +23,6 @@ use tokio::{
 };
 
 use super::{
-    admission::has_ended,
     container::{Making, limits, pod_limits},
     ending::{find, grace},
     environment::{self, Machine},
@@ -40,7 +36,7 @@ use super::{
 };
 use crate::{
     base::{Tasks, clock, tasks},
-    client::{Change, Error, EventRecorder, EventType, Informer, ObjectKey, Result, WorkQueue, informer},
+    client::{Change, Error, EventRecorder, EventType, Informer, ObjectKey, Result, WorkQueue, informer, pods::is_terminal, writes},
 };
 
 /// Pods that are worked on at the same time; most of them wait, for a hook or the API.
@@ -253,7 +249,7 @@ impl Agent {
             return self.end(&pod, &containers).await;
         }
         let spec = pod.spec.clone().ok_or_else(|| Error::Invalid("a pod without a specification".to_owned()))?;
-        if has_ended(&pod) {
+        if is_terminal(&pod) {
             return Ok(self.rest(&pod, &containers).await);
         }
         if !self.is_admitted(&pod).await? {
@@ -566,11 +562,10 @@ impl Agent {
         let ip = pod.status.as_ref().and_then(|it| it.pod_ip.clone());
         let host = self.options.address.to_string();
         let status = plan::status(pod, containers, notes, (ip.as_deref(), &host), clock::now());
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
-        let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": status});
-        match api.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await {
-            Err(kube::Error::Api(error)) if error.code == 404 || error.code == 409 => Ok(()),
-            other => other.map(drop).map_err(Into::into),
+        let patch = Patch::Strategic(json!({"metadata": {"uid": pod.metadata.uid}, "status": status}));
+        match writes::patch_status(&self.client, pod, &patch).await {
+            Err(error) if error.is_conflict() => Ok(()),
+            other => other.map(drop),
         }
     }
 }

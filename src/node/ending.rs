@@ -8,7 +8,7 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::{Container as ContainerSpec, Pod};
-use kube::{Api, ResourceExt, api::DeleteParams};
+use kube::ResourceExt;
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
 
@@ -146,12 +146,7 @@ impl Agent {
         if pod.metadata.deletion_grace_period_seconds == Some(0) {
             return Ok(None);
         }
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
-        let params = DeleteParams { grace_period_seconds: Some(0), ..writes::deleting(pod.metadata.uid.as_deref()) };
-        match api.delete(&pod.name_any(), &params).await {
-            Err(kube::Error::Api(error)) if error.code == 404 || error.code == 409 => Ok(None),
-            other => other.map(|_| None).map_err(Into::into),
-        }
+        writes::delete(&self.client, pod.as_ref(), writes::at_once()).await.map(|_| None)
     }
 
     /// Begins to end what still runs: sidecars one by one from the last, once nothing else does. `false` when nothing runs.

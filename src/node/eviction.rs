@@ -15,14 +15,13 @@ use nix::sys::statvfs::statvfs;
 use tokio::time::Instant;
 
 use super::{
-    admission::has_ended,
     agent::Agent,
     environment::Machine,
     runtime::{Container, cgroup},
 };
 use crate::{
     base::tasks,
-    client::EventType,
+    client::{EventType, pods::is_terminal},
     meta::{Quantity, quantity::Format},
     scheduler::cluster::PodInfo,
 };
@@ -70,7 +69,7 @@ impl Agent {
     }
 
     fn look_at_resources(&self) {
-        let pods: Vec<Arc<Pod>> = self.pods().into_iter().filter(|it| !has_ended(it) && it.metadata.deletion_timestamp.is_none()).collect();
+        let pods: Vec<Arc<Pod>> = self.pods().into_iter().filter(|it| !is_terminal(it) && it.metadata.deletion_timestamp.is_none()).collect();
         for pod in &pods {
             if let Some(why) = self.over_disk_limit(pod) {
                 self.evict(pod, why);

@@ -57,8 +57,7 @@ pub struct Options {
 pub fn start(client: &kube::Client, tasks: &Tasks, options: Options) {
     let wake = std::sync::Arc::new(Notify::new());
     let nodes: Informer<Node> = Informer::start("node-routes", Api::all(client.clone()), informer::Options::default(), tasks);
-    let listener = wake.clone();
-    nodes.subscribe(move |_| listener.notify_one());
+    nodes.wakes(&wake);
     let group = tasks.clone();
     tasks.spawn_finishing("node-routes", async move {
         let mut routes = Routes { options, own: None, known: BTreeMap::new() };

@@ -11,15 +11,15 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{
-    Api, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    Api,
+    api::{Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 
 use crate::{
     api::identity::{MASTERS, User},
     base::{Tasks, clock},
-    client::{Clients, Informer, ObjectKey, WorkQueue, informer},
+    client::{Clients, Informer, ObjectKey, Result, WorkQueue, informer, pods, writes},
 };
 
 /// How often a node renews its lease (`nodeLeaseDurationSeconds` / 4).
@@ -101,38 +101,27 @@ fn run_pods(client: kube::Client, tasks: &Tasks) {
     let pods: Informer<Pod> = Informer::start("simulated-pods", Api::all(client.clone()), informer::Options::default(), tasks);
     let listener = queue.clone();
     pods.subscribe(move |change| {
-        let is_ours = change.object().spec.as_ref().and_then(|it| it.node_name.as_deref()).is_some_and(|it| it.starts_with("sim-"));
-        if is_ours && !change.is_deleted() {
+        if pods::node_name(change.object()).starts_with("sim-") && !change.is_deleted() {
             listener.add(ObjectKey::of(&**change.object()));
         }
     });
     queue.run(tasks, "simulated-pod", WORKERS, move |key| {
         let (client, pods) = (client.clone(), pods.clone());
         async move {
-            let Some(pod) = pods.get(&key) else { return Ok(None) };
-            run_pod(Api::namespaced(client, &key.namespace), &pod).await?;
-            Ok(None)
+            match pods.get(&key) {
+                Some(pod) => run_pod(&client, &pod).await.map(|_| None),
+                None => Ok(None),
+            }
         }
     });
 }
 
-/// Brings one pod to its next state: running, or gone.
-async fn run_pod(pods: Api<Pod>, pod: &Pod) -> crate::client::Result<()> {
-    let name = pod.name_any();
-    let phase = pod.status.as_ref().and_then(|it| it.phase.as_deref()).unwrap_or_default();
-    if pod.metadata.deletion_timestamp.is_some() {
-        let params = DeleteParams { grace_period_seconds: Some(0), ..crate::client::writes::deleting(pod.metadata.uid.as_deref()) };
-        return match pods.delete(&name, &params).await {
-            Err(kube::Error::Api(error)) if error.code == 404 || error.code == 409 => Ok(()),
-            other => other.map(|_| ()).map_err(Into::into),
-        };
-    }
-    if matches!(phase, "Running" | "Succeeded" | "Failed") {
-        return Ok(());
-    }
-    match pods.patch_status(&name, &PatchParams::default(), &Patch::Strategic(running(pod))).await {
-        Err(kube::Error::Api(error)) if error.code == 404 => Ok(()),
-        other => other.map(|_| ()).map_err(Into::into),
+/// Brings one pod to its next state, running or gone. Whether it is there and was not in it yet.
+async fn run_pod(client: &kube::Client, pod: &Pod) -> Result<bool> {
+    match pods::phase(pod) {
+        _ if pod.metadata.deletion_timestamp.is_some() => writes::delete(client, pod, writes::at_once()).await,
+        "Running" | "Succeeded" | "Failed" => Ok(false),
+        _ => writes::patch_status(client, pod, &Patch::Strategic(running(pod))).await,
     }
 }
 

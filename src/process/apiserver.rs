@@ -298,7 +298,7 @@ async fn renew(certificates: Certificates, kubeconfigs: Kubeconfigs) {
 /// Clients that reach the server without a socket.
 fn in_process(server: &Arc<Server>) -> Clients {
     let server = server.clone();
-    Clients::new(move |user| client::over(server.in_process(user)))
+    Clients::new(move |user| client::over(server.in_process(user), client::program(user)))
 }
 
 /// Sends an object of the bootstrap through the API, as the most trusted user.

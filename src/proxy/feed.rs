@@ -22,7 +22,10 @@ use super::{
 };
 use crate::{
     base::Tasks,
-    client::{Informer, informer},
+    client::{
+        Informer,
+        informer::{BY_SERVICE, Options as Watch, service_of},
+    },
     meta::Cidr,
 };
 
@@ -30,8 +33,6 @@ use crate::{
 const SETTLE: Duration = Duration::from_millis(10);
 /// After the kernel has refused a transaction, the table is made anew this much later.
 const RETRY: Duration = Duration::from_secs(1);
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-pub const BY_SERVICE: &str = "service";
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -46,26 +47,16 @@ pub struct Options {
 
 const DNS_SERVICE: (&str, &str) = ("kube-system", "kube-dns");
 
-/// Files a slice under `namespace/service`.
-pub fn service_of(slice: &EndpointSlice) -> Vec<String> {
-    let name = slice.labels().get(SERVICE_NAME);
-    name.map(|it| format!("{}/{it}", slice.namespace().unwrap_or_default())).into_iter().collect()
-}
-
 /// Starts the proxy of a node, with the node's client. The table goes with [`remove`].
 pub fn start(client: &kube::Client, tasks: &Tasks, options: Options) {
     let wake = Arc::new(Notify::new());
-    let services: Informer<Service> = Informer::start("proxy-services", Api::all(client.clone()), informer::Options::default(), tasks);
-    let slices: Informer<EndpointSlice> =
-        Informer::start("proxy-slices", Api::all(client.clone()), informer::Options::default().index(BY_SERVICE, service_of), tasks);
-    let own = informer::Options::default().fields(&format!("spec.nodeName={}", options.node));
+    let services: Informer<Service> = Informer::start("proxy-services", Api::all(client.clone()), Watch::default(), tasks);
+    let slices: Informer<EndpointSlice> = Informer::start("proxy-slices", Api::all(client.clone()), Watch::default().index(BY_SERVICE, service_of), tasks);
+    let own = Watch::default().fields(&format!("spec.nodeName={}", options.node));
     let pods: Informer<Pod> = Informer::start("proxy-pods", Api::all(client.clone()), own, tasks);
-    let listener = wake.clone();
-    services.subscribe(move |_| listener.notify_one());
-    let listener = wake.clone();
-    slices.subscribe(move |_| listener.notify_one());
-    let listener = wake.clone();
-    pods.subscribe(move |_| listener.notify_one());
+    services.wakes(&wake);
+    slices.wakes(&wake);
+    pods.wakes(&wake);
     tasks.spawn("proxy", async move {
         services.synced().await;
         slices.synced().await;

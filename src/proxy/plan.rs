@@ -8,6 +8,8 @@ use k8s_openapi::api::{
     discovery::v1::{Endpoint, EndpointPort, EndpointSlice},
 };
 
+use crate::client::pods::is_terminal;
+
 /// `IPPROTO_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
@@ -133,12 +135,9 @@ fn is_port(have: &EndpointPort, want: &ServicePort, protocol: Protocol) -> bool 
 
 /// The host ports of a pod that runs on this node.
 pub fn pod(pod: &Pod) -> Vec<Group> {
-    let status = pod.status.as_ref();
-    let is_over = matches!(status.and_then(|it| it.phase.as_deref()), Some("Succeeded" | "Failed"));
-    let (Some(spec), Some(ip), false) = (&pod.spec, status.and_then(|it| it.pod_ip.as_ref()?.parse::<IpAddr>().ok()), is_over) else {
-        return Vec::new();
-    };
-    if spec.host_network == Some(true) {
+    let ip = pod.status.as_ref().and_then(|it| it.pod_ip.as_ref()?.parse::<IpAddr>().ok());
+    let (Some(spec), Some(ip)) = (&pod.spec, ip) else { return Vec::new() };
+    if is_terminal(pod) || spec.host_network == Some(true) {
         return Vec::new();
     }
     let ports = spec.containers.iter().flat_map(|it| it.ports.iter().flatten());

@@ -56,7 +56,7 @@ pub struct PodAffinities {
 }
 
 impl PodAffinities {
-    fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.required.is_empty() && self.required_anti.is_empty() && self.preferred.is_empty()
     }
 }

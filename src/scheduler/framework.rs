@@ -17,25 +17,37 @@ pub struct Plugin {
     /// How much its scores count.
     pub weight: i64,
     /// What it has to say about a pod in this state of the cluster (PreFilter and PreScore): nothing, or a judge of nodes.
-    pub prepare: for<'a> fn(&'a PodInfo, &'a Cluster) -> Option<Box<dyn Judge + 'a>>,
+    pub prepare: for<'a> fn(&'a PodInfo, &'a Cluster) -> Option<Judge<'a>>,
     /// Whether such a change may make room for a pod that this plugin rejected (QueueingHint).
     pub is_helped_by: fn(ClusterEvent) -> bool,
 }
 
-/// A plugin at work on one pod.
-pub trait Judge {
+type Filter<'a> = dyn Fn(&NodeInfo) -> Option<Rejection> + 'a;
+type Scores<'a> = dyn Fn(&[&NodeInfo]) -> Option<Vec<i64>> + 'a;
+
+/// A plugin at work on one pod: why it rejects a node, and its score of 0 to 100 for each of those that passed every filter.
+pub struct Judge<'a> {
     /// Why the pod can run nowhere now, whatever the node (PreFilter).
-    fn refusal(&self) -> Option<String> {
-        None
+    refusal: Option<String>,
+    filter: Box<Filter<'a>>,
+    scores: Box<Scores<'a>>,
+}
+
+impl<'a> Judge<'a> {
+    pub fn filter(filter: impl Fn(&NodeInfo) -> Option<Rejection> + 'a) -> Self {
+        Self { refusal: None, filter: Box::new(filter), scores: Box::new(|_| None) }
     }
 
-    fn filter(&self, _node: &NodeInfo) -> Result<(), Rejection> {
-        Ok(())
+    pub fn refusal(why: String) -> Self {
+        Self { refusal: Some(why.clone()), ..Self::filter(move |_| Some(Rejection::unresolvable(&why))) }
     }
 
-    /// A score of 0 to 100 for each of the nodes that passed every filter.
-    fn scores(&self, _nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
-        None
+    pub fn scores(scores: impl Fn(&[&NodeInfo]) -> Option<Vec<i64>> + 'a) -> Self {
+        Self::filter(|_| None).and_scores(scores)
+    }
+
+    pub fn and_scores(self, scores: impl Fn(&[&NodeInfo]) -> Option<Vec<i64>> + 'a) -> Self {
+        Self { scores: Box::new(scores), ..self }
     }
 }
 
@@ -105,30 +117,30 @@ pub fn histogram<'a>(nodes: usize, reasons: impl Iterator<Item = &'a str>) -> St
     format!("0/{nodes} nodes are available:{detail}")
 }
 
-type Judges<'a> = Vec<(&'static Plugin, Box<dyn Judge + 'a>)>;
+type Judges<'a> = Vec<(&'static Plugin, Judge<'a>)>;
 
 fn prepare<'a>(pod: &'a PodInfo, cluster: &'a Cluster) -> Judges<'a> {
     plugins::ALL.iter().filter_map(|it| Some((it, (it.prepare)(pod, cluster)?))).collect()
 }
 
-fn filter<'a>(judges: &Judges<'a>, node: &NodeInfo) -> Result<(), (&'static str, Rejection)> {
-    judges.iter().try_for_each(|(plugin, judge)| judge.filter(node).map_err(|it| (plugin.name, it)))
+fn rejection(judges: &Judges<'_>, node: &NodeInfo) -> Option<(&'static str, Rejection)> {
+    judges.iter().find_map(|(plugin, judge)| Some((plugin.name, (judge.filter)(node)?)))
 }
 
 /// The best node for `pod`. `turn` decides between equals, so that they take turns.
 pub fn decide(pod: &PodInfo, cluster: &Cluster, turn: usize) -> Result<String, Diagnosis> {
     let judges = prepare(pod, cluster);
     let mut diagnosis = Diagnosis::default();
-    if let Some((plugin, why)) = judges.iter().find_map(|(plugin, judge)| Some((plugin.name, judge.refusal()?))) {
+    if let Some((plugin, why)) = judges.iter().find_map(|(plugin, judge)| Some((plugin.name, judge.refusal.clone()?))) {
         let rejections: BTreeMap<_, _> = cluster.present().map(|it| (it.name.clone(), Rejection::unresolvable(&why))).collect();
         return Err(Diagnosis { nodes: rejections.len(), rejections, plugins: [plugin].into(), refusal: Some(why) });
     }
     let mut feasible = Vec::new();
     for node in cluster.present() {
         diagnosis.nodes += 1;
-        match filter(&judges, node) {
-            Ok(()) => feasible.push(node),
-            Err((plugin, rejection)) => {
+        match rejection(&judges, node) {
+            None => feasible.push(node),
+            Some((plugin, rejection)) => {
                 diagnosis.plugins.insert(plugin);
                 diagnosis.rejections.insert(node.name.clone(), rejection);
             }
@@ -144,13 +156,13 @@ pub fn decide(pod: &PodInfo, cluster: &Cluster, turn: usize) -> Result<String, D
 /// Whether `pod` passes every filter on the node `name`.
 pub fn fits(pod: &PodInfo, cluster: &Cluster, name: &str) -> bool {
     let judges = prepare(pod, cluster);
-    judges.iter().all(|it| it.1.refusal().is_none()) && cluster.nodes.get(name).is_some_and(|node| filter(&judges, node).is_ok())
+    cluster.nodes.get(name).is_some_and(|node| rejection(&judges, node).is_none())
 }
 
 fn best<'a>(judges: &Judges<'_>, nodes: &[&'a NodeInfo], turn: usize) -> &'a NodeInfo {
     let mut totals = vec![0; nodes.len()];
     for (plugin, judge) in judges {
-        for (total, score) in totals.iter_mut().zip(judge.scores(nodes).into_iter().flatten()) {
+        for (total, score) in totals.iter_mut().zip((judge.scores)(nodes).into_iter().flatten()) {
             *total += plugin.weight * score;
         }
     }

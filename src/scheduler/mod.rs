@@ -18,7 +18,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, ResourceExt,
-    api::{ObjectMeta, Patch},
+    api::{DeleteParams, ObjectMeta, Patch, PostParams},
 };
 use serde_json::json;
 use tokio::{sync::mpsc, time::Instant};
@@ -28,7 +28,7 @@ use self::{
     framework::{ClusterEvent, Diagnosis},
     nominations::Nominations,
     plugins::{
-        default_preemption, scheduling_gates,
+        default_preemption, filters,
         volume_binding::{Actual, Bindings},
     },
     queue::Queue,
@@ -39,8 +39,9 @@ use crate::{
     client::{
         Change, Clients, Error, EventRecorder, EventType, Informer, ObjectKey, Result,
         informer::{Cached, Options as Watch},
-        leader, volumes,
-        writes::{self, SCHEDULER},
+        leader,
+        pods::{self, disruption_target, node_name},
+        writes,
     },
 };
 
@@ -239,8 +240,7 @@ impl Scheduler {
         if let Some(old) = change.old().filter(|it| it.metadata.uid != pod.metadata.uid) {
             self.forget(&old.uid().unwrap_or_default(), old);
         }
-        let has_ended = matches!(pod.status.as_ref().and_then(|it| it.phase.as_deref()), Some("Succeeded" | "Failed"));
-        if change.is_deleted() || has_ended {
+        if change.is_deleted() || pods::is_terminal(pod) {
             return self.forget(&uid, pod);
         }
         let node = node_name(pod).to_owned();
@@ -249,7 +249,7 @@ impl Scheduler {
         }
         let is_ours = pod.spec.as_ref().and_then(|it| it.scheduler_name.as_deref()).unwrap_or(NAME) == NAME;
         let is_bound_soon = self.cluster.nodes.values().any(|it| it.pods.contains_key(&uid));
-        if !is_ours || pod.metadata.deletion_timestamp.is_some() || scheduling_gates::is_gated(pod) {
+        if !is_ours || pod.metadata.deletion_timestamp.is_some() || filters::is_gated(pod) {
             self.queue.remove(&uid);
             self.nominations.remove(&uid);
         } else if !is_bound_soon {
@@ -367,15 +367,14 @@ impl Scheduler {
         }
     }
 
-    fn tell_unscheduled(&self, pod: &PodInfo, reason: &str, message: &str, nominated: Option<String>) {
+    fn tell_unscheduled(&self, pod: &Arc<PodInfo>, reason: &str, message: &str, nominated: Option<String>) {
         let text: String = message.chars().take(MESSAGE_MOST).collect();
         self.events.event(&pod.pod, EventType::Warning, "FailedScheduling", text);
         let Some(patch) = unscheduled(&pod.pod, reason, message, nominated) else { return };
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.key.namespace);
-        let name = pod.key.name.clone();
+        let (client, pod) = (self.client.clone(), pod.clone());
         self.tasks.spawn("pod-condition", async move {
-            if let Err(error) = pods.patch_status(&name, &writes::patching(SCHEDULER), &Patch::Strategic(patch)).await {
-                tracing::debug!(pod = name, %error, "the condition was not written");
+            if let Err(error) = writes::patch_status(&client, &pod.pod, &Patch::Strategic(patch)).await {
+                tracing::debug!(pod = %pod.key, %error, "the condition was not written");
             }
         });
     }
@@ -383,8 +382,7 @@ impl Scheduler {
 
 /// The patch that makes condition PodScheduled say so, unless it does already.
 fn unscheduled(pod: &Pod, reason: &str, message: &str, nominated: Option<String>) -> Option<serde_json::Value> {
-    let status = pod.status.as_ref();
-    let present = status.and_then(|it| it.conditions.iter().flatten().find(|it| it.type_ == "PodScheduled"));
+    let present = pods::condition(pod, "PodScheduled");
     let is_said = present.is_some_and(|it| it.status == "False" && it.reason.as_deref() == Some(reason) && it.message.as_deref() == Some(message));
     if is_said && nominated.is_none() {
         return None;
@@ -401,7 +399,6 @@ fn unscheduled(pod: &Pod, reason: &str, message: &str, nominated: Option<String>
 }
 
 async fn bind(client: &kube::Client, pod: &PodInfo, node: &str) -> Result<()> {
-    let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.key.namespace);
     let metadata = ObjectMeta {
         name: Some(pod.key.name.clone()),
         namespace: Some(pod.key.namespace.clone()),
@@ -410,23 +407,14 @@ async fn bind(client: &kube::Client, pod: &PodInfo, node: &str) -> Result<()> {
     };
     let target = ObjectReference { kind: Some("Node".to_owned()), name: Some(node.to_owned()), ..ObjectReference::default() };
     let binding = Binding { metadata, target };
-    let _: Status = pods.create_subresource("binding", &pod.key.name, &writes::posting(SCHEDULER), &binding).await?;
+    let _: Status = writes::api::<Pod>(client, &pod.key.namespace).create_subresource("binding", &pod.key.name, &PostParams::default(), &binding).await?;
     Ok(())
 }
 
 async fn preempt(client: &kube::Client, victim: &PodInfo) -> Result<()> {
-    let pods: Api<Pod> = Api::namespaced(client.clone(), &victim.key.namespace);
-    let message = "default-scheduler: preempting to accommodate a higher priority pod";
-    let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": message,
-        "lastTransitionTime": clock::now_rfc3339()});
-    let patch = Patch::Strategic(json!({"status": {"conditions": [condition]}}));
-    writes::unless_not_found(pods.patch_status(&victim.key.name, &writes::patching(SCHEDULER), &patch).await)?;
-    writes::unless_not_found(pods.delete(&victim.key.name, &writes::deleting(Some(&victim.uid))).await)?;
-    Ok(())
-}
-
-fn node_name(pod: &Pod) -> &str {
-    pod.spec.as_ref().and_then(|it| it.node_name.as_deref()).unwrap_or_default()
+    let condition = disruption_target("PreemptionByScheduler", "default-scheduler: preempting to accommodate a higher priority pod");
+    writes::patch_status(client, &victim.pod, &Patch::Strategic(json!({"status": {"conditions": [condition]}}))).await?;
+    writes::delete(client, &victim.pod, DeleteParams::default()).await.map(drop)
 }
 
 /// Drops of a cached pod what scheduling never reads.
@@ -437,19 +425,7 @@ fn trim(pod: &mut Pod) {
         status.init_container_statuses = None;
         status.ephemeral_container_statuses = None;
     }
-    let Some(spec) = &mut pod.spec else { return };
-    volumes::keep_claims(spec);
-    spec.ephemeral_containers = None;
-    for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
-        container.env = None;
-        container.env_from = None;
-        container.command = None;
-        container.args = None;
-        container.volume_mounts = None;
-        container.liveness_probe = None;
-        container.readiness_probe = None;
-        container.startup_probe = None;
-        container.lifecycle = None;
-        container.security_context = None;
+    if let Some(spec) = &mut pod.spec {
+        pods::trim(spec);
     }
 }

@@ -1,17 +1,12 @@
-//! The plugins, one file each with upstream's name.
+//! The plugins, under upstream's names; those that look at one node alone stand together.
 
 pub mod default_preemption;
+pub mod filters;
 pub mod image_locality;
 pub mod inter_pod_affinity;
-pub mod node_affinity;
-pub mod node_name;
-pub mod node_ports;
 pub mod node_resources_balanced_allocation;
 pub mod node_resources_fit;
-pub mod node_unschedulable;
 pub mod pod_topology_spread;
-pub mod scheduling_gates;
-pub mod taint_toleration;
 pub mod volume_binding;
 
 use super::framework::{
@@ -22,11 +17,11 @@ use super::framework::{
 /// The plugins, in upstream's default order and with the weights of its default configuration.
 #[rustfmt::skip]
 pub const ALL: [Plugin; 11] = [
-    Plugin { name: "NodeUnschedulable", weight: 1, prepare: node_unschedulable::prepare, is_helped_by: |it| matches!(it, NodeAdded | NodeChanged) },
-    Plugin { name: "NodeName", weight: 1, prepare: node_name::prepare, is_helped_by: |it| it == NodeAdded },
-    Plugin { name: "TaintToleration", weight: 3, prepare: taint_toleration::prepare, is_helped_by: |it| matches!(it, NodeAdded | NodeChanged) },
-    Plugin { name: "NodeAffinity", weight: 2, prepare: node_affinity::prepare, is_helped_by: |it| matches!(it, NodeAdded | NodeChanged) },
-    Plugin { name: "NodePorts", weight: 1, prepare: node_ports::prepare, is_helped_by: |it| matches!(it, NodeAdded | PodGone) },
+    Plugin { name: "NodeUnschedulable", weight: 1, prepare: filters::node_unschedulable, is_helped_by: |it| matches!(it, NodeAdded | NodeChanged) },
+    Plugin { name: "NodeName", weight: 1, prepare: filters::node_name, is_helped_by: |it| it == NodeAdded },
+    Plugin { name: "TaintToleration", weight: 3, prepare: filters::taint_toleration, is_helped_by: |it| matches!(it, NodeAdded | NodeChanged) },
+    Plugin { name: "NodeAffinity", weight: 2, prepare: filters::node_affinity, is_helped_by: |it| matches!(it, NodeAdded | NodeChanged) },
+    Plugin { name: "NodePorts", weight: 1, prepare: filters::node_ports, is_helped_by: |it| matches!(it, NodeAdded | PodGone) },
     Plugin { name: "NodeResourcesFit", weight: 1, prepare: node_resources_fit::prepare, is_helped_by: |it| !matches!(it, PodAssigned | StorageChanged) },
     Plugin { name: "VolumeBinding", weight: 1, prepare: volume_binding::prepare, is_helped_by: |it| matches!(it, NodeAdded | NodeChanged | StorageChanged) },
     Plugin { name: "PodTopologySpread", weight: 2, prepare: pod_topology_spread::prepare, is_helped_by: |it| it != StorageChanged },

@@ -214,7 +214,7 @@ async fn lag(one: &kube::Client, two: &kube::Client, second: &Server, database: 
     let (code, rest) = send(two, "GET", &format!("{MAPS}?continue={}", token(&gone)), &Value::Null).await;
     assert!(code == 200 && rest.items_at(&["items"]).iter().any(|it| it.name() == "late"), "{code}");
     let began = Instant::now();
-    while informer.len() != 1 {
+    while informer.list().len() != 1 {
         assert!(began.elapsed() < WITHIN, "the informer does not list again");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

@@ -3,42 +3,36 @@
 
 use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::{
-    ByteString,
-    api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition},
-    apimachinery::pkg::apis::meta::v1::Time,
-};
+use k8s_openapi::{ByteString, api::certificates::v1::CertificateSigningRequest};
 use kube::{Api, ResourceExt};
 
-use super::{certificate, condition, parse, problem};
+use super::{certificate, condition, parse, problem, with_condition};
 use crate::{
     base::{Tasks, clock, pki::Authority},
-    client::{Error, Informer, ObjectKey, Result, WorkQueue, informer::Options as Watch, writes},
+    client::{Informer, ObjectKey, Result, WorkQueue, informer::Options as Watch, writes},
 };
 
 const WORKERS: usize = 2;
 /// `--cluster-signing-duration`.
 const LASTS: Duration = Duration::from_secs(365 * 86_400);
-const MANAGER: &str = "kube-apiserver";
 /// The signers of this cluster; requests to others are left to those.
 const OWN: &str = "kubernetes.io/";
 
 /// Signs with `authority` under a client of the API server itself, until `tasks` stop.
 pub fn start(client: &kube::Client, tasks: &Tasks, authority: Arc<Authority>) {
     let queue = WorkQueue::new();
-    let api: Api<CertificateSigningRequest> = Api::all(client.clone());
-    let requests: Informer<CertificateSigningRequest> = Informer::start("csrsigning", api.clone(), Watch::default(), tasks);
-    let listener = queue.clone();
+    let requests: Informer<CertificateSigningRequest> = Informer::start("csrsigning", Api::all(client.clone()), Watch::default(), tasks);
+    let (client, listener) = (client.clone(), queue.clone());
     requests.subscribe(move |change| {
         if !change.is_deleted() && is_due(change.object()) {
             listener.add(change.object().name_any());
         }
     });
     queue.run(tasks, "csrsigning", WORKERS, move |name: String| {
-        let (api, authority, request) = (api.clone(), authority.clone(), requests.get(&ObjectKey::new("", name)));
+        let (client, authority, request) = (client.clone(), authority.clone(), requests.get(&ObjectKey::new("", name)));
         async move {
             match request.filter(|it| is_due(it)) {
-                Some(request) => sign(&api, &authority, &request).await.map(|()| None),
+                Some(request) => sign(&client, &authority, &request).await.map(|()| None),
                 None => Ok(None),
             }
         }
@@ -50,27 +44,19 @@ fn is_due(request: &CertificateSigningRequest) -> bool {
     is_decided && certificate(request).is_none() && request.spec.signer_name.starts_with(OWN)
 }
 
-async fn sign(api: &Api<CertificateSigningRequest>, authority: &Authority, request: &CertificateSigningRequest) -> Result<()> {
-    let mut next = request.clone();
-    let status = next.status.get_or_insert_default();
-    match issue(authority, request) {
-        Ok(pem) => status.certificate = Some(ByteString(pem.into_bytes())),
-        Err(why) => {
-            let now = Time(clock::now());
-            status.conditions.get_or_insert_default().push(CertificateSigningRequestCondition {
-                type_: "Failed".to_owned(),
-                status: "True".to_owned(),
-                reason: Some("SignerValidationFailure".to_owned()),
-                message: Some(why),
-                last_update_time: Some(now.clone()),
-                last_transition_time: Some(now),
-            });
+async fn sign(client: &kube::Client, authority: &Authority, request: &CertificateSigningRequest) -> Result<()> {
+    let next = match issue(authority, request) {
+        Ok(pem) => {
+            let mut next = request.clone();
+            next.status.get_or_insert_default().certificate = Some(ByteString(pem.into_bytes()));
+            next
         }
-    }
+        Err(why) => with_condition(request, "Failed", "SignerValidationFailure", &why),
+    };
     // Of several servers that sign at the same time one's certificate is kept.
-    match api.replace_status(&request.name_any(), &writes::posting(MANAGER), &next).await.map_err(Error::from) {
+    match writes::replace_part(client, "status", &next).await {
         Err(error) if error.is_conflict() || error.is_not_found() => Ok(()),
-        other => other.map(drop),
+        other => other,
     }
 }
 

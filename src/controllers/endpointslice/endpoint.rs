@@ -1,6 +1,6 @@
 //! One pod as an endpoint of a service: its address, ports and conditions. Follows staging endpointslice/utils.go.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::{
     api::{
@@ -37,6 +37,15 @@ pub fn is_headless(service: &Service) -> bool {
     let spec = service.spec.as_ref();
     spec.and_then(|it| it.type_.as_deref()) != Some("ExternalName")
         && matches!(spec.and_then(|it| it.cluster_ip.as_deref()), None | Some("" | "None"))
+}
+
+/// The service's own labels, whether it is headless, and `more`: what its endpoints are found by.
+pub fn labels<const N: usize>(service: &Service, more: [(&str, &str); N]) -> BTreeMap<String, String> {
+    let mut labels = service.labels().clone();
+    labels.remove(HEADLESS);
+    let headless = is_headless(service).then_some((HEADLESS, ""));
+    labels.extend(headless.into_iter().chain(more).map(|(key, value)| (key.to_owned(), value.to_owned())));
+    labels
 }
 
 pub fn publishes_not_ready(service: &Service) -> bool {

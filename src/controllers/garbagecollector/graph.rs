@@ -40,8 +40,10 @@ impl Seen {
         self.is_deleting && self.has(FOREGROUND)
     }
 
-    fn without(&self, finalizer: &str) -> Vec<String> {
-        self.finalizers.iter().filter(|it| *it != finalizer).cloned().collect()
+    /// It loses a finalizer, after its dependents have been changed.
+    fn let_go(&self, finalizer: &str, dependents: Vec<OwnerChange>) -> Step {
+        let finalizers = self.finalizers.iter().filter(|it| *it != finalizer).cloned().collect();
+        Step::SetFinalizers { dependents, at: self.at.clone(), version: self.version.clone(), finalizers }
     }
 }
 
@@ -56,7 +58,8 @@ pub enum Verdict {
     Unresolvable,
 }
 
-type OwnerChange = (Coordinates, String, Vec<OwnerReference>);
+/// An object, its version, and the owners that it is to have.
+pub type OwnerChange = (Coordinates, String, Vec<OwnerReference>);
 
 /// What to do next.
 #[derive(Debug, PartialEq)]
@@ -71,17 +74,9 @@ pub enum Step {
         policy: PropagationPolicy,
         unblock: Vec<OwnerChange>,
     },
-    SetOwners {
-        at: Coordinates,
-        version: String,
-        owners: Vec<OwnerReference>,
-    },
+    SetOwners(OwnerChange),
+    /// Once its dependents no longer name it.
     SetFinalizers {
-        at: Coordinates,
-        version: String,
-        finalizers: Vec<String>,
-    },
-    Orphan {
         dependents: Vec<OwnerChange>,
         at: Coordinates,
         version: String,
@@ -209,7 +204,7 @@ impl Graph {
         if judged.iter().any(|it| holds(&it.1)) {
             let owners: Vec<OwnerReference> = judged.iter().filter(|it| holds(&it.1)).map(|it| it.0.clone()).collect();
             let is_same = owners.len() == seen.owners.len();
-            return if is_same { Step::Nothing } else { Step::SetOwners { at: seen.at.clone(), version: seen.version.clone(), owners } };
+            return if is_same { Step::Nothing } else { Step::SetOwners((seen.at.clone(), seen.version.clone(), owners)) };
         }
         let is_waited_for = judged.iter().any(|it| it.1 == Verdict::Waiting);
         self.delete(uid, seen, is_waited_for)
@@ -247,7 +242,7 @@ impl Graph {
         let dependents = self.dependents_of(uid);
         let blocking: Vec<String> = dependents.iter().filter(blocks).cloned().collect();
         if blocking.is_empty() {
-            return Step::SetFinalizers { at: seen.at.clone(), version: seen.version.clone(), finalizers: seen.without(FOREGROUND) };
+            return seen.let_go(FOREGROUND, Vec::new());
         }
         let is_idle = |it: &String| self.objects.get(it).is_some_and(|it| !it.is_deleting);
         Step::Wait(blocking.into_iter().filter(is_idle).collect())
@@ -260,7 +255,7 @@ impl Graph {
             Some((dependent.at.clone(), dependent.version.clone(), owners))
         };
         let dependents = self.dependents_of(uid).iter().filter_map(released).collect();
-        Step::Orphan { dependents, at: seen.at.clone(), version: seen.version.clone(), finalizers: seen.without(ORPHAN) }
+        seen.let_go(ORPHAN, dependents)
     }
 }
 
@@ -290,9 +285,9 @@ mod tests {
             Step::Nothing => "nothing".into(),
             Step::Wait(due) => format!("wait for {}", due.join(",")),
             Step::Delete { at, policy, unblock, .. } => format!("delete {} {policy:?} unblock {}", at.name, unblock.len()),
-            Step::SetOwners { owners, .. } => format!("owners {}", owners.iter().map(|it| it.uid.as_str()).collect::<Vec<_>>().join(",")),
-            Step::SetFinalizers { finalizers, .. } => format!("finalizers {}", finalizers.join(",")),
-            Step::Orphan { dependents, finalizers, .. } => format!("orphan {} finalizers {}", dependents.len(), finalizers.join(",")),
+            Step::SetOwners((_, _, owners)) => format!("owners {}", owners.iter().map(|it| it.uid.as_str()).collect::<Vec<_>>().join(",")),
+            Step::SetFinalizers { dependents, finalizers, .. } if dependents.is_empty() => format!("finalizers {}", finalizers.join(",")),
+            Step::SetFinalizers { dependents, finalizers, .. } => format!("orphan {} finalizers {}", dependents.len(), finalizers.join(",")),
         }
     }
 

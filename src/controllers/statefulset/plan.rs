@@ -92,17 +92,13 @@ pub fn plan(set: &StatefulSet, revisions: &Revisions<'_>, pods: &[Arc<Pod>], now
     let slots: Vec<Option<&Arc<Pod>>> = (start..start + count).map(|at| pods.iter().find(|it| ordinal(set, it) == Some(at))).collect();
     let mut status = view.status(pods);
     let mut actions = Vec::new();
-    if !is_set_deleting(set) && view.place(&slots, &mut actions) && view.condemn(&slots, &condemned, &mut actions) {
+    if set.metadata.deletion_timestamp.is_none() && view.place(&slots, &mut actions) && view.condemn(&slots, &condemned, &mut actions) {
         let outdated = view.outdated(&slots);
         status.current_replicas = status.current_replicas.map(|it| (it - outdated.len() as i32).max(0));
         actions.extend(outdated.into_iter().map(Action::Delete));
     }
     view.complete(&mut status);
     Plan { actions, condemned, status }
-}
-
-fn is_set_deleting(set: &StatefulSet) -> bool {
-    set.metadata.deletion_timestamp.is_some()
 }
 
 impl<'a> View<'a> {

@@ -1,16 +1,19 @@
 //! Pods that want to be near other pods, or far from them.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, rc::Rc};
 
 use crate::scheduler::{
     cluster::{Cluster, NodeInfo, PodInfo, Term},
     framework::{Judge, MOST, Rejection},
 };
 
-pub fn prepare<'a>(pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
-    let own = &pod.affinities;
-    let has_own = !own.required.is_empty() || !own.required_anti.is_empty() || !own.preferred.is_empty();
-    (has_own || cluster.pods_with_affinity > 0).then(|| Box::new(Neighbours::count(pod, cluster)) as Box<dyn Judge>)
+pub fn prepare<'a>(pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Judge<'a>> {
+    if pod.affinities.is_empty() && cluster.pods_with_affinity == 0 {
+        return None;
+    }
+    let all = Rc::new(Neighbours::count(pod, cluster));
+    let judge = all.clone();
+    Some(Judge::filter(move |node| all.rejection(node)).and_scores(move |nodes| judge.scores(nodes)))
 }
 
 type Domain<'a> = (&'a str, &'a str);
@@ -79,18 +82,15 @@ fn in_domain(counts: &HashMap<Domain<'_>, i64>, term: &Term, node: &NodeInfo) ->
     value.and_then(|it| counts.get(&(term.topology_key.as_str(), it.as_str()))).copied().unwrap_or(0)
 }
 
-impl Judge for Neighbours<'_> {
-    fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
-        if !self.is_wanted_on(node) {
-            return Err(Rejection::unresolvable("node(s) didn't match pod affinity rules"));
+impl Neighbours<'_> {
+    fn rejection(&self, node: &NodeInfo) -> Option<Rejection> {
+        let shuns = || self.pod.affinities.required_anti.iter().any(|it| in_domain(&self.shunned, it, node) > 0);
+        match () {
+            () if !self.is_wanted_on(node) => Some(Rejection::unresolvable("node(s) didn't match pod affinity rules")),
+            () if shuns() => Some(Rejection::resolvable("node(s) didn't match pod anti-affinity rules")),
+            () if self.is_shunned_on(node) => Some(Rejection::resolvable("node(s) didn't satisfy existing pods anti-affinity rules")),
+            () => None,
         }
-        if self.pod.affinities.required_anti.iter().any(|it| in_domain(&self.shunned, it, node) > 0) {
-            return Err(Rejection::resolvable("node(s) didn't match pod anti-affinity rules"));
-        }
-        if self.is_shunned_on(node) {
-            return Err(Rejection::resolvable("node(s) didn't satisfy existing pods anti-affinity rules"));
-        }
-        Ok(())
     }
 
     fn scores(&self, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {

@@ -6,19 +6,9 @@ use crate::scheduler::{
 };
 
 /// A pod that asks for nothing is not weighed.
-pub fn prepare<'a>(pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
+pub fn prepare<'a>(pod: &'a PodInfo, _: &'a Cluster) -> Option<Judge<'a>> {
     let is_best_effort = pod.request.milli_cpu == 0 && pod.request.memory == 0;
-    (!is_best_effort).then(|| Box::new(Balance { pod }) as Box<dyn Judge>)
-}
-
-struct Balance<'a> {
-    pod: &'a PodInfo,
-}
-
-impl Judge for Balance<'_> {
-    fn scores(&self, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
-        Some(nodes.iter().map(|it| improvement(self.pod, it)).collect())
-    }
+    (!is_best_effort).then(|| Judge::scores(|nodes| Some(nodes.iter().map(|it| improvement(pod, it)).collect())))
 }
 
 /// `balancedResourceScorer`: 75 where the balance stays, 100 and 50 at best and worst.

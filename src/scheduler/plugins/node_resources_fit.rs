@@ -5,24 +5,13 @@ use crate::scheduler::{
     framework::{Judge, MOST, Rejection},
 };
 
-pub fn prepare<'a>(pod: &'a PodInfo, _: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
-    Some(Box::new(Fit { pod }))
-}
-
-struct Fit<'a> {
-    pod: &'a PodInfo,
-}
-
-impl Judge for Fit<'_> {
-    fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
-        let lacking = insufficient(self.pod, node);
+pub fn prepare<'a>(pod: &'a PodInfo, _: &'a Cluster) -> Option<Judge<'a>> {
+    let rejection = |node: &NodeInfo| {
+        let lacking = insufficient(pod, node);
         let is_resolvable = lacking.iter().all(|it| it.name == "pods" || it.asked <= it.room);
-        if lacking.is_empty() { Ok(()) } else { Err(Rejection { reasons: lacking.iter().map(Insufficient::reason).collect(), is_resolvable }) }
-    }
-
-    fn scores(&self, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
-        Some(nodes.iter().map(|it| least_allocated(self.pod, it)).collect())
-    }
+        (!lacking.is_empty()).then(|| Rejection { reasons: lacking.iter().map(Insufficient::reason).collect(), is_resolvable })
+    };
+    Some(Judge::filter(rejection).and_scores(|nodes| Some(nodes.iter().map(|it| least_allocated(pod, it)).collect())))
 }
 
 /// A resource of which a node has too little left (`InsufficientResource`).

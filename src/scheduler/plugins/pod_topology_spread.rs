@@ -1,11 +1,11 @@
 //! Spreads alike pods over zones and hosts: as the pod demands, or by default as the score prefers.
 //! Alike by default are the pods of the same controller; a Service's selector plays no part in it.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, rc::Rc};
 
 use k8s_openapi::api::core::v1::TopologySpreadConstraint;
 
-use super::{node_affinity, taint_toleration};
+use super::filters;
 use crate::{
     meta::LabelSelector,
     scheduler::{
@@ -18,18 +18,20 @@ const HOSTNAME: &str = "kubernetes.io/hostname";
 /// `systemDefaultConstraints`: (key, maxSkew), preferences only.
 const DEFAULTS: [(&str, i32); 2] = [(HOSTNAME, 3), ("topology.kubernetes.io/zone", 5)];
 
-pub fn prepare<'a>(pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
-    let own: Vec<Constraint> =
-        pod.pod.spec.iter().flat_map(|it| it.topology_spread_constraints.iter().flatten()).map(|it| Constraint::of(it, pod)).collect();
-    if own.is_empty() {
+pub fn prepare<'a>(pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Judge<'a>> {
+    let asked = pod.pod.spec.iter().flat_map(|it| it.topology_spread_constraints.iter().flatten());
+    let mut all: Vec<Constraint> = asked.map(|it| Constraint::of(it, pod)).collect();
+    let is_default = all.is_empty();
+    if is_default {
         let owner = pod.owner.as_deref()?;
-        let defaults = DEFAULTS.iter().map(|(key, skew)| Constraint::by_default(key, *skew, owner)).collect();
-        return Some(Box::new(Spread { pod, cluster, hard: Vec::new(), soft: defaults, is_default: true }));
+        all.extend(DEFAULTS.iter().map(|(key, skew)| Constraint::by_default(key, *skew, owner)));
     }
-    let (hard, soft): (Vec<_>, Vec<_>) = own.into_iter().partition(|it| it.is_hard);
+    let (hard, soft): (Vec<_>, Vec<_>) = all.into_iter().partition(|it| it.is_hard);
     let keys: Vec<String> = hard.iter().map(|it| it.key.clone()).collect();
     let hard = hard.into_iter().map(|it| it.counted(pod, cluster, &keys)).collect();
-    Some(Box::new(Spread { pod, cluster, hard, soft, is_default: false }))
+    let spread = Rc::new(Spread { pod, cluster, hard, soft, is_default });
+    let judge = spread.clone();
+    Some(Judge::filter(move |node| spread.rejection(node)).and_scores(move |nodes| judge.scores(nodes)))
 }
 
 enum Alike<'a> {
@@ -109,8 +111,8 @@ impl<'a> Constraint<'a> {
     /// `matchNodeInclusionPolicies`.
     fn includes(&self, pod: &PodInfo, node: &NodeInfo) -> bool {
         let repels = |effect: &str| matches!(effect, "NoSchedule" | "NoExecute");
-        (!self.honours_affinity || node_affinity::does_match(pod, node))
-            && (!self.honours_taints || node.taints().filter(|it| repels(&it.effect)).all(|it| taint_toleration::is_tolerated(it, pod)))
+        (!self.honours_affinity || filters::does_match(pod, node))
+            && (!self.honours_taints || node.taints().filter(|it| repels(&it.effect)).all(|it| filters::is_tolerated(it, pod)))
     }
 
     fn count_on(&self, node: &NodeInfo) -> i64 {
@@ -127,20 +129,17 @@ impl<'a> Constraint<'a> {
     }
 }
 
-impl Judge for Spread<'_> {
-    fn filter(&self, node: &NodeInfo) -> Result<(), Rejection> {
-        for Counted { constraint, domains } in &self.hard {
+impl Spread<'_> {
+    fn rejection(&self, node: &NodeInfo) -> Option<Rejection> {
+        self.hard.iter().find_map(|Counted { constraint, domains }| {
             let Some(value) = node.labels().get(&constraint.key) else {
-                return Err(Rejection::unresolvable("node(s) didn't match pod topology spread constraints (missing required label)"));
+                return Some(Rejection::unresolvable("node(s) didn't match pod topology spread constraints (missing required label)"));
             };
             let are_enough = domains.len() as i64 >= constraint.min_domains;
             let least = if are_enough { domains.values().copied().min().unwrap_or(0) } else { 0 };
             let here = domains.get(value).copied().unwrap_or(0) + i64::from(constraint.matches_itself);
-            if here - least > constraint.max_skew {
-                return Err(Rejection::resolvable("node(s) didn't match pod topology spread constraints"));
-            }
-        }
-        Ok(())
+            (here - least > constraint.max_skew).then(|| Rejection::resolvable("node(s) didn't match pod topology spread constraints"))
+        })
     }
 
     fn scores(&self, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
@@ -155,9 +154,7 @@ impl Judge for Spread<'_> {
         }
         Some(fewest_first(&sums, &is_rated))
     }
-}
 
-impl Spread<'_> {
     /// `scoreForCount`, weighed by the number of domains.
     fn add_costs(&self, constraint: &Constraint<'_>, nodes: &[&NodeInfo], is_rated: &[bool], sums: &mut [f64]) {
         let rated = || nodes.iter().zip(is_rated).filter(|it| *it.1).map(|it| it.0);

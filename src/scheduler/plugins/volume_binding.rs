@@ -20,7 +20,7 @@ use crate::{
     client::{
         Error, ObjectKey, Result,
         volumes::{self, SELECTED_NODE, volume_name},
-        writes::{self, SCHEDULER},
+        writes,
     },
     scheduler::{
         cluster::{Cluster, NodeInfo, PodInfo},
@@ -53,26 +53,13 @@ pub struct Bindings {
     provisions: Vec<PersistentVolumeClaim>,
 }
 
-pub fn prepare<'a>(pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Judge + 'a>> {
+pub fn prepare<'a>(pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Judge<'a>> {
     volumes::claim_names(&pod.pod).next()?;
-    Some(Box::new(Claims { claims: cluster.storage.claims_of(pod), storage: &cluster.storage }))
-}
-
-struct Claims<'a> {
-    /// The pod's, or why it cannot have one.
-    claims: std::result::Result<Vec<Arc<PersistentVolumeClaim>>, String>,
-    storage: &'a Storage,
-}
-
-impl Judge for Claims<'_> {
-    fn refusal(&self) -> Option<String> {
-        self.claims.as_ref().err().cloned()
-    }
-
-    fn filter(&self, node: &NodeInfo) -> std::result::Result<(), Rejection> {
-        let claims = self.claims.as_deref().unwrap_or_default();
-        self.storage.plan(claims, node).map(drop).map_err(Rejection::unresolvable)
-    }
+    let storage = &cluster.storage;
+    Some(match storage.claims_of(pod) {
+        Ok(claims) => Judge::filter(move |node| storage.plan(&claims, node).err().map(Rejection::unresolvable)),
+        Err(why) => Judge::refusal(why),
+    })
 }
 
 impl Storage {
@@ -170,14 +157,13 @@ impl Bindings {
         if self.volumes.is_empty() && self.provisions.is_empty() {
             return Ok(());
         }
-        let (all, claims): (Api<PersistentVolume>, Api<PersistentVolumeClaim>) = (Api::all(client.clone()), Api::namespaced(client.clone(), &pod.key.namespace));
         for (volume, _) in &self.volumes {
-            all.replace(&volume.name_any(), &writes::posting(SCHEDULER), volume).await?;
+            writes::replace(client, volume).await?;
         }
         for claim in &self.provisions {
-            claims.replace(&claim.name_any(), &writes::posting(SCHEDULER), claim).await?;
+            writes::replace(client, claim).await?;
         }
-        let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.key.namespace);
+        let (pods, claims): (Api<Pod>, Api<PersistentVolumeClaim>) = (writes::api(client, &pod.key.namespace), writes::api(client, &pod.key.namespace));
         tokio::select! {
             bound = tokio::time::timeout(BIND_WITHIN, self.await_claims(&claims, node)) => bound.unwrap_or_else(|_| Err(failed("timed out waiting for the condition"))),
             _ = await_condition(pods, &pod.key.name, conditions::is_deleted(&pod.uid)) => Err(failed("pod does not exist any more")),
