@@ -14,7 +14,7 @@ use crate::{
     base::{Tasks, pki},
     node::{images::Images, runtime::shim},
     process::{
-        self, STOP_WITHIN,
+        Error, Result, STOP_WITHIN,
         apiserver::{self, ApiServer, StoreKind},
         hello, join,
         kubeconfig::Kubeconfig,
@@ -179,68 +179,70 @@ pub fn main() -> ExitCode {
         Command::Controllers(options) => run(&log, role_until_signal(Role::Controllers, options)),
         Command::Scheduler(options) => run(&log, role_until_signal(Role::Scheduler, options)),
         Command::Node { joining, own } => run(&log, node_until_signal(joining, own)),
-        Command::Backup { file, kubeconfig } => run(&log, async { counted("Saved", store::backup(&kubeconfig, &file).await) }),
-        Command::Restore { file, place } => run(&log, async { counted("Restored", store::restore(&file, &place.store, &place.data_dir).await) }),
+        Command::Backup { file, kubeconfig } => run(&log, async move { Ok(counted("Saved", store::backup(&kubeconfig, &file).await?)) }),
+        Command::Restore { file, place } => run(&log, async move { Ok(counted("Restored", store::restore(&file, &place.store, &place.data_dir).await?)) }),
         Command::Store { command, place } => run(&log, by_hand(command, place)),
         Command::Token { command } => run(&log, token(command)),
-        Command::Image { command, data_dir } => image(command, &data_dir).map_or_else(|why| fail(&why), |()| ExitCode::SUCCESS),
-        Command::Hello => hello::serve().map_or_else(|why| fail(&why), |()| ExitCode::SUCCESS),
+        Command::Image { command, data_dir } => finish(image(command, &data_dir)),
+        Command::Hello => finish(hello::serve().map(|()| true)),
         Command::Shim { command: Shim::Run { folder } } => shim::run(&folder),
         Command::Shim { command: Shim::Exec { folder, tty, arguments } } => shim::exec(&folder, tty, &arguments),
     }
 }
 
-fn counted(what: &str, result: crate::process::Result<(usize, u64)>) -> ExitCode {
-    match result {
-        Ok((count, revision)) => say(&format!("{what} {count} objects; the revision is {revision}.")),
-        Err(why) => return fail(&why),
-    }
-    ExitCode::SUCCESS
+fn counted(what: &str, (count, revision): (usize, u64)) -> bool {
+    say(&format!("{what} {count} objects; the revision is {revision}."));
+    true
 }
 
-async fn by_hand(command: StoreCommand, place: Place) -> ExitCode {
-    let result = match command {
-        StoreCommand::Sizes => store::sizes(&place.store, &place.data_dir).await.map(|sizes| {
+async fn by_hand(command: StoreCommand, place: Place) -> Result<bool> {
+    match command {
+        StoreCommand::Sizes => {
+            let sizes = store::sizes(&place.store, &place.data_dir).await?;
             say(&format!("{:>10} {:>12}  RESOURCE", "OBJECTS", "BYTES"));
             sizes.iter().for_each(|(resource, size)| say(&format!("{:>10} {:>12}  {resource}", size.objects, size.bytes)));
-        }),
-        StoreCommand::Delete { resource, name, namespace, .. } => {
-            let deleted = store::delete(&place.store, &place.data_dir, &resource, namespace.as_deref(), name.as_deref()).await;
-            deleted.map(|count| say(&format!("Deleted {count} objects.")))
         }
-    };
-    result.map_or_else(|why| fail(&why), |()| ExitCode::SUCCESS)
+        StoreCommand::Delete { resource, name, namespace, .. } => {
+            let count = store::delete(&place.store, &place.data_dir, &resource, namespace.as_deref(), name.as_deref()).await?;
+            say(&format!("Deleted {count} objects."));
+        }
+    }
+    Ok(true)
 }
 
-fn image(command: Image, data_dir: &std::path::Path) -> std::io::Result<()> {
+fn image(command: Image, data_dir: &std::path::Path) -> std::io::Result<bool> {
     let images = Images::open(&data_dir.join("images"))?;
     match command {
         Image::Import { file } => images.import(&file)?.iter().for_each(|it| println!("{it}")),
         Image::List => images.list().keys().for_each(|it| println!("{it}")),
     }
-    Ok(())
+    Ok(true)
 }
+
+/// What waits in a thread, as for a child that does not end, does not keep the program.
+const BLOCKING_END_WITHIN: Duration = Duration::from_secs(5);
 
 /// Runs `work` on a runtime of its own, with the log as asked.
-/// What waits in a thread, as for a child that does not end, does not keep the program.
-const BLOCKING_END_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
-
-fn run(log: &str, work: impl Future<Output = ExitCode>) -> ExitCode {
+fn run(log: &str, work: impl Future<Output = Result<bool>>) -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_new(log).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
-    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => {
-            let code = runtime.block_on(work);
-            runtime.shutdown_timeout(BLOCKING_END_WITHIN);
-            code
-        }
-        Err(error) => fail(&error),
-    }
+    finish(tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|why| Error::new("threads", why)).and_then(|runtime| {
+        let done = runtime.block_on(work);
+        runtime.shutdown_timeout(BLOCKING_END_WITHIN);
+        done
+    }))
 }
 
-fn fail(why: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("howdah: {why}");
-    ExitCode::FAILURE
+/// Whether all went well; or why it did not.
+fn finish(done: std::result::Result<bool, impl std::fmt::Display>) -> ExitCode {
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(why) => {
+            eprintln!("howdah: {why}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Tells the person at the terminal; that nobody reads any more does not end the cluster.
@@ -248,13 +250,10 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-async fn up_until_signal(options: up::Options) -> ExitCode {
+async fn up_until_signal(options: up::Options) -> Result<bool> {
     let began = Instant::now();
     let (kubeconfig, store, simulated) = (options.api.kubeconfig.clone(), options.api.store.to_string(), options.simulated_nodes);
-    let cluster = match Cluster::start(options).await {
-        Ok(cluster) => cluster,
-        Err(error) => return fail(&error),
-    };
+    let cluster = Cluster::start(options).await?;
     let (took, url) = (began.elapsed().as_millis(), &cluster.api.url);
     say(&format!("The cluster is up after {took} ms: API server at {url}, store {store}, controllers, scheduler."));
     if simulated > 0 {
@@ -264,74 +263,50 @@ async fn up_until_signal(options: up::Options) -> ExitCode {
     say(&format!("To use it:\n\n  export KUBECONFIG={}\n\nCtrl-C stops it.", kubeconfig.display()));
     let is_asked = signal_before(cluster.failed()).await;
     say("Stopping.");
-    ended(is_asked, cluster.stop().await)
+    Ok(cluster.stop().await && is_asked)
 }
 
-async fn serve_until_signal(options: apiserver::Options) -> ExitCode {
+async fn serve_until_signal(options: apiserver::Options) -> Result<bool> {
     let tasks = Tasks::new();
-    let api = match ApiServer::start(&options, slot::free_network(), &tasks).await {
-        Ok(api) => api,
-        Err(error) => return fail(&error),
-    };
+    let api = ApiServer::start(&options, slot::free_network(), &tasks).await?;
     let kubeconfig = options.kubeconfig.display();
     say(&format!("The API server is at {}, for other machines at {}.\n\n  export KUBECONFIG={kubeconfig}\n\nCtrl-C stops it.", api.url, api.address));
     let is_asked = signal_before(either(tasks.stopping(), api.failed())).await;
     let is_clean = tasks.stop(STOP_WITHIN).await;
-    ended(is_asked, api.stop(STOP_WITHIN).await && is_clean)
+    Ok(api.stop(STOP_WITHIN).await && is_clean && is_asked)
 }
 
-async fn role_until_signal(role: Role, options: roles::Options) -> ExitCode {
+async fn role_until_signal(role: Role, options: roles::Options) -> Result<bool> {
     let tasks = Tasks::new();
-    if let Err(error) = role.start(&options, &tasks).await {
-        return fail(&error);
-    }
+    role.start(&options, &tasks).await?;
     say(&format!("Ready to lead: {}. Ctrl-C stops it.", role.name()));
     let is_asked = signal_before(tasks.stopping()).await;
-    ended(is_asked, tasks.stop(STOP_WITHIN).await)
+    Ok(tasks.stop(STOP_WITHIN).await && is_asked)
 }
 
-async fn node_until_signal(joining: join::Options, own: node::Options) -> ExitCode {
+async fn node_until_signal(mut joining: join::Options, mut own: node::Options) -> Result<bool> {
     let tasks = Tasks::new();
-    let (_slot, node) = match start_node(joining, own, &tasks).await {
-        Ok(started) => started,
-        Err(error) => return fail(&error),
-    };
-    say("The node has joined. Ctrl-C stops it, and the pods on it.");
-    let is_asked = signal_before(either(tasks.stopping(), node.failed())).await;
-    let is_clean = node.stop().await;
-    ended(is_asked, tasks.stop(STOP_WITHIN).await && is_clean)
-}
-
-/// The node, and its place among the clusters of this machine.
-async fn start_node(mut joining: join::Options, mut own: node::Options, tasks: &Tasks) -> Result<(Slot, Node), process::Error> {
-    std::fs::create_dir_all(&joining.data_dir).map_err(|why| process::Error::new(&joining.data_dir.display().to_string(), why))?;
+    std::fs::create_dir_all(&joining.data_dir).map_err(|why| Error::new(&joining.data_dir.display().to_string(), why))?;
     let slot = Slot::claim(&joining.data_dir)?;
     own.data_dir.clone_from(&joining.data_dir);
     joining.node = own.node_name()?;
-    let joined = join::join(&joining, tasks).await?;
-    let node = Node::start(&joined.clients, &joined.authority, &own, &slot, tasks).await?;
-    Ok((slot, node))
+    let joined = join::join(&joining, &tasks).await?;
+    let node = Node::start(&joined.clients, &joined.authority, &own, &slot, &tasks).await?;
+    say("The node has joined. Ctrl-C stops it, and the pods on it.");
+    let is_asked = signal_before(either(tasks.stopping(), node.failed())).await;
+    let is_clean = node.stop().await;
+    Ok(tasks.stop(STOP_WITHIN).await && is_clean && is_asked)
 }
 
-async fn token(command: Token) -> ExitCode {
+async fn token(command: Token) -> Result<bool> {
     let Token::Create { kubeconfig, server, hours, description, quiet } = command;
-    let made = async {
-        let config = Kubeconfig::await_at(&kubeconfig).await?;
-        let clients = config.connect(&kubeconfig, &server, &Tasks::new())?;
-        let token = join::create_token(&clients.of(&User::default()), Duration::from_secs(u64::from(hours) * 3600), &description).await?;
-        let hash = pki::public_key_hash(&config.authority).map_err(|why| process::Error::new("the cluster's authority", why))?;
-        Ok::<_, process::Error>((server.into_iter().next().unwrap_or(config.server), token, hash))
-    };
-    match made.await {
-        Ok((_, token, _)) if quiet => say(&token),
-        Ok((server, token, hash)) => say(&format!("howdah node --join {server} --token {token} --ca-cert-hash {hash}")),
-        Err(error) => return fail(&error),
-    }
-    ExitCode::SUCCESS
-}
-
-fn ended(by_signal: bool, is_clean: bool) -> ExitCode {
-    if by_signal && is_clean { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let config = Kubeconfig::await_at(&kubeconfig).await?;
+    let clients = config.connect(&kubeconfig, &server, &Tasks::new())?;
+    let token = join::create_token(&clients.of(&User::default()), Duration::from_secs(u64::from(hours) * 3600), &description).await?;
+    let hash = pki::public_key_hash(&config.authority).map_err(|why| Error::new("the cluster's authority", why))?;
+    let server = server.into_iter().next().unwrap_or(config.server);
+    say(&if quiet { token } else { format!("howdah node --join {server} --token {token} --ca-cert-hash {hash}") });
+    Ok(true)
 }
 
 async fn either(one: impl Future<Output = ()>, other: impl Future<Output = ()>) {

@@ -3,9 +3,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
+
+use parking_lot::Mutex;
 
 use super::ObjectKey;
 
@@ -28,32 +29,28 @@ impl Expectations {
     /// So many objects are to appear, and those of these uids to go.
     pub fn expect(&self, key: &ObjectKey, creations: usize, deletions: impl IntoIterator<Item = String>) {
         let open = Open { creations: creations as i64, deletions: deletions.into_iter().collect(), since: Instant::now() };
-        self.open().insert(key.clone(), open);
+        self.open.lock().insert(key.clone(), open);
     }
 
     pub fn creation_observed(&self, key: &ObjectKey) {
-        if let Some(open) = self.open().get_mut(key) {
+        if let Some(open) = self.open.lock().get_mut(key) {
             open.creations -= 1;
         }
     }
 
     pub fn deletion_observed(&self, key: &ObjectKey, uid: &str) {
-        if let Some(open) = self.open().get_mut(key) {
+        if let Some(open) = self.open.lock().get_mut(key) {
             open.deletions.remove(uid);
         }
     }
 
     /// Whether the cache can be trusted for `key`.
     pub fn are_satisfied(&self, key: &ObjectKey) -> bool {
-        self.open().get(key).is_none_or(|it| (it.creations <= 0 && it.deletions.is_empty()) || it.since.elapsed() > EXPIRY)
+        self.open.lock().get(key).is_none_or(|it| (it.creations <= 0 && it.deletions.is_empty()) || it.since.elapsed() > EXPIRY)
     }
 
     pub fn forget(&self, key: &ObjectKey) {
-        self.open().remove(key);
-    }
-
-    fn open(&self) -> MutexGuard<'_, HashMap<ObjectKey, Open>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().remove(key);
     }
 }
 

@@ -4,7 +4,7 @@
 use std::{
     collections::{HashMap, HashSet},
     fmt::Debug,
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
 };
 
 use futures::StreamExt;
@@ -16,6 +16,7 @@ use kube::{
     },
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use parking_lot::RwLock;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::{Notify, watch};
 
@@ -58,20 +59,20 @@ impl<K> Change<K> {
 }
 
 /// What to watch and how to keep it.
-pub struct Options<K> {
+pub struct Watch<K> {
     pub config: watcher::Config,
     pub indexes: Vec<(&'static str, IndexFn<K>)>,
     /// Drops what the reader never reads, before an object is kept. `managedFields` always goes.
     pub trim: fn(&mut K),
 }
 
-impl<K> Default for Options<K> {
+impl<K> Default for Watch<K> {
     fn default() -> Self {
         Self { config: watcher::Config::default().streaming_lists(), indexes: Vec::new(), trim: |_| () }
     }
 }
 
-impl<K> Options<K> {
+impl<K> Watch<K> {
     pub fn index(mut self, name: &'static str, of: IndexFn<K>) -> Self {
         self.indexes.push((name, of));
         self
@@ -149,8 +150,8 @@ struct Shared<K> {
 
 impl<K: Cached> Informer<K> {
     /// Watches `api` until `tasks` stop.
-    pub fn start(name: &'static str, api: Api<K>, options: Options<K>, tasks: &Tasks) -> Self {
-        let Options { config, indexes, trim } = options;
+    pub fn start(name: &'static str, api: Api<K>, options: Watch<K>, tasks: &Tasks) -> Self {
+        let Watch { config, indexes, trim } = options;
         let informer = Self::new(indexes);
         let writer = informer.clone();
         tasks.spawn_vital(name, async move { writer.follow(api, config, trim).await });
@@ -182,7 +183,7 @@ impl<K: Cached> Informer<K> {
 
     /// Calls `listener` for everything present (as added) and for every later change, in order. It must not block.
     pub fn subscribe(&self, listener: impl Fn(&Change<K>) + Send + Sync + 'static) {
-        let mut listeners = self.shared.listeners.write().unwrap_or_else(PoisonError::into_inner);
+        let mut listeners = self.shared.listeners.write();
         self.list().into_iter().for_each(|object| listener(&Change::Added(object)));
         listeners.push(Box::new(listener));
     }
@@ -194,7 +195,7 @@ impl<K: Cached> Informer<K> {
     }
 
     fn read<T>(&self, with: impl FnOnce(&Store<K>) -> T) -> T {
-        with(&self.shared.store.read().unwrap_or_else(PoisonError::into_inner))
+        with(&self.shared.store.read())
     }
 
     async fn follow(&self, api: Api<K>, config: watcher::Config, trim: fn(&mut K)) {
@@ -219,8 +220,8 @@ impl<K: Cached> Informer<K> {
 
     /// Listeners are locked around the change, so that a new subscriber sees each object once.
     fn change(&self, act: impl FnOnce(&mut Store<K>) -> Vec<Change<K>>) {
-        let listeners = self.shared.listeners.read().unwrap_or_else(PoisonError::into_inner);
-        let changes = act(&mut self.shared.store.write().unwrap_or_else(PoisonError::into_inner));
+        let listeners = self.shared.listeners.read();
+        let changes = act(&mut self.shared.store.write());
         for change in &changes {
             listeners.iter().for_each(|listener| listener(change));
         }

@@ -18,7 +18,7 @@ use crate::api::identity::User;
 
 pub use events::{EventRecorder, EventType};
 pub use expectations::Expectations;
-pub use informer::{Change, Informer};
+pub use informer::{BY_NAMESPACE, BY_OWNER, BY_SERVICE, Cached, Change, Informer, SERVICE_NAME, Watch};
 pub use queue::WorkQueue;
 
 /// Makes clients under one identity or another. In-process it needs no socket; over TLS it has one credential.

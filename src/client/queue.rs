@@ -5,10 +5,11 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     future::Future,
     hash::Hash,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
 use super::Result;
@@ -71,7 +72,7 @@ impl<T: Clone + Eq + Hash + std::fmt::Debug + Send + 'static> WorkQueue<T> {
     }
 
     pub fn add(&self, key: T) {
-        if self.state().add(key) {
+        if self.inner.state.lock().add(key) {
             self.inner.ready.notify_one();
         }
     }
@@ -84,22 +85,22 @@ impl<T: Clone + Eq + Hash + std::fmt::Debug + Send + 'static> WorkQueue<T> {
         if delay.is_zero() {
             return self.add(key);
         }
-        if self.state().add_at(key, Instant::now() + delay) {
+        if self.inner.state.lock().add_at(key, Instant::now() + delay) {
             self.inner.delayed.notify_one();
         }
     }
 
     pub fn add_rate_limited(&self, key: T) {
-        let delay = self.state().retries.entry(key.clone()).or_insert(Backoff::new(RETRY_FIRST, RETRY_MOST)).next_delay();
+        let delay = self.inner.state.lock().retries.entry(key.clone()).or_insert(Backoff::new(RETRY_FIRST, RETRY_MOST)).next_delay();
         self.add_after(key, delay);
     }
 
     pub fn forget(&self, key: &T) {
-        self.state().retries.remove(key);
+        self.inner.state.lock().retries.remove(key);
     }
 
     pub fn failures(&self, key: &T) -> u32 {
-        self.state().retries.get(key).map_or(0, Backoff::failures)
+        self.inner.state.lock().retries.get(key).map_or(0, Backoff::failures)
     }
 
     /// Works with `workers` tasks until `tasks` stop. `reconcile` says when the key is due again by itself, if it is.
@@ -155,7 +156,7 @@ impl<T: Clone + Eq + Hash + std::fmt::Debug + Send + 'static> WorkQueue<T> {
     }
 
     fn take(&self) -> Option<T> {
-        let mut state = self.state();
+        let mut state = self.inner.state.lock();
         let key = state.waiting.pop_front()?;
         state.dirty.remove(&key);
         state.working.insert(key.clone());
@@ -166,7 +167,7 @@ impl<T: Clone + Eq + Hash + std::fmt::Debug + Send + 'static> WorkQueue<T> {
     }
 
     pub fn done(&self, key: &T) {
-        let mut state = self.state();
+        let mut state = self.inner.state.lock();
         state.working.remove(key);
         if state.dirty.contains(key) {
             state.waiting.push_back(key.clone());
@@ -188,7 +189,7 @@ impl<T: Clone + Eq + Hash + std::fmt::Debug + Send + 'static> WorkQueue<T> {
     fn release_due(&self) -> Option<Instant> {
         let now = Instant::now();
         loop {
-            let mut state = self.state();
+            let mut state = self.inner.state.lock();
             let entry = state.later.first_entry()?;
             if entry.key().0 > now {
                 return Some(entry.key().0);
@@ -198,10 +199,6 @@ impl<T: Clone + Eq + Hash + std::fmt::Debug + Send + 'static> WorkQueue<T> {
             drop(state);
             self.add(key);
         }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State<T>> {
-        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

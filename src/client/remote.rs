@@ -28,7 +28,7 @@ use k8s_openapi::api::{
 use kube::{Api, api::PostParams, client::Body};
 use tokio::sync::Mutex;
 
-use super::{Clients, Informer, informer::Options, program};
+use super::{Clients, Informer, Watch, program};
 use crate::{
     api::identity::User,
     base::{
@@ -104,7 +104,7 @@ impl Servers {
 
     /// Learns of servers that come and go, from the EndpointSlices of Service `kubernetes`.
     fn follow(self: &Arc<Self>, client: kube::Client, tasks: &Tasks) {
-        let own = Options::default().labels("kubernetes.io/service-name=kubernetes");
+        let own = Watch::default().labels("kubernetes.io/service-name=kubernetes");
         let slices = Informer::start("api-servers", Api::<EndpointSlice>::namespaced(client, "default"), own, tasks);
         let (servers, all) = (self.clone(), slices.clone());
         slices.subscribe(move |_| servers.learn(&all.list()));

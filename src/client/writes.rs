@@ -10,7 +10,7 @@ use kube::{
 };
 use serde_json::Value;
 
-use super::{Error, Result, informer::Cached};
+use super::{Cached, Error, Result};
 use crate::base::backoff::Backoff;
 
 /// client-go's `retry.DefaultRetry`: five tries, 10 ms apart at first.

@@ -18,11 +18,7 @@ use tokio::sync::Notify;
 
 use crate::{
     base::{Tasks, clock},
-    client::{
-        Informer, Result,
-        informer::{Options as Watch, SERVICE_NAME},
-        writes,
-    },
+    client::{Informer, Result, SERVICE_NAME, Watch, writes},
 };
 
 const NAME: &str = "kubernetes";

@@ -11,11 +11,7 @@ use kube::{
 use serde_json::json;
 
 use crate::{
-    client::{
-        Change, Error, Informer, ObjectKey, Result,
-        informer::{BY_NAMESPACE, BY_OWNER, Cached, orphan_of},
-        writes,
-    },
+    client::{BY_NAMESPACE, BY_OWNER, Cached, Change, Error, Informer, ObjectKey, Result, informer::orphan_of, writes},
     meta::LabelSelector,
 };
 

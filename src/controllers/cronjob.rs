@@ -14,11 +14,7 @@ use super::{
 };
 use crate::{
     base::clock,
-    client::{
-        EventType, ObjectKey, Result,
-        informer::BY_OWNER,
-        writes,
-    },
+    client::{BY_OWNER, EventType, ObjectKey, Result, writes},
 };
 
 pub struct CronJobController;

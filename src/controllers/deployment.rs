@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     base::clock,
-    client::{Change, Error, EventType, ObjectKey, Result, informer::BY_OWNER, writes},
+    client::{BY_OWNER, Change, Error, EventType, ObjectKey, Result, writes},
     meta::LabelSelector,
 };
 

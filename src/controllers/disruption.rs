@@ -26,7 +26,7 @@ use kube::{
 use super::{Controller, claims, pods};
 use crate::{
     base::clock,
-    client::{Change, Error, EventType, ObjectKey, Result, informer::BY_NAMESPACE, writes},
+    client::{BY_NAMESPACE, Change, Error, EventType, ObjectKey, Result, writes},
     meta::{LabelSelector, cron::until, object::split_api_version},
 };
 

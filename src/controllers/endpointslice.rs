@@ -19,11 +19,7 @@ use super::{
     claims::controller_ref,
     pods::{self, Control},
 };
-use crate::client::{
-    Change, EventType, ObjectKey, Result,
-    informer::{BY_NAMESPACE, BY_SERVICE, SERVICE_NAME, service_key},
-    writes,
-};
+use crate::client::{BY_NAMESPACE, BY_SERVICE, Change, EventType, ObjectKey, Result, SERVICE_NAME, informer::service_key, writes};
 
 /// `defaultMaxEndpointsPerSlice`.
 const ENDPOINTS_MOST: usize = 100;
@@ -179,7 +175,8 @@ impl Slices {
         let placeholder = (is_empty && !keeps_one).then(Vec::new);
         let made = placeholder.into_iter().chain(new.chunks(self.most).map(<[Endpoint]>::to_vec));
         actions.extend(made.map(|endpoints| {
-            let metadata = ObjectMeta { annotations: self.annotations.clone(), ..self.metadata.clone() };
+            let annotations = self.annotations.clone().filter(|it| !it.is_empty());
+            let metadata = ObjectMeta { annotations, ..self.metadata.clone() };
             Action::Create(EndpointSlice { metadata, address_type: family.to_owned(), endpoints: Some(endpoints), ports: Some(ports.clone()) })
         }));
     }

@@ -13,10 +13,7 @@ use super::{
     claims::controller_ref,
     endpointslice::{self, Action, Group, Groups, MANAGED_BY, Slices, TRIGGER_TIME, endpoint, group_key, is_of},
 };
-use crate::client::{
-    EventType, ObjectKey, Result,
-    informer::{BY_SERVICE, SERVICE_NAME, service_key},
-};
+use crate::client::{BY_SERVICE, EventType, ObjectKey, Result, SERVICE_NAME, informer::service_key};
 
 /// `--mirroring-max-endpoints-per-subset`.
 const ENDPOINTS_MOST: usize = 1000;

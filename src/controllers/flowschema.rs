@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::{
     base::{Tasks, clock},
-    client::{Informer, ObjectKey, Result, WorkQueue, informer::Options as Watch, writes},
+    client::{Informer, ObjectKey, Result, Watch, WorkQueue, writes},
 };
 
 const WORKERS: usize = 1;

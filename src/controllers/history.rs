@@ -18,7 +18,7 @@ use super::{
     deployment::template,
 };
 use crate::{
-    client::{Error, Informer, Result, informer::Cached, writes},
+    client::{Cached, Error, Informer, Result, writes},
     meta::LabelSelector,
 };
 

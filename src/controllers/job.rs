@@ -21,11 +21,7 @@ use super::{
 };
 use crate::{
     base::clock,
-    client::{
-        Change, EventType, ObjectKey, Result,
-        informer::{BY_NAMESPACE, BY_OWNER},
-        writes,
-    },
+    client::{BY_NAMESPACE, BY_OWNER, Change, EventType, ObjectKey, Result, writes},
     meta::LabelSelector,
 };
 

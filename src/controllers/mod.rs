@@ -57,8 +57,8 @@ use crate::{
     api::{bootstrap_tokens, identity::User},
     base::Tasks,
     client::{
-        Change, Clients, EventRecorder, Informer, ObjectKey, Result, WorkQueue,
-        informer::{BY_NAMESPACE, BY_OWNER, BY_SERVICE, Cached, Options as Watch, namespace_of, owner_uid, service_of},
+        BY_NAMESPACE, BY_OWNER, BY_SERVICE, Cached, Change, Clients, EventRecorder, Informer, ObjectKey, Result, Watch, WorkQueue,
+        informer::{namespace_of, owner_uid, service_of},
         leader, pods as read, volumes,
     },
 };

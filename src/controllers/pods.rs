@@ -21,7 +21,7 @@ use super::claims::controller_ref;
 pub use crate::client::pods::{condition, is_ready, is_terminal, node_name, phase};
 use crate::{
     base::Tasks,
-    client::{Change, Error, EventRecorder, EventType, Expectations, ObjectKey, Result, informer::Cached, writes},
+    client::{Cached, Change, Error, EventRecorder, EventType, Expectations, ObjectKey, Result, writes},
 };
 
 /// Ready for at least `min_ready_seconds`.

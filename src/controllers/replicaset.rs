@@ -19,11 +19,7 @@ use super::{
 };
 use crate::{
     base::clock,
-    client::{
-        Change, Error, Informer, ObjectKey, Result,
-        informer::{BY_OWNER, Cached},
-        writes,
-    },
+    client::{BY_OWNER, Cached, Change, Error, Informer, ObjectKey, Result, writes},
     meta::LabelSelector,
 };
 

@@ -26,7 +26,7 @@ use serde_json::Value;
 
 use super::Controller;
 use crate::{
-    client::{Error, ObjectKey, Result, informer::BY_NAMESPACE, writes},
+    client::{BY_NAMESPACE, Error, ObjectKey, Result, writes},
     kinds::quota::{self, Usage},
 };
 

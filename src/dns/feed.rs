@@ -17,8 +17,8 @@ use super::{
 use crate::{
     base::Tasks,
     client::{
-        Informer, ObjectKey,
-        informer::{BY_SERVICE, Options as Watch, service_key, service_of},
+        BY_SERVICE, Informer, ObjectKey, Watch,
+        informer::{service_key, service_of},
     },
 };
 

@@ -9,13 +9,14 @@ use std::{
     net::IpAddr,
     os::unix::fs::PermissionsExt,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use k8s_openapi::api::core::v1::{Container as ContainerSpec, Pod, PodSpec, Service};
 use kube::{Api, ResourceExt, api::Patch};
 use nix::sys::signal::Signal;
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::{
     sync::{Mutex as AsyncMutex, Notify},
@@ -36,7 +37,7 @@ use super::{
 };
 use crate::{
     base::{Tasks, clock, tasks},
-    client::{Change, Error, EventRecorder, EventType, Informer, ObjectKey, Result, WorkQueue, informer, pods::is_terminal, writes},
+    client::{Change, Error, EventRecorder, EventType, Informer, ObjectKey, Result, Watch, WorkQueue, pods::is_terminal, writes},
 };
 
 /// Pods that are worked on at the same time; most of them wait, for a hook or the API.
@@ -111,7 +112,7 @@ impl Agent {
     /// Starts the agent. Containers that run already are found again.
     pub fn start(client: kube::Client, tasks: &Tasks, options: Options) -> io::Result<Arc<Self>> {
         let runtime = Runtime::open(&options.state_dir)?;
-        let own = informer::Options::default().fields(&format!("spec.nodeName={}", options.name));
+        let own = Watch::default().fields(&format!("spec.nodeName={}", options.name));
         let images = Images::open(&options.images_dir)?;
         let sandboxes = Sandboxes::open(runtime.root().join("pods"), options.cluster_dns.clone());
         let agent = Arc::new(Self {
@@ -122,7 +123,7 @@ impl Agent {
             probes: probes::Results::default(),
             machine: Machine::read(runtime.root()),
             pods: Informer::start("node-pods", Api::all(client.clone()), own, tasks),
-            services: Informer::start("node-services", Api::all(client.clone()), informer::Options::default(), tasks),
+            services: Informer::start("node-services", Api::all(client.clone()), Watch::default(), tasks),
             runtime,
             client,
             queue: Arc::new(WorkQueue::new()),
@@ -315,7 +316,7 @@ impl Agent {
             },
         };
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let mut all = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.waiting.lock();
         let own = all.entry(uid).or_default();
         match waits {
             Some(why) => own.insert(container.name.clone(), why),
@@ -445,7 +446,7 @@ impl Agent {
 
     fn probe(self: &Arc<Self>, pod: &Arc<Pod>, spec: &ContainerSpec, container: &Container) {
         let uid = container.spec.pod_uid.clone();
-        if self.probed.lock().unwrap_or_else(PoisonError::into_inner).insert(container.id.clone(), uid).is_none() {
+        if self.probed.lock().insert(container.id.clone(), uid).is_none() {
             let address = pod.status.as_ref().and_then(|it| it.pod_ip.as_deref()?.parse().ok());
             probes::start(self, pod, spec, container, address);
         }
@@ -508,7 +509,7 @@ impl Agent {
             self.recorder.event(pod, EventType::Normal, "DeadlineExceeded", why.clone());
             return Some(("DeadlineExceeded", why, grace(pod)));
         }
-        let evicted = self.evicted.lock().unwrap_or_else(PoisonError::into_inner);
+        let evicted = self.evicted.lock();
         let why = evicted.get(pod.metadata.uid.as_deref()?)?.clone();
         Some((plan::EVICTED, why, EVICTED_WITHIN))
     }
@@ -532,14 +533,14 @@ impl Agent {
             }
         }
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        let mut probed = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut probed = self.probed.lock();
         probed.retain(|id, of| of != uid || all.iter().any(|it| it.id == *id && it.is_running()));
     }
 
     /// What the runtime does not know of a pod's containers.
     fn notes(&self, pod: &Pod, containers: &[Container]) -> plan::Notes {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned().unwrap_or_default();
+        let waiting = self.waiting.lock().get(uid).cloned().unwrap_or_default();
         let is_leaving = pod.metadata.deletion_timestamp.is_some();
         let mut notes = plan::Notes { waiting, is_leaving, ..plan::Notes::default() };
         for container in containers.iter().filter(|it| it.is_running()) {

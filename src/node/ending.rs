@@ -1,11 +1,7 @@
 //! How containers and pods end: hooks, a request, their grace, the end; nothing of them stays.
 //! Source: kubelet `pkg/kubelet/kuberuntime/kuberuntime_container.go` (`killContainer`), KEP-753 for sidecars.
 
-use std::{
-    net::IpAddr,
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::{Container as ContainerSpec, Pod};
 use kube::ResourceExt;
@@ -47,7 +43,7 @@ impl Agent {
     pub(super) fn kill(self: &Arc<Self>, pod: &Arc<Pod>, container: &Container, within: Duration, why: String) {
         let due = Instant::now() + within;
         {
-            let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut ending = self.ending.lock();
             if let Some(known) = ending.get_mut(&container.id) {
                 *known = (*known).min(due);
                 return;
@@ -65,7 +61,7 @@ impl Agent {
                 }
                 tokio::time::sleep(LOOK_EVERY).await;
             }
-            agent.ending.lock().unwrap_or_else(PoisonError::into_inner).remove(&container.id);
+            agent.ending.lock().remove(&container.id);
             agent.wake(&container.spec.pod_uid);
         });
     }
@@ -75,7 +71,7 @@ impl Agent {
     }
 
     fn is_due(&self, id: &str) -> bool {
-        self.ending.lock().unwrap_or_else(PoisonError::into_inner).get(id).is_none_or(|it| Instant::now() >= *it)
+        self.ending.lock().get(id).is_none_or(|it| Instant::now() >= *it)
     }
 
     /// Runs the `preStop` hook, at most until the container is to be gone.
@@ -95,7 +91,7 @@ impl Agent {
             },
             () = late => (),
         }
-        let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ending = self.ending.lock();
         if let Some(due) = ending.get_mut(&container.id) {
             *due = (*due).max(Instant::now() + GRACE_LEAST);
         }
@@ -129,7 +125,7 @@ impl Agent {
     /// Ends a pod that was deleted: its containers, the sidecars last, then all that is left, then the object.
     pub(super) async fn end(self: &Arc<Self>, pod: &Arc<Pod>, containers: &[Container]) -> Result<Option<Duration>> {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let since = *self.leaving.lock().unwrap_or_else(PoisonError::into_inner).entry(uid.clone()).or_insert_with(Instant::now);
+        let since = *self.leaving.lock().entry(uid.clone()).or_insert_with(Instant::now);
         let within = seconds(pod.metadata.deletion_grace_period_seconds.unwrap_or(GRACE_SECONDS)).saturating_sub(since.elapsed());
         if self.end_containers(pod, containers, within) {
             return Ok(Some(Duration::from_secs(1)));
@@ -172,9 +168,9 @@ impl Agent {
         cgroup::remove(&format!("{}/{uid}", self.options.cgroup));
         volumes::remove(&self.runtime.root().join("volumes").join(uid));
         let _ = std::fs::remove_dir_all(self.runtime.root().join("logs").join(uid));
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
-        self.evicted.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
-        self.leaving.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.waiting.lock().remove(uid);
+        self.evicted.lock().remove(uid);
+        self.leaving.lock().remove(uid);
         self.pulls.forget(uid);
     }
 

@@ -6,7 +6,7 @@ use std::{
     fs,
     os::unix::fs::MetadataExt,
     path::Path,
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -80,15 +80,14 @@ impl Agent {
             let bytes = |blocks: u64| (blocks * it.fragment_size()) as i64;
             (bytes(it.blocks_available()), bytes(it.blocks() / DISK_LEAST_PART).min(DISK_LEAST))
         });
-        let before = self.pressure();
-        {
-            let mut pressure = self.pressure.lock().unwrap_or_else(PoisonError::into_inner);
-            pressure.memory = if memory < MEMORY_LEAST { Some(Instant::now()) } else { pressure.memory };
-            pressure.disk = if disk < disk_least { Some(Instant::now()) } else { pressure.disk };
-        }
-        if before.told() != self.pressure().told() {
+        let mut pressure = self.pressure.lock();
+        let before = pressure.told();
+        pressure.memory = if memory < MEMORY_LEAST { Some(Instant::now()) } else { pressure.memory };
+        pressure.disk = if disk < disk_least { Some(Instant::now()) } else { pressure.disk };
+        if before != pressure.told() {
             self.report_node.notify_one();
         }
+        drop(pressure);
         // The strictest wish is met first, and one pod at a time goes.
         if memory < MEMORY_LEAST {
             self.evict_one(&pods, "memory", MEMORY_LEAST, memory, |pod| cgroup::memory_used(&self.group_of(pod)));
@@ -96,10 +95,6 @@ impl Agent {
             self.images_to_prune.notify_one();
             self.evict_one(&pods, "ephemeral-storage", disk_least, disk, |pod| self.disk_used(pod));
         }
-    }
-
-    pub(super) fn pressure(&self) -> Pressure {
-        *self.pressure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn group_of(&self, pod: &Pod) -> String {
@@ -160,7 +155,7 @@ impl Agent {
 
     fn evict(&self, pod: &Arc<Pod>, why: String) {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let mut evicted = self.evicted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut evicted = self.evicted.lock();
         if evicted.contains_key(&uid) {
             return;
         }

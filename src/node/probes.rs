@@ -3,11 +3,12 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use k8s_openapi::api::core::v1::{Container as ContainerSpec, Pod, Probe};
+use parking_lot::Mutex;
 
 use super::{
     agent::Agent,
@@ -48,21 +49,17 @@ impl Kind {
 pub struct Results(Mutex<HashMap<(String, Kind), bool>>);
 
 impl Results {
-    fn all(&self) -> MutexGuard<'_, HashMap<(String, Kind), bool>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn of(&self, id: &str, kind: Kind) -> Option<bool> {
-        self.all().get(&(id.to_owned(), kind)).copied()
+        self.0.lock().get(&(id.to_owned(), kind)).copied()
     }
 
     /// Stores a result; whether it is another than before.
     fn set(&self, id: &str, kind: Kind, is_good: bool) -> bool {
-        self.all().insert((id.to_owned(), kind), is_good) != Some(is_good)
+        self.0.lock().insert((id.to_owned(), kind), is_good) != Some(is_good)
     }
 
     pub fn forget(&self, id: &str) {
-        self.all().retain(|(of, _), _| of != id);
+        self.0.lock().retain(|(of, _), _| of != id);
     }
 
     /// Whether the container's startup probe, if it has one, has passed.

@@ -5,12 +5,13 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use k8s_openapi::api::core::v1::{Container as ContainerSpec, Pod, PodSpec};
 use kube::ResourceExt;
+use parking_lot::Mutex;
 use tokio::{sync::Mutex as AsyncMutex, time::Instant};
 
 use super::{
@@ -72,10 +73,6 @@ impl Pulls {
         Arc::new(Self { images, registries, states: Mutex::default(), busy: Mutex::default(), tasks: tasks.clone() })
     }
 
-    fn states(&self) -> MutexGuard<'_, HashMap<Start, (State, Backoff)>> {
-        self.states.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The image for a container's start; a pull that begins calls `done` at its end.
     pub fn find(self: &Arc<Self>, start: &Start, image: &str, policy: &str, credentials: Vec<Credential>, done: impl FnOnce() + Send + 'static) -> Found {
         let present = if policy == "Always" { None } else { self.images.get(image) };
@@ -84,7 +81,7 @@ impl Pulls {
             None if policy == "Never" => return Found::Never,
             None => (),
         }
-        let mut states = self.states();
+        let mut states = self.states.lock();
         let (state, _) = states.entry(start.clone()).or_insert_with(|| {
             (State::Failed { error: String::new(), is_told: true, again: Instant::now() }, Backoff::new(BACKOFF_FIRST, BACKOFF_MOST))
         });
@@ -114,7 +111,7 @@ impl Pulls {
         group.spawn("image-pull", async move {
             let began = Instant::now();
             let pulled = self.pull(&image, is_always, &credentials).await;
-            if let Some((state, backoff)) = self.states().get_mut(&start) {
+            if let Some((state, backoff)) = self.states.lock().get_mut(&start) {
                 *state = match pulled {
                     Ok(image) => State::Done(image, began.elapsed()),
                     Err(error) => State::Failed { error: error.to_string(), is_told: false, again: Instant::now() + backoff.next_delay() },
@@ -125,7 +122,7 @@ impl Pulls {
     }
 
     async fn pull(&self, name: &str, is_always: bool, credentials: &[Credential]) -> io::Result<Image> {
-        let turn = self.busy.lock().unwrap_or_else(PoisonError::into_inner).entry(full_name(name)).or_default().clone();
+        let turn = self.busy.lock().entry(full_name(name)).or_default().clone();
         let _turn = turn.lock().await;
         if let (false, Some(image)) = (is_always, self.images.get(name)) {
             return Ok(image);
@@ -145,7 +142,7 @@ impl Pulls {
 
     /// Forgets a pod.
     pub fn forget(&self, uid: &str) {
-        self.states().retain(|(of, ..), _| of != uid);
+        self.states.lock().retain(|(of, ..), _| of != uid);
     }
 }
 

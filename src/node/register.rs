@@ -87,7 +87,7 @@ impl Agent {
         let condition = |kind: &str, status: &str, reason: &str, message: &str| {
             json!({"type": kind, "status": status, "reason": reason, "message": message, "lastHeartbeatTime": now, "lastTransitionTime": now})
         };
-        let (lacks_memory, lacks_disk) = self.pressure().told();
+        let (lacks_memory, lacks_disk) = self.pressure.lock().told();
         let memory = if lacks_memory { ("True", "KubeletHasInsufficientMemory", "kubelet has insufficient memory available") } else { ("False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available") };
         let disk = if lacks_disk { ("True", "KubeletHasDiskPressure", "kubelet has disk pressure") } else { ("False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure") };
         let labels = json!({"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "kubernetes.io/arch": http::arch()});

@@ -14,7 +14,7 @@ use crate::{
         Tasks,
         netlink::{ACK, Attributes, CREATE, REPLACE, ROUTE, Socket, message},
     },
-    client::{Informer, informer},
+    client::{Informer, Watch},
     meta::Cidr,
 };
 
@@ -56,7 +56,7 @@ pub struct Options {
 /// Keeps the routes to the pods of all other nodes until `tasks` stop.
 pub fn start(client: &kube::Client, tasks: &Tasks, options: Options) {
     let wake = std::sync::Arc::new(Notify::new());
-    let nodes: Informer<Node> = Informer::start("node-routes", Api::all(client.clone()), informer::Options::default(), tasks);
+    let nodes: Informer<Node> = Informer::start("node-routes", Api::all(client.clone()), Watch::default(), tasks);
     nodes.wakes(&wake);
     let group = tasks.clone();
     tasks.spawn_finishing("node-routes", async move {

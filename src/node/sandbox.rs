@@ -6,11 +6,12 @@ use std::{
     fs, io,
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::OnceLock,
 };
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use kube::ResourceExt;
+use parking_lot::Mutex;
 
 use super::{links, runtime::remove_namespaces};
 use crate::meta::Cidr;
@@ -58,10 +59,6 @@ impl Sandboxes {
         fs::read_dir(&self.root).into_iter().flatten().flatten().map(|it| it.file_name().to_string_lossy().into_owned()).collect()
     }
 
-    fn addresses(&self) -> MutexGuard<'_, HashMap<String, Ipv4Addr>> {
-        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Makes what is missing of a pod's sandbox, and returns its own address if it has one.
     pub fn ensure(&self, pod: &Pod, spec: &PodSpec) -> io::Result<Option<Ipv4Addr>> {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
@@ -79,7 +76,7 @@ impl Sandboxes {
     }
 
     fn address(&self, uid: &str) -> io::Result<Ipv4Addr> {
-        let mut addresses = self.addresses();
+        let mut addresses = self.addresses.lock();
         if let Some(address) = addresses.get(uid) {
             return Ok(*address);
         }
@@ -96,7 +93,7 @@ impl Sandboxes {
     pub fn remove(&self, uid: &str) {
         links::remove(uid);
         remove_namespaces(&self.folder(uid));
-        self.addresses().remove(uid);
+        self.addresses.lock().remove(uid);
     }
 
     /// The resolver's configuration by the pod's policy, with what the pod adds.

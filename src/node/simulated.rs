@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::{
     api::identity::{MASTERS, User},
     base::{Tasks, clock},
-    client::{Clients, Informer, ObjectKey, Result, WorkQueue, informer, pods, writes},
+    client::{Clients, Informer, ObjectKey, Result, Watch, WorkQueue, pods, writes},
 };
 
 /// How often a node renews its lease (`nodeLeaseDurationSeconds` / 4).
@@ -98,7 +98,7 @@ async fn renew_leases(leases: Api<Lease>, count: usize) {
 
 fn run_pods(client: kube::Client, tasks: &Tasks) {
     let queue: Arc<WorkQueue<ObjectKey>> = Arc::new(WorkQueue::new());
-    let pods: Informer<Pod> = Informer::start("simulated-pods", Api::all(client.clone()), informer::Options::default(), tasks);
+    let pods: Informer<Pod> = Informer::start("simulated-pods", Api::all(client.clone()), Watch::default(), tasks);
     let listener = queue.clone();
     pods.subscribe(move |change| {
         if pods::node_name(change.object()).starts_with("sim-") && !change.is_deleted() {

@@ -17,7 +17,7 @@ use super::{
     network::{self, Network},
 };
 use crate::{
-    api::{self, Server, aggregation::Aggregator, body, connect::Nodes, http::listen, identity::{MASTERS, User}, tokens::{self, Tokens}, trace::Trace},
+    api::{self, Server, aggregation::Aggregator, connect::Nodes, http::listen, identity::{MASTERS, User}, tokens::{self, Tokens}, trace::Trace},
     base::{Tasks, clock, pki::{self, Authority, Identity, Rotating}},
     client::{self, Clients},
     controllers,
@@ -158,7 +158,8 @@ impl ApiServer {
         let mut result = Ok(());
         for _ in 0..BOOTSTRAP_TRIES {
             let snapshot = self.server.store.consistent().await.map_err(|why| Error::new("the store", why))?;
-            result = bootstrap::ensure(&self.network, &told, &snapshot, |change| submit(&self.server, change)).await;
+            let own = self.own_client();
+            result = bootstrap::ensure(&self.network, &told, &snapshot, |change| submit(&self.server, &own, change)).await;
             if result.is_ok() {
                 break;
             }
@@ -301,38 +302,24 @@ fn in_process(server: &Arc<Server>) -> Clients {
     Clients::new(move |user| client::over(server.in_process(user), client::program(user)))
 }
 
-/// Sends an object of the bootstrap through the API, as the most trusted user.
-async fn submit(server: &Arc<Server>, change: bootstrap::Change) -> crate::meta::Result<()> {
-    let (method, object) = match change {
-        bootstrap::Change::Create(object) => (http::Method::POST, object),
-        bootstrap::Change::Update(object) => (http::Method::PUT, object),
+/// Sends an object of the bootstrap through the API.
+async fn submit(server: &Server, client: &kube::Client, change: bootstrap::Change) -> client::Result<()> {
+    let (method, object, name) = match &change {
+        bootstrap::Change::Create(object) => (http::Method::POST, object, String::new()),
+        bootstrap::Change::Update(object) => (http::Method::PUT, object, format!("/{}", object.name())),
     };
-    let name = if method == http::Method::PUT { format!("/{}", object.name()) } else { String::new() };
-    let uri = format!("{}{name}?fieldManager=kube-apiserver", collection(server, &object)?);
-    let request = http::Request::builder().method(method).uri(uri).header("content-type", "application/json");
-    let request = request.body(body::full(object.to_string())).map_err(crate::meta::Status::internal)?;
-    let mut service = server.in_process(&User::system("system:apiserver", &[MASTERS]));
-    let response = match tower::Service::call(&mut service, request).await {
-        Ok(response) => response,
-        Err(never) => match never {},
-    };
-    let code = response.status().as_u16();
-    if code < 300 {
-        return Ok(());
-    }
-    let bytes = body::read(response.into_body()).await?;
-    let status: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-    let mut error = crate::meta::Status::new(code, "Unknown", status.text("message"));
-    error.reason = status.text("reason").to_owned().into();
-    Err(error)
+    let request = http::Request::builder().method(method).uri(collection(server, object) + &name).header("content-type", "application/json");
+    let request = request.body(object.to_string().into_bytes()).map_err(|why| client::Error::Invalid(why.to_string()))?;
+    client.request_text(request).await?;
+    Ok(())
 }
 
 /// The path of the collection that holds `object`.
-fn collection(server: &Server, object: &Value) -> crate::meta::Result<String> {
+fn collection(server: &Server, object: &Value) -> String {
     let gvk = crate::meta::GroupVersionKind::of(object);
     let registry = server.registry.load();
-    let kind = registry.by_kind(&gvk.group, &gvk.kind).ok_or_else(crate::meta::Status::no_route)?;
+    let kind = registry.by_kind(&gvk.group, &gvk.kind).expect("the objects of the bootstrap are of built-in kinds");
     let root = if gvk.group.is_empty() { format!("/api/{}", gvk.version) } else { format!("/apis/{}", gvk.api_version()) };
     let namespace = if kind.is_namespaced() { format!("/namespaces/{}", object.namespace()) } else { String::new() };
-    Ok(format!("{root}{namespace}/{}", kind.plural))
+    format!("{root}{namespace}/{}", kind.plural)
 }

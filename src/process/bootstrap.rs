@@ -10,8 +10,9 @@ use serde_json::json;
 use super::{flowcontrol, network::Network};
 use crate::{
     api::rbac::{GROUP, aggregate},
+    client::{Error, Result},
     controllers::bootstrap::{CLUSTER_INFO, KUBECONFIG, PUBLIC},
-    meta::{Meta, Result, Status, Value},
+    meta::{Meta, Value},
     store::{Key, Snapshot},
 };
 
@@ -37,15 +38,12 @@ where
     Applied: Future<Output = Result<()>>,
 {
     let find = |key: &Key| serde_json::from_slice(&snapshot.get(key)?.json).ok();
+    // What another server, starting at the same time, has made is there.
+    let unless_there = |error: Error| if error.is_already_exists() { Ok(()) } else { Err(error) };
     for batch in plan(network, told, find) {
-        try_join_all(batch.into_iter().map(|change| async { apply(change).await.or_else(made_by_another) })).await?;
+        try_join_all(batch.into_iter().map(|change| async { apply(change).await.or_else(unless_there) })).await?;
     }
     Ok(())
-}
-
-/// What another server, starting at the same time, has made is there.
-fn made_by_another(status: Status) -> Result<()> {
-    if status.is_already_exists() { Ok(()) } else { Err(status) }
 }
 
 /// The changes that are needed, in batches: namespaces, RBAC, the range of Services and the like, Services in it.

@@ -22,10 +22,7 @@ use super::{
 };
 use crate::{
     base::Tasks,
-    client::{
-        Informer,
-        informer::{BY_SERVICE, Options as Watch, service_of},
-    },
+    client::{BY_SERVICE, Informer, Watch, informer::service_of},
     meta::Cidr,
 };
 

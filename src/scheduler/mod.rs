@@ -37,9 +37,7 @@ use crate::{
     api::identity::User,
     base::{Tasks, clock},
     client::{
-        Change, Clients, Error, EventRecorder, EventType, Informer, ObjectKey, Result,
-        informer::{Cached, Options as Watch},
-        leader,
+        Cached, Change, Clients, Error, EventRecorder, EventType, Informer, ObjectKey, Result, Watch, leader,
         pods::{self, disruption_target, node_name},
         writes,
     },

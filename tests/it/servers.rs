@@ -13,7 +13,7 @@ use howdah::{
         Tasks, clock,
         pki::{Authority, Identity},
     },
-    client::{Informer, informer::Options},
+    client::{Informer, Watch},
     meta::{Meta, Value},
 };
 use http::StatusCode;
@@ -190,7 +190,7 @@ fn copies(server: &Server) {
 async fn lag(one: &kube::Client, two: &kube::Client, second: &Server, database: &postgres::Server) {
     let map = |name: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": {"is": name}}});
     let tasks = Tasks::new();
-    let mut options = Options::default();
+    let mut options = Watch::default();
     options.config = options.config.labels("is=late");
     let informer: Informer<ConfigMap> = Informer::start("late", kube::Api::namespaced(two.clone(), "default"), options, &tasks);
     informer.synced().await;
@@ -380,7 +380,7 @@ async fn a_point_in_time_recovery_is_seen_by_informers() {
     database.psql("SELECT pg_switch_wal()").expect("a new segment");
 
     let tasks = Tasks::new();
-    let mut options = Options::default();
+    let mut options = Watch::default();
     options.config = options.config.labels("is=ours");
     let informer: Informer<ConfigMap> = Informer::start("maps", kube::Api::namespaced(client.clone(), "default"), options, &tasks);
     let shows = async |wanted: &[&str]| {

@@ -9,7 +9,7 @@ use kube::{Api, ResourceExt};
 use super::{certificate, condition, parse, problem, with_condition};
 use crate::{
     base::{Tasks, clock, pki::Authority},
-    client::{Informer, ObjectKey, Result, WorkQueue, informer::Options as Watch, writes},
+    client::{Informer, ObjectKey, Result, Watch, WorkQueue, writes},
 };
 
 const WORKERS: usize = 2;

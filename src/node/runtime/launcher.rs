@@ -22,7 +22,7 @@ use nix::{
     },
 };
 
-use super::{Mount, Spec, cgroup};
+use super::{Mount, Spec, User, cgroup};
 
 /// The namespaces that the containers of a pod share.
 pub const POD_NAMESPACES: [&str; 3] = ["net", "ipc", "uts"];
@@ -241,7 +241,7 @@ fn become_user(spec: &Spec) -> Result<()> {
     if std::env::set_current_dir(directory).is_err() {
         fs::create_dir_all(directory).and_then(|()| std::env::set_current_dir(directory)).map_err(failed(directory))?;
     }
-    let User { uid, gid, groups } = (spec.user.uid, spec.user.gid, &spec.user.groups).into();
+    let User { uid, gid, groups } = spec.user.clone();
     let capabilities = spec.capabilities;
     own_streams(uid);
     // SAFETY: plain system calls on values and live buffers; this process has one thread.
@@ -269,18 +269,6 @@ fn own_streams(uid: u32) {
         if nix::sys::stat::fstat(stream).is_ok_and(|it| it.st_rdev != makedev(1, 3)) {
             let _ = nix::unistd::fchown(stream, Some(uid.into()), None);
         }
-    }
-}
-
-struct User<'a> {
-    uid: u32,
-    gid: u32,
-    groups: &'a Vec<u32>,
-}
-
-impl<'a> From<(u32, u32, &'a Vec<u32>)> for User<'a> {
-    fn from((uid, gid, groups): (u32, u32, &'a Vec<u32>)) -> Self {
-        Self { uid, gid, groups }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Port-forward: SPDY streams, alone or inside a WebSocket (KEP-4006), and the older WebSocket channels.
 //! Source: kubelet `pkg/cri/streaming/portforward`.
 
-use std::{collections::HashMap, num::IntErrorKind};
+use std::{collections::HashMap, future::ready, io, num::IntErrorKind};
 
 use axum::{
     extract::{Path, Request, State},
@@ -9,36 +9,42 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
-use futures::{SinkExt, StreamExt};
+use futures::{SinkExt, StreamExt, TryStreamExt};
 use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncWrite},
     sync::mpsc,
 };
 use tokio_tungstenite::{
     WebSocketStream,
-    tungstenite::{Message, protocol::Role},
+    tungstenite::{Error, Message, protocol::Role},
 };
+use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
 
-use super::{Context, dial, is_websocket, offered, refuse, spdy, switch_spdy, switch_websocket};
+use super::{
+    Context,
+    channels::Channels,
+    dial, is_websocket, offered, refuse, spdy,
+    streams::{QUEUE, Stream, Writer, carry, pour},
+    switch_spdy, switch_websocket,
+};
 use crate::meta::options::Query;
 
 const PROTOCOL: &str = "portforward.k8s.io";
 const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
-const CHANNELS: [&str; 2] = ["v4.channel.k8s.io", "portforward.k8s.io"];
-const PIPE: usize = 64 << 10;
+const CHANNELS: [Channels; 2] = [Channels::binary("v4.channel.k8s.io", 4), Channels::binary("portforward.k8s.io", 1)];
 
-pub async fn port_forward(State(context): State<Context>, Path((namespace, pod)): Path<(String, String)>, mut request: Request) -> Response {
-    let upgrade = hyper::upgrade::on(&mut request);
-    let place = (namespace, pod);
-    let group = context.tasks.clone();
+type Place = (String, String);
+
+pub async fn port_forward(State(context): State<Context>, Path(place): Path<Place>, mut request: Request) -> Response {
+    let (upgrade, group) = (hyper::upgrade::on(&mut request), context.tasks.clone());
     if !is_websocket(&request) {
         group.spawn("node-forward-spdy", async move {
             if let Ok(io) = upgrade.await {
                 serve(context, place, TokioIo::new(io)).await;
             }
         });
-        return switch_spdy(PROTOCOL).unwrap_or_else(|| refuse(StatusCode::BAD_REQUEST, "no protocol"));
+        return switch_spdy(PROTOCOL);
     }
     let names = offered(&request, "sec-websocket-protocol");
     let has_tunnel = names.iter().any(|it| it == TUNNEL);
@@ -46,16 +52,15 @@ pub async fn port_forward(State(context): State<Context>, Path((namespace, pod))
         Err(why) if !has_tunnel => return refuse(StatusCode::BAD_REQUEST, why),
         ports => ports.unwrap_or_default(),
     };
-    let protocol = if has_tunnel { TUNNEL } else { CHANNELS.into_iter().find(|it| names.iter().any(|name| name == it)).unwrap_or_default() };
+    let spoken = CHANNELS.into_iter().find(|it| names.iter().any(|name| name == it.name));
     group.spawn("node-forward-websocket", async move {
         let Ok(io) = upgrade.await else { return };
-        let socket = WebSocketStream::from_raw_socket(TokioIo::new(io), Role::Server, None).await;
         match has_tunnel {
-            true => tunnel(context, place, socket).await,
-            false => channels(context, place, socket, ports).await,
+            true => serve(context, place, tunnel(TokioIo::new(io)).await).await,
+            false => channels(context, place, TokioIo::new(io), spoken.unwrap_or(CHANNELS[0]), ports).await,
         }
     });
-    switch_websocket(&request, protocol).unwrap_or_else(|| refuse(StatusCode::BAD_REQUEST, "no WebSocket key"))
+    switch_websocket(&request, if has_tunnel { TUNNEL } else { spoken.map_or("", |it| it.name) })
 }
 
 /// The ports that a query names (`NewV4Options`).
@@ -79,151 +84,63 @@ fn port(text: &str) -> Result<u16, String> {
     }
 }
 
-type Place = (String, String);
-type Socket = WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>;
-
 /// SPDY inside a WebSocket: binary messages are the bytes of the connection.
-async fn tunnel(context: Context, place: Place, socket: Socket) {
-    let (mut sink, mut stream) = socket.split();
-    let (near, far) = tokio::io::duplex(PIPE);
-    let (mut reader, mut writer) = tokio::io::split(near);
-    context.tasks.spawn("node-forward-tunnel", async move {
-        let mut buffer = vec![0; PIPE / 2];
-        while let Ok(count @ 1..) = reader.read(&mut buffer).await {
-            if sink.send(Message::binary(Bytes::copy_from_slice(&buffer[..count]))).await.is_err() {
-                return;
-            }
-        }
-        let _ = sink.send(Message::Close(None)).await;
-    });
-    let group = context.tasks.clone();
-    group.spawn("node-forward-streams", async move { serve(context, place, far).await });
-    while let Some(Ok(message)) = stream.next().await {
-        match message {
-            Message::Binary(data) => {
-                if writer.write_all(&data).await.is_err() {
-                    return;
-                }
-            }
-            Message::Close(_) => return,
-            _ => (),
-        }
-    }
+async fn tunnel<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(io: S) -> impl AsyncRead + AsyncWrite + Send + Unpin {
+    let (sink, stream) = WebSocketStream::from_raw_socket(io, Role::Server, None).await.split();
+    let data = stream.try_filter_map(|it| ready(Ok(if let Message::Binary(data) = it { Some(data) } else { None })));
+    let sink = sink.with(|data: Bytes| ready(Ok::<_, Error>(Message::Binary(data)))).sink_map_err(io::Error::other);
+    tokio::io::join(StreamReader::new(data.map_err(io::Error::other)), SinkWriter::new(CopyToBytes::new(sink)))
 }
 
 /// Pairs the streams of each request: one for data, one for what went wrong.
-async fn serve<S>(context: Context, place: Place, io: S)
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
-{
-    let mut accepted = spdy::serve(io, &context.tasks);
-    let mut errors: HashMap<String, spdy::Stream> = HashMap::new();
-    while let Some(stream) = accepted.recv().await {
-        let text = |name: &str| stream.headers.get(name).cloned().unwrap_or_default();
-        let (id, kind, port) = (text("requestid"), text("streamtype"), text("port"));
-        if kind == "error" {
+async fn serve(context: Context, place: Place, io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+    let mut accepted = spdy::serve(io, &context.tasks, &context.tasks);
+    let mut errors: HashMap<String, Stream> = HashMap::new();
+    while let Some((headers, stream)) = accepted.recv().await {
+        let text = |name: &str| headers.get(name).cloned().unwrap_or_default();
+        let (id, port) = (text("requestid"), text("port"));
+        if text("streamtype") == "error" {
             errors.insert(id, stream);
-            continue;
+        } else if let Some(error) = errors.remove(&id) {
+            let (context, place) = (context.clone(), place.clone());
+            context.tasks.clone().spawn("node-forward", forward(context, place, port.parse().unwrap_or(0), stream, error.writer));
         }
-        let Some(error) = errors.remove(&id) else { continue };
-        let (inner, place) = (context.clone(), place.clone());
-        context.tasks.spawn("node-forward", async move { forward(&inner, &place, port.parse().unwrap_or(0), stream, error).await });
     }
 }
 
-async fn forward(context: &Context, (namespace, pod): &Place, port: u16, mut data: spdy::Stream, error: spdy::Stream) {
-    match dial(context, namespace, pod, port).await {
-        Err(why) => _ = error.writer.send(failure(port, pod, &why).as_bytes()).await,
+/// Carries between the client and a port of the pod, until both have said all.
+async fn forward(context: Context, (namespace, pod): Place, port: u16, data: Stream, error: Writer) {
+    match dial(&context, &namespace, &pod, port).await {
+        Err(why) => {
+            let _ = error.send(format!("error forwarding port {port} to pod {pod}: {why}")).await;
+            data.writer.close().await;
+            error.close().await;
+        }
         Ok(target) => {
-            let (mut reader, mut writer) = target.into_split();
-            let to_pod = async {
-                while let Some(bytes) = data.reader.recv().await {
-                    if writer.write_all(&bytes).await.is_err() {
-                        break;
-                    }
-                }
-                let _ = writer.shutdown().await;
-            };
+            let (from, to) = target.into_split();
             let from_pod = async {
-                let mut buffer = vec![0; PIPE / 2];
-                while let Ok(count @ 1..) = reader.read(&mut buffer).await {
-                    if data.writer.send(&buffer[..count]).await.is_err() {
-                        break;
-                    }
-                }
-                let _ = data.writer.close().await;
+                carry(Some(from), Some(data.writer)).await;
+                error.close().await;
             };
-            tokio::join!(to_pod, from_pod);
+            tokio::join!(pour(data.reader, to), from_pod);
         }
     }
-    let _ = data.writer.close().await;
-    let _ = error.writer.close().await;
-}
-
-fn failure(port: u16, pod: &str, why: &str) -> String {
-    format!("error forwarding port {port} to pod {pod}: {why}")
 }
 
 /// The older form: two channels a port, of which the first carries data; each begins with the port's number.
-async fn channels(context: Context, place: Place, socket: Socket, ports: Vec<u16>) {
-    let (mut sink, mut stream) = socket.split();
-    let (outgoing, mut frames) = mpsc::channel::<Message>(64);
-    context.tasks.spawn("node-forward-write", async move {
-        while let Some(frame) = frames.recv().await {
-            if sink.send(frame).await.is_err() {
-                return;
-            }
+async fn channels<S>(context: Context, place: Place, io: S, spoken: Channels, ports: Vec<u16>)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (senders, readers): (Vec<_>, Vec<_>) = ports.iter().map(|_| mpsc::channel(QUEUE)).unzip();
+    let outgoing = spoken.serve(io, senders.into_iter().flat_map(|it| [Some(it), None]).collect(), &context.tasks).await;
+    for (at, (port, reader)) in (0u32..).zip(ports.into_iter().zip(readers)) {
+        let [writer, error] = [2 * at, 2 * at + 1].map(|it| Writer::new(it, &outgoing));
+        for it in [&writer, &error] {
+            let _ = it.send(port.to_le_bytes().to_vec()).await;
         }
-        let _ = sink.send(Message::Close(None)).await;
-    });
-    let mut incoming = Vec::new();
-    for (at, port) in (0u8..).zip(&ports) {
-        let (sender, receiver) = mpsc::channel::<Bytes>(64);
-        incoming.push(sender);
-        let (inner, place, outgoing, port) = (context.clone(), place.clone(), outgoing.clone(), *port);
-        context.tasks.spawn("node-forward-channel", async move { channel(&inner, &place, port, at * 2, receiver, outgoing).await });
-    }
-    drop(outgoing);
-    while let Some(Ok(Message::Binary(data))) = stream.next().await {
-        if let Some((channel, _)) = data.split_first()
-            && let Some(port) = incoming.get(usize::from(channel / 2))
-        {
-            let _ = port.send(data.slice(1..)).await;
-        }
-    }
-}
-
-async fn channel(context: &Context, (namespace, pod): &Place, port: u16, number: u8, mut incoming: mpsc::Receiver<Bytes>, outgoing: mpsc::Sender<Message>) {
-    let frame = |channel: u8, data: &[u8]| Message::binary([&[channel], data].concat());
-    for channel in [number, number + 1] {
-        let _ = outgoing.send(frame(channel, &port.to_le_bytes())).await;
-    }
-    let target = match dial(context, namespace, pod, port).await {
-        Ok(target) => target,
-        Err(why) => {
-            let _ = outgoing.send(frame(number + 1, failure(port, pod, &why).as_bytes())).await;
-            return;
-        }
-    };
-    let (mut reader, mut writer) = target.into_split();
-    let to_pod = async {
-        while let Some(bytes) = incoming.recv().await {
-            if writer.write_all(&bytes).await.is_err() {
-                break;
-            }
-        }
-    };
-    let from_pod = async {
-        let mut buffer = vec![0; PIPE / 2];
-        while let Ok(count @ 1..) = reader.read(&mut buffer).await {
-            if outgoing.send(frame(number, &buffer[..count])).await.is_err() {
-                break;
-            }
-        }
-    };
-    tokio::select! {
-        () = to_pod => (),
-        () = from_pod => (),
+        let work = forward(context.clone(), place.clone(), port, Stream { reader, writer }, error);
+        context.tasks.spawn("node-forward-channel", work);
     }
 }
 

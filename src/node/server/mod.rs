@@ -1,12 +1,14 @@
 //! The node's HTTPS server, as the kubelet's: logs, exec, attach, port-forward, health, metrics. It serves only those whose certificate says
 //! that they are the API server or an administrator.
 
+mod channels;
 mod exec;
 pub mod forward;
 pub mod logs;
 mod metrics;
-pub mod session;
+mod session;
 mod spdy;
+mod streams;
 
 use std::sync::Arc;
 
@@ -14,7 +16,7 @@ use axum::{
     Router,
     body::Body,
     extract::{Path, Request, State},
-    http::{HeaderValue, StatusCode, header},
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::{any, get},
 };
@@ -105,30 +107,22 @@ fn offered(request: &Request, name: &str) -> Vec<String> {
     values.flat_map(|it| it.split(',')).map(|it| it.trim().to_owned()).collect()
 }
 
+fn switch<const N: usize>(upgrade: &str, more: [(&str, &str); N]) -> Response {
+    let headers = [("connection", "Upgrade"), ("upgrade", upgrade)].into_iter().chain(more).filter(|it| !it.1.is_empty());
+    let response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);
+    let response = headers.fold(response, |response, (name, value)| response.header(name, value));
+    response.body(Body::empty()).unwrap_or_else(|why| refuse(StatusCode::BAD_REQUEST, why.to_string()))
+}
+
 /// 101 for a WebSocket with this subprotocol.
-fn switch_websocket(request: &Request, protocol: &str) -> Option<Response> {
-    let key = request.headers().get(header::SEC_WEBSOCKET_KEY)?;
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(header::SEC_WEBSOCKET_ACCEPT, HeaderValue::from_str(&derive_accept_key(key.as_bytes())).ok()?);
-    if !protocol.is_empty() {
-        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_str(protocol).ok()?);
-    }
-    Some(response)
+fn switch_websocket(request: &Request, protocol: &str) -> Response {
+    let Some(key) = request.headers().get(header::SEC_WEBSOCKET_KEY) else { return refuse(StatusCode::BAD_REQUEST, "no WebSocket key") };
+    switch("websocket", [("sec-websocket-accept", &derive_accept_key(key.as_bytes())), ("sec-websocket-protocol", protocol)])
 }
 
 /// 101 for SPDY with this stream protocol.
-fn switch_spdy(protocol: &str) -> Option<Response> {
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("SPDY/3.1"));
-    headers.insert("X-Stream-Protocol-Version", HeaderValue::from_str(protocol).ok()?);
-    Some(response)
+fn switch_spdy(protocol: &str) -> Response {
+    switch("SPDY/3.1", [("x-stream-protocol-version", protocol)])
 }
 
 fn is_websocket(request: &Request) -> bool {

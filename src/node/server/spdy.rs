@@ -3,14 +3,7 @@
 //! Like the library on the other side (moby/spdystream), this does no per-stream flow control: a stream whose reader is slow
 //! holds up the connection, and so bounds the memory. Source: the SPDY draft 3.1; apimachinery `pkg/util/httpstream/spdy`.
 
-use std::{
-    collections::HashMap,
-    io,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{collections::HashMap, io};
 
 use bytes::{Bytes, BytesMut};
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
@@ -19,6 +12,7 @@ use tokio::{
     sync::mpsc,
 };
 
+use super::streams::{Outgoing, QUEUE, Stream, Writer};
 use crate::base::Tasks;
 
 const SYN_STREAM: u16 = 1;
@@ -31,8 +25,6 @@ const FLAG_FIN: u8 = 1;
 const VERSION: u16 = 0x8003;
 /// Client data and headers larger than this in one frame end the connection; clients send 32 KiB.
 const FRAME_MAX: usize = 1 << 20;
-/// Frames that wait for the reader of one stream: 64 of at most 32 KiB each as clients send them.
-const STREAM_QUEUE: usize = 64;
 /// Streams that wait to be accepted.
 const ACCEPT_QUEUE: usize = 64;
 /// The largest header block, decompressed.
@@ -40,50 +32,22 @@ const HEADERS_MAX: usize = 64 << 10;
 /// What compresses header blocks well, by the draft; both sides know it.
 const DICTIONARY: &[u8] = include_bytes!("spdy-dictionary.bin");
 
-/// A stream that the client opened. Reading gives its data; dropping the reader discards what comes.
-pub struct Stream {
-    /// Names in lower case.
-    pub headers: HashMap<String, String>,
-    pub reader: mpsc::Receiver<Bytes>,
-    pub writer: Writer,
-}
+/// A stream that the client opened, with its headers; their names are in lower case.
+pub type Opened = (HashMap<String, String>, Stream);
 
-/// The sending side of a stream.
-#[derive(Clone)]
-pub struct Writer {
-    id: u32,
-    frames: mpsc::Sender<Vec<u8>>,
-    is_closed: Arc<AtomicBool>,
-}
-
-impl Writer {
-    pub async fn send(&self, data: &[u8]) -> io::Result<()> {
-        for chunk in data.chunks(FRAME_MAX / 32) {
-            self.frame(data_frame(self.id, 0, chunk)).await?;
-        }
-        Ok(())
-    }
-
-    /// Half-closes the stream: the client reads its end.
-    pub async fn close(&self) -> io::Result<()> {
-        if self.is_closed.swap(true, Ordering::AcqRel) {
-            return Ok(());
-        }
-        self.frame(data_frame(self.id, FLAG_FIN, &[])).await
-    }
-
-    async fn frame(&self, frame: Vec<u8>) -> io::Result<()> {
-        self.frames.send(frame).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
-    }
-}
-
-/// Serves SPDY on `io` and hands over the streams that the client opens, until either side ends.
-pub fn serve(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, tasks: &Tasks) -> mpsc::Receiver<Stream> {
+/// Serves SPDY on `io` and hands over the streams that the client opens. What is written goes out until nobody can write any more: `reading` has
+/// stopped, or the client has left, and there are no writers.
+pub fn serve(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, tasks: &Tasks, reading: &Tasks) -> mpsc::Receiver<Opened> {
     let (reader, mut writer) = tokio::io::split(io);
     let (accept, accepted) = mpsc::channel(ACCEPT_QUEUE);
-    let (frames, mut outgoing) = mpsc::channel::<Vec<u8>>(STREAM_QUEUE);
+    let (frames, mut outgoing) = mpsc::channel(QUEUE);
     tasks.spawn("spdy-write", async move {
         while let Some(frame) = outgoing.recv().await {
+            let frame = match frame {
+                Outgoing::Data(stream, data) => data_frame(stream, 0, &data),
+                Outgoing::End(stream) => data_frame(stream, FLAG_FIN, &[]),
+                Outgoing::Control(frame) => frame,
+            };
             if writer.write_all(&frame).await.is_err() || writer.flush().await.is_err() {
                 break;
             }
@@ -91,7 +55,7 @@ pub fn serve(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, tasks: &T
         let _ = writer.shutdown().await;
     });
     let connection = Connection { frames, accept, streams: HashMap::new(), headers: HeaderCodec::new() };
-    tasks.spawn("spdy-read", async move {
+    reading.spawn("spdy-read", async move {
         if let Err(error) = connection.read(reader).await {
             tracing::debug!(%error, "a SPDY connection ended");
         }
@@ -100,8 +64,8 @@ pub fn serve(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, tasks: &T
 }
 
 struct Connection {
-    frames: mpsc::Sender<Vec<u8>>,
-    accept: mpsc::Sender<Stream>,
+    frames: mpsc::Sender<Outgoing>,
+    accept: mpsc::Sender<Opened>,
     streams: HashMap<u32, mpsc::Sender<Bytes>>,
     headers: HeaderCodec,
 }
@@ -125,7 +89,7 @@ impl Connection {
                 (false, _) => self.data(first, flags, body).await,
                 (true, SYN_STREAM) => self.open(flags, &body).await?,
                 (true, RST_STREAM) => _ = self.streams.remove(&word(&body, 0)?),
-                (true, PING) => self.send(control_frame(PING, 0, &body)).await?,
+                (true, PING) => self.send(control_frame(PING, &body)).await?,
                 (true, GOAWAY) => return Ok(()),
                 _ => (),
             }
@@ -147,25 +111,26 @@ impl Connection {
     async fn open(&mut self, flags: u8, body: &[u8]) -> io::Result<()> {
         let id = word(body, 0)? & 0x7fff_ffff;
         let headers = self.headers.decode(body.get(10..).unwrap_or_default())?;
-        let (data, reader) = mpsc::channel(STREAM_QUEUE);
+        let (data, reader) = mpsc::channel(QUEUE);
         if flags & FLAG_FIN == 0 {
             self.streams.insert(id, data);
         }
         let reply = [id.to_be_bytes().as_slice(), &self.headers.encode_empty()?].concat();
-        self.send(control_frame(SYN_REPLY, 0, &reply)).await?;
-        let writer = Writer { id, frames: self.frames.clone(), is_closed: Arc::default() };
-        self.accept.send(Stream { headers, reader, writer }).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.send(control_frame(SYN_REPLY, &reply)).await?;
+        // Streams beyond those that are waited for are nobody's.
+        let _ = self.accept.send((headers, Stream { reader, writer: Writer::new(id, &self.frames) })).await;
+        Ok(())
     }
 
     async fn send(&self, frame: Vec<u8>) -> io::Result<()> {
-        self.frames.send(frame).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.frames.send(Outgoing::Control(frame)).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
 
 /// Header blocks share one compression state for each direction of a connection.
 struct HeaderCodec {
     inflate: Decompress,
-    deflate: Mutex<Compress>,
+    deflate: Compress,
 }
 
 impl HeaderCodec {
@@ -174,7 +139,7 @@ impl HeaderCodec {
         if let Err(error) = deflate.set_dictionary(DICTIONARY) {
             tracing::error!(%error, "the SPDY dictionary is refused");
         }
-        Self { inflate: Decompress::new(true), deflate: Mutex::new(deflate) }
+        Self { inflate: Decompress::new(true), deflate }
     }
 
     fn decode(&mut self, block: &[u8]) -> io::Result<HashMap<String, String>> {
@@ -222,29 +187,20 @@ impl HeaderCodec {
     }
 
     /// A block without headers: what a reply needs.
-    fn encode_empty(&self) -> io::Result<Vec<u8>> {
+    fn encode_empty(&mut self) -> io::Result<Vec<u8>> {
         let mut out = Vec::with_capacity(64);
-        let mut deflate = self.deflate.lock().map_err(|_| invalid("poisoned"))?;
-        deflate.compress_vec(&0u32.to_be_bytes(), &mut out, FlushCompress::Sync).map_err(io::Error::other)?;
+        self.deflate.compress_vec(&0u32.to_be_bytes(), &mut out, FlushCompress::Sync).map_err(io::Error::other)?;
         Ok(out)
     }
 }
 
-fn control_frame(kind: u16, flags: u8, body: &[u8]) -> Vec<u8> {
-    let mut frame = Vec::with_capacity(8 + body.len());
-    frame.extend(VERSION.to_be_bytes());
-    frame.extend(kind.to_be_bytes());
-    frame.extend((u32::from(flags) << 24 | body.len() as u32).to_be_bytes());
-    frame.extend(body);
-    frame
+fn control_frame(kind: u16, body: &[u8]) -> Vec<u8> {
+    data_frame(u32::from(VERSION) << 16 | u32::from(kind), 0, body)
 }
 
 fn data_frame(id: u32, flags: u8, data: &[u8]) -> Vec<u8> {
-    let mut frame = Vec::with_capacity(8 + data.len());
-    frame.extend(id.to_be_bytes());
-    frame.extend((u32::from(flags) << 24 | data.len() as u32).to_be_bytes());
-    frame.extend(data);
-    frame
+    let length = u32::from(flags) << 24 | data.len() as u32;
+    [&id.to_be_bytes(), &length.to_be_bytes(), data].concat()
 }
 
 fn word(bytes: &[u8], at: usize) -> io::Result<u32> {
@@ -278,7 +234,7 @@ mod tests {
             }
             let mut out = Vec::with_capacity(1024);
             self.0.compress_vec(&block, &mut out, FlushCompress::Sync).expect("compress");
-            control_frame(SYN_STREAM, 0, &[id.to_be_bytes().as_slice(), &[0; 6], &out].concat())
+            control_frame(SYN_STREAM, &[id.to_be_bytes().as_slice(), &[0; 6], &out].concat())
         }
     }
 
@@ -286,17 +242,17 @@ mod tests {
     async fn streams_carry_headers_and_data_both_ways() {
         let tasks = Tasks::new();
         let (mut client, server) = tokio::io::duplex(1 << 16);
-        let mut streams = serve(server, &tasks);
+        let mut streams = serve(server, &tasks, &tasks);
         let mut headers = Client::new();
         for (id, kind) in [(1u32, "error"), (3, "stdin")] {
             client.write_all(&headers.open(id, &[("streamtype", kind)])).await.expect("open");
-            let mut stream = streams.recv().await.expect("a stream");
-            assert_eq!(stream.headers["streamtype"], kind);
+            let (found, mut stream) = streams.recv().await.expect("a stream");
+            assert_eq!(found["streamtype"], kind);
             client.write_all(&data_frame(id, FLAG_FIN, b"hello")).await.expect("data");
             assert_eq!(stream.reader.recv().await.as_deref(), Some(b"hello".as_slice()));
             assert_eq!(stream.reader.recv().await, None);
-            stream.writer.send(b"back").await.expect("send");
-            stream.writer.close().await.expect("close");
+            stream.writer.send("back").await.expect("send");
+            stream.writer.close().await;
         }
         let mut seen = vec![0; 8];
         client.read_exact(&mut seen).await.expect("the reply");
@@ -308,7 +264,7 @@ mod tests {
         for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0x80, 3, 0, 1, 0, 0, 0, 12, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 9, 9], &[0, 0, 0, 1, 0, 255, 255, 255]] {
             let tasks = Tasks::new();
             let (mut client, server) = tokio::io::duplex(1 << 16);
-            let mut streams = serve(server, &tasks);
+            let mut streams = serve(server, &tasks, &tasks);
             client.write_all(garbage).await.expect("write");
             client.shutdown().await.expect("shutdown");
             assert!(streams.recv().await.is_none());
