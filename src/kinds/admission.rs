@@ -6,18 +6,17 @@ use serde_json::json;
 use super::{
     Change, Strategy,
     check::{each, fill, one_of, required},
-    expressions::{self, Scope},
-    webhooks,
+    expressions::Scope,
 };
 use crate::{
-    meta::{FieldError, FieldErrors, Meta, Path, Value, names, object::split_api_version},
+    meta::{FieldError, FieldErrors, Meta, Path, Value, names},
     schema::cel::{Object, Program, Type},
 };
 
 pub const VALIDATING_POLICY: Strategy = Strategy { default: default_policy, prepare, validate: validate_validating, has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const MUTATING_POLICY: Strategy = Strategy { default: default_policy, validate: validate_mutating, has_generation: true, ..Strategy::PLAIN };
-pub const VALIDATING_BINDING: Strategy = Strategy { default: default_binding, validate: validate_validating_binding, has_generation: true, ..Strategy::PLAIN };
-pub const MUTATING_BINDING: Strategy = Strategy { default: default_binding, validate: validate_mutating_binding, has_generation: true, ..Strategy::PLAIN };
+pub const VALIDATING_BINDING: Strategy = Strategy { default: default_binding, has_generation: true, ..Strategy::PLAIN };
+pub const MUTATING_BINDING: Strategy = Strategy { default: default_binding, has_generation: true, ..Strategy::PLAIN };
 
 const ANNOTATIONS_MAX: usize = 20;
 const ANNOTATION_EXPRESSION_MAX: usize = 5 * 1024;
@@ -79,9 +78,9 @@ pub fn mutation_type(patch: &str) -> Type {
 fn validate_validating(object: &Value, change: Change<'_>) -> FieldErrors {
     let (mut errors, path, spec) = (FieldErrors::new(), Path::new("spec"), &object["spec"]);
     if let Change::Part(..) = change {
-        return validate_status(&object["status"]);
+        return errors;
     }
-    let scope = validate_policy(spec, change, &path, &mut errors);
+    let scope = validate_variables(spec, &path, &mut errors);
     let (validations, annotations) = (spec.items_at(&["validations"]), spec.items_at(&["auditAnnotations"]));
     if validations.is_empty() && annotations.is_empty() {
         for field in ["validations", "auditAnnotations"] {
@@ -105,31 +104,7 @@ fn validate_validating(object: &Value, change: Change<'_>) -> FieldErrors {
     errors
 }
 
-/// What both sorts of policies have; returns the scope of their expressions.
-fn validate_policy(spec: &Value, change: Change<'_>, path: &Path, errors: &mut FieldErrors) -> Scope {
-    one_of(spec, "failurePolicy", &["Fail", "Ignore"], path, errors);
-    let kind = &spec["paramKind"];
-    if kind.is_object() {
-        validate_param_kind(kind, &path.child("paramKind"), errors);
-    }
-    match spec.get("matchConstraints").filter(|it| it.is_object()) {
-        None => errors.push(FieldError::required(&path.child("matchConstraints"), "")),
-        Some(constraints) => {
-            let path = path.child("matchConstraints");
-            validate_match(constraints, &path, errors);
-            if constraints.items_at(&["resourceRules"]).is_empty() {
-                errors.push(FieldError::required(&path.child("resourceRules"), ""));
-            }
-        }
-    }
-    // What was let in stays acceptable while it is not changed.
-    let conditions = spec.items_at(&["matchConditions"]);
-    if change.old().is_none_or(|it| it["spec"]["matchConditions"] != spec["matchConditions"] || it["spec"]["paramKind"] != *kind) {
-        expressions::validate_conditions(conditions, kind.is_object(), &path.child("matchConditions"), errors);
-    }
-    validate_variables(spec, path, errors)
-}
-
+/// Checks the variables; returns the scope of what follows.
 fn validate_variables(spec: &Value, path: &Path, errors: &mut FieldErrors) -> Scope {
     let (scope, compiled) = scope(spec);
     for (at, variable) in spec.items_at(&["variables"]).iter().enumerate() {
@@ -198,58 +173,6 @@ fn validate_annotation(annotation: &Value, name: &str, scope: &Scope, path: &Pat
     }
 }
 
-fn validate_param_kind(kind: &Value, path: &Path, errors: &mut FieldErrors) {
-    let version_text = kind.text("apiVersion");
-    let invalid = |path: &Path, value: &str, detail: String| FieldError::invalid(path, value, detail);
-    let at = path.child("apiVersion");
-    if version_text.is_empty() {
-        errors.push(FieldError::required(&at, ""));
-    } else if version_text.matches('/').count() > 1 {
-        errors.push(invalid(&at, version_text, format!("unexpected GroupVersion string: {version_text}")));
-    } else {
-        let (group, version) = split_api_version(version_text);
-        let problems = names::dns1123_subdomain(group);
-        if !group.is_empty() && !problems.is_empty() {
-            errors.push(invalid(&at, group, problems.join(",")));
-        }
-        let problems = names::dns1035_label(version);
-        if version.is_empty() {
-            errors.push(invalid(&at, version_text, "version must be specified".to_owned()));
-        } else if !problems.is_empty() {
-            errors.push(invalid(&at, version, problems.join(",")));
-        }
-    }
-    let name = kind.text("kind");
-    let problems = names::dns1035_label(&name.to_ascii_lowercase());
-    if name.is_empty() {
-        errors.push(FieldError::required(&path.child("kind"), ""));
-    } else if !problems.is_empty() {
-        errors.push(invalid(&path.child("kind"), name, format!("may have mixed case, but should otherwise match: {}", problems.join(","))));
-    }
-}
-
-/// `MatchResources`
-fn validate_match(constraints: &Value, path: &Path, errors: &mut FieldErrors) {
-    one_of(constraints, "matchPolicy", &["Equivalent", "Exact"], path, errors);
-    for field in ["namespaceSelector", "objectSelector"] {
-        webhooks::label_selector(&constraints[field], &path.child(field), errors);
-    }
-    for list in ["resourceRules", "excludeResourceRules"] {
-        for (at, rule) in constraints.items_at(&[list]).iter().enumerate() {
-            let path = path.child(list).index(at);
-            let listed = rule.items_at(&["resourceNames"]);
-            for (at, name) in listed.iter().enumerate() {
-                let (path, text) = (path.child("resourceNames").index(at), name.as_str().unwrap_or_default());
-                errors.extend(names::path_segment(text).into_iter().map(|why| FieldError::invalid(&path, text, why)));
-                if listed[..at].contains(name) {
-                    errors.push(FieldError::duplicate(&path, text));
-                }
-            }
-            webhooks::validate_rule(rule, &path, errors);
-        }
-    }
-}
-
 /// Only what is created or updated can be changed.
 fn validate_mutable(constraints: &Value, path: &Path, errors: &mut FieldErrors) {
     let rules = constraints.items_at(&["resourceRules"]).iter();
@@ -258,9 +181,9 @@ fn validate_mutable(constraints: &Value, path: &Path, errors: &mut FieldErrors) 
     }
 }
 
-fn validate_mutating(object: &Value, change: Change<'_>) -> FieldErrors {
+fn validate_mutating(object: &Value, _: Change<'_>) -> FieldErrors {
     let (mut errors, path, spec) = (FieldErrors::new(), Path::new("spec"), &object["spec"]);
-    let scope = Scope { makes_objects: true, ..validate_policy(spec, change, &path, &mut errors) };
+    let scope = Scope { makes_objects: true, ..validate_variables(spec, &path, &mut errors) };
     validate_mutable(&spec["matchConstraints"], &path.child("matchConstraints"), &mut errors);
     let mutations = spec.items_at(&["mutations"]);
     if mutations.is_empty() {
@@ -292,89 +215,13 @@ fn validate_mutation(mutation: &Value, scope: &Scope, path: &Path, errors: &mut 
     }
 }
 
-fn validate_binding(spec: &Value, path: &Path, errors: &mut FieldErrors) {
-    let name = spec.text("policyName");
-    match name {
-        "" => errors.push(FieldError::required(&path.child("policyName"), "")),
-        name => errors.extend(names::dns1123_subdomain(name).into_iter().map(|why| FieldError::invalid(&path.child("policyName"), name, why))),
-    }
-    if let Some(params) = spec.get("paramRef").filter(|it| it.is_object()) {
-        validate_param_ref(params, &path.child("paramRef"), errors);
-    }
-    if let Some(resources) = spec.get("matchResources").filter(|it| it.is_object()) {
-        validate_match(resources, &path.child("matchResources"), errors);
-    }
-}
-
-fn validate_param_ref(params: &Value, path: &Path, errors: &mut FieldErrors) {
-    const EXCLUSIVE: &str = "name and selector are mutually exclusive";
-    let (name, selector) = (params.text("name"), params.get("selector").filter(|it| it.is_object()));
-    if !name.is_empty() {
-        errors.extend(names::path_segment(name).into_iter().map(|why| FieldError::invalid(&path.child("name"), name, why)));
-        errors.extend(selector.map(|_| FieldError::forbidden(&path.child("name"), EXCLUSIVE)));
-    }
-    match selector {
-        Some(selector) => {
-            webhooks::label_selector(selector, &path.child("selector"), errors);
-            if !name.is_empty() {
-                errors.push(FieldError::forbidden(&path.child("selector"), EXCLUSIVE));
-            }
-        }
-        None if name.is_empty() => errors.push(FieldError::required(path, "one of name or selector must be specified")),
-        None => (),
-    }
-    required(params, "parameterNotFoundAction", path, errors);
-    one_of(params, "parameterNotFoundAction", &["Deny", "Allow"], path, errors);
-}
-
-fn validate_validating_binding(object: &Value, _: Change<'_>) -> FieldErrors {
-    const ACTIONS: [&str; 3] = ["Audit", "Deny", "Warn"];
-    let (mut errors, path, spec) = (FieldErrors::new(), Path::new("spec"), &object["spec"]);
-    validate_binding(spec, &path, &mut errors);
-    let (path, actions) = (path.child("validationActions"), spec.items_at(&["validationActions"]));
-    for (at, action) in actions.iter().enumerate() {
-        if !action.as_str().is_some_and(|it| ACTIONS.contains(&it)) {
-            errors.push(FieldError::not_supported(&path.index(at), action.clone(), &ACTIONS));
-        }
-        if actions[..at].contains(action) {
-            errors.push(FieldError::duplicate(&path.index(at), action.clone()));
-        }
-    }
-    let has = |wanted: &str| actions.iter().any(|it| it == wanted);
-    if has("Deny") && has("Warn") {
-        let detail = "must not contain both Deny and Warn (repeating the same validation failure information in the API response and headers serves no purpose)";
-        errors.push(FieldError::invalid(&path, actions.to_vec(), detail));
-    }
-    if actions.is_empty() {
-        errors.push(FieldError::required(&path, "at least one validation action is required"));
-    }
-    errors
-}
-
-fn validate_mutating_binding(object: &Value, _: Change<'_>) -> FieldErrors {
-    let (mut errors, path, spec) = (FieldErrors::new(), Path::new("spec"), &object["spec"]);
-    validate_binding(spec, &path, &mut errors);
-    validate_mutable(&spec["matchResources"], &path.child("matchResources"), &mut errors);
-    errors
-}
-
-/// What the type check of expressions reports.
-fn validate_status(status: &Value) -> FieldErrors {
-    let (mut errors, path) = (FieldErrors::new(), Path::new("status").child("typeChecking").child("expressionWarnings"));
-    for (at, warning) in status.items_at(&["typeChecking", "expressionWarnings"]).iter().enumerate() {
-        let path = path.index(at);
-        required(warning, "warning", &path, &mut errors);
-        required(warning, "fieldRef", &path, &mut errors);
-    }
-    errors
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn check(found: FieldErrors, expected: &[&str]) {
-        let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+    use crate::kinds::rules::told;
+
+    fn check(found: Vec<String>, expected: &[&str]) {
         assert_eq!(found, expected);
     }
 
@@ -392,7 +239,7 @@ mod tests {
     #[test]
     fn validating_policies_get_upstreams_errors() {
         let set = |field: &'static str, value: Value| move |spec: &mut Value| spec[field] = value.clone();
-        let validate = |object: Value| validate_validating(&object, Change::Create);
+        let validate = |object: Value| told("ValidatingAdmissionPolicy", &object, Change::Create);
         check(validate(policy(|_| ())), &[]);
         check(validate(policy(set("matchConstraints", json!({})))), &["spec.matchConstraints.resourceRules: Required value"]);
         check(validate(policy(set("validations", json!([])))), &[
@@ -426,7 +273,7 @@ mod tests {
         let with = |mutations: Value| {
             let mut object = policy(|spec| spec["mutations"] = mutations.clone());
             object["spec"]["reinvocationPolicy"] = "Never".into();
-            validate_mutating(&object, Change::Create)
+            told("MutatingAdmissionPolicy", &object, Change::Create)
         };
         check(with(json!([{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": "Object{spec: Object.spec{replicas: 1}}"}}])), &[]);
         check(with(json!([{"patchType": "JSONPatch", "jsonPatch": {"expression": "[JSONPatch{op: 'add', path: '/a/' + jsonpatch.escapeKey('b/c'), value: 1}]"}}])), &[]);
@@ -448,7 +295,7 @@ mod tests {
         let validate = |spec: Value| {
             let mut object = json!({"spec": spec});
             default_binding(&mut object);
-            validate_validating_binding(&object, Change::Create)
+            told("ValidatingAdmissionPolicyBinding", &object, Change::Create)
         };
         check(validate(json!({"policyName": "p", "validationActions": ["Deny"]})), &[]);
         check(validate(json!({"validationActions": []})), &["spec.policyName: Required value", "spec.validationActions: Required value: at least one validation action is required"]);

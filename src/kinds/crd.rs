@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{
     ALL_VERBS, Action, Body, Cell, Change, Column, Convert, Custom, FieldPath, Kind, Registry, Scope, Selectable, Strategy, Subresource, Version, Webhook,
-    check::{fill, one_of, required},
+    check::fill,
     webhooks,
 };
 use crate::{
@@ -58,6 +58,8 @@ fn prepare(crd: &mut Value, change: Change<'_>) {
     }
 }
 
+const PACKAGE: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1";
+
 fn validate(crd: &Value, change: Change<'_>) -> FieldErrors {
     let mut errors = FieldErrors::new();
     if let Change::Part(..) = change {
@@ -73,7 +75,7 @@ fn validate(crd: &Value, change: Change<'_>) -> FieldErrors {
     }
     stored_versions(crd, &mut errors);
     validate_versions(spec, &mut errors);
-    validate_conversion(&spec["conversion"], &path.child("conversion"), &mut errors);
+    errors.extend(super::rules::errors_as(&spec["conversion"], &format!("{PACKAGE}.CustomResourceConversion"), &format!("{PACKAGE}.Conversion"), &path.child("conversion")));
     validate_schemas(crd, change.old(), &mut errors);
     if let Some(old) = change.old().filter(|it| it.has_condition("Established")) {
         for field in [&["spec", "scope"][..], &["spec", "names", "kind"]] {
@@ -94,7 +96,6 @@ fn places<'a>(spec: &'a Value, field: &'static str, shared: &'static str) -> Vec
 
 /// What versions have beside their schemas.
 fn validate_versions(spec: &Value, errors: &mut FieldErrors) {
-    const PACKAGE: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1";
     for (path, version) in places(spec, "subresources", "subresources") {
         errors.extend(super::rules::errors_of(&version["subresources"], &format!("{PACKAGE}.CustomResourceSubresources"), &path));
     }
@@ -143,25 +144,6 @@ fn selectable_field(text: &str, schema: &Value, path: &Path, before: &[Value], e
             }
         }
     }
-}
-
-/// `validateCustomResourceConversion`; the fields go by the names of upstream's internal type.
-fn validate_conversion(conversion: &Value, path: &Path, errors: &mut FieldErrors) {
-    required(conversion, "strategy", path, errors);
-    one_of(conversion, "strategy", &["None", "Webhook"], path, errors);
-    let (client_path, versions_path) = (path.child("webhookClientConfig"), path.child("conversionReviewVersions"));
-    let client = conversion.at(&["webhook", "clientConfig"]).filter(|it| it.is_object());
-    let versions = conversion.items_at(&["webhook", "conversionReviewVersions"]);
-    if conversion.text("strategy") == "Webhook" {
-        match client {
-            None => errors.push(FieldError::required(&client_path, "required when strategy is set to Webhook")),
-            Some(client) => webhooks::client_config(client, &client_path, errors),
-        }
-        return webhooks::review_versions(versions, true, "", &versions_path, errors);
-    }
-    let unwanted = "should not be set when strategy is not set to Webhook";
-    errors.extend(client.map(|_| FieldError::forbidden(&client_path, unwanted)));
-    errors.extend(versions.first().map(|_| FieldError::forbidden(&versions_path, unwanted)));
 }
 
 /// Versions in which objects may be stored stay in the definition (`ValidateCustomResourceDefinitionStoredVersions`).

@@ -7,7 +7,7 @@ use super::{
     Change, Strategy,
     check::{each, fill, fill_at},
 };
-use crate::meta::{FieldError, FieldErrors, Meta, Path, Value, names};
+use crate::meta::{Meta, Value, names};
 
 pub const DISRUPTION_BUDGET: Strategy = Strategy { name: names::path_segment, has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const QUOTA: Strategy = Strategy { resets_status: true, ..Strategy::PLAIN };
@@ -16,7 +16,7 @@ pub const FLOW_SCHEMA: Strategy = Strategy { has_generation: true, resets_status
 pub const PRIORITY_LEVEL: Strategy = Strategy { default: default_priority_level, has_generation: true, resets_status: true, ..Strategy::PLAIN };
 pub const SIGNING_REQUEST: Strategy =
     Strategy { prepare: prepare_signing_request, name: names::path_segment, resets_status: true, ..Strategy::PLAIN };
-pub const API_SERVICE: Strategy = Strategy { validate: validate_api_service, resets_status: true, ..Strategy::PLAIN };
+pub const API_SERVICE: Strategy = Strategy { resets_status: true, ..Strategy::PLAIN };
 pub const RESOURCE_CLAIM: Strategy = Strategy { default: |object| default_claim(&mut object["spec"]), resets_status: true, ..Strategy::PLAIN };
 pub const RESOURCE_CLAIM_TEMPLATE: Strategy = Strategy { default: |object| default_claim(&mut object["spec"]["spec"]), ..Strategy::PLAIN };
 
@@ -131,26 +131,6 @@ fn prepare_signing_request(object: &mut Value, change: Change<'_>) {
             }
         }
     }
-}
-
-fn validate_api_service(object: &Value, change: Change<'_>) -> FieldErrors {
-    let (mut errors, path) = (FieldErrors::new(), Path::new("spec"));
-    if let Change::Part(..) = change {
-        return errors;
-    }
-    let spec = &object["spec"];
-    let expected = format!("{}.{}", spec.text("version"), spec.text("group"));
-    if object.name() != expected {
-        let detail = "must be `spec.version+\".\"+spec.group`: ".to_owned() + &format!("{expected:?}");
-        errors.push(FieldError::invalid(&Path::new("metadata").child("name"), object.name(), detail));
-    }
-    for (field, most) in [("groupPriorityMinimum", 20_000), ("versionPriority", 1000)] {
-        let value = spec.int_at(&[field]).unwrap_or(0);
-        if !(1..=most).contains(&value) {
-            errors.push(FieldError::invalid(&path.child(field), value, format!("must be positive and less than {most}")));
-        }
-    }
-    errors
 }
 
 fn default_claim(spec: &mut Value) {

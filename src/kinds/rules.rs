@@ -5,7 +5,7 @@
 //! Guards: `?a` is set, `?a=X|Y` is one of these, `?*a` is there though empty, `?old` an update, `?{…}` an expression holds at the field; `?!` turns a guard round. `|` before them: where the rule before found nothing.
 //! Tests pass over what is empty; `test!` looks at that too, and `test*` at what is there though empty. The tests of one line end with the first that fails.
 //! `{…}` is a value that is tested in place of the field's; `${…}` in the words of an error is what an expression says. `@place` reports the error elsewhere, each `^` a step further up.
-//! Lines that are indented further are rules for what the field is; `use=` takes those of that name, and `walk` goes into the field at once.
+//! Lines that are indented further are rules for what the field is; `use=` takes those of that name (or of `package.name`), and `walk` goes into the field at once.
 //! `as=name` says the field's name in paths, `is=Type` whose rules hold below it, `skip` leaves out what is below it. `gated` fields belong to features that v1.36 has switched off; they are dropped.
 //! Of the fields that `one=…` or `first=…` names only the first that is set is looked into.
 //! Expressions are CEL (`expr.rs` has the names that they see). What needs more than a line is a function (`call=…`). Source: `pkg/apis/*/validation` and the `+k8s:` tags of `types.go`.
@@ -96,8 +96,9 @@ pub struct Site<'a> {
     pub old_object: Option<&'a Value>,
     /// Where `object` is.
     pub base: &'a Path,
-    /// The whole object.
+    /// The whole object, and how it was.
     pub root: &'a Value,
+    old_root: Option<&'a Value>,
     owner: Owner<'a>,
     item: Item<'a>,
     suffix: &'a str,
@@ -210,7 +211,7 @@ impl Rules {
                 _ if word.starts_with('@') => rule.place = Some(Message::new(&word[1..])),
                 _ if word.starts_with('{') => rule.value = braced(word).map(expr),
                 _ if self.directs(word, &targets, &rule.guards, package) => is_rule = false,
-                Some(("use", name)) => rule.uses = Some(format!("io.k8s.{package}.{name}")),
+                Some(("use", name)) => rule.uses = Some(if name.contains('.') { format!("io.k8s.{name}") } else { format!("io.k8s.{package}.{name}") }),
                 None if word == "walk" => rule.walks = true,
                 _ => rule.tests.push(test(word, message)),
             }
@@ -351,7 +352,7 @@ fn each_gated(value: &mut Value, schema: &Schema, act: &mut dyn FnMut(&mut serde
 /// Applies the rules to an object of a built-in kind: to the status in an update of the status, otherwise to the rest.
 /// A kind whose status is written with the rest has both checked.
 pub fn check(object: &Value, schema: &Schema, change: Change<'_>, with_status: bool) -> FieldErrors {
-    let mut walk = Walk { root: object, is_update: change.old().is_some(), errors: FieldErrors::new(), part: Part::Main };
+    let mut walk = Walk { root: object, old: change.old(), is_update: change.old().is_some(), errors: FieldErrors::new(), part: Part::Main };
     walk.part = match change.subresource() {
         "" if with_status => Part::Both,
         "" => Part::Main,
@@ -377,6 +378,7 @@ impl Part {
 
 struct Walk<'a> {
     root: &'a Value,
+    old: Option<&'a Value>,
     is_update: bool,
     errors: FieldErrors,
     part: Part,
@@ -508,7 +510,7 @@ impl Walk<'_> {
     fn test(&mut self, rule: &Rule, owner: Owner<'_>, at: &Reached<'_>) {
         let shown = if at.value.is_null() { at.zero } else { at.value };
         let mut site = Site {
-            value: shown, old: at.old, object: owner.value, old_object: owner.old, base: owner.path, root: self.root,
+            value: shown, old: at.old, object: owner.value, old_object: owner.old, base: owner.path, root: self.root, old_root: self.old,
             owner, item: at.item, suffix: &at.suffix, place: rule.place.as_ref(), path: OnceCell::new(),
         };
         let is_seen = |test: &&Test, value: &Value| match test.looks_at {
@@ -581,7 +583,7 @@ pub fn errors_of(object: &Value, type_name: &str, path: &Path) -> FieldErrors {
 
 /// The same by the rules of `kind`.
 pub fn errors_as(object: &Value, type_name: &str, kind: &str, path: &Path) -> FieldErrors {
-    let mut walk = Walk { root: object, is_update: false, errors: FieldErrors::new(), part: Part::Both };
+    let mut walk = Walk { root: object, old: None, is_update: false, errors: FieldErrors::new(), part: Part::Both };
     builtin(type_name).into_iter().for_each(|it| walk.object(object, None, &it, kind, path, false));
     walk.errors
 }
@@ -594,6 +596,15 @@ pub fn is_valid(object: &Value, type_name: &str) -> bool {
 /// The texts of a list.
 pub fn texts<'a>(value: Option<&'a Value>, path: &[&str]) -> Vec<&'a str> {
     value.map_or(&[][..], |it| it.items_at(path)).iter().filter_map(Value::as_str).collect()
+}
+
+/// All that is wrong with an object of a kind, for tests.
+#[cfg(test)]
+pub fn told(kind: &str, object: &Value, change: Change<'_>) -> Vec<String> {
+    let registry = super::table::registry();
+    let kind = registry.iter().find(|it| it.kind == kind).expect("a kind");
+    let errors = check(object, &kind.versions[0].schema, change, !kind.strategy.resets_status);
+    errors.iter().chain(&(kind.strategy.validate)(object, change)).map(ToString::to_string).collect()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Expressions of the table of rules. They see `self` (the value), `old`, `owner` (the object that the rule is of), `parent` (the one that its block is of), `root`,
+//! Expressions of the table of rules. They see `self` (the value), `old`, `owner` (the object that the rule is of), `parent` (the one that its block is of), `root`, `oldRoot`,
 //! within a list or map `list`, `at` and `key`, and `path`, where the owner is.
 
 use std::borrow::Cow;
@@ -11,7 +11,7 @@ use crate::{
 };
 
 pub fn expr(text: &'static str) -> Expr {
-    Expr::new(text, &["self", "old", "owner", "oldOwner", "parent", "root", "list", "at", "key", "path"])
+    Expr::new(text, &["self", "old", "owner", "oldOwner", "parent", "root", "oldRoot", "list", "at", "key", "path"])
 }
 
 impl<'a> Site<'a> {
@@ -33,6 +33,7 @@ impl<'a> Site<'a> {
             "oldOwner" => json(self.old_object),
             "parent" => Val::json(self.owner.parent),
             "root" => Val::json(self.root),
+            "oldRoot" => json(self.old_root),
             "list" => Val::json(self.item.of),
             "path" => Val::String(self.base.as_str().into()),
             "at" => Val::Int(i64::try_from(self.item.at).unwrap_or(i64::MAX)),

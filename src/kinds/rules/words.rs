@@ -126,6 +126,10 @@ const NAMES: &[(&str, Run)] = &[
         let problems = names::label_value(text(site.value));
         push_if(!problems.is_empty(), FieldError::invalid(site.path(), text(site.value), problems.join(";")), errors);
     }),
+    ("joinedsubdomain", |site, _, errors| {
+        let problems = names::dns1123_subdomain(text(site.value));
+        push_if(!problems.is_empty(), FieldError::invalid(site.path(), text(site.value), problems.join(",")), errors);
+    }),
     ("joined1035", |site, test, errors| {
         let name = text(site.value);
         let problems = names::dns1035_label(&if test.argument == "lower" { name.to_lowercase() } else { name.to_owned() });

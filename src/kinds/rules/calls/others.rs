@@ -5,7 +5,7 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use super::quantities::is_extended;
 use crate::{
     kinds::{
-        check, metadata,
+        check, expressions, metadata,
         rules::{
             Run, Site, Test,
             words::{int, push_if, text},
@@ -47,6 +47,17 @@ pub const CALLS: &[(&str, Run)] = &[
     ("finalizer", |site, _, errors| errors.extend(metadata::bare_finalizer(text(site.value), site.path()))),
     ("signer", |site, _, errors| signer_name(text(site.value), site.path(), errors)),
     ("handsize", hand_size),
+    ("webhookurl", |site, _, errors| site.value.as_str().into_iter().for_each(|it| webhook_url(it, site.path(), errors))),
+    ("servicepath", |site, _, errors| service_path(text(site.value), site.path(), errors)),
+    ("threesegments", |site, _, errors| {
+        let (name, problems) = (text(site.value), names::dns1123_subdomain(text(site.value)));
+        let detail = if problems.is_empty() { "should be a domain with at least three segments separated by dots".to_owned() } else { problems.join(",") };
+        push_if(!problems.is_empty() || name.split('.').count() < 3, FieldError::invalid(site.path(), name, detail), errors);
+    }),
+    ("conditions", |site, _, errors| {
+        let conditions = site.value.as_array().map_or(&[][..], Vec::as_slice);
+        expressions::validate_conditions(conditions, site.object.get("paramKind").is_some_and(Value::is_object), site.path(), errors);
+    }),
     ("quobyte", quobyte),
 ];
 
@@ -120,5 +131,48 @@ fn quobyte(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
     }
     for _ in registry.split(',').filter(|it| it.rsplit_once(':').is_none_or(|(host, _)| host.contains(':') && !host.ends_with(']'))) {
         errors.push(FieldError::invalid(&path.child("registry"), registry, "must be a host:port pair or multiple pairs separated by commas"));
+    }
+}
+
+/// `ValidateWebhookURL`.
+fn webhook_url(url: &str, path: &Path, errors: &mut FieldErrors) {
+    const FORM: &str = "; desired format: https://host[/path]";
+    let (rest, fragment) = url.split_once('#').unwrap_or((url, ""));
+    let Ok(uri) = rest.parse::<http::Uri>() else {
+        return errors.push(FieldError::required(path, format!("url must be a valid URL: parse {url:?}: invalid URI for request{FORM}")));
+    };
+    let scheme = uri.scheme_str().unwrap_or_default();
+    if scheme != "https" {
+        errors.push(FieldError::invalid(path, scheme, format!("'https' is the only allowed URL scheme{FORM}")));
+    }
+    let authority = uri.authority().map(|it| it.as_str()).unwrap_or_default();
+    if uri.scheme().is_none() || uri.host().unwrap_or_default().is_empty() {
+        errors.push(FieldError::invalid(path, "", format!("host must be specified{FORM}")));
+    }
+    if let Some((user, _)) = authority.rsplit_once('@') {
+        errors.push(FieldError::invalid(path, user, "user information is not permitted in the URL"));
+    }
+    if !fragment.is_empty() {
+        errors.push(FieldError::invalid(path, fragment, "fragments are not permitted in the URL"));
+    }
+    if let Some(query) = uri.query().filter(|it| !it.is_empty()) {
+        errors.push(FieldError::invalid(path, query, "query parameters are not permitted in the URL"));
+    }
+}
+
+/// The path of a `ServiceReference` (`ValidateWebhookService`).
+fn service_path(text: &str, path: &Path, errors: &mut FieldErrors) {
+    match text {
+        "" | "/" => return,
+        "//" => return errors.push(FieldError::invalid(path, text, "segment[0] may not be empty")),
+        _ if !text.starts_with('/') => errors.push(FieldError::invalid(path, text, "must start with a '/'")),
+        _ => (),
+    }
+    let rest = text.get(1..).unwrap_or_default();
+    for (at, step) in rest.strip_suffix('/').unwrap_or(rest).split('/').enumerate() {
+        match step {
+            "" => errors.push(FieldError::invalid(path, text, format!("segment[{at}] may not be empty"))),
+            step => errors.extend(names::dns1123_subdomain(step).into_iter().map(|it| FieldError::invalid(path, text, format!("segment[{at}]: {it}")))),
+        }
     }
 }
