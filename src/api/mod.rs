@@ -175,7 +175,7 @@ fn plain() -> Kind {
         versions: vec![version],
         stored: 0,
         subresources: Vec::new(),
-        strategy: &kinds::Strategy::PLAIN,
+        strategy: kinds::Strategy::PLAIN,
         returns_deleted: false,
         storage: None,
         custom: None,

@@ -330,7 +330,7 @@ impl Call {
     /// The answer to a write: the object as it is now, and the warnings in headers.
     pub async fn written(&self, written: Written, notes: Vec<String>) -> Result<Response> {
         let mut response = self.answer(if written.is_created { 201 } else { 200 }, written.object).await?;
-        notes.iter().chain(&written.warnings).for_each(|it| warn(&mut response, it));
+        notes.iter().for_each(|it| warn(&mut response, it));
         Ok(response)
     }
 

@@ -60,7 +60,6 @@ pub enum Admits<'a> {
 pub struct Written {
     pub object: Arc<Stored>,
     pub is_created: bool,
-    pub warnings: Vec<String>,
 }
 
 impl Writer<'_> {
@@ -155,18 +154,17 @@ impl Writer<'_> {
             return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
         }
         companions.extend(quota::charge(&context, &new)?);
-        let warnings = (kind.strategy.warnings)(&new, Step::Create);
         let name = new.name().to_owned();
         let key = self.target.key_of(&name);
         if self.options.is_dry_run {
             if let Some(existing) = snapshot.get(&key) {
                 return Err(Status::already_exists(&self.target.resource(), &existing.key.name));
             }
-            return Ok(Written { object: Arc::new(self.dry(&key, &new, 0)), is_created: true, warnings });
+            return Ok(Written { object: Arc::new(self.dry(&key, &new, 0)), is_created: true });
         }
         let write = Write { key, expect: Expect::Absent, change: Change::Put(self.server.draft(self.target.view(), &new).await?) };
         let object = self.submit(write, companions).await?;
-        Ok(Written { object, is_created: true, warnings })
+        Ok(Written { object, is_created: true })
     }
 
     /// Changes the object that is there: `change` gets it in the target's version and returns it as it should be.
@@ -263,12 +261,11 @@ impl Writer<'_> {
         kind.count(self.target.subresource.as_ref(), &old, &mut new);
         self.check(&new, step)?;
         self.validate(&context, &new).await?;
-        let warnings = (kind.strategy.warnings)(&new, step);
         if new == old {
-            return Ok(Written { object: stored.clone(), is_created: false, warnings });
+            return Ok(Written { object: stored.clone(), is_created: false });
         }
         if self.options.is_dry_run {
-            return Ok(Written { object: Arc::new(self.dry(&stored.key, &new, stored.revision)), is_created: false, warnings });
+            return Ok(Written { object: Arc::new(self.dry(&stored.key, &new, stored.revision)), is_created: false });
         }
         let is_gone = new.deletion_timestamp().is_some() && new.finalizers().next().is_none() && new.int_at(&["metadata", "deletionGracePeriodSeconds"]).unwrap_or(0) == 0;
         let draft = self.server.draft(self.target.view(), &new).await?;
@@ -280,7 +277,7 @@ impl Writer<'_> {
         }
         let write = Write { key: stored.key.clone(), expect: Expect::At(stored.revision), change };
         match self.submit(write, companions).await {
-            Ok(object) => Ok(Written { object, is_created: false, warnings }),
+            Ok(object) => Ok(Written { object, is_created: false }),
             Err(status) if status.is_conflict() || status.is_already_exists() => Err(Attempt::Overtaken(status)),
             Err(status) => Err(Attempt::Failed(status)),
         }

@@ -13,10 +13,10 @@ use crate::{
     schema::cel::{Object, Program, Type},
 };
 
-pub const VALIDATING_POLICY: Strategy = Strategy { default: default_policy, prepare, validate: validate_validating, has_generation: true, resets_status: true, ..Strategy::PLAIN };
-pub const MUTATING_POLICY: Strategy = Strategy { default: default_policy, validate: validate_mutating, has_generation: true, ..Strategy::PLAIN };
-pub const VALIDATING_BINDING: Strategy = Strategy { default: default_binding, has_generation: true, ..Strategy::PLAIN };
-pub const MUTATING_BINDING: Strategy = Strategy { default: default_binding, has_generation: true, ..Strategy::PLAIN };
+pub const VALIDATING_POLICY: Strategy = Strategy { default: default_policy, prepare, validate: validate_validating, ..Strategy::PLAIN };
+pub const MUTATING_POLICY: Strategy = Strategy { default: default_policy, validate: validate_mutating, ..Strategy::PLAIN };
+pub const VALIDATING_BINDING: Strategy = Strategy { default: default_binding, ..Strategy::PLAIN };
+pub const MUTATING_BINDING: Strategy = Strategy { default: default_binding, ..Strategy::PLAIN };
 
 const ANNOTATIONS_MAX: usize = 20;
 const ANNOTATION_EXPRESSION_MAX: usize = 5 * 1024;

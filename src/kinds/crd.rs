@@ -16,12 +16,10 @@ use crate::{
     schema::{SchemaRef, rules, structural},
 };
 
-pub const CRD: Strategy = Strategy { default, prepare, validate, has_generation: true, resets_status: true, ..Strategy::PLAIN };
+pub const CRD: Strategy = Strategy { default, prepare, validate, ..Strategy::PLAIN };
 
 /// What all custom resources share; their schema says the rest.
 const CUSTOM: Strategy = Strategy { has_generation: true, updates_unconditionally: false, ..Strategy::PLAIN };
-const CUSTOM_WITH_STATUS: Strategy = Strategy { resets_status: true, ..CUSTOM };
-static CUSTOM_STRATEGIES: [Strategy; 2] = [CUSTOM, CUSTOM_WITH_STATUS];
 
 fn default(crd: &mut Value) {
     let kind = crd.text_at(&["spec", "names", "kind"]).to_owned();
@@ -251,7 +249,7 @@ pub fn kind(crd: &Value, definition: Bytes) -> Option<Kind> {
         versions,
         stored,
         subresources,
-        strategy: &CUSTOM_STRATEGIES[usize::from(has_status)],
+        strategy: Strategy { resets_status: has_status, ..CUSTOM },
         returns_deleted: false,
         storage: None,
         custom: Some(custom),

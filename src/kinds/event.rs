@@ -1,16 +1,11 @@
 //! Events: `v1` and `events.k8s.io/v1` are two shapes of one stored object.
 //! Source: `pkg/apis/events/v1/conversion.go`, `pkg/registry/core/event/strategy.go`.
 
-use super::Strategy;
-use crate::meta::{Meta, Value, names};
+use crate::meta::{Meta, Value};
 
 /// The resource as stored, and how long an Event is kept after its last change (`--event-ttl`).
 pub const RESOURCE: &str = "events";
 pub const TTL: std::time::Duration = std::time::Duration::from_secs(3600);
-
-pub const EVENT: Strategy = Strategy { creates_on_update: true, ..Strategy::PLAIN };
-/// The legacy group has names of any kind.
-pub const LEGACY: Strategy = Strategy { name: names::path_segment, ..EVENT };
 
 /// The times of its changes that an Event tells.
 pub fn times(event: &Value) -> impl Iterator<Item = &str> {

@@ -66,7 +66,7 @@ pub struct Kind {
     /// The version in which objects are stored: a place in `versions`.
     pub stored: usize,
     pub subresources: Vec<Subresource>,
-    pub strategy: &'static Strategy,
+    pub strategy: Strategy,
     /// The answer to a deletion is the object, not a Status.
     pub returns_deleted: bool,
     /// Objects under another kind's key: `events.k8s.io/events` are stored as `events`. Otherwise the key is the row's own.

@@ -3,9 +3,9 @@
 use serde_json::json;
 
 use super::{Change, Strategy};
-use crate::meta::{Meta, Value, names};
+use crate::meta::{Meta, Value};
 
-pub const NAMESPACE: Strategy = Strategy { default, prepare, name: names::dns1123_label, resets_status: true, ..Strategy::PLAIN };
+pub const NAMESPACE: Strategy = Strategy { default, prepare, ..Strategy::PLAIN };
 
 const FINALIZER: &str = "kubernetes";
 /// Lets selectors choose a namespace by name.

@@ -6,11 +6,7 @@ use serde_json::json;
 use super::Strategy;
 use crate::meta::{Meta, Value, names};
 
-pub const INGRESS: Strategy = Strategy { has_generation: true, resets_status: true, ..Strategy::PLAIN };
-pub const INGRESS_CLASS: Strategy = Strategy { has_generation: true, ..Strategy::PLAIN };
-pub const NETWORK_POLICY: Strategy = Strategy { default: default_network_policy, has_generation: true, ..Strategy::PLAIN };
-pub const ENDPOINTS: Strategy = Strategy { creates_on_update: true, ..Strategy::PLAIN };
-pub const ENDPOINT_SLICE: Strategy = Strategy { has_generation: true, ..Strategy::PLAIN };
+pub const NETWORK_POLICY: Strategy = Strategy { default: default_network_policy, ..Strategy::PLAIN };
 pub const IP_ADDRESS: Strategy = Strategy { name: ip_name, ..Strategy::PLAIN };
 
 /// `ValidateIPAddressName`: an address as it is usually written.

@@ -18,8 +18,6 @@ pub const POD: Strategy = Strategy {
     default: default_pod,
     prepare,
     validate,
-    has_generation: true,
-    resets_status: true,
     grace: Some(grace),
     ..Strategy::PLAIN
 };

@@ -208,11 +208,35 @@ fn broken(reason: &'static str, detail: String) -> Option<Violation> {
     Some(Violation { reason, detail })
 }
 
-/// The pod and those containers that set something bad: `pod and container "c"`.
-fn setters(is_pod: bool, names: &[&str]) -> Option<String> {
-    let pod = is_pod.then(|| "pod".to_owned());
-    let all: Vec<String> = pod.into_iter().chain((!names.is_empty()).then(|| containers(names))).collect();
-    (!all.is_empty()).then(|| all.join(" and "))
+/// A field of the security context of a pod or a container.
+fn context<'a>(place: &'a Value, field: &str) -> Option<&'a Value> {
+    place.at(&["securityContext", field])
+}
+
+/// Bad without a value that would be told.
+fn bad(is_bad: bool) -> Option<Vec<String>> {
+    is_bad.then(Vec::new)
+}
+
+/// Who sets something bad, and to what.
+#[derive(Default)]
+struct Found<'a> {
+    is_pod: bool,
+    names: Vec<&'a str>,
+    values: BTreeSet<String>,
+}
+
+impl Found<'_> {
+    /// `pod and container "c"`; nothing where nobody does.
+    fn who(&self) -> String {
+        let pod = self.is_pod.then(|| "pod".to_owned());
+        let all: Vec<String> = pod.into_iter().chain((!self.names.is_empty()).then(|| containers(&self.names))).collect();
+        all.join(" and ")
+    }
+
+    fn uses(&self) -> &'static str {
+        plural("uses", "use", self.names.len())
+    }
 }
 
 impl<'a> Pod<'a> {
@@ -222,13 +246,23 @@ impl<'a> Pod<'a> {
         Self { pod, spec, containers, standard }
     }
 
-    /// The names of the containers of which `is_bad` holds.
-    fn bad(&self, mut is_bad: impl FnMut(&'a Value) -> bool) -> Vec<&'a str> {
-        self.containers.iter().filter(|it| is_bad(it)).map(|it| it.text("name")).collect()
+    /// Those among the containers, and the pod where it is asked too, at which `read` finds something bad.
+    fn found(&self, with_pod: bool, read: impl Fn(&'a Value) -> Option<Vec<String>>) -> Option<Found<'a>> {
+        let mut values = BTreeSet::new();
+        let mut is_bad = |place: &'a Value| {
+            let found = read(place);
+            let is_bad = found.is_some();
+            values.extend(found.into_iter().flatten());
+            is_bad
+        };
+        let is_pod = with_pod && is_bad(self.spec);
+        let names: Vec<&str> = self.containers.iter().filter(|it| is_bad(it)).map(|it| it.text("name")).collect();
+        (is_pod || !names.is_empty()).then_some(Found { is_pod, names, values })
     }
 
+    /// A pod of Windows is spared what only Linux has.
     fn is_windows(&self) -> bool {
-        self.spec.text_at(&["os", "name"]) == "windows"
+        self.spec.text_at(&["os", "name"]) == "windows" && self.standard.holds_from(25)
     }
 
     /// A pod in a user namespace of its own may be what it likes in there.
@@ -236,52 +270,34 @@ impl<'a> Pod<'a> {
         self.spec["hostUsers"] == false && self.standard.holds_from(35)
     }
 
-    /// Names of the containers, and whether the pod, set a profile whose type is none of `allowed`; the bad types.
-    fn bad_profiles(&self, field: &str, allowed: &[&str]) -> (bool, Vec<&'a str>, BTreeSet<&'a str>) {
-        let mut types = BTreeSet::new();
-        let mut is_bad = |place: &'a Value| {
-            let set = place.at(&["securityContext", field]).map(|it| it.text("type")).filter(|it| !allowed.contains(it));
-            types.extend(set);
-            set.is_some()
-        };
-        let is_pod = is_bad(self.spec);
-        let names = self.bad(is_bad);
-        (is_pod, names, types)
+    /// Profiles whose type is none of `allowed`.
+    fn profiles(&self, field: &str, allowed: &[&str]) -> Option<Found<'a>> {
+        self.found(true, |it| context(it, field).map(|it| it.text("type")).filter(|it| !allowed.contains(it)).map(|it| vec![it.to_owned()]))
     }
 
     fn app_armor(&self) -> Option<Violation> {
-        let (is_pod, names, types) = self.bad_profiles("appArmorProfile", &["RuntimeDefault", "Localhost"]);
+        let found = self.profiles("appArmorProfile", &["RuntimeDefault", "Localhost"]).unwrap_or_default();
         let is_fine = |value: &str| value.is_empty() || value == "runtime/default" || value.starts_with("localhost/");
         let mut annotations: Vec<String> =
             self.pod.annotations().filter(|(key, value)| key.starts_with(APP_ARMOR) && !is_fine(value)).map(|(key, value)| format!("{key}={value:?}")).collect();
         annotations.sort();
-        let mut who: Vec<String> = setters(is_pod, &names).into_iter().collect();
-        if !annotations.is_empty() {
-            who.push(plural("annotation", "annotations", annotations.len()).to_owned());
-        }
-        if who.is_empty() {
-            return None;
-        }
-        let values: Vec<String> = types.into_iter().map(str::to_owned).chain(annotations).collect();
+        let told = (!annotations.is_empty()).then(|| plural("annotation", "annotations", annotations.len()).to_owned());
+        let who: Vec<String> = [found.who()].into_iter().chain(told).filter(|it| !it.is_empty()).collect();
+        let values: Vec<String> = found.values.into_iter().chain(annotations).collect();
         let reason = plural("forbidden AppArmor profile", "forbidden AppArmor profiles", values.len());
-        broken(reason, format!("{} must not set AppArmor profile type to {}", who.join(" and "), quoted(values)))
+        (!who.is_empty()).then(|| Violation { reason, detail: format!("{} must not set AppArmor profile type to {}", who.join(" and "), quoted(values)) })
+    }
+
+    fn added_capabilities(&self, allowed: &[&str]) -> Option<String> {
+        let found = self.found(false, |it| {
+            let added = it.texts_at(&["securityContext", "capabilities", "add"]).filter(|it| !allowed.contains(it)).map(str::to_owned);
+            Some(added.collect::<Vec<_>>()).filter(|it| !it.is_empty())
+        })?;
+        Some(format!("{} must not include {} in securityContext.capabilities.add", found.who(), quoted(&found.values)))
     }
 
     fn capabilities(&self) -> Option<Violation> {
-        let (names, added) = self.added_capabilities(&CAPABILITIES);
-        let detail = || format!("{} must not include {} in securityContext.capabilities.add", containers(&names), quoted(&added));
-        (!names.is_empty()).then(|| Violation { reason: "non-default capabilities", detail: detail() })
-    }
-
-    fn added_capabilities(&self, allowed: &[&str]) -> (Vec<&'a str>, BTreeSet<&'a str>) {
-        let mut added = BTreeSet::new();
-        let names = self.bad(|it| {
-            let listed = it.texts_at(&["securityContext", "capabilities", "add"]);
-            let bad: Vec<&str> = listed.filter(|it| !allowed.contains(it)).collect();
-            added.extend(bad.iter().copied());
-            !bad.is_empty()
-        });
-        (names, added)
+        broken("non-default capabilities", self.added_capabilities(&CAPABILITIES)?)
     }
 
     fn host_namespaces(&self) -> Option<Violation> {
@@ -296,41 +312,29 @@ impl<'a> Pod<'a> {
     }
 
     fn host_ports(&self) -> Option<Violation> {
-        let mut ports = BTreeSet::new();
-        let names = self.bad(|it| {
-            let set: Vec<String> = it.items_at(&["ports"]).iter().filter_map(|it| it.int_at(&["hostPort"])).filter(|it| *it != 0).map(|it| it.to_string()).collect();
-            let is_bad = !set.is_empty();
-            ports.extend(set);
-            is_bad
-        });
-        if names.is_empty() {
-            return None;
-        }
-        let listed = ports.iter().cloned().collect::<Vec<_>>().join(", ");
-        let (uses, what) = (plural("uses", "use", names.len()), plural("hostPort", "hostPorts", ports.len()));
-        broken("hostPort", format!("{} {uses} {what} {listed}", containers(&names)))
+        let found = self.found(false, |it| {
+            let ports = it.items_at(&["ports"]).iter().filter_map(|it| it.int_at(&["hostPort"])).filter(|it| *it != 0).map(|it| it.to_string());
+            Some(ports.collect::<Vec<_>>()).filter(|it| !it.is_empty())
+        })?;
+        let listed = found.values.iter().cloned().collect::<Vec<_>>().join(", ");
+        broken("hostPort", format!("{} {} {} {listed}", found.who(), found.uses(), plural("hostPort", "hostPorts", found.values.len())))
     }
 
     fn host_probes(&self) -> Option<Violation> {
         const PLACES: [&[&str]; 5] = [&["livenessProbe"], &["readinessProbe"], &["startupProbe"], &["lifecycle", "postStart"], &["lifecycle", "preStop"]];
-        let mut hosts = BTreeSet::new();
-        let mut names = self.bad(|it| {
+        let mut found = self.found(false, |it| {
             let handlers = PLACES.iter().filter_map(|place| it.at(place));
-            let set: Vec<&str> = handlers.flat_map(|it| ["httpGet", "tcpSocket"].map(|kind| it.text_at(&[kind, "host"]))).filter(|it| !it.is_empty()).collect();
-            hosts.extend(set.iter().copied());
-            !set.is_empty()
-        });
-        if names.is_empty() {
-            return None;
-        }
-        names.sort_unstable();
-        let (uses, what) = (plural("uses", "use", names.len()), plural("probe or lifecycle host", "probe or lifecycle hosts", hosts.len()));
-        broken("probe or lifecycle host", format!("{} {uses} {what} {}", containers(&names), quoted(&hosts)))
+            let hosts = handlers.flat_map(|it| ["httpGet", "tcpSocket"].map(|kind| it.text_at(&[kind, "host"]))).filter(|it| !it.is_empty()).map(str::to_owned);
+            Some(hosts.collect::<Vec<_>>()).filter(|it| !it.is_empty())
+        })?;
+        found.names.sort_unstable();
+        let what = plural("probe or lifecycle host", "probe or lifecycle hosts", found.values.len());
+        broken("probe or lifecycle host", format!("{} {} {what} {}", found.who(), found.uses(), quoted(&found.values)))
     }
 
     fn privileged(&self) -> Option<Violation> {
-        let names = self.bad(|it| it.at(&["securityContext", "privileged"]) == Some(&Value::Bool(true)));
-        (!names.is_empty()).then(|| Violation { reason: "privileged", detail: format!("{} must not set securityContext.privileged=true", containers(&names)) })
+        let found = self.found(false, |it| bad(context(it, "privileged") == Some(&Value::Bool(true))))?;
+        broken("privileged", format!("{} must not set securityContext.privileged=true", found.who()))
     }
 
     fn proc_mount(&self) -> Option<Violation> {
@@ -338,44 +342,32 @@ impl<'a> Pod<'a> {
     }
 
     fn restricted_proc_mount(&self) -> Option<Violation> {
-        let mut types = BTreeSet::new();
-        let names = self.bad(|it| {
-            let set = it.at(&["securityContext", "procMount"]).and_then(Value::as_str).filter(|it| *it != "Default");
-            types.extend(set);
-            set.is_some()
-        });
-        let detail = || format!("{} must not set securityContext.procMount to {}", containers(&names), quoted(&types));
-        (!names.is_empty()).then(|| Violation { reason: "procMount", detail: detail() })
+        let found = self.found(false, |it| context(it, "procMount")?.as_str().filter(|it| *it != "Default").map(|it| vec![it.to_owned()]))?;
+        broken("procMount", format!("{} must not set securityContext.procMount to {}", found.who(), quoted(&found.values)))
     }
 
     fn selinux(&self) -> Option<Violation> {
         let mut allowed = vec!["", "container_t", "container_init_t", "container_kvm_t"];
         allowed.extend(self.standard.holds_from(31).then_some("container_engine_t"));
-        let (mut types, mut sets_user, mut sets_role) = (BTreeSet::new(), false, false);
-        let mut is_bad = |place: &'a Value| {
-            let Some(options) = place.at(&["securityContext", "seLinuxOptions"]) else { return false };
-            let (kind, user, role) = (options.text("type"), !options.text("user").is_empty(), !options.text("role").is_empty());
-            let has_type = !allowed.contains(&kind);
-            types.extend(has_type.then_some(kind));
-            sets_user |= user;
-            sets_role |= role;
-            has_type || user || role
-        };
-        let is_pod = is_bad(self.spec);
-        let who = setters(is_pod, &self.bad(is_bad))?;
-        let kinds = (!types.is_empty()).then(|| format!("{} {}", plural("type", "types", types.len()), quoted(&types)));
-        let rest = [(sets_user, "user may not be set"), (sets_role, "role may not be set")].into_iter().filter(|(is, _)| *is).map(|(_, it)| it.to_owned());
+        let options = |it: &'a Value, field: &str| context(it, "seLinuxOptions").map_or("", |it| it.text(field));
+        let sets = |field: &str| self.found(true, |it| bad(!options(it, field).is_empty())).is_some();
+        let found = self.found(true, |it| {
+            let kind = options(it, "type");
+            let is_bad = !allowed.contains(&kind) || ["user", "role"].iter().any(|field| !options(it, field).is_empty());
+            is_bad.then(|| (!allowed.contains(&kind)).then(|| kind.to_owned()).into_iter().collect())
+        })?;
+        let kinds = (!found.values.is_empty()).then(|| format!("{} {}", plural("type", "types", found.values.len()), quoted(&found.values)));
+        let rest = ["user", "role"].into_iter().filter(|it| sets(it)).map(|it| format!("{it} may not be set"));
         let what: Vec<String> = kinds.into_iter().chain(rest).collect();
-        broken("seLinuxOptions", format!("{who} set forbidden securityContext.seLinuxOptions: {}", what.join("; ")))
+        broken("seLinuxOptions", format!("{} set forbidden securityContext.seLinuxOptions: {}", found.who(), what.join("; ")))
     }
 
     fn seccomp(&self) -> Option<Violation> {
         if !self.standard.holds_from(19) {
             return self.seccomp_annotations();
         }
-        let (is_pod, names, types) = self.bad_profiles("seccompProfile", &["Localhost", "RuntimeDefault"]);
-        let who = setters(is_pod, &names)?;
-        broken("seccompProfile", format!("{who} must not set securityContext.seccompProfile.type to {}", quoted(types)))
+        let found = self.profiles("seccompProfile", &["Localhost", "RuntimeDefault"])?;
+        broken("seccompProfile", format!("{} must not set securityContext.seccompProfile.type to {}", found.who(), quoted(&found.values)))
     }
 
     /// Before profiles were fields.
@@ -397,29 +389,22 @@ impl<'a> Pod<'a> {
     }
 
     fn windows_host_process(&self) -> Option<Violation> {
-        let is_set = |it: &Value| it.at(&["securityContext", "windowsOptions", "hostProcess"]) == Some(&Value::Bool(true));
-        let who = setters(is_set(self.spec), &self.bad(is_set))?;
-        broken("hostProcess", format!("{who} must not set securityContext.windowsOptions.hostProcess=true"))
+        let found = self.found(true, |it| bad(it.at(&["securityContext", "windowsOptions", "hostProcess"]) == Some(&Value::Bool(true))))?;
+        broken("hostProcess", format!("{} must not set securityContext.windowsOptions.hostProcess=true", found.who()))
     }
 
     fn privilege_escalation(&self) -> Option<Violation> {
-        if self.is_windows() && self.standard.holds_from(25) {
-            return None;
-        }
-        let names = self.bad(|it| it.at(&["securityContext", "allowPrivilegeEscalation"]) != Some(&Value::Bool(false)));
-        let detail = || format!("{} must set securityContext.allowPrivilegeEscalation=false", containers(&names));
-        (!names.is_empty()).then(|| Violation { reason: "allowPrivilegeEscalation != false", detail: detail() })
+        let found = self.found(false, |it| bad(!self.is_windows() && context(it, "allowPrivilegeEscalation") != Some(&Value::Bool(false))))?;
+        broken("allowPrivilegeEscalation != false", format!("{} must set securityContext.allowPrivilegeEscalation=false", found.who()))
     }
 
     fn restricted_capabilities(&self) -> Option<Violation> {
-        if self.is_windows() && self.standard.holds_from(25) {
+        if self.is_windows() {
             return None;
         }
-        let keeping = self.bad(|it| !it.items_at(&["securityContext", "capabilities", "drop"]).iter().any(|it| it == "ALL"));
-        let (names, added) = self.added_capabilities(&["NET_BIND_SERVICE"]);
-        let kept = (!keeping.is_empty()).then(|| format!("{} must set securityContext.capabilities.drop=[\"ALL\"]", containers(&keeping)));
-        let added = (!names.is_empty()).then(|| format!("{} must not include {} in securityContext.capabilities.add", containers(&names), quoted(added)));
-        let all: Vec<String> = kept.into_iter().chain(added).collect();
+        let keeping = self.found(false, |it| bad(it.texts_at(&["securityContext", "capabilities", "drop"]).all(|it| it != "ALL")));
+        let kept = keeping.map(|it| format!("{} must set securityContext.capabilities.drop=[\"ALL\"]", it.who()));
+        let all: Vec<String> = kept.into_iter().chain(self.added_capabilities(&["NET_BIND_SERVICE"])).collect();
         (!all.is_empty()).then(|| Violation { reason: "unrestricted capabilities", detail: all.join("; ") })
     }
 
@@ -437,39 +422,31 @@ impl<'a> Pod<'a> {
     }
 
     fn run_as_non_root(&self) -> Option<Violation> {
+        const REASON: &str = "runAsNonRoot != true";
+        let of = |it: &Value| context(it, "runAsNonRoot").and_then(Value::as_bool);
         if self.has_own_users() {
             return None;
         }
-        let of = |it: &Value| it.at(&["securityContext", "runAsNonRoot"]).and_then(Value::as_bool);
-        let whole = of(self.spec);
-        if let Some(who) = setters(whole == Some(false), &self.bad(|it| of(it) == Some(false))) {
-            return broken("runAsNonRoot != true", format!("{who} must not set securityContext.runAsNonRoot=false"));
+        if let Some(found) = self.found(true, |it| bad(of(it) == Some(false))) {
+            return broken(REASON, format!("{} must not set securityContext.runAsNonRoot=false", found.who()));
         }
-        let silent = self.bad(|it| of(it).is_none() && whole != Some(true));
-        let detail = || format!("pod or {} must set securityContext.runAsNonRoot=true", containers(&silent));
-        (!silent.is_empty()).then(|| Violation { reason: "runAsNonRoot != true", detail: detail() })
+        let silent = self.found(false, |it| bad(of(it).is_none() && of(self.spec) != Some(true)))?;
+        broken(REASON, format!("pod or {} must set securityContext.runAsNonRoot=true", silent.who()))
     }
 
     fn run_as_user(&self) -> Option<Violation> {
-        if self.has_own_users() {
-            return None;
-        }
-        let is_root = |it: &Value| it.int_at(&["securityContext", "runAsUser"]) == Some(0);
-        let who = setters(is_root(self.spec), &self.bad(is_root))?;
-        broken("runAsUser=0", format!("{who} must not set runAsUser=0"))
+        let found = self.found(true, |it| bad(!self.has_own_users() && it.int_at(&["securityContext", "runAsUser"]) == Some(0)))?;
+        broken("runAsUser=0", format!("{} must not set runAsUser=0", found.who()))
     }
 
     fn restricted_seccomp(&self) -> Option<Violation> {
-        if self.is_windows() && self.standard.holds_from(25) {
+        if self.is_windows() {
             return None;
         }
-        if let Some(bad) = self.seccomp() {
-            return Some(bad);
-        }
-        let is_set = |it: &Value| it.at(&["securityContext", "seccompProfile"]).is_some();
-        let silent = self.bad(|it| !is_set(it) && !is_set(self.spec));
-        let detail = || format!("pod or {} must set securityContext.seccompProfile.type to \"RuntimeDefault\" or \"Localhost\"", containers(&silent));
-        (!silent.is_empty()).then(|| Violation { reason: "seccompProfile", detail: detail() })
+        self.seccomp().or_else(|| {
+            let silent = self.found(false, |it| bad(context(it, "seccompProfile").or(context(self.spec, "seccompProfile")).is_none()))?;
+            broken("seccompProfile", format!("pod or {} must set securityContext.seccompProfile.type to \"RuntimeDefault\" or \"Localhost\"", silent.who()))
+        })
     }
 }
 

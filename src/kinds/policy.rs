@@ -7,17 +7,13 @@ use super::{
     Change, Strategy,
     check::{each, fill, fill_at},
 };
-use crate::meta::{Meta, Value, names};
+use crate::meta::{Meta, Value};
 
-pub const DISRUPTION_BUDGET: Strategy = Strategy { name: names::path_segment, has_generation: true, resets_status: true, ..Strategy::PLAIN };
-pub const QUOTA: Strategy = Strategy { resets_status: true, ..Strategy::PLAIN };
-pub const AUTOSCALER: Strategy = Strategy { default: default_autoscaler, resets_status: true, ..Strategy::PLAIN };
-pub const FLOW_SCHEMA: Strategy = Strategy { has_generation: true, resets_status: true, ..Strategy::PLAIN };
-pub const PRIORITY_LEVEL: Strategy = Strategy { default: default_priority_level, has_generation: true, resets_status: true, ..Strategy::PLAIN };
+pub const AUTOSCALER: Strategy = Strategy { default: default_autoscaler, ..Strategy::PLAIN };
+pub const PRIORITY_LEVEL: Strategy = Strategy { default: default_priority_level, ..Strategy::PLAIN };
 pub const SIGNING_REQUEST: Strategy =
-    Strategy { prepare: prepare_signing_request, name: names::path_segment, resets_status: true, ..Strategy::PLAIN };
-pub const API_SERVICE: Strategy = Strategy { resets_status: true, ..Strategy::PLAIN };
-pub const RESOURCE_CLAIM: Strategy = Strategy { default: |object| default_claim(&mut object["spec"]), resets_status: true, ..Strategy::PLAIN };
+    Strategy { prepare: prepare_signing_request, ..Strategy::PLAIN };
+pub const RESOURCE_CLAIM: Strategy = Strategy { default: |object| default_claim(&mut object["spec"]), ..Strategy::PLAIN };
 pub const RESOURCE_CLAIM_TEMPLATE: Strategy = Strategy { default: |object| default_claim(&mut object["spec"]["spec"]), ..Strategy::PLAIN };
 
 fn default_autoscaler(object: &mut Value) {
@@ -142,7 +138,7 @@ fn default_claim(spec: &mut Value) {
     }
 }
 
-pub const RESOURCE_SLICE: Strategy = Strategy { default: default_slice, has_generation: true, ..Strategy::PLAIN };
+pub const RESOURCE_SLICE: Strategy = Strategy { default: default_slice, ..Strategy::PLAIN };
 
 /// A taint of a device came when the object last changed.
 fn default_slice(object: &mut Value) {

@@ -1,9 +1,9 @@
 //! RBAC's bindings. Source: `pkg/apis/rbac/validation/validation.go`.
 
 use super::{Strategy, check::fill};
-use crate::meta::{Meta, Value, names};
+use crate::meta::{Meta, Value};
 
-pub const BINDING: Strategy = Strategy { default, name: names::path_segment, ..Strategy::PLAIN };
+pub const BINDING: Strategy = Strategy { default, ..Strategy::PLAIN };
 
 const GROUP: &str = "rbac.authorization.k8s.io";
 

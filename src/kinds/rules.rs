@@ -391,8 +391,14 @@ struct Owner<'a> {
     old: Option<&'a Value>,
     schema: Option<&'a Schema>,
     path: &'a Path,
-    parent: &'a Value,
+    above: Option<&'a Owner<'a>>,
     item: Item<'a>,
+}
+
+impl<'a> Owner<'a> {
+    fn parent(&self) -> &'a Value {
+        self.above.map_or(&NOTHING, |it| it.value)
+    }
 }
 
 /// The list or map that was last stepped into, and the place in it.
@@ -454,7 +460,7 @@ impl Walk<'_> {
     fn object(&mut self, value: &Value, old: Option<&Value>, schema: &Schema, kind: &str, path: &Path, is_root: bool) {
         let (Some(shape), Some(map)) = (schema.as_struct(), value.as_object()) else { return };
         let rules = TABLE.get(if kind.is_empty() { schema.name.as_ref() } else { kind });
-        let owner = Owner { value, old, schema: Some(schema), path, parent: &NOTHING, item: NO_ITEM };
+        let owner = Owner { value, old, schema: Some(schema), path, above: None, item: NO_ITEM };
         rules.into_iter().for_each(|it| self.apply(&it.rules, owner, is_root));
         for field in &shape.fields {
             let name = field.name.as_str();
@@ -536,7 +542,7 @@ impl Walk<'_> {
             if let Some(schema) = at.schema.filter(|_| rule.walks) {
                 self.value(at.value, at.old, schema, "", site.path());
             }
-            let inner = Owner { value: at.value, old: at.old, schema: at.schema, path: site.path(), parent: if at.suffix.is_empty() { owner.parent } else { owner.value }, item: at.item };
+            let inner = Owner { value: at.value, old: at.old, schema: at.schema, path: site.path(), above: if at.suffix.is_empty() { owner.above } else { Some(&owner) }, item: at.item };
             rule.uses.iter().filter_map(|it| TABLE.get(it)).for_each(|it| self.apply(&it.rules, inner, false));
             self.apply(&rule.inner, inner, false);
         }

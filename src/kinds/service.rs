@@ -7,9 +7,9 @@ use super::{
     Change, Strategy,
     check::{each, fill, fill_absent},
 };
-use crate::meta::{Meta, Value, names};
+use crate::meta::{Meta, Value};
 
-pub const SERVICE: Strategy = Strategy { default, prepare, name: names::dns1123_label, resets_status: true, ..Strategy::PLAIN };
+pub const SERVICE: Strategy = Strategy { default, prepare, ..Strategy::PLAIN };
 
 fn default(service: &mut Value) {
     let spec = &mut service["spec"];

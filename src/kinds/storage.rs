@@ -5,11 +5,9 @@ use super::{Change, Strategy, check::fill_at};
 use crate::meta::{FieldError, FieldErrors, Meta, Path, Value};
 
 pub const VOLUME: Strategy =
-    Strategy { default: default_volume, prepare: prepare_volume, validate: validate_volume, resets_status: true, ..Strategy::PLAIN };
-pub const CLAIM: Strategy = Strategy { default: default_claim, prepare: prepare_claim, validate: validate_claim, resets_status: true, ..Strategy::PLAIN };
-pub const CLASS: Strategy = Strategy::PLAIN;
-pub const CSI_DRIVER: Strategy = Strategy { prepare: prepare_driver, has_generation: true, ..Strategy::PLAIN };
-pub const ATTACHMENT: Strategy = Strategy { resets_status: true, ..Strategy::PLAIN };
+    Strategy { default: default_volume, prepare: prepare_volume, validate: validate_volume, ..Strategy::PLAIN };
+pub const CLAIM: Strategy = Strategy { default: default_claim, prepare: prepare_claim, validate: validate_claim, ..Strategy::PLAIN };
+pub const CSI_DRIVER: Strategy = Strategy { prepare: prepare_driver, ..Strategy::PLAIN };
 
 fn default_volume(object: &mut Value) {
     fill_at(object, &["status", "phase"], "Pending");

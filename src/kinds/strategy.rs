@@ -3,7 +3,7 @@
 use crate::meta::{FieldErrors, Value, names::Problems};
 
 /// The hooks of a kind. A row names one; most kinds share [`Strategy::PLAIN`].
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Strategy {
     /// Fills in defaults that depend on more than the field itself (`SetDefaults_*`), in the stored version. Also run on objects read back.
     pub default: fn(&mut Value),
@@ -11,8 +11,6 @@ pub struct Strategy {
     pub prepare: fn(&mut Value, Change<'_>),
     /// Checks the object (`Validate`, `ValidateUpdate`), in upstream's words and order.
     pub validate: fn(&Value, Change<'_>) -> FieldErrors,
-    /// Sentences for `Warning` headers.
-    pub warnings: fn(&Value, Change<'_>) -> Vec<String>,
     /// What a name must be.
     pub name: fn(&str) -> Problems,
     /// `metadata.generation` counts the changes of everything but metadata and status.
@@ -61,7 +59,6 @@ impl Strategy {
         default: |_| (),
         prepare: |_, _| (),
         validate: |_, _| FieldErrors::new(),
-        warnings: |_, _| Vec::new(),
         name: crate::meta::names::dns1123_subdomain,
         has_generation: false,
         resets_status: false,

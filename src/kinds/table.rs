@@ -2,8 +2,9 @@
 //!
 //! The format: `# group/version`; below it a row: the resource's plural, the kind, and words. `namespaced` or `cluster`; `short=`, `category=`, `singular=`; `status`, `scale=PATH` (of the selector)
 //! and `sub=NAME,ACTION,BODY,VERB…` are subresources; `fields=` has what a field selector may name: `name`, or `name=path=path`, and `|` before what stands where nothing is;
-//! `returned`: a deletion answers with the object; `create-only`: a question; `read-only`: found out when asked for; `stored=` another kind's key; `also=` another version; `like=` with the columns of the row in that version; `does=` a strategy that
-//! is not called like the kind. Indented lines are columns, `+` those of `-o wide`: `Name: path`, `Name: path|path or word`, `age path`, `count path`, `selector path`, `{expression}` (over `self`),
+//! `status=kept` when a create may bring it. `counted`, `upserts`, `orphans` and `names=path` or `names=label` are facts of [`Strategy`]; `does=` one that is not called like the kind.
+//! `returned`: a deletion answers with the object; `create-only`: a question; `read-only`: found out when asked for; `stored=` another kind's key; `also=` another version; `like=` with the columns of
+//! the row in that version. Indented lines are columns, `+` those of `-o wide`: `Name: path`, `Name: path|path or word`, `age path`, `count path`, `selector path`, `{expression}` (over `self`),
 //! `some {list}` (its first few), `call function`; before it the type when it is not a string.
 
 use std::sync::{Arc, LazyLock};
@@ -22,28 +23,20 @@ use crate::{
 static LINES: LazyLock<Vec<&'static str>> = LazyLock::new(|| lines(include_str!("table.txt")));
 
 const NO_COLLECTION: &[Verb] = &[Verb::Create, Verb::Delete, Verb::Get, Verb::List, Verb::Patch, Verb::Update, Verb::Watch];
-const PATHY: Strategy = Strategy { name: names::path_segment, ..Strategy::PLAIN };
-const COUNTED: Strategy = Strategy { has_generation: true, ..Strategy::PLAIN };
-const STATUS: Strategy = Strategy { resets_status: true, ..Strategy::PLAIN };
-const ANY_UPDATE: Strategy = Strategy { creates_on_update: true, ..Strategy::PLAIN };
-
 /// Kinds that do more than [`Strategy::PLAIN`].
 #[rustfmt::skip]
-const STRATEGIES: &[(&str, &Strategy)] = &[
-    ("ConfigMap", &secret::CONFIG_MAP), ("Secret", &secret::SECRET), ("ServiceAccount", &secret::SERVICE_ACCOUNT), ("Pod", &pod::POD), ("Service", &service::SERVICE),
-    ("Endpoints", &networking::ENDPOINTS), ("LegacyEvent", &event::LEGACY), ("Event", &event::EVENT), ("ReplicationController", &workloads::REPLICATION_CONTROLLER),
-    ("PodTemplate", &workloads::POD_TEMPLATE), ("LimitRange", &policy::LIMIT_RANGE), ("ResourceQuota", &policy::QUOTA), ("PersistentVolume", &storage::VOLUME),
-    ("PersistentVolumeClaim", &storage::CLAIM), ("Namespace", &namespace::NAMESPACE), ("Node", &node::NODE), ("Deployment", &workloads::DEPLOYMENT),
-    ("ReplicaSet", &workloads::REPLICA_SET), ("DaemonSet", &workloads::DAEMON_SET), ("StatefulSet", &workloads::STATEFUL_SET), ("CronJob", &workloads::CRON_JOB),
-    ("Job", &workloads::JOB), ("HorizontalPodAutoscaler", &policy::AUTOSCALER), ("PodDisruptionBudget", &policy::DISRUPTION_BUDGET), ("Ingress", &networking::INGRESS),
-    ("IngressClass", &networking::INGRESS_CLASS), ("NetworkPolicy", &networking::NETWORK_POLICY), ("IPAddress", &networking::IP_ADDRESS), ("ServiceCIDR", &STATUS),
-    ("EndpointSlice", &networking::ENDPOINT_SLICE), ("CSIDriver", &storage::CSI_DRIVER), ("VolumeAttachment", &storage::ATTACHMENT), ("PriorityClass", &COUNTED),
-    ("DeviceClass", &COUNTED), ("Lease", &ANY_UPDATE), ("ResourceClaim", &policy::RESOURCE_CLAIM), ("ResourceClaimTemplate", &policy::RESOURCE_CLAIM_TEMPLATE),
-    ("ResourceSlice", &policy::RESOURCE_SLICE), ("CertificateSigningRequest", &policy::SIGNING_REQUEST), ("WebhookConfiguration", &webhooks::CONFIGURATION),
-    ("ValidatingAdmissionPolicy", &admission::VALIDATING_POLICY), ("ValidatingAdmissionPolicyBinding", &admission::VALIDATING_BINDING),
-    ("MutatingAdmissionPolicy", &admission::MUTATING_POLICY), ("MutatingAdmissionPolicyBinding", &admission::MUTATING_BINDING), ("FlowSchema", &policy::FLOW_SCHEMA),
-    ("PriorityLevelConfiguration", &policy::PRIORITY_LEVEL), ("Role", &PATHY), ("RoleBinding", &rbac::BINDING), ("CustomResourceDefinition", &crd::CRD),
-    ("APIService", &policy::API_SERVICE),
+const STRATEGIES: &[(&str, Strategy)] = &[
+    ("Secret", secret::SECRET), ("ServiceAccount", secret::SERVICE_ACCOUNT), ("Pod", pod::POD), ("Service", service::SERVICE),
+    ("ReplicationController", workloads::REPLICATION_CONTROLLER), ("PodTemplate", workloads::POD_TEMPLATE), ("LimitRange", policy::LIMIT_RANGE),
+    ("PersistentVolume", storage::VOLUME), ("PersistentVolumeClaim", storage::CLAIM), ("Namespace", namespace::NAMESPACE), ("Node", node::NODE),
+    ("Deployment", workloads::DEPLOYMENT), ("ReplicaSet", workloads::REPLICA_SET), ("DaemonSet", workloads::DAEMON_SET), ("StatefulSet", workloads::STATEFUL_SET),
+    ("CronJob", workloads::CRON_JOB), ("Job", workloads::JOB), ("HorizontalPodAutoscaler", policy::AUTOSCALER), ("NetworkPolicy", networking::NETWORK_POLICY),
+    ("IPAddress", networking::IP_ADDRESS), ("CSIDriver", storage::CSI_DRIVER), ("ResourceClaim", policy::RESOURCE_CLAIM),
+    ("ResourceClaimTemplate", policy::RESOURCE_CLAIM_TEMPLATE), ("ResourceSlice", policy::RESOURCE_SLICE), ("CertificateSigningRequest", policy::SIGNING_REQUEST),
+    ("WebhookConfiguration", webhooks::CONFIGURATION), ("ValidatingAdmissionPolicy", admission::VALIDATING_POLICY),
+    ("ValidatingAdmissionPolicyBinding", admission::VALIDATING_BINDING), ("MutatingAdmissionPolicy", admission::MUTATING_POLICY),
+    ("MutatingAdmissionPolicyBinding", admission::MUTATING_BINDING), ("PriorityLevelConfiguration", policy::PRIORITY_LEVEL), ("RoleBinding", rbac::BINDING),
+    ("CustomResourceDefinition", crd::CRD),
 ];
 
 /// The kinds of Kubernetes v1.36 that this server serves.
@@ -80,7 +73,7 @@ fn row(line: &'static str, group: &'static str, version: &'static str, before: &
         versions: vec![version],
         stored: 0,
         subresources: Vec::new(),
-        strategy: strategy(name),
+        strategy: strategy(line.split(' ').find_map(|it| it.strip_prefix("does=")).unwrap_or(name)),
         returns_deleted: false,
         storage: None,
         custom: None,
@@ -93,7 +86,7 @@ fn row(line: &'static str, group: &'static str, version: &'static str, before: &
 fn say(kind: &mut Kind, name: &'static str, word: &'static str, before: &[Kind]) {
     let (word, value) = word.split_once('=').unwrap_or((word, ""));
     match word {
-        "namespaced" => (),
+        "namespaced" | "does" => (),
         "cluster" => kind.scope = Scope::Cluster,
         "returned" => kind.returns_deleted = true,
         "create-only" => kind.verbs = CREATE_ONLY,
@@ -102,8 +95,14 @@ fn say(kind: &mut Kind, name: &'static str, word: &'static str, before: &[Kind])
         "short" => kind.short_names.push(value.into()),
         "category" => kind.categories.push(value.into()),
         "singular" => kind.singular = value.into(),
-        "does" => kind.strategy = strategy(value),
-        "status" => kind.subresources.push(subresource("status", Action::Status, name, PART)),
+        "counted" => kind.strategy.has_generation = true,
+        "upserts" => kind.strategy.creates_on_update = true,
+        "orphans" => kind.strategy.orphans_by_default = true,
+        "names" => kind.strategy.name = if value == "path" { names::path_segment } else { names::dns1123_label },
+        "status" => {
+            kind.strategy.resets_status = value != "kept";
+            kind.subresources.push(subresource("status", Action::Status, name, PART));
+        }
         "scale" => {
             let path = |path: &str| path.split('.').map(|it| it.to_owned().into()).collect();
             let action = Action::Scale { spec: path("spec.replicas"), status: path("status.replicas"), selector: path(value) };
@@ -129,8 +128,8 @@ fn say(kind: &mut Kind, name: &'static str, word: &'static str, before: &[Kind])
 
 const PART: &str = "get,patch,update";
 
-fn strategy(name: &str) -> &'static Strategy {
-    STRATEGIES.iter().find(|it| it.0 == name).map_or(&Strategy::PLAIN, |it| it.1)
+fn strategy(name: &str) -> Strategy {
+    STRATEGIES.iter().find(|it| it.0 == name).map_or(Strategy::PLAIN, |it| it.1)
 }
 
 fn conversion(kind: &str) -> Convert {

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::meta::{Meta, Value};
 
-pub const CONFIGURATION: Strategy = Strategy { default, has_generation: true, ..Strategy::PLAIN };
+pub const CONFIGURATION: Strategy = Strategy { default, ..Strategy::PLAIN };
 
 fn default(object: &mut Value) {
     let is_mutating = object.text("kind") == "MutatingWebhookConfiguration";

@@ -10,39 +10,14 @@ use super::{
 };
 use crate::meta::{FieldError, FieldErrors, Meta, Path, Value};
 
-pub const DEPLOYMENT: Strategy =
-    Strategy { default: default_deployment, has_generation: true, resets_status: true, ..Strategy::PLAIN };
-pub const DAEMON_SET: Strategy =
-    Strategy { default: default_daemon_set, prepare: prepare_daemon_set, has_generation: true, resets_status: true, ..Strategy::PLAIN };
-pub const STATEFUL_SET: Strategy =
-    Strategy { default: default_stateful_set, validate: validate_stateful_set, name: crate::meta::names::dns1123_label, has_generation: true, resets_status: true, ..Strategy::PLAIN };
-pub const CRON_JOB: Strategy = Strategy {
-    default: default_cron_job,
-    name: cron_job_name,
-    has_generation: true,
-    resets_status: true,
-    orphans_by_default: true,
-    ..Strategy::PLAIN
-};
-pub const REPLICA_SET: Strategy =
-    Strategy { default: default_template, has_generation: true, resets_status: true, ..Strategy::PLAIN };
-pub const REPLICATION_CONTROLLER: Strategy = Strategy {
-    default: default_replication_controller,
-    has_generation: true,
-    resets_status: true,
-    orphans_by_default: true,
-    ..Strategy::PLAIN
-};
-pub const POD_TEMPLATE: Strategy =
-    Strategy { default: |object| pod::default_spec(&mut object["template"]["spec"]), has_generation: true, ..Strategy::PLAIN };
-pub const JOB: Strategy = Strategy {
-    default: default_job,
-    prepare: prepare_job,
-    has_generation: true,
-    resets_status: true,
-    orphans_by_default: true,
-    ..Strategy::PLAIN
-};
+pub const DEPLOYMENT: Strategy = Strategy { default: default_deployment, ..Strategy::PLAIN };
+pub const DAEMON_SET: Strategy = Strategy { default: default_daemon_set, prepare: prepare_daemon_set, ..Strategy::PLAIN };
+pub const STATEFUL_SET: Strategy = Strategy { default: default_stateful_set, validate: validate_stateful_set, ..Strategy::PLAIN };
+pub const CRON_JOB: Strategy = Strategy { default: default_cron_job, name: cron_job_name, ..Strategy::PLAIN };
+pub const REPLICA_SET: Strategy = Strategy { default: default_template, ..Strategy::PLAIN };
+pub const REPLICATION_CONTROLLER: Strategy = Strategy { default: default_replication_controller, ..Strategy::PLAIN };
+pub const POD_TEMPLATE: Strategy = Strategy { default: |object| pod::default_spec(&mut object["template"]["spec"]), ..Strategy::PLAIN };
+pub const JOB: Strategy = Strategy { default: default_job, prepare: prepare_job, ..Strategy::PLAIN };
 
 fn default_template(object: &mut Value) {
     pod::default_spec(&mut object["spec"]["template"]["spec"]);

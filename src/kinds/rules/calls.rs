@@ -4,11 +4,10 @@ mod jobs;
 mod others;
 mod pods;
 mod quantities;
-mod volumes;
 
 use super::Run;
 
 /// The function for a name after `call=`.
 pub fn find(name: &str) -> Option<Run> {
-    [pods::CALLS, quantities::CALLS, volumes::CALLS, jobs::CALLS, others::CALLS].into_iter().flatten().find(|it| it.0 == name).map(|it| it.1)
+    [pods::CALLS, quantities::CALLS, jobs::CALLS, others::CALLS].into_iter().flatten().find(|it| it.0 == name).map(|it| it.1)
 }

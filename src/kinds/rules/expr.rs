@@ -31,7 +31,7 @@ impl<'a> Site<'a> {
             "old" => json(self.old),
             "owner" => Val::json(self.object),
             "oldOwner" => json(self.old_object),
-            "parent" => Val::json(self.owner.parent),
+            "parent" => Val::json(self.owner.parent()),
             "root" => Val::json(self.root),
             "oldRoot" => json(self.old_root),
             "list" => Val::json(self.item.of),

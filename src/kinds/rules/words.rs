@@ -28,7 +28,6 @@ const WORDS: &[(&str, Run)] = &[
         let words: Vec<&str> = test.argument.split(',').collect();
         push_if(!words.contains(&text(site.value)), FieldError::not_supported(site.path(), text(site.value), &words), errors);
     }),
-    ("not", |site, test, errors| push_if(text(site.value) == test.argument, FieldError::invalid(site.path(), test.argument, site.say(test)), errors)),
     ("nonneg", |site, _, errors| push_if(is_negative(site.value), FieldError::invalid(site.path(), site.value.clone(), NOT_NEGATIVE), errors)),
     ("positive", |site, _, errors| {
         let is_fine = !is_zero(site.value) && !is_negative(site.value) && quantity(site.value).is_none_or(|it| !it.is_zero());
@@ -54,12 +53,6 @@ const WORDS: &[(&str, Run)] = &[
         let is_long = test.argument.parse().is_ok_and(|it: usize| text(site.value).len() > it);
         push_if(is_long, FieldError::invalid(site.path(), "", format!("can have at most {} characters", test.argument)), errors);
     }),
-    ("atmost", |site, test, errors| {
-        push_if(int(site.value) > int(&site.object[test.argument]), FieldError::invalid(site.path(), site.value.clone(), site.say(test)), errors);
-    }),
-    ("above", |site, test, errors| {
-        push_if(int(site.value) <= int(&site.object[test.argument]), FieldError::invalid(site.path(), site.value.clone(), site.say(test)), errors);
-    }),
     ("maxlen", |site, test, errors| {
         let most = test.argument.parse().unwrap_or(usize::MAX);
         push_if(text(site.value).len() > most, FieldError::too_long(site.path(), most), errors);
@@ -81,21 +74,12 @@ const WORDS: &[(&str, Run)] = &[
     }),
     ("port", |site, _, errors| check::all_of(names::port_number(int(site.value)), number(site.value), site.path(), errors)),
     ("percent", |site, _, errors| check::percent(site.value, site.path(), errors)),
-    ("abs", |site, _, errors| push_if(!text(site.value).starts_with('/'), FieldError::invalid(site.path(), text(site.value), "must be an absolute path"), errors)),
     ("nosteps", |site, _, errors| no_steps(site, errors)),
     ("relative", relative),
     ("inside", |site, test, errors| {
         relative(site, test, errors);
         let path = text(site.value);
         push_if(path.starts_with("..") && !path.starts_with("../") && path != "..", FieldError::invalid(site.path(), path, "must not start with '..'"), errors);
-    }),
-    ("id", |site, _, errors| {
-        let is_fine = (0..=i64::from(i32::MAX)).contains(&int(site.value));
-        push_if(!is_fine, FieldError::invalid(site.path(), number(site.value), "must be between 0 and 2147483647, inclusive"), errors);
-    }),
-    ("mode", |site, _, errors| {
-        let is_fine = (0..=0o777).contains(&int(site.value));
-        push_if(!is_fine, FieldError::invalid(site.path(), number(site.value), "must be a number between 0 and 0777 (octal), both inclusive"), errors);
     }),
     ("matches", |site, test, errors| {
         let is_fine = regex::Regex::new(test.argument).is_ok_and(|it| it.is_match(text(site.value)));

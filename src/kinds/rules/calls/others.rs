@@ -15,11 +15,6 @@ use crate::{
 };
 
 pub const CALLS: &[(&str, Run)] = &[
-    ("crdgroup", |site, _, errors| {
-        let (group, problems) = (text(site.value), names::dns1123_subdomain(text(site.value)));
-        let detail = if problems.is_empty() { "should be a domain with at least one dot".to_owned() } else { problems.join(",") };
-        push_if(!problems.is_empty() || !group.contains('.'), FieldError::invalid(site.path(), group, detail), errors);
-    }),
     ("domainname", |site, _, errors| qualified(text(site.value), site.path(), errors)),
     ("extended", |site, _, errors| {
         let is_wrong = !site.value.is_null() && !is_extended(text(site.value));
@@ -46,14 +41,16 @@ pub const CALLS: &[(&str, Run)] = &[
     }),
     ("finalizer", |site, _, errors| errors.extend(metadata::bare_finalizer(text(site.value), site.path()))),
     ("signer", |site, _, errors| signer_name(text(site.value), site.path(), errors)),
+    ("objectsize", |site, _, errors| {
+        /// `MaxSecretSize`, for ConfigMaps too.
+        const SIZE_MAX: usize = 1 << 20;
+        let size = |field: &str| site.value.map_at(&[field]).into_iter().flatten().filter_map(|(_, value)| value.as_str()).map(str::len).sum::<usize>();
+        let (texts, bytes) = if site.value.text("type").is_empty() { (size("data"), size("binaryData")) } else { (0, size("data")) };
+        push_if(texts + bytes * 3 / 4 > SIZE_MAX, FieldError::too_long(site.path(), SIZE_MAX), errors);
+    }),
     ("handsize", hand_size),
     ("webhookurl", |site, _, errors| site.value.as_str().into_iter().for_each(|it| webhook_url(it, site.path(), errors))),
     ("servicepath", |site, _, errors| service_path(text(site.value), site.path(), errors)),
-    ("threesegments", |site, _, errors| {
-        let (name, problems) = (text(site.value), names::dns1123_subdomain(text(site.value)));
-        let detail = if problems.is_empty() { "should be a domain with at least three segments separated by dots".to_owned() } else { problems.join(",") };
-        push_if(!problems.is_empty() || name.split('.').count() < 3, FieldError::invalid(site.path(), name, detail), errors);
-    }),
     ("conditions", |site, _, errors| {
         let conditions = site.value.as_array().map_or(&[][..], Vec::as_slice);
         expressions::validate_conditions(conditions, site.object.get("paramKind").is_some_and(Value::is_object), site.path(), errors);
@@ -83,7 +80,7 @@ fn qualified(name: &str, path: &Path, errors: &mut FieldErrors) {
 }
 
 /// `ValidateSignerName`: `domain/path`.
-pub fn signer_name(name: &str, path: &Path, errors: &mut FieldErrors) {
+fn signer_name(name: &str, path: &Path, errors: &mut FieldErrors) {
     let Some((domain, rest)) = name.split_once('/').filter(|it| !it.1.contains('/')) else {
         return errors.push(if name.is_empty() {
             FieldError::required(path, "")

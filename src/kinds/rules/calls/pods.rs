@@ -17,9 +17,10 @@ pub const CALLS: &[(&str, Run)] = &[
     ("hostports", host_ports),
     ("mounted", mounted),
     ("containerresources", |site, _, errors| {
-        let claims: Vec<&str> = site.owner.parent.items_at(&["resourceClaims"]).iter().map(|it| it.text("name")).filter(|it| !it.is_empty()).collect();
+        let claims: Vec<&str> = site.owner.parent().items_at(&["resourceClaims"]).iter().map(|it| it.text("name")).filter(|it| !it.is_empty()).collect();
         requirements(site.value, site.path(), &claims, container_name, errors);
     }),
+    ("taken", taken),
     ("claimname", |site, _, errors| ephemeral_claims(site, errors)),
     ("selectslabels", |site, test, errors| check::selector_of_template(site.value, &site.say(test), errors)),
     ("fieldpath", |site, _, errors| field_selector(site.value, site.path(), &ENV_FIELDS, errors)),
@@ -56,7 +57,7 @@ fn volumes<'a>(spec: &'a Value, path: &Path, errors: &mut FieldErrors) -> Vec<&'
 
 /// Ports of the host are taken once. `site` is the container; its index shows where it is.
 fn host_ports(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
-    let (container, spec, path) = (site.value, site.owner.parent, site.path());
+    let (container, spec, path) = (site.value, site.owner.parent(), site.path());
     let key = |port: &Value| format!("{}/{}/{}", port.text("protocol"), port.text("hostIP"), int(&port["hostPort"]));
     let is_init = path.up().as_str().ends_with("initContainers");
     // Upstream checks init containers one by one, as if each were the first.
@@ -73,7 +74,7 @@ fn host_ports(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
 /// What a container mounts are volumes of its pod. `site` is the container.
 fn mounted(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
     let (container, path) = (site.value, site.path());
-    let volumes = volumes(site.owner.parent, path, &mut FieldErrors::new());
+    let volumes = volumes(site.owner.parent(), path, &mut FieldErrors::new());
     let find = |name: &str| volumes.iter().find(|it| it.text("name") == name);
     // The claims of a StatefulSet are volumes of its pods too (`volumesToAddForTemplates`).
     let is_claimed = |name: &str| site.root.items_at(&["spec", "volumeClaimTemplates"]).iter().any(|it| it.name() == name);
@@ -92,6 +93,26 @@ fn mounted(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
             Some(_) => (),
         }
     }
+}
+
+/// The files of a projected volume, in the order in which upstream takes their names.
+fn files(volume: &Value) -> Vec<&Value> {
+    let mut files = Vec::new();
+    for source in volume.items_at(&["sources"]) {
+        for items in ["secret", "configMap", "downwardAPI"] {
+            files.extend(source.items_at(&[items, "items"]).iter().filter_map(|it| it.get("path")));
+        }
+        let certificates = [["clusterTrustBundle", "path"], ["podCertificate", "credentialBundlePath"], ["podCertificate", "keyPath"], ["podCertificate", "certificateChainPath"]];
+        files.extend(certificates.iter().filter_map(|it| source.at(it)));
+    }
+    files
+}
+
+/// A file's name is there once in its projected volume, which reports it with the words of the rule.
+fn taken(site: &Site<'_>, test: &Test, errors: &mut FieldErrors) {
+    let Some(volume) = std::iter::successors(Some(&site.owner), |it| it.above).find(|it| it.value.get("sources").is_some()) else { return };
+    let is_taken = files(volume.value).into_iter().take_while(|it| !std::ptr::eq(*it, site.value)).any(|it| it == site.value);
+    push_if(is_taken && !text(site.value).is_empty(), FieldError::invalid(volume.path, site.say(test).as_ref(), "conflicting duplicate paths"), errors);
 }
 
 /// The names of the claims that ephemeral volumes make. `site` is the Pod.
@@ -114,10 +135,10 @@ fn ephemeral_claims(site: &Site<'_>, errors: &mut FieldErrors) {
 
 const ENV_FIELDS: [&str; 9] =
     ["metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "spec.serviceAccountName", "status.hostIP", "status.hostIPs", "status.podIP", "status.podIPs"];
-pub const VOLUME_FIELDS: [&str; 5] = ["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
+const VOLUME_FIELDS: [&str; 5] = ["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
 
 /// `validateObjectFieldSelector`.
-pub fn field_selector(selector: &Value, path: &Path, fields: &[&str], errors: &mut FieldErrors) {
+fn field_selector(selector: &Value, path: &Path, fields: &[&str], errors: &mut FieldErrors) {
     if selector.is_null() {
         return;
     }
@@ -150,7 +171,7 @@ const RESOURCE_FIELDS: [&str; 6] = ["limits.cpu", "limits.ephemeral-storage", "l
 const DIVISORS: [&str; 13] = ["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
 
 /// `validateContainerResourceFieldSelector`; in a volume the container must be named.
-pub fn resource_ref(selector: &Value, path: &Path, is_volume: bool, errors: &mut FieldErrors) {
+fn resource_ref(selector: &Value, path: &Path, is_volume: bool, errors: &mut FieldErrors) {
     if selector.is_null() {
         return;
     }
