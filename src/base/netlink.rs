@@ -13,7 +13,6 @@ pub const NETFILTER: i32 = 12;
 
 pub const REQUEST: u16 = 1;
 pub const ACK: u16 = 4;
-pub const DUMP: u16 = 0x300;
 pub const REPLACE: u16 = 0x100;
 pub const EXCL: u16 = 0x200;
 pub const CREATE: u16 = 0x400;
@@ -70,14 +69,6 @@ impl Attributes {
         self.bytes(kind | NESTED, &inner.0)
     }
 
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -85,8 +76,8 @@ impl Attributes {
 
 /// One message with its header, ready to be sent alone or behind others.
 pub fn message(kind: u16, flags: u16, sequence: u32, payload: &Attributes) -> Vec<u8> {
-    let length = u32::try_from(payload.len() + HEADER_LEN).expect("a message under 4 GiB");
-    let mut bytes = Vec::with_capacity(payload.len() + HEADER_LEN);
+    let length = u32::try_from(payload.0.len() + HEADER_LEN).expect("a message under 4 GiB");
+    let mut bytes = Vec::with_capacity(payload.0.len() + HEADER_LEN);
     bytes.extend(length.to_ne_bytes());
     bytes.extend(kind.to_ne_bytes());
     bytes.extend((flags | REQUEST).to_ne_bytes());
@@ -94,18 +85,6 @@ pub fn message(kind: u16, flags: u16, sequence: u32, payload: &Attributes) -> Ve
     bytes.extend(0u32.to_ne_bytes());
     bytes.extend(payload.as_bytes());
     bytes
-}
-
-/// The attributes in `bytes` as (kind without flags, value).
-pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    let mut rest = bytes;
-    std::iter::from_fn(move || {
-        let length = usize::from(u16::from_ne_bytes(rest.get(..2)?.try_into().ok()?));
-        let kind = u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?) & 0x3fff;
-        let value = rest.get(4..length)?;
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
 }
 
 /// An answer of the kernel: message type and payload.
@@ -196,6 +175,18 @@ fn errno(payload: &[u8]) -> Option<io::Error> {
 mod tests {
     use super::*;
 
+    /// The attributes in `bytes` as (kind without flags, value).
+    fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+        let mut rest = bytes;
+        std::iter::from_fn(move || {
+            let length = usize::from(u16::from_ne_bytes(rest.get(..2)?.try_into().ok()?));
+            let kind = u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?) & 0x3fff;
+            let value = rest.get(4..length)?;
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+            Some((kind, value))
+        })
+    }
+
     #[test]
     fn attributes_are_padded_and_read_back() {
         let payload = Attributes::new().text(3, "eth0").be32(1, 7).nested(2, Attributes::new().ne32(1, 9));
@@ -203,7 +194,7 @@ mod tests {
         assert_eq!(read[0], (3, b"eth0\0".as_slice()));
         assert_eq!(read[1], (1, [0, 0, 0, 7].as_slice()));
         assert_eq!(attributes(read[2].1).next(), Some((1, 9u32.to_ne_bytes().as_slice())));
-        assert_eq!(payload.len() % 4, 0);
+        assert_eq!(payload.0.len() % 4, 0);
     }
 
     #[test]

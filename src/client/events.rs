@@ -100,13 +100,11 @@ struct Writer {
 
 impl Writer {
     async fn write(&mut self, draft: Draft) {
-        let Some(step) = self.correlator.correlate(&draft) else {
-            return;
-        };
-        let result = match &step {
-            Step::Create { key, message } => self.create(key, &draft, message, 1).await,
-            Step::Repeat { key, message, first, name, count } => match self.repeat(name, &draft, message, *count).await {
-                Err(error) if error.is_not_found() => self.create(key, &Draft { at: *first, ..draft.clone() }, message, *count).await,
+        let Some(step) = self.correlator.correlate(&draft) else { return };
+        let result = match &step.name {
+            None => self.create(&draft, &step).await,
+            Some(name) => match self.repeat(name, &draft, &step).await {
+                Err(error) if error.is_not_found() => self.create(&draft, &step).await,
                 other => other,
             },
         };
@@ -115,28 +113,28 @@ impl Writer {
         }
     }
 
-    async fn create(&mut self, key: &str, draft: &Draft, message: &str, count: i32) -> Result<()> {
-        let created = writes::create(&self.client, &self.event(draft, message, count)).await?;
-        self.correlator.written(key, created.name_any());
+    async fn create(&mut self, draft: &Draft, step: &Step) -> Result<()> {
+        let created = writes::create(&self.client, &self.event(draft, step)).await?;
+        self.correlator.written(&step.key, created.name_any());
         Ok(())
     }
 
-    async fn repeat(&self, name: &str, draft: &Draft, message: &str, count: i32) -> Result<()> {
-        let patch = json!({"count": count, "message": message, "lastTimestamp": clock::rfc3339(draft.at)});
+    async fn repeat(&self, name: &str, draft: &Draft, step: &Step) -> Result<()> {
+        let patch = json!({"count": step.count, "message": step.message, "lastTimestamp": clock::rfc3339(draft.at)});
         writes::api::<Event>(&self.client, namespace_of(&draft.about)).patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
         Ok(())
     }
 
-    fn event(&self, draft: &Draft, message: &str, count: i32) -> Event {
-        let name = format!("{}.{:x}", draft.about.name.as_deref().unwrap_or_default(), draft.at.as_nanosecond());
+    fn event(&self, draft: &Draft, step: &Step) -> Event {
+        let name = format!("{}.{:x}", draft.about.name.as_deref().unwrap_or_default(), step.first.as_nanosecond());
         Event {
             metadata: ObjectMeta { name: Some(name), namespace: Some(namespace_of(&draft.about).to_owned()), ..ObjectMeta::default() },
             involved_object: draft.about.clone(),
             reason: Some(draft.reason.clone()),
-            message: Some(message.to_owned()),
+            message: Some(step.message.clone()),
             type_: Some(draft.kind.name().to_owned()),
-            count: Some(count),
-            first_timestamp: Some(Time(draft.at)),
+            count: Some(step.count),
+            first_timestamp: Some(Time(step.first)),
             last_timestamp: Some(Time(draft.at)),
             source: Some(EventSource { component: Some(self.component.clone()), host: Some(self.host.clone()).filter(|it| !it.is_empty()) }),
             reporting_component: Some(self.component.clone()),
@@ -153,9 +151,14 @@ fn namespace_of(about: &ObjectReference) -> &str {
 
 /// What to write about an event.
 #[derive(Debug, PartialEq)]
-enum Step {
-    Create { key: String, message: String },
-    Repeat { key: String, message: String, first: Timestamp, name: String, count: i32 },
+struct Step {
+    key: String,
+    message: String,
+    /// Of those that count as one.
+    first: Timestamp,
+    count: i32,
+    /// The object that tells of them so far.
+    name: Option<String>,
 }
 
 /// `EventCorrelator`: spam filter, then aggregation, then counting.
@@ -227,10 +230,7 @@ impl Correlator {
     fn count(&mut self, key: String, message: String, at: Timestamp) -> Step {
         let counted = self.counted.entry(key.clone()).or_insert(Counted { count: 0, first: at, name: None });
         counted.count += 1;
-        match counted.name.clone() {
-            Some(name) => Step::Repeat { key, message, first: counted.first, name, count: counted.count },
-            None => Step::Create { key, message },
-        }
+        Step { key, message, first: counted.first, count: counted.count, name: counted.name.clone() }
     }
 
     fn bound(&mut self) {
@@ -259,18 +259,18 @@ mod tests {
     #[test]
     fn the_same_event_counts_up() {
         let mut correlator = Correlator::default();
-        let Some(Step::Create { key, .. }) = correlator.correlate(&draft("Created pod: a", 0)) else { panic!() };
-        correlator.written(&key, "web.1".into());
-        let Some(Step::Repeat { name, count, .. }) = correlator.correlate(&draft("Created pod: a", 1)) else { panic!() };
-        assert_eq!((name.as_str(), count), ("web.1", 2));
+        let first = correlator.correlate(&draft("Created pod: a", 0)).unwrap();
+        assert_eq!((first.name, first.count), (None, 1));
+        correlator.written(&first.key, "web.1".into());
+        let second = correlator.correlate(&draft("Created pod: a", 1)).unwrap();
+        assert_eq!((second.name.as_deref(), second.count, second.first), (Some("web.1"), 2, first.first));
     }
 
     #[test]
     fn alike_events_are_combined_and_a_flood_is_cut_off() {
         let mut correlator = Correlator::default();
         let steps: Vec<_> = (0..40).map(|it| correlator.correlate(&draft(&format!("Created pod: {it}"), 0))).collect();
-        let combined =
-            |step: &Option<Step>| matches!(step, Some(Step::Create { message, .. }) if message.starts_with("(combined from similar events): "));
+        let combined = |step: &Option<Step>| step.as_ref().is_some_and(|it| it.message.starts_with("(combined from similar events): "));
         assert_eq!(steps.iter().position(combined), Some(9));
         assert_eq!(steps.iter().filter(|it| it.is_some()).count(), 25);
     }

@@ -15,9 +15,11 @@ use super::{agent::Agent, environment::Machine};
 use crate::{
     api::http,
     base::{backoff::Backoff, clock},
+    client::writes,
 };
 
-const RENEW_EVERY: Duration = Duration::from_secs(10);
+/// `nodeLeaseDurationSeconds` / 4.
+pub const RENEW_EVERY: Duration = Duration::from_secs(10);
 /// `nodeStatusReportFrequency`, in renewals of the lease.
 const REPORT_EVERY: u32 = 30;
 /// How soon the node's range of pod addresses is looked for again.
@@ -31,7 +33,6 @@ impl Agent {
     /// Makes the Node object, keeps its status, and renews its lease.
     pub(super) async fn register(&self) {
         self.join().await;
-        let leases: Api<Lease> = Api::namespaced(self.client.clone(), LEASES);
         let mut ticks = tokio::time::interval(RENEW_EVERY);
         for count in 0.. {
             let is_news = tokio::select! {
@@ -41,12 +42,7 @@ impl Agent {
             if let Err(error) = self.keep_node(is_news || count % REPORT_EVERY == 0).await {
                 tracing::warn!(%error, "the node could not report");
             }
-            let spec = json!({"holderIdentity": self.options.name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": clock::rfc3339_micro(clock::now())});
-            let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": self.options.name, "namespace": LEASES}, "spec": spec});
-            let params = PatchParams::apply("kubelet").force();
-            if let Err(error) = leases.patch(&self.options.name, &params, &Patch::Apply(&lease)).await {
-                tracing::warn!(%error, "the node's lease was not renewed");
-            }
+            renew_lease(&self.client, &self.options.name).await;
         }
     }
 
@@ -113,6 +109,16 @@ impl Agent {
                     "kernelVersion": text("/proc/sys/kernel/osrelease"), "osImage": os, "operatingSystem": "linux", "architecture": http::arch(),
                     
                     "containerRuntimeVersion": concat!("howdah://", env!("CARGO_PKG_VERSION")), "kubeletVersion": http::GIT_VERSION, "kubeProxyVersion": ""}}})
+    }
+}
+
+/// Says that a node lives.
+pub async fn renew_lease(client: &kube::Client, node: &str) {
+    let spec = json!({"holderIdentity": node, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": clock::rfc3339_micro(clock::now())});
+    let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": node, "namespace": LEASES}, "spec": spec});
+    let params = PatchParams::apply("kubelet").force();
+    if let Err(error) = writes::api::<Lease>(client, LEASES).patch(node, &params, &Patch::Apply(&lease)).await {
+        tracing::warn!(%error, node, "the node's lease was not renewed");
     }
 }
 

@@ -1,34 +1,24 @@
 //! Simulated nodes: they register, renew their leases, and say of every pod that is bound to them that it runs, without any
 //! container. For tests of the control plane and its scale, as kwok does.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use k8s_openapi::{
-    api::{
-        coordination::v1::Lease,
-        core::v1::{Node, Pod},
-    },
-    jiff::Timestamp,
-};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api,
     api::{Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 
+use super::register::{RENEW_EVERY, renew_lease};
 use crate::{
     api::identity::{MASTERS, User},
     base::{Tasks, clock},
     client::{Clients, Informer, ObjectKey, Result, Watch, WorkQueue, pods, writes},
 };
 
-/// How often a node renews its lease (`nodeLeaseDurationSeconds` / 4).
-const RENEW_EVERY: Duration = Duration::from_secs(10);
-const LEASE_SECONDS: u32 = 40;
 /// Pods whose status is written at the same time.
 const WORKERS: usize = 32;
-const MANAGER: &str = "kubelet";
-const LEASES: &str = "kube-node-lease";
 
 /// Starts `count` nodes, named `sim-0` and so on.
 pub fn start(clients: &Clients, tasks: &Tasks, count: usize) {
@@ -41,7 +31,13 @@ pub fn start(clients: &Clients, tasks: &Tasks, count: usize) {
             register(&nodes, &name(at)).await;
         }
         run_pods(client.clone(), &group);
-        renew_leases(Api::namespaced(client, LEASES), count).await;
+        let mut ticks = tokio::time::interval(RENEW_EVERY);
+        loop {
+            ticks.tick().await;
+            for at in 0..count {
+                renew_lease(&client, &name(at)).await;
+            }
+        }
     });
 }
 
@@ -80,22 +76,6 @@ async fn register(nodes: &Api<Node>, name: &str) {
     }
 }
 
-async fn renew_leases(leases: Api<Lease>, count: usize) {
-    let mut ticks = tokio::time::interval(RENEW_EVERY);
-    loop {
-        ticks.tick().await;
-        for name in (0..count).map(name) {
-            let now = clock::rfc3339_micro(clock::now());
-            let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name, "namespace": LEASES},
-                "spec": {"holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now}});
-            let params = PatchParams::apply(MANAGER).force();
-            if let Err(error) = leases.patch(&name, &params, &Patch::Apply(&lease)).await {
-                tracing::debug!(name, %error, "a lease was not renewed");
-            }
-        }
-    }
-}
-
 fn run_pods(client: kube::Client, tasks: &Tasks) {
     let queue: Arc<WorkQueue<ObjectKey>> = Arc::new(WorkQueue::new());
     let pods: Informer<Pod> = Informer::start("simulated-pods", Api::all(client.clone()), Watch::default(), tasks);
@@ -127,7 +107,7 @@ async fn run_pod(client: &kube::Client, pod: &Pod) -> Result<bool> {
 
 /// The status of a pod whose containers run.
 fn running(pod: &Pod) -> Value {
-    let now = clock::rfc3339(Timestamp::now());
+    let now = clock::now_rfc3339();
     let containers = pod.spec.as_ref().map(|it| it.containers.as_slice()).unwrap_or_default();
     let statuses: Vec<Value> = containers
         .iter()

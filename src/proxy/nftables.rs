@@ -166,50 +166,16 @@ impl Table {
 
     fn masquerade_rules(&mut self, pods: Option<(IpAddr, u8)>) {
         let (length, words) = (self.ip_len(), self.ip_len() / 4);
-        let source = payload(NETWORK_HEADER, self.source_at(), length, R);
-        let hairpin = vec![
-            source.clone(),
-            payload(NETWORK_HEADER, self.destination_at(), length, R + words),
-            lookup(set_name(Map::Hairpins), R, None),
-            expression("ct", Attributes::new().be32(1, R).be32(2, CONNTRACK_STATUS)),
-            mask(R, &STATUS_DNAT.to_ne_bytes()),
-            compare(R, 1, &0u32.to_ne_bytes()),
-            expression("masq", Attributes::new()),
-        ];
-        self.rule("postrouting", hairpin);
+        let address = |at, register| payload(NETWORK_HEADER, at, length, register);
+        let both = vec![address(self.source_at(), R), address(self.destination_at(), R + words), lookup(set_name(Map::Hairpins), R, None)];
+        self.rule("postrouting", [both, was_translated(), masquerade()].concat());
         let Some((network, prefix)) = pods else { return };
         let (network, bits) = (octets(network), prefix_mask(prefix, length as usize));
-        let destination = payload(NETWORK_HEADER, self.destination_at(), length, R);
-        let outward = vec![
-            source,
-            mask(R, &bits),
-            compare(R, 0, &network),
-            destination,
-            mask(R, &bits),
-            compare(R, 1, &network),
-            expression("masq", Attributes::new()),
-        ];
-        self.rule("postrouting", outward);
-        self.rule("postrouting", self.to_other_nodes(&network, &bits));
-    }
-
-    /// What others send to a Service and what then goes to a pod of another node must come back through this one.
-    fn to_other_nodes(&self, network: &[u8], bits: &[u8]) -> Vec<Attributes> {
-        let length = self.ip_len();
-        vec![
-            payload(NETWORK_HEADER, self.source_at(), length, R),
-            mask(R, bits),
-            compare(R, 1, network),
-            payload(NETWORK_HEADER, self.destination_at(), length, R),
-            mask(R, bits),
-            compare(R, 0, network),
-            get_meta(META_LINK_OUT, R),
-            compare(R, 1, POD_LINKS),
-            expression("ct", Attributes::new().be32(1, R).be32(2, CONNTRACK_STATUS)),
-            mask(R, &STATUS_DNAT.to_ne_bytes()),
-            compare(R, 1, &0u32.to_ne_bytes()),
-            expression("masq", Attributes::new()),
-        ]
+        let is_pod = |at, operator| vec![address(at, R), mask(R, &bits), compare(R, operator, &network)];
+        self.rule("postrouting", [is_pod(self.source_at(), 0), is_pod(self.destination_at(), 1), masquerade()].concat());
+        // What others send to a Service and what then goes to a pod of another node must come back through this one.
+        let leaves = vec![get_meta(META_LINK_OUT, R), compare(R, 1, POD_LINKS)];
+        self.rule("postrouting", [is_pod(self.source_at(), 1), is_pod(self.destination_at(), 0), leaves, was_translated(), masquerade()].concat());
     }
 
     /// The chain that draws one of n backends, remembering the client where there is affinity.
@@ -412,6 +378,16 @@ fn mask(register: u32, bits: &[u8]) -> Attributes {
 /// The type of the destination address, as the routing table has it.
 fn local_type(register: u32) -> Attributes {
     expression("fib", Attributes::new().be32(1, register).be32(2, 3).be32(3, 2))
+}
+
+/// Whether the packet's connection goes elsewhere than it was sent.
+fn was_translated() -> Vec<Attributes> {
+    let status = expression("ct", Attributes::new().be32(1, R).be32(2, CONNTRACK_STATUS));
+    vec![status, mask(R, &STATUS_DNAT.to_ne_bytes()), compare(R, 1, &0u32.to_ne_bytes())]
+}
+
+fn masquerade() -> Vec<Attributes> {
+    vec![expression("masq", Attributes::new())]
 }
 
 /// Puts (key at `key` → data at `data`) into the affinity map for `milliseconds`, anew with each connection.

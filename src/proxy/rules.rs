@@ -82,10 +82,6 @@ impl Numbers {
         self.by_name.insert(name.clone(), self.next);
         self.next
     }
-
-    pub fn forget(&mut self, name: &Name) {
-        self.by_name.remove(name);
-    }
 }
 
 impl Elements {

@@ -55,11 +55,11 @@ pub enum Action {
 pub fn plan(deployment: &Deployment, owned: &[Arc<ReplicaSet>], runs_pods: impl Fn(&ReplicaSet) -> bool, now: Timestamp) -> Result<Plan> {
     let mut rollout = Rollout::new(deployment, owned, now);
     if deployment.metadata.deletion_timestamp.is_some() {
-        rollout.sync_revision(false);
+        rollout.refresh();
         return Ok(rollout.finish_plainly());
     }
     rollout.check_paused();
-    rollout.sync_revision(false);
+    rollout.refresh();
     if rollout.is_paused() || rollout.is_scaling() {
         rollout.scale();
         if rollout.is_paused() {
@@ -127,23 +127,19 @@ impl Rollout {
             (false, true) => ("DeploymentResumed", "Deployment is resumed"),
             _ => return,
         };
-        let condition = new_condition("Progressing", "Unknown", reason, message, self.now);
-        set_condition(self.status(), condition);
+        self.set_progressing("Unknown", reason, message);
     }
 
-    /// `getNewReplicaSet`: brings the new ReplicaSet's annotations up to date, or makes it if `create`.
-    fn sync_revision(&mut self, create: bool) {
-        let revision = self.old.iter().map(revision_of).max().unwrap_or(0) + 1;
-        match self.new.take() {
-            Some(set) => self.refresh(set, revision),
-            None if create => self.create(revision),
-            None => (),
-        }
+    /// The number of the new ReplicaSet.
+    fn revision(&self) -> i64 {
+        self.old.iter().map(revision_of).max().unwrap_or(0) + 1
     }
 
-    fn refresh(&mut self, set: ReplicaSet, revision: i64) {
+    /// Brings the new ReplicaSet up to date, where there is one (`getNewReplicaSet`).
+    fn refresh(&mut self) {
+        let Some(set) = self.new.take() else { return };
         let mut next = set.clone();
-        annotate(&self.deployment, &mut next, revision);
+        annotate(&self.deployment, &mut next, self.revision());
         let min_ready = self.deployment.spec.as_ref().and_then(|it| it.min_ready_seconds);
         if let Some(spec) = &mut next.spec
             && spec.min_ready_seconds.unwrap_or(0) != min_ready.unwrap_or(0)
@@ -162,8 +158,12 @@ impl Rollout {
         self.new = Some(next);
     }
 
-    fn create(&mut self, revision: i64) {
-        let mut set = template::replica_set(&self.deployment);
+    /// Makes the new ReplicaSet, where there is none.
+    fn create(&mut self) {
+        if self.new.is_some() {
+            return;
+        }
+        let (mut set, revision) = (template::replica_set(&self.deployment), self.revision());
         set.spec.get_or_insert_default().replicas = Some(self.room_for(0));
         annotate(&self.deployment, &mut set, revision);
         annotate_replicas(&self.deployment, &mut set);
@@ -279,7 +279,7 @@ impl Rollout {
 
     /// `rolloutRolling`.
     fn roll(&mut self) {
-        self.sync_revision_or_create();
+        self.create();
         let present = self.new.as_ref().map_or(0, size);
         let to = if present >= self.wanted() { self.wanted() } else { self.room_for(present) };
         if to != present {
@@ -287,13 +287,6 @@ impl Rollout {
         }
         if !self.shrink_old() && is_complete(&self.deployment, &self.stored) {
             self.clean_up();
-        }
-    }
-
-    /// The new ReplicaSet is made unless it is there, and was brought up to date before.
-    fn sync_revision_or_create(&mut self) {
-        if self.new.is_none() {
-            self.sync_revision(true);
         }
     }
 
@@ -309,31 +302,18 @@ impl Rollout {
         if most <= 0 {
             return false;
         }
-        self.shrink_unhealthy(most);
+        // Those that are unhealthy are no loss (`cleanupUnhealthyReplicas`); then `scaleDownOldReplicaSetsForRollingUpdate`.
+        self.shrink_by(most, |it| size(it) - available(it));
         let healthy: i32 = self.all().map(available).sum();
-        self.shrink_by(healthy - floor);
+        self.shrink_by(healthy - floor, size);
         total(self.old.iter()) < before
     }
 
-    /// `cleanupUnhealthyReplicas`: those are no loss.
-    fn shrink_unhealthy(&mut self, most: i32) {
+    /// Takes away at the most so many of the replicas that may go, from the oldest on.
+    fn shrink_by(&mut self, most: i32, may_go: impl Fn(&ReplicaSet) -> i32) {
         let mut left = most;
         for at in 0..self.old.len() {
-            let unhealthy = size(&self.old[at]) - available(&self.old[at]);
-            if left <= 0 || unhealthy <= 0 || size(&self.old[at]) == 0 {
-                continue;
-            }
-            let count = left.min(unhealthy);
-            self.resize(Which::Old(at), size(&self.old[at]) - count, false);
-            left -= count;
-        }
-    }
-
-    /// `scaleDownOldReplicaSetsForRollingUpdate`, the oldest first.
-    fn shrink_by(&mut self, most: i32) {
-        let mut left = most;
-        for at in 0..self.old.len() {
-            let count = left.min(size(&self.old[at]));
+            let count = left.min(may_go(&self.old[at])).min(size(&self.old[at]));
             if count > 0 {
                 self.resize(Which::Old(at), size(&self.old[at]) - count, false);
                 left -= count;
@@ -349,7 +329,7 @@ impl Rollout {
         if before > 0 || is_old_running {
             return;
         }
-        self.sync_revision_or_create();
+        self.create();
         self.resize(Which::New, self.wanted(), false);
         if is_complete(&self.deployment, &self.stored) {
             self.clean_up();
@@ -474,8 +454,7 @@ impl Rollout {
         if is_complete(&self.deployment, status) || present.reason.as_deref() == Some("ProgressDeadlineExceeded") {
             return None;
         }
-        let due = present.last_update_time.as_ref()?.0.checked_add(deadline(&self.deployment)?).ok()?;
-        let left = due.duration_since(self.now).max(SignedDuration::ZERO);
+        let left = due(present, &self.deployment)?.duration_since(self.now).max(SignedDuration::ZERO);
         Some(left.unsigned_abs() + Duration::from_secs(1))
     }
 }
@@ -630,11 +609,13 @@ fn has_timed_out(deployment: &Deployment, status: &DeploymentStatus, now: Timest
     match present.reason.as_deref() {
         Some("NewReplicaSetAvailable") => false,
         Some("ProgressDeadlineExceeded") => true,
-        _ => {
-            let due = present.last_update_time.as_ref().zip(deadline(deployment)).and_then(|(at, deadline)| at.0.checked_add(deadline).ok());
-            due.is_some_and(|it| it < now)
-        }
+        _ => due(present, deployment).is_some_and(|it| it < now),
     }
+}
+
+/// Until when there must be progress again.
+fn due(progressing: &DeploymentCondition, deployment: &Deployment) -> Option<Timestamp> {
+    progressing.last_update_time.as_ref()?.0.checked_add(deadline(deployment)?).ok()
 }
 
 pub fn new_condition(kind: &str, state: &str, reason: &str, message: &str, now: Timestamp) -> DeploymentCondition {

@@ -66,9 +66,16 @@ pub struct Plan {
 
 /// Why a Job ends.
 #[derive(Clone, Debug, PartialEq)]
-enum End {
-    Succeeded(String, String),
-    Failed(String, String),
+struct End {
+    is_success: bool,
+    reason: String,
+    message: String,
+}
+
+impl End {
+    fn new(is_success: bool, reason: &str, message: impl Into<String>) -> Self {
+        Self { is_success, reason: reason.to_owned(), message: message.into() }
+    }
 }
 
 struct Facts<'a> {
@@ -207,7 +214,7 @@ impl Facts<'_> {
             match rule.action.as_str() {
                 "FailJob" => {
                     let message = format!("{why} matching FailJob rule at index {at}");
-                    self.end.get_or_insert(End::Failed("PodFailurePolicy".to_owned(), message));
+                    self.end.get_or_insert(End::new(false, "PodFailurePolicy", message));
                     return Verdict::Count;
                 }
                 "Ignore" => return Verdict::Ignore,
@@ -238,12 +245,12 @@ impl Facts<'_> {
 
     /// Whether the Job has come to its end.
     fn judge(&mut self, plan: &mut Plan) {
-        let failed = |reason: &str, message: &str| Some(End::Failed(reason.to_owned(), message.to_owned()));
-        if let Some(old) = self.condition("FailureTarget") {
-            self.end = Some(End::Failed(old.reason.clone().unwrap_or_default(), old.message.clone().unwrap_or_default()));
-        } else if let Some(old) = self.condition("SuccessCriteriaMet") {
-            self.end = Some(End::Succeeded(old.reason.clone().unwrap_or_default(), old.message.clone().unwrap_or_default()));
-        }
+        let failed = |reason: &str, message: &str| Some(End::new(false, reason, message));
+        let told = [("FailureTarget", false), ("SuccessCriteriaMet", true)].into_iter().find_map(|(kind, is_success)| {
+            let old = self.condition(kind)?;
+            Some(End::new(is_success, old.reason.as_deref().unwrap_or_default(), old.message.clone().unwrap_or_default()))
+        });
+        self.end = told.or(self.end.take());
         if self.end.is_some() {
             return;
         }
@@ -255,9 +262,9 @@ impl Facts<'_> {
         } else if self.spec.max_failed_indexes.is_some_and(|it| self.failed_indexes.len() as i32 > it) {
             failed("MaxFailedIndexesExceeded", "Job has exceeded the specified maximal number of failed indexes")
         } else if let Some(at) = self.success_policy() {
-            Some(End::Succeeded("SuccessPolicy".to_owned(), format!("Matched rules at index {at}")))
+            Some(End::new(true, "SuccessPolicy", format!("Matched rules at index {at}")))
         } else if self.is_complete() {
-            Some(End::Succeeded("CompletionsReached".to_owned(), "Reached expected number of succeeded pods".to_owned()))
+            Some(End::new(true, "CompletionsReached", "Reached expected number of succeeded pods"))
         } else if self.is_indexed && !self.failed_indexes.is_empty() && (self.failed_indexes.len() + self.completed_indexes.len()) as i32 >= self.completions() {
             failed("FailedIndexes", "Job has failed indexes")
         } else {
@@ -407,23 +414,14 @@ impl Facts<'_> {
     fn write(&mut self, plan: &mut Plan) {
         let active = self.active();
         let is_settled = plan.release.is_empty() && active.is_empty() && self.terminating() == 0;
-        match self.end.clone() {
-            Some(End::Succeeded(reason, message)) => {
-                self.set("SuccessCriteriaMet", "True", &reason, &message);
-                if is_settled && self.condition("Complete").is_none() {
-                    self.set("Complete", "True", &reason, &message);
-                    self.status.completion_time = Some(Time(self.now));
-                    plan.events.push((false, "Completed".to_owned(), "Job completed".to_owned()));
-                }
+        if let Some(End { is_success, reason, message }) = self.end.clone() {
+            let (meant, done) = if is_success { ("SuccessCriteriaMet", "Complete") } else { ("FailureTarget", "Failed") };
+            self.set(meant, "True", &reason, &message);
+            if is_settled && self.condition(done).is_none() {
+                self.set(done, "True", &reason, &message);
+                self.status.completion_time = is_success.then(|| Time(self.now)).or(self.status.completion_time.take());
+                plan.events.push(if is_success { (false, "Completed".to_owned(), "Job completed".to_owned()) } else { (true, reason, message) });
             }
-            Some(End::Failed(reason, message)) => {
-                self.set("FailureTarget", "True", &reason, &message);
-                if is_settled && self.condition("Failed").is_none() {
-                    self.set("Failed", "True", &reason, &message);
-                    plan.events.push((true, reason, message));
-                }
-            }
-            None => (),
         }
         let some = |count: i32| Some(count).filter(|it| *it != 0);
         let ready = active.iter().filter(|it| pods::is_ready(it)).count() as i32;
