@@ -23,18 +23,24 @@ const INFORMERS: &str = "informer-sync";
 const SHUTDOWN: &str = "shutdown";
 /// What says only whether clients should come.
 const READINESS: [&str; 3] = [BOOTSTRAP, INFORMERS, SHUTDOWN];
+/// The results of all checks as metrics, asked for once more.
+const SLIS: &str = "/metrics/slis";
 const ROOTS: [&str; 3] = ["healthz", "livez", "readyz"];
 
 /// The answer to a path of health; `None` for other paths.
 pub async fn serve(server: &Server, path: &str, query: &Query) -> Option<Response> {
-    let (root, name) = path.trim_matches('/').split_once('/').unwrap_or((path.trim_matches('/'), ""));
-    if !ROOTS.contains(&root) {
-        return None;
+    if path == SLIS {
+        for check in CHECKS {
+            run(server, "readyz", check).await;
+        }
+        return Some(server.metrics.serve_slis());
     }
+    let (root, name) = path.trim_matches('/').split_once('/').unwrap_or((path.trim_matches('/'), ""));
+    let root = ROOTS.into_iter().find(|it| *it == root)?;
     let checks = CHECKS.into_iter().filter(|it| !READINESS.contains(it) || root == "readyz");
     if !name.is_empty() {
         let name = checks.into_iter().find(|it| *it == name)?;
-        return Some(match run(server, name).await {
+        return Some(match run(server, root, name).await {
             true => body::text(200, "ok"),
             false => body::text(500, "internal server error: reason withheld\n"),
         });
@@ -46,7 +52,7 @@ pub async fn serve(server: &Server, path: &str, query: &Query) -> Option<Respons
         excluded.retain(|it| it != check);
         lines += &match excluded.len() < known {
             true => format!("[+]{check} excluded: ok\n"),
-            false if run(server, check).await => format!("[+]{check} ok\n"),
+            false if run(server, root, check).await => format!("[+]{check} ok\n"),
             false => {
                 has_failed = true;
                 format!("[-]{check} failed: reason withheld\n")
@@ -64,12 +70,15 @@ pub async fn serve(server: &Server, path: &str, query: &Query) -> Option<Respons
     })
 }
 
-async fn run(server: &Server, check: &str) -> bool {
-    match check {
+/// Runs a check, and counts how it went.
+async fn run(server: &Server, root: &'static str, check: &str) -> bool {
+    let is_well = match check {
         "etcd" | "poststarthook/storage-readiness" => tokio::time::timeout(STORE_WITHIN, server.store.consistent()).await.is_ok_and(|it| it.is_ok()),
         BOOTSTRAP => server.is_bootstrapped.load(Ordering::Relaxed),
         // A server that is about to stop takes no new clients.
         SHUTDOWN => !server.tasks.is_stopping(),
         _ => true,
-    }
+    };
+    server.metrics.checked(check, root, is_well);
+    is_well
 }

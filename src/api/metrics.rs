@@ -61,6 +61,15 @@ pub struct Metrics {
     refused: Family<Two, Counter>,
     process: Process,
     started: f64,
+    slis: Slis,
+}
+
+/// What service levels are judged by (component-base `metrics/prometheus/slis`).
+#[derive(Default)]
+struct Slis {
+    /// By the name of a check and where it was asked for.
+    last: Family<Two, Gauge>,
+    all: Family<(Two, One), Counter>,
 }
 
 #[derive(Default)]
@@ -89,6 +98,7 @@ impl Default for Metrics {
             executing: Family::default(),
             queued: Family::default(),
             refused: Family::default(),
+            slis: Slis::default(),
             process: Process::default(),
             started: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
         };
@@ -149,11 +159,32 @@ impl Metrics {
             counter.inc_by(refused.saturating_sub(counter.get()));
         }
         self.process.look(self.started);
-        let mut text = String::new();
-        match text::encode(&mut text, &self.registry) {
-            Ok(()) => body::respond(200, CONTENT_TYPE, body::full(text)),
-            Err(why) => body::text(500, why.to_string()),
-        }
+        told(&self.registry)
+    }
+}
+
+impl Metrics {
+    /// Counts a check of health.
+    pub fn checked(&self, name: &str, root: &'static str, is_well: bool) {
+        let labels = [("name", name.to_owned()), ("type", root.to_owned())];
+        self.slis.last.get_or_create(&labels).set(i64::from(is_well));
+        self.slis.all.get_or_create(&(labels, [("status", if is_well { "success" } else { "error" }.to_owned())])).inc();
+    }
+
+    /// Answers `/metrics/slis`.
+    pub fn serve_slis(&self) -> Response {
+        let mut registry = Registry::default();
+        registry.register("kubernetes_healthcheck", "The last result of each check of health", self.slis.last.clone());
+        registry.register("kubernetes_healthchecks", "The results of all checks of health", self.slis.all.clone());
+        told(&registry)
+    }
+}
+
+fn told(registry: &Registry) -> Response {
+    let mut text = String::new();
+    match text::encode(&mut text, registry) {
+        Ok(()) => body::respond(200, CONTENT_TYPE, body::full(text)),
+        Err(why) => body::text(500, why.to_string()),
     }
 }
 
