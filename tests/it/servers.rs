@@ -288,8 +288,11 @@ async fn a_server_ends_when_the_schema_is_contracted_under_it() {
     assert_eq!(send(&client, "POST", MAPS, &map("before")).await.0, 201);
     let migration = "INSERT INTO old._sqlx_migrations (version, description, success, checksum, execution_time) VALUES (1000, 'contract all', true, '', 0)";
     database.psql(migration).expect("migrated");
-    let (code, answer) = send(&client, "POST", MAPS, &map("after")).await;
-    assert!(code == 503 && answer.text("message").contains("has taken away what this one"), "{code} {answer}");
+    let request = http::Request::post(MAPS).header("content-type", "application/json");
+    // On a busy machine it may have ended before it can answer.
+    if let Ok(answer) = client.send(request.body(map("after").to_string().into_bytes().into()).expect("a request")).await {
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
     let began = Instant::now();
     let mut readiness = String::from("ok");
     while let Ok(request) = http::Request::get("/readyz").body(kube::client::Body::empty())
@@ -301,7 +304,7 @@ async fn a_server_ends_when_the_schema_is_contracted_under_it() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let log = std::fs::read_to_string(&server.process.log).expect("the log");
-    assert!(log.contains("migration 1000"), "{log}");
+    assert!(log.contains("has taken away what this one") && log.contains("migration 1000"), "{log}");
     assert_eq!(database.psql("SELECT count(*) FROM old.object WHERE name = 'after'").as_deref(), Some("0"));
 }
 
