@@ -344,7 +344,8 @@ impl Store {
             return Ok(self.snapshot());
         }
         let silent = |_| Rejected::Unavailable("the database does not answer".to_owned());
-        let head = tokio::time::timeout(writer::GIVE_UP_AFTER, self.inner.probes.ask(&*self.inner.engine)).await.map_err(silent)?;
+        let asked = tokio::time::timeout(writer::GIVE_UP_AFTER, self.inner.probes.ask(&*self.inner.engine)).await.map_err(silent)?;
+        let head = asked.map_err(|it| Rejected::Unavailable(it.to_string()))?;
         if head > self.revision() {
             self.inner.nudge.notify_one();
         }
@@ -505,8 +506,8 @@ struct Probes {
 }
 
 impl Probes {
-    /// Asks until there is an answer.
-    async fn ask(&self, engine: &dyn Engine) -> Revision {
+    /// Asks until there is an answer, or never can be one.
+    async fn ask(&self, engine: &dyn Engine) -> Result<Revision, engine::Error> {
         let begun = self.begun.load(Ordering::SeqCst);
         let mut last = self.last.lock().await;
         let mut backoff = Backoff::new(writer::RETRY_AFTER, writer::RETRY_AFTER_MOST);
@@ -514,13 +515,14 @@ impl Probes {
             let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
             match engine.head().await {
                 Ok(head) => *last = (number, head),
+                Err(error @ engine::Error::Outdated(_)) => return Err(error),
                 Err(error) => {
                     tracing::warn!(%error, "the newest revision cannot be read; trying again");
                     tokio::time::sleep(backoff.next_delay()).await;
                 }
             }
         }
-        last.1
+        Ok(last.1)
     }
 }
 
