@@ -219,6 +219,9 @@ fn image(command: Image, data_dir: &std::path::Path) -> std::io::Result<bool> {
     Ok(true)
 }
 
+/// The stack of a worker thread: documents are read down to 64 levels within a request's own frames, which in a build for tests are large. Pages that nobody touches cost nothing.
+const STACK_BYTES: usize = 4 << 20;
+
 /// What waits in a thread, as for a child that does not end, does not keep the program.
 const BLOCKING_END_WITHIN: Duration = Duration::from_secs(5);
 
@@ -226,7 +229,7 @@ const BLOCKING_END_WITHIN: Duration = Duration::from_secs(5);
 fn run(log: &str, work: impl Future<Output = Result<bool>>) -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_new(log).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
-    finish(tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|why| Error::new("threads", why)).and_then(|runtime| {
+    finish(tokio::runtime::Builder::new_multi_thread().thread_stack_size(STACK_BYTES).enable_all().build().map_err(|why| Error::new("threads", why)).and_then(|runtime| {
         let done = runtime.block_on(work);
         runtime.shutdown_timeout(BLOCKING_END_WITHIN);
         done
