@@ -101,7 +101,8 @@ impl View<'_> {
             (Shape::Metadata, Encoding::Json) => Ok(json_list(objects, &metadata, "meta.k8s.io/v1", "PartialObjectMetadataList", "", |it| self.metadata(it))),
             (Shape::Object, Encoding::Protobuf) if self.kind.custom.is_none() => {
                 // What a list makes is not kept: it may be of everything, and is rarely asked for again.
-                let items = objects.iter().map(|it| match it.forms.get(self.form_id() | FORM_PROTOBUF) {
+                let encoded = |it: &Stored| it.forms.get(self.form_id() | FORM_PROTOBUF).filter(|it| !it.is_empty());
+                let items = objects.iter().map(|it| match encoded(it) {
                     Some(enveloped) => protobuf::message_of(&enveloped),
                     None => protobuf::message(&it.json, &self.version.schema),
                 });

@@ -73,7 +73,7 @@ pub async fn serve(server: &Server, path: &str, query: &Query) -> Option<Respons
 /// Runs a check, and counts how it went.
 async fn run(server: &Server, root: &'static str, check: &str) -> bool {
     let is_well = match check {
-        "etcd" | "poststarthook/storage-readiness" => tokio::time::timeout(STORE_WITHIN, server.store.consistent()).await.is_ok_and(|it| it.is_ok()),
+        "etcd" => tokio::time::timeout(STORE_WITHIN, server.store.consistent()).await.is_ok_and(|it| it.is_ok()),
         BOOTSTRAP => server.is_bootstrapped.load(Ordering::Relaxed),
         // A server that is about to stop takes no new clients.
         SHUTDOWN => !server.tasks.is_stopping(),

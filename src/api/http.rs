@@ -168,16 +168,16 @@ impl Server {
         if let Some(delegate) = self.aggregator.delegate(&info) {
             return aggregation::pass(self, &delegate, &user, request).await;
         }
-        match info.is_resource {
-            true => verbs::serve(self.clone(), user, info, query, request).await,
-            false => match verbs::within(&query).map(|_| health::serve(self, &info.path, &query))?.await {
-                Some(response) => Ok(response),
-                None => {
-                    registration::await_kinds(self).await;
-                    self.document(&request, &info.path)
-                }
-            },
+        if info.is_resource {
+            return verbs::serve(self.clone(), user, info, query, request).await;
         }
+        // A timeout that is none is refused on any path.
+        verbs::within(&query)?;
+        if let Some(response) = health::serve(self, &info.path, &query).await {
+            return Ok(response);
+        }
+        registration::await_kinds(self).await;
+        self.document(&request, &info.path)
     }
 
     /// What a request stands on. It sees all that was acknowledged before it, by this server or another, also through the later snapshots

@@ -2,10 +2,10 @@
 
 use jiff::Timestamp;
 
-use super::{Cell, Column};
+use super::{Cell, Column, expr::Expr};
 use crate::{
     meta::{LabelSelector, Meta, Value},
-    schema::cel::Val,
+    schema::cel::{BUDGET, Budget, Val},
 };
 
 pub type CellFn = fn(&Value, Timestamp) -> Value;
@@ -39,12 +39,17 @@ impl Column {
             Cell::Age(paths) => age(paths.iter().find_map(|it| it.of(object)?.as_str().filter(|it| !it.is_empty()))?, now).into(),
             Cell::Count(path) => path.of(object).and_then(Value::as_array).map_or(0, Vec::len).into(),
             Cell::Selector(path) => selector_text(path.of(object)),
-            Cell::Expr(expr) => expr.evaluate(|_| Val::json(object))?.to_json().ok()?,
-            Cell::Some(expr) => shortened(expr.evaluate(|_| Val::json(object))?.to_json().ok()?.as_array()?)?,
+            Cell::Expr(expr) => told(expr, object)?,
+            Cell::Some(expr) => shortened(told(expr, object)?.as_array()?)?,
             Cell::Fn(read) => read(object, now),
             Cell::JsonPath(path) => return Some(super::jsonpath::cell(object, path, &self.data_type, now)),
         })
     }
+}
+
+/// What an expression makes of an object.
+fn told(expr: &Expr, object: &Value) -> Option<Value> {
+    expr.evaluate(|_| Val::json(object), &mut Budget::new(BUDGET)).ok()?.to_json().ok()
 }
 
 /// The first few of a list, and how many more there are.

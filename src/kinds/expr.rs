@@ -2,9 +2,9 @@
 
 use std::{borrow::Cow, sync::OnceLock};
 
-use crate::schema::cel::{BUDGET, Bindings, Budget, Environment, Program, Val};
+use crate::schema::cel::{Bindings, Budget, Environment, EvalError, Program, Val};
 
-/// An expression over named values, compiled when it is first asked. One that fails has no value.
+/// An expression over named values, compiled when it is first asked.
 #[derive(Debug)]
 pub struct Expr {
     text: &'static str,
@@ -32,10 +32,10 @@ impl Expr {
         self.compiled();
     }
 
-    pub fn evaluate<'a>(&self, named: impl Fn(&str) -> Val<'a>) -> Option<Val<'a>> {
+    pub fn evaluate<'a>(&self, named: impl Fn(&str) -> Val<'a>, budget: &mut Budget) -> Result<Val<'a>, EvalError> {
         let (program, names) = self.compiled();
         let bindings = names.iter().fold(Bindings::default(), |bindings, name| bindings.with(name, named(name)));
-        program.evaluate(&bindings, &mut Budget::new(BUDGET)).ok()
+        program.evaluate(&bindings, budget)
     }
 }
 

@@ -3,6 +3,7 @@
 //! The format: `# package` begins a package (`core/v1`); an unindented line names a type, or rules that others `use`; an indented one is a rule for its objects: guards, the field (or several,
 //! between commas), words, and after `: ` the words of the error. Fields: `.` the object itself, `a.b`, `a[]` each item, `a{}` each key of a map, `a{=}` each value.
 //! Guards: `?a` is set, `?a=X|Y` is one of these, `?*a` is there though empty, `?old` an update, `?{…}` an expression holds at the field; `?!` turns a guard round. `|` before them: where the rule before found nothing.
+//! `?before` is there: an earlier item of the list is the same; `?before=a,b` has the same fields; `?after` a later one.
 //! Tests pass over what is empty; `test!` looks at that too, and `test*` at what is there though empty. The tests of one line end with the first that fails.
 //! `{…}` is a value that is tested in place of the field's; `${…}` in the words of an error is what an expression says. `@place` reports the error elsewhere, each `^` a step further up.
 //! Lines that are indented further are rules for what the field is; `use=` takes those of that name (or of `package.name`), and `walk` goes into the field at once.
@@ -12,11 +13,13 @@
 
 mod calls;
 mod expr;
+mod memory;
 pub mod words;
 
 use std::{borrow::Cow, cell::OnceCell, collections::HashMap, sync::LazyLock};
 
 use expr::{Message, expr};
+use memory::{Memory, Repeats};
 
 use super::{
     Change,
@@ -33,8 +36,8 @@ static NOTHING: Value = Value::Null;
 /// A rule of the table.
 struct Rule {
     guards: Vec<Guard>,
-    /// Guards that are expressions, asked where the target is.
-    when: Vec<(bool, Expr)>,
+    /// Guards that are asked where the target is, and whether they are turned round.
+    when: Vec<(bool, When)>,
     targets: Vec<Vec<Step>>,
     /// Not looked at where the rule before it found something wrong.
     is_else: bool,
@@ -48,6 +51,11 @@ struct Rule {
     uses: Option<String>,
     /// Rules for what the target is, where the tests find nothing wrong.
     inner: Vec<Rule>,
+}
+
+enum When {
+    Holds(Expr),
+    Repeats(Repeats),
 }
 
 #[derive(Clone)]
@@ -101,6 +109,7 @@ pub struct Site<'a> {
     old_root: Option<&'a Value>,
     owner: Owner<'a>,
     item: Item<'a>,
+    memory: &'a Memory,
     suffix: &'a str,
     place: Option<&'a Message>,
     path: OnceCell<Path>,
@@ -199,9 +208,10 @@ impl Rules {
         let mut rule = Rule { guards: Vec::new(), when: Vec::new(), targets: Vec::new(), is_else, place: None, value: None, tests: Vec::new(), walks: false, uses: None, inner: Vec::new() };
         while let Some(word) = words.next_if(|it| it.starts_with('?')) {
             let (is_negated, bare) = word[1..].strip_prefix('!').map_or((false, &word[1..]), |it| (true, it));
-            match braced(bare) {
-                Some(expression) => rule.when.push((is_negated, expr(expression))),
-                None => rule.guards.push(Guard { is_negated, is: guard(bare) }),
+            match (braced(bare), Repeats::read(bare)) {
+                (Some(expression), _) => rule.when.push((is_negated, When::Holds(expr(expression)))),
+                (_, Some(repeats)) => rule.when.push((is_negated, When::Repeats(repeats))),
+                _ => rule.guards.push(Guard { is_negated, is: guard(bare) }),
             }
         }
         let targets: Vec<&'static str> = words.next().unwrap_or_default().split(',').collect();
@@ -352,7 +362,8 @@ fn each_gated(value: &mut Value, schema: &Schema, act: &mut dyn FnMut(&mut serde
 /// Applies the rules to an object of a built-in kind: to the status in an update of the status, otherwise to the rest.
 /// A kind whose status is written with the rest has both checked.
 pub fn check(object: &Value, schema: &Schema, change: Change<'_>, with_status: bool) -> FieldErrors {
-    let mut walk = Walk { root: object, old: change.old(), is_update: change.old().is_some(), errors: FieldErrors::new(), part: Part::Main };
+    let memory = Memory::default();
+    let mut walk = Walk { root: object, old: change.old(), is_update: change.old().is_some(), errors: FieldErrors::new(), part: Part::Main, memory: &memory };
     walk.part = match change.subresource() {
         "" if with_status => Part::Both,
         "" => Part::Main,
@@ -360,7 +371,7 @@ pub fn check(object: &Value, schema: &Schema, change: Change<'_>, with_status: b
         _ => return walk.errors,
     };
     walk.object(object, change.old(), schema, "", &Path::root(), true);
-    walk.errors
+    walk.finish()
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -382,6 +393,7 @@ struct Walk<'a> {
     is_update: bool,
     errors: FieldErrors,
     part: Part,
+    memory: &'a Memory,
 }
 
 /// An object that rules are of, where it is, and the one that a rule reached it from.
@@ -436,6 +448,12 @@ impl<'a> Reached<'a> {
 }
 
 impl Walk<'_> {
+    /// What was found wrong. An object on which the expressions cost more than they may is refused: not all of it has been looked at.
+    fn finish(mut self) -> FieldErrors {
+        self.errors.extend(self.memory.exhausted());
+        self.errors
+    }
+
     /// Walks into a value whose objects have the rules of `kind`; "" says those of their type.
     fn value(&mut self, value: &Value, old: Option<&Value>, schema: &Schema, kind: &str, path: &Path) {
         match (&schema.shape, value) {
@@ -517,7 +535,7 @@ impl Walk<'_> {
         let shown = if at.value.is_null() { at.zero } else { at.value };
         let mut site = Site {
             value: shown, old: at.old, object: owner.value, old_object: owner.old, base: owner.path, root: self.root, old_root: self.old,
-            owner, item: at.item, suffix: &at.suffix, place: rule.place.as_ref(), path: OnceCell::new(),
+            owner, item: at.item, memory: self.memory, suffix: &at.suffix, place: rule.place.as_ref(), path: OnceCell::new(),
         };
         let is_seen = |test: &&Test, value: &Value| match test.looks_at {
             LooksAt::All => true,
@@ -526,7 +544,7 @@ impl Walk<'_> {
         };
         let is_below = !at.value.is_null() && (!rule.inner.is_empty() || rule.uses.is_some() || rule.walks);
         let is_idle = rule.value.is_none() && !is_below && !rule.tests.iter().any(|it| is_seen(&it, at.value));
-        if is_idle || !rule.when.iter().all(|(is_negated, it)| site.holds(it) != *is_negated) {
+        if is_idle || !rule.when.iter().all(|(is_negated, it)| site.meets(it) != *is_negated) {
             return;
         }
         let made = rule.value.as_ref().map(|it| site.ask(it).and_then(|it| it.to_json().ok()).unwrap_or_default());
@@ -589,9 +607,10 @@ pub fn errors_of(object: &Value, type_name: &str, path: &Path) -> FieldErrors {
 
 /// The same by the rules of `kind`.
 pub fn errors_as(object: &Value, type_name: &str, kind: &str, path: &Path) -> FieldErrors {
-    let mut walk = Walk { root: object, old: None, is_update: false, errors: FieldErrors::new(), part: Part::Both };
+    let memory = Memory::default();
+    let mut walk = Walk { root: object, old: None, is_update: false, errors: FieldErrors::new(), part: Part::Both, memory: &memory };
     builtin(type_name).into_iter().for_each(|it| walk.object(object, None, &it, kind, path, false));
-    walk.errors
+    walk.finish()
 }
 
 /// Whether the rules find nothing wrong with an object of a type.
@@ -615,11 +634,14 @@ pub fn told(kind: &str, object: &Value, change: Change<'_>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn compile(rules: &[Rule]) {
         for rule in rules {
-            rule.when.iter().map(|it| &it.1).chain(&rule.value).for_each(Expr::compile);
+            let asked = rule.when.iter().filter_map(|it| if let When::Holds(expr) = &it.1 { Some(expr) } else { None });
+            asked.chain(&rule.value).for_each(Expr::compile);
             rule.place.iter().chain(rule.tests.iter().map(|it| &it.message)).for_each(Message::compile);
             compile(&rule.inner);
         }
@@ -628,5 +650,19 @@ mod tests {
     #[test]
     fn all_expressions_compile() {
         TABLE.values().for_each(|it| compile(&it.rules));
+    }
+
+    #[test]
+    fn large_objects_are_looked_at_whole_or_refused() {
+        let container = |it: usize| json!({"name": format!("c{}", it % 1999), "image": "i", "terminationMessagePolicy": "File", "imagePullPolicy": "Always"});
+        let containers: Vec<Value> = (0..2000).map(container).collect();
+        let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": containers, "dnsPolicy": "Default", "restartPolicy": "Always", "terminationGracePeriodSeconds": 30}});
+        assert_eq!(told("Pod", &pod, Change::Create), ["spec.containers[1999].name: Duplicate value: \"c0\""]);
+        let memory = Memory::with(1000);
+        let mut walk = Walk { root: &pod, old: None, is_update: false, errors: FieldErrors::new(), part: Part::Main, memory: &memory };
+        let schema = builtin("io.k8s.api.core.v1.Pod").expect("a type");
+        walk.object(&pod, None, &schema, "", &Path::root(), true);
+        let last = walk.finish().last().map(ToString::to_string).unwrap_or_default();
+        assert!(last.ends_with("validation failed due to running out of cost budget, no further validation rules will be run"), "{last}");
     }
 }

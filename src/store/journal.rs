@@ -6,8 +6,6 @@ use super::{Key, Revision, engine::Error};
 
 /// The first byte of a batch's data.
 const FORMAT: u8 = 1;
-/// That byte, and how long the entries are.
-const HEAD: usize = 5;
 
 /// The flags of an entry.
 const IS_DELETE: u8 = 1;
@@ -70,12 +68,8 @@ impl Batch {
         for entry in &self.entries {
             entry.write(&mut plain);
         }
-        let mut data = vec![0; HEAD + lz4_flex::block::get_maximum_output_size(plain.len())];
-        data[0] = FORMAT;
-        data[1..HEAD].copy_from_slice(&(plain.len() as u32).to_le_bytes());
-        // It fails only where the room is too small.
-        let length = lz4_flex::compress_into(&plain, &mut data[HEAD..]).unwrap_or_default();
-        data.truncate(HEAD + length);
+        let mut data = vec![FORMAT];
+        data.extend(lz4_flex::compress_prepend_size(&plain));
         data
     }
 

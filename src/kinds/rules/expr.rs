@@ -17,7 +17,7 @@ pub fn expr(text: &'static str) -> Expr {
 impl<'a> Site<'a> {
     /// What an expression makes of this place.
     pub fn ask(&self, expr: &Expr) -> Option<Val<'a>> {
-        expr.evaluate(|name| self.named(name))
+        self.memory.spend(|budget| expr.evaluate(|name| self.named(name), budget))
     }
 
     pub fn holds(&self, expr: &Expr) -> bool {
