@@ -9,7 +9,6 @@ use tokio::time::Instant;
 
 use super::{
     Server, certificates,
-    forms::parse,
     identity::User,
     limits, node, podsecurity, rbac,
     target::Target,
@@ -145,7 +144,7 @@ impl Context<'_> {
     }
 
     fn find(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
-        Some(parse(&self.snapshot.get(&Key::new(resource, namespace, name))?.json))
+        Some(self.snapshot.get(&Key::new(resource, namespace, name))?.value())
     }
 }
 
@@ -241,7 +240,7 @@ fn priority(context: &Context<'_>, pod: &mut Value) -> Result<()> {
     }
     let name = pod.text_at(&["spec", "priorityClassName"]).to_owned();
     let class = match name.as_str() {
-        "" => context.snapshot.list(CLASSES, None, None).map(|it| parse(&it.json)).find(|it| it["globalDefault"] == true),
+        "" => context.snapshot.list(CLASSES, None, None).map(|it| it.value()).find(|it| it["globalDefault"] == true),
         name => {
             let class = context.find(CLASSES, "", name);
             let why = || Status::forbidden(&context.target.resource(), pod.name(), format!("no PriorityClass with name {name} was found"));
@@ -351,7 +350,7 @@ fn default_class(context: &Context<'_>, object: &mut Value, field: &str, classes
         return;
     }
     let is_default = |it: &Value| it.annotations().any(|(key, value)| annotations.contains(&key) && value == "true");
-    let classes = context.snapshot.list(classes, None, None).map(|it| parse(&it.json)).filter(is_default);
+    let classes = context.snapshot.list(classes, None, None).map(|it| it.value()).filter(is_default);
     let newest = classes.min_by_key(|it| (std::cmp::Reverse(it.metadata("creationTimestamp").to_owned()), it.name().to_owned()));
     newest.into_iter().for_each(|it| object.set_at(&["spec", field], it.name()));
 }

@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use rustls::{ClientConfig, pki_types::ServerName};
 
-use super::{Request, Response, Server, body, connect::Route, endpoint, forms::parse, identity::User, request::RequestInfo, trace::Why};
+use super::{Request, Response, Server, body, connect::Route, endpoint, identity::User, request::RequestInfo, trace::Why};
 use crate::{
     base::pki::{self, Rotating},
     meta::{Meta, Result, Status, Value},
@@ -90,7 +90,7 @@ impl Aggregator {
     /// Takes over what the stored APIServices say.
     fn load(&self, snapshot: &Snapshot) {
         let before = self.delegates.load();
-        let remote = snapshot.list(API_SERVICES, None, None).map(|it| parse(&it.json)).filter(|it| it.at(&["spec", "service"]).is_some());
+        let remote = snapshot.list(API_SERVICES, None, None).map(|it| it.value()).filter(|it| it.at(&["spec", "service"]).is_some());
         let delegates = remote.map(|it| self.take(&it, &before));
         self.delegates.store(Arc::new(delegates.map(|it| ((it.group.clone(), it.version.clone()), Arc::new(it))).collect()));
     }

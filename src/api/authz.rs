@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     meta::{Result, Status, Value, object::GroupResource},
-    store::{Snapshot, Stamp, Stored},
+    store::{Snapshot, Stamp},
 };
 
 const ROLES: [&str; 2] = ["rbac.authorization.k8s.io/clusterroles", "rbac.authorization.k8s.io/roles"];
@@ -115,8 +115,7 @@ fn decide(index: &Index, user: &User, attributes: &Attributes) -> Decision {
 }
 
 fn read(snapshot: &Snapshot) -> Index {
-    let parse = |stored: &Arc<Stored>| serde_json::from_slice::<Value>(&stored.json).ok();
-    let objects = |resources: [&str; 2]| -> Vec<Value> { resources.iter().flat_map(|it| snapshot.list(it, None, None)).filter_map(parse).collect() };
+    let objects = |resources: [&str; 2]| -> Vec<Value> { resources.iter().flat_map(|it| snapshot.list(it, None, None)).map(|it| it.value()).collect() };
     Index::new(&objects(ROLES), &objects(BINDINGS))
 }
 

@@ -5,7 +5,6 @@ use jiff::Timestamp;
 use ring::{digest, rand::SecureRandom};
 
 use super::{
-    forms::parse,
     identity::{AUTHENTICATED, User},
     tokens::Find,
 };
@@ -51,7 +50,7 @@ pub fn secret_name(id: &str) -> String {
 /// Whose token it is; `None` for what is no bootstrap token. The error says what is wrong with one that is.
 pub fn authenticate(token: &str, now: Timestamp, find: Find<'_>) -> Option<Result<User, String>> {
     let (id, secret) = split(token)?;
-    let found = find(&Key::new("secrets", NAMESPACE, &secret_name(id))).map(|it| parse(&it.json));
+    let found = find(&Key::new("secrets", NAMESPACE, &secret_name(id))).map(|it| it.value());
     Some(check(id, secret, found.as_ref(), now))
 }
 

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{
     Server,
-    forms::{View, parse},
+    forms::View,
 };
 use crate::{
     base::clock,
@@ -38,7 +38,7 @@ fn role(server: &Server, snapshot: &Snapshot, name: &str) -> Result<(), String> 
     if server.runs_roles.load(Ordering::Relaxed) {
         return Ok(());
     }
-    let lease = snapshot.get(&Key::new(LEASES, "kube-system", name)).map(|it| parse(&it.json)).unwrap_or_default();
+    let lease = snapshot.get(&Key::new(LEASES, "kube-system", name)).map(|it| it.value()).unwrap_or_default();
     let holder = lease.text_at(&["spec", "holderIdentity"]);
     let renewed = lease.text_at(&["spec", "renewTime"]).parse::<jiff::Timestamp>().ok();
     let lasts = Duration::from_secs(lease.int_at(&["spec", "leaseDurationSeconds"]).and_then(|it| u64::try_from(it).ok()).unwrap_or_default());

@@ -39,7 +39,7 @@ impl Server {
             }
         }
         for batch in to_convert.chunks(BATCH) {
-            let values = batch.iter().map(|at| parse(&objects[*at].json)).collect();
+            let values = batch.iter().map(|at| objects[*at].value()).collect();
             for (at, value) in batch.iter().zip(self.from_stored(view, values).await?) {
                 let json = objects[*at].forms.get_or_make(view.form_id(), || value.to_string().into());
                 objects[*at] = Arc::new(view.reformed(&objects[*at], json));
@@ -153,7 +153,7 @@ impl View<'_> {
             true => self.header(&parse(&json)),
             false => Header { schema: self.schema_id(), ..object.header.clone() },
         };
-        Stored { key: object.key.clone(), revision: object.revision, json, header, forms: object.forms.clone() }
+        Stored { key: object.key.clone(), revision: object.revision, json: json.into(), header, forms: object.forms.clone() }
     }
 
     /// The header of an object in this version: what selectors and readers need without parsing it.

@@ -87,7 +87,7 @@ impl Deletion<'_> {
         for _ in 0..ATTEMPTS {
             let snapshot = server.store.snapshot();
             let stored = snapshot.get(&target.key()).ok_or_else(|| Status::not_found(&resource, &target.name))?;
-            let old = target.view().value(&*server.served_one(target.view(), stored.clone()).await?);
+            let old = server.served_one(target.view(), stored.clone()).await?.value();
             preconditions(target, &old, options)?;
             self.admit(&snapshot, &old).await?;
             let mut prepared = old.clone();

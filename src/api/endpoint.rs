@@ -2,7 +2,6 @@
 //! be on a node, so that it goes to the endpoints and not to the cluster address.
 //! Source: apiserver `pkg/util/proxy/proxy.go` (`ResolveEndpoint`).
 
-use super::forms::parse;
 use crate::{
     meta::{
         Meta, Result, Status, Value,
@@ -17,14 +16,14 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Address and port of a ready endpoint of a Service's port; 503 where none is ready.
 pub fn resolve(snapshot: &Snapshot, namespace: &str, name: &str, port: i64) -> Result<(String, u16)> {
     let stored = snapshot.get(&Key::new("services", namespace, name));
-    let service = stored.map(|it| parse(&it.json)).ok_or_else(|| Status::not_found(&GroupResource::new("", "services"), name))?;
+    let service = stored.map(|it| it.value()).ok_or_else(|| Status::not_found(&GroupResource::new("", "services"), name))?;
     let kind = service.text_at(&["spec", "type"]);
     if !matches!(kind, "ClusterIP" | "LoadBalancer" | "NodePort") {
         return Err(Status::internal(format!("unsupported service type {kind:?}")));
     }
     let declared = service.items_at(&["spec", "ports"]).iter().find(|it| it.int_at(&["port"]) == Some(port));
     let declared = declared.ok_or_else(|| Status::unavailable(format!("no service port {port} found for service {name:?}")))?;
-    let slices = snapshot.list(SLICES, Some(namespace), None).filter(|it| it.header.label(SERVICE_NAME) == Some(name)).map(|it| parse(&it.json));
+    let slices = snapshot.list(SLICES, Some(namespace), None).filter(|it| it.header.label(SERVICE_NAME) == Some(name)).map(|it| it.value());
     let slices: Vec<Value> = slices.collect();
     let family = service.items_at(&["spec", "ipFamilies"]).first().and_then(Value::as_str).unwrap_or("IPv4");
     choose(&slices, declared.text("name"), family, random())

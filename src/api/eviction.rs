@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use super::{Request, Response, delete::{self, Deletion}, forms::parse, subresources::read, verbs::Call};
+use super::{Request, Response, delete::{self, Deletion}, subresources::read, verbs::Call};
 use crate::{
     base::clock,
     meta::{LabelSelector, Meta, Result, Status, Value, object::GroupResource, options::DeleteOptions},
@@ -49,7 +49,7 @@ fn is_free(pod: &Value) -> bool {
 fn charge(snapshot: &Snapshot, pod: &Value) -> Result<Vec<Write>> {
     let label = |key: &str| pod.at(&["metadata", "labels", key]).and_then(Value::as_str);
     let is_for_pod = |budget: &Value| LabelSelector::from_value(budget.at(&["spec", "selector"])).is_ok_and(|it| it.matches_with(label));
-    let all = snapshot.list(BUDGETS, Some(pod.namespace()), None).map(|it| (it, parse(&it.json)));
+    let all = snapshot.list(BUDGETS, Some(pod.namespace()), None).map(|it| (it, it.value()));
     let mut budgets: Vec<_> = all.filter(|(_, budget)| is_for_pod(budget)).collect();
     let Some((stored, budget)) = budgets.pop() else { return Ok(Vec::new()) };
     if !budgets.is_empty() {

@@ -6,7 +6,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Server, forms::parse};
+use super::Server;
 use crate::{
     base::clock,
     kinds::event,
@@ -47,13 +47,13 @@ fn is_expired(stored: &Stored, old: Option<Revision>, now: Timestamp) -> bool {
     if old.is_some_and(|old| stored.revision <= old) {
         return true;
     }
-    let event: Value = parse(&stored.json);
+    let event: Value = stored.value();
     let last = event::times(&event).filter_map(|it| it.parse::<Timestamp>().ok()).max();
     last.is_some_and(|it| now.duration_since(it).as_secs() >= event::TTL.as_secs() as i64)
 }
 
 fn deletion(stored: &Stored) -> Transaction {
-    let change = Change::Delete(Draft::new(&parse(&stored.json), stored.header.clone()));
+    let change = Change::Delete(Draft::new(&stored.value(), stored.header.clone()));
     Transaction { writes: vec![Write { key: stored.key.clone(), expect: Expect::At(stored.revision), change }] }
 }
 
@@ -70,7 +70,7 @@ mod tests {
         let now: Timestamp = "2026-01-01T12:00:00Z".parse().expect("a time");
         let check = |event: Value, old: Option<Revision>, expected: bool| {
             let json = Bytes::from(event.to_string());
-            let stored = Stored { key: Key::new("events", "ns", "e"), revision: 5, json, header: Header::default(), forms: Default::default() };
+            let stored = Stored { key: Key::new("events", "ns", "e"), revision: 5, json: json.into(), header: Header::default(), forms: Default::default() };
             assert_eq!(is_expired(&stored, old, now), expected, "{event}");
         };
         let made = |at: &str| json!({"metadata": {"creationTimestamp": at}});

@@ -15,10 +15,7 @@ use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName};
 use tokio::{sync::oneshot, time::timeout};
 
-use super::{
-    forms::parse,
-    identity::{Attributes, User},
-};
+use super::identity::{Attributes, User};
 use crate::{
     meta::{Meta, Result, Status, Value},
     store::{Snapshot, Stamp},
@@ -145,7 +142,7 @@ impl Fairness {
 impl Config {
     /// A level that was there before keeps who runs and waits in it.
     fn read(snapshot: &Snapshot, before: &Self) -> Self {
-        let objects = |resource: &str| snapshot.list(resource, None, None).map(|it| parse(&it.json)).collect::<Vec<_>>();
+        let objects = |resource: &str| snapshot.list(resource, None, None).map(|it| it.value()).collect::<Vec<_>>();
         let stored = objects(LEVELS);
         let shares = |it: &Value| it.int_at(&["spec", "limited", "nominalConcurrencyShares"]).unwrap_or(30).max(0) as usize;
         let all: usize = stored.iter().filter(|it| it.text_at(&["spec", "type"]) == "Limited").map(shares).sum();

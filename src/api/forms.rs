@@ -44,22 +44,17 @@ impl View<'_> {
         (self.version.generation << 16) | (is_renamed << 12) | (place << 4)
     }
 
-    /// The object as a tree.
-    pub fn value(&self, object: &Stored) -> Value {
-        parse(&object.json)
-    }
-
     /// One object in `form`.
     pub fn encode(&self, object: &Stored, form: Form) -> Result<Bytes> {
         if form.is_beta {
             return encode(&in_beta(parse(&self.encode(object, form.in_json())?)), form.encoding);
         }
         match (form.shape, form.encoding) {
-            (Shape::Object, Encoding::Json) => Ok(object.json.clone()),
+            (Shape::Object, Encoding::Json) => Ok(object.json.text()),
             (Shape::Object, Encoding::Protobuf) => self.protobuf(object),
             (Shape::Metadata, Encoding::Json) => Ok(self.metadata(object)),
             (Shape::Table(options), _) => encode(&self.table(&[object], options, json!({"resourceVersion": object.revision.to_string()})), form.encoding),
-            (Shape::Object, Encoding::Yaml) => encode(&self.value(object), Encoding::Yaml),
+            (Shape::Object, Encoding::Yaml) => encode(&object.value(), Encoding::Yaml),
             (Shape::Metadata, _) => encode(&parse(&self.metadata(object)), form.encoding),
         }
     }
@@ -70,7 +65,7 @@ impl View<'_> {
         }
         // An object that has no protobuf form is a defect of the table; the client gets an empty body and the log the reason.
         Ok(object.forms.get_or_make(self.form_id() | FORM_PROTOBUF, || {
-            protobuf::encode_text(&self.api_version(), &self.kind.kind, &object.json, &self.version.schema).map(Bytes::from).unwrap_or_else(|error| {
+            protobuf::encode_text(&self.api_version(), &self.kind.kind, &object.json.text(), &self.version.schema).map(Bytes::from).unwrap_or_else(|error| {
                 tracing::error!(%error, kind = %self.kind.kind, name = %object.key.name, "no protobuf form");
                 Bytes::new()
             })
@@ -79,7 +74,8 @@ impl View<'_> {
 
     fn metadata(&self, object: &Stored) -> Bytes {
         object.forms.get_or_make(self.form_id() | FORM_METADATA, || {
-            let tape = Tape::read(&object.json).ok();
+            let text = object.json.text();
+            let tape = Tape::read(&text).ok();
             let metadata = tape.as_ref().and_then(|it| it.root().members().find(|(name, _)| name == "metadata"));
             let metadata = metadata.map_or("{}", |(_, value)| value.text());
             format!("{{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"meta.k8s.io/v1\",\"metadata\":{metadata}}}").into()
@@ -96,7 +92,7 @@ impl View<'_> {
                 let api_version = self.api_version();
                 // Items of built-in kinds do not repeat what the list says of them, as Go's encoder leaves it out.
                 let head = if self.kind.custom.is_none() { format!("{{\"apiVersion\":{api_version:?},\"kind\":{:?},", self.kind.kind) } else { String::new() };
-                Ok(json_list(objects, &metadata, &api_version, &self.kind.list_kind, &head, |it| it.json.clone()))
+                Ok(json_list(objects, &metadata, &api_version, &self.kind.list_kind, &head, |it| it.json.text()))
             }
             (Shape::Metadata, Encoding::Json) => Ok(json_list(objects, &metadata, "meta.k8s.io/v1", "PartialObjectMetadataList", "", |it| self.metadata(it))),
             (Shape::Object, Encoding::Protobuf) if self.kind.custom.is_none() => {
@@ -104,7 +100,7 @@ impl View<'_> {
                 let encoded = |it: &Stored| it.forms.get(self.form_id() | FORM_PROTOBUF).filter(|it| !it.is_empty());
                 let items = objects.iter().map(|it| match encoded(it) {
                     Some(enveloped) => protobuf::message_of(&enveloped),
-                    None => protobuf::message(&it.json, &self.version.schema),
+                    None => protobuf::message(&it.json.text(), &self.version.schema),
                 });
                 protobuf::encode_list(&self.api_version(), &self.kind.list_kind, &metadata, items).map(Bytes::from)
             }
@@ -118,7 +114,7 @@ impl View<'_> {
 
     /// `meta.k8s.io/v1` Table.
     fn table(&self, objects: &[&Stored], options: TableOptions, metadata: Value) -> Value {
-        let values: Vec<Value> = objects.iter().map(|it| self.value(it)).collect();
+        let values: Vec<Value> = objects.iter().map(|it| it.value()).collect();
         self.table_of(&values, options, metadata, clock::now())
     }
 

@@ -1,7 +1,7 @@
 //! LimitRanger: what containers get where they ask for nothing, and how much they may ask for.
 //! Source: kubernetes `plugin/pkg/admission/limitranger/admission.go`.
 
-use super::{admission::Context, forms::parse};
+use super::admission::Context;
 use crate::{
     kinds::{check::each, quota},
     meta::{Meta, Quantity, Result, Status, Value},
@@ -11,7 +11,7 @@ const ANNOTATION: &str = "kubernetes.io/limit-ranger";
 const LISTS: [&str; 2] = ["initContainers", "containers"];
 
 fn ranges(context: &Context<'_>) -> Vec<Value> {
-    context.snapshot.list("limitranges", Some(&context.target.namespace), None).map(|it| parse(&it.json)).collect()
+    context.snapshot.list("limitranges", Some(&context.target.namespace), None).map(|it| it.value()).collect()
 }
 
 fn items<'a>(range: &'a Value, kind: &'a str) -> impl Iterator<Item = &'a Value> {

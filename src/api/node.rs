@@ -3,7 +3,6 @@
 
 use super::{
     admission::{Context, Operation},
-    forms::parse,
     identity::{Attributes, User},
 };
 use crate::{
@@ -62,7 +61,7 @@ pub fn decide(node: &str, attributes: &Attributes, snapshot: &Snapshot) -> Optio
 fn pods_of<'a>(node: &'a str, namespace: &'a str, snapshot: &'a Snapshot) -> impl Iterator<Item = Value> + 'a {
     let namespace = Some(namespace).filter(|it| !it.is_empty());
     let is_bound = move |fields: &[(Box<str>, Box<str>)]| fields.iter().any(|(field, value)| **field == *"spec.nodeName" && **value == *node);
-    snapshot.list("pods", namespace, None).filter(move |it| is_bound(&it.header.fields)).map(|it| parse(&it.json))
+    snapshot.list("pods", namespace, None).filter(move |it| is_bound(&it.header.fields)).map(|it| it.value())
 }
 
 /// Whether a part of a pod's spec names the object: `secretKeyRef`, `secretRef`, `imagePullSecrets`, a volume's `secret`, and alike for others.
@@ -87,7 +86,7 @@ fn claims(pod: &Value, claim: &str) -> bool {
 
 /// Whether a pod of the node uses the claim that the volume is bound to.
 fn is_bound_here(node: &str, volume: &str, snapshot: &Snapshot) -> bool {
-    let Some(volume) = snapshot.get(&Key::new("persistentvolumes", "", volume)).map(|it| parse(&it.json)) else { return false };
+    let Some(volume) = snapshot.get(&Key::new("persistentvolumes", "", volume)).map(|it| it.value()) else { return false };
     let (namespace, claim) = (volume.text_at(&["spec", "claimRef", "namespace"]), volume.text_at(&["spec", "claimRef", "name"]));
     !claim.is_empty() && pods_of(node, namespace, snapshot).any(|pod| claims(&pod, claim))
 }
@@ -163,7 +162,7 @@ fn is_own_label(key: &str) -> bool {
 fn token_refusal(node: &str, context: &Context<'_>, request: &Value) -> Option<String> {
     let bound = request.at(&["spec", "boundObjectRef"]);
     let Some(bound) = bound.filter(|it| it.text("kind") == "Pod" && !it.text("name").is_empty()) else { return Some("node requested token not bound to a pod".to_owned()) };
-    let pod = context.snapshot.get(&Key::new("pods", &context.target.namespace, bound.text("name"))).map(|it| parse(&it.json));
+    let pod = context.snapshot.get(&Key::new("pods", &context.target.namespace, bound.text("name"))).map(|it| it.value());
     match pod {
         Some(pod) if pod.text_at(&["spec", "nodeName"]) != node => Some("node requested token bound to a pod scheduled on a different node".to_owned()),
         Some(pod) if pod.uid() != bound.text("uid") => Some(format!("the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated", bound.text("uid"))),

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::{admission::Context, forms::parse};
+use super::admission::Context;
 use crate::{
     kinds::podsecurity::{Level, Policy, Standard, details, reasons, violations},
     meta::{Meta, Result, Status, Value},
@@ -54,7 +54,7 @@ fn is_significant(old: &Value, new: &Value) -> bool {
 
 fn evaluate(context: &Context<'_>, pod: &Value, is_enforced: bool) -> Result<()> {
     let Some(namespace) = context.snapshot.get(&Key::new("namespaces", "", &context.target.namespace)) else { return Ok(()) };
-    let (policy, _) = Policy::of(&parse(&namespace.json));
+    let (policy, _) = Policy::of(&namespace.value());
     if policy.is_fully_privileged() {
         return Ok(());
     }
@@ -90,7 +90,7 @@ fn namespace(context: &Context<'_>, namespace: &Value) -> Result<()> {
 }
 
 fn warn_of_pods(context: &Context<'_>, namespace: &str, enforced: Standard) {
-    let all: Vec<Value> = context.snapshot.list("pods", Some(namespace), None).map(|it| parse(&it.json)).collect();
+    let all: Vec<Value> = context.snapshot.list("pods", Some(namespace), None).map(|it| it.value()).collect();
     // Of a controller's pods one is as good as all; the others come last.
     let mut seen = HashSet::new();
     let controller = |pod: &Value| pod.items_at(&["metadata", "ownerReferences"]).iter().find(|it| it["controller"] == true).map(|it| it.text("uid").to_owned());

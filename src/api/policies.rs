@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use self::compiled::{Binding, Mutation, Policy, Validation};
 use super::{
     admission::Context,
-    forms::{View, parse},
+    forms::View,
     matching::{Asks, OWN, Question, Round, Versioned, is_exempt},
 };
 use crate::{
@@ -39,8 +39,8 @@ fn read(kept: &Kept, snapshot: &Snapshot, policies: &str, bindings: &str) -> Arc
     let revisions: Vec<Revision> = policies.iter().chain(&bindings).map(|it| it.revision).collect();
     let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
     if kept.0 != revisions {
-        let bindings: Vec<Value> = bindings.iter().map(|it| parse(&it.json)).collect();
-        *kept = (revisions, policies.iter().map(|it| Policy::new(&parse(&it.json), &bindings)).filter(|it| !it.bindings.is_empty()).collect());
+        let bindings: Vec<Value> = bindings.iter().map(|it| it.value()).collect();
+        *kept = (revisions, policies.iter().map(|it| Policy::new(&it.value(), &bindings)).filter(|it| !it.bindings.is_empty()).collect());
     }
     kept.1.clone()
 }
@@ -138,9 +138,9 @@ async fn collect(context: &Context<'_>, kind: Option<&ParamKind>, reference: &Va
         "" => {
             let selector = LabelSelector::from_value(reference.get("selector"))?;
             let place = kind.kind.is_namespaced().then_some(namespace);
-            context.snapshot.list(&resource, place, None).map(|it| parse(&it.json)).filter(|it| selector.matches_object(it)).collect()
+            context.snapshot.list(&resource, place, None).map(|it| it.value()).filter(|it| selector.matches_object(it)).collect()
         }
-        name => context.snapshot.get(&Key::new(&resource, namespace, name)).map(|it| parse(&it.json)).into_iter().collect(),
+        name => context.snapshot.get(&Key::new(&resource, namespace, name)).map(|it| it.value()).into_iter().collect(),
     };
     if found.is_empty() && reference.text("parameterNotFoundAction") == "Deny" {
         return Err("no params found for policy binding with `Deny` parameterNotFoundAction".to_owned());
@@ -192,7 +192,7 @@ fn namespace(context: &Context<'_>) -> Result<Value> {
         return Ok(Value::Null);
     }
     let missing = || Status::not_found(&crate::meta::object::GroupResource::new("", "namespaces"), name);
-    let mut namespace = parse(&context.snapshot.get(&Key::new("namespaces", "", name)).ok_or_else(missing)?.json);
+    let mut namespace = context.snapshot.get(&Key::new("namespaces", "", name)).ok_or_else(missing)?.value();
     for field in ["managedFields", "ownerReferences"] {
         namespace.remove_metadata(field);
     }

@@ -1,7 +1,7 @@
 //! Quotas are charged in the same transaction as the write that they allow, so that they are exact whoever writes at the same time.
 //! Source: apiserver `pkg/admission/plugin/resourcequota/controller.go` (`checkRequest`).
 
-use super::{admission::Context, forms::parse};
+use super::admission::Context;
 use crate::{
     kinds::quota::{self, Usage},
     meta::{Meta, Quantity, Result, Status, Value},
@@ -29,7 +29,7 @@ pub fn charge(context: &Context<'_>, object: &Value) -> Result<Vec<Write>> {
     }
     let mut writes = Vec::new();
     for stored in context.snapshot.list(QUOTAS, Some(&target.namespace), None) {
-        let found = parse(&stored.json);
+        let found = stored.value();
         if !quota::is_in_scope(&found, group, plural, object) {
             continue;
         }

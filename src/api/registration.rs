@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use futures::future::BoxFuture;
 use serde_json::json;
 
-use super::{Server, delete::Deletion, forms::{View, parse}, target::Target};
+use super::{Server, delete::Deletion, forms::View, target::Target};
 use crate::{
     base::clock,
     kinds::{Kind, Registry, crd},
@@ -78,7 +78,7 @@ async fn take(server: &Arc<Server>, event: &Event) {
     if event.kind != EventKind::Deleted {
         return settle(server, &event.object).await;
     }
-    let crd = parse(&event.object.json);
+    let crd = event.object.value();
     change(server, |registry| registry.without(crd.text_at(&["spec", "group"]), crd.text_at(&["spec", "names", "plural"])));
 }
 
@@ -88,7 +88,7 @@ fn change(server: &Server, make: impl Fn(&Registry) -> Registry) {
 
 /// Brings one CRD to its next state: conditions first, then the row, and at its end the removal of its resources.
 async fn settle(server: &Arc<Server>, stored: &Arc<Stored>) {
-    let crd = parse(&stored.json);
+    let crd = stored.value();
     if crd.deletion_timestamp().is_some() {
         return finish(server, stored, crd).await;
     }

@@ -341,7 +341,7 @@ fn described(kind: &GroupVersionKind) -> String {
 
 fn read(find: Find<'_>, resource: &'static str, namespace: &str, name: &str) -> Result<Value> {
     let stored: Arc<Stored> = find(&Key::new(resource, namespace, name)).ok_or_else(|| Status::not_found(&GroupResource::new("", resource), name))?;
-    serde_json::from_slice(&stored.json).map_err(Status::internal)
+    Ok(stored.value())
 }
 
 fn reference(object: &Value) -> Reference {

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use self::addresses::ADDRESSES;
-use super::{admission::Context, target::Target, write::value};
+use super::{admission::Context, target::Target};
 use crate::{
     meta::{FieldError, Meta, Path, Result, Status, Value},
     store::{Change, Draft, Expect, Header, Key, Snapshot, Write},
@@ -44,7 +44,7 @@ pub fn release(snapshot: &Snapshot, target: &Target, service: &Value) -> Vec<Wri
 
 fn removal(snapshot: &Snapshot, key: &Key) -> Option<Write> {
     let stored = snapshot.get(key)?;
-    let change = Change::Delete(Draft::new(&value(&stored), stored.header.clone()));
+    let change = Change::Delete(Draft::new(&stored.value(), stored.header.clone()));
     Some(Write { key: key.clone(), expect: Expect::At(stored.revision), change })
 }
 

@@ -114,7 +114,7 @@ async fn scale(call: &Call, request: Request) -> Result<Response> {
         Ok(new)
     };
     let written = writer.update(true, &change, None).await?;
-    let object = main.view().value(&*call.server.served_one(main.view(), written.object).await?);
+    let object = call.server.served_one(main.view(), written.object).await?.value();
     call.answer_value(200, write::scale(&object, &action))
 }
 

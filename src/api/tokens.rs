@@ -309,10 +309,10 @@ fn check_reference(what: &str, resource: &str, namespace: &str, reference: &Refe
 /// Deletion began longer ago than the leeway. Objects are parsed only if they may hold a deletionTimestamp at all.
 fn is_deleted(stored: &Stored, now: Timestamp) -> bool {
     const FIELD: &[u8] = b"\"deletionTimestamp\"";
-    if !stored.json.windows(FIELD.len()).any(|it| it == FIELD) {
+    if !stored.json.text().windows(FIELD.len()).any(|it| it == FIELD) {
         return false;
     }
-    let object: Value = serde_json::from_slice(&stored.json).unwrap_or_default();
+    let object = stored.value();
     let began = object.deletion_timestamp().and_then(|it| it.parse::<Timestamp>().ok());
     began.is_some_and(|it| it.as_second() < now.as_second() - LEEWAY_SECONDS)
 }

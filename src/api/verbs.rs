@@ -99,7 +99,7 @@ impl Call {
         }
         let snapshot = self.server.store.snapshot();
         let object = snapshot.get(&target.key()).ok_or_else(|| Status::not_found(&target.resource(), &target.name))?;
-        let object = target.view().value(&*self.server.served_one(target.view(), object).await?);
+        let object = self.server.served_one(target.view(), object).await?.value();
         self.server.nodes.connect(action, &object, &self.info.rest, request, &snapshot).await
     }
 
@@ -176,7 +176,7 @@ impl Call {
 
     /// The target as a tree.
     pub async fn value(&self) -> Result<Value> {
-        Ok(self.target.view().value(&*self.server.served_one(self.target.view(), self.stored()?).await?))
+        Ok(self.server.served_one(self.target.view(), self.stored()?).await?.value())
     }
 
     async fn list(&self) -> Result<Response> {

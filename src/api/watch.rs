@@ -230,7 +230,7 @@ impl Watcher {
             return view.frame(kind, &object, self.form).map(Some);
         }
         let id = view.form_id() << 8 | u64::from(kind.as_bytes()[0]);
-        Ok(Some(event.frames.get_or_make(id, || frame_json(kind, &object.json))))
+        Ok(Some(event.frames.get_or_make(id, || frame_json(kind, &object.json.text()))))
     }
 
     /// A bookmark at the revision up to which this watch is complete; events that came in between go first.

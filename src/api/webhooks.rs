@@ -54,7 +54,7 @@ fn read(kept: &Read, snapshot: &Snapshot, plural: &str) -> Arc<[Hook]> {
     let revisions: Vec<Revision> = stored.iter().map(|it| it.revision).collect();
     let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
     if kept.0 != revisions {
-        *kept = (revisions, stored.iter().flat_map(|it| Hook::all(&super::forms::parse(&it.json))).collect());
+        *kept = (revisions, stored.iter().flat_map(|it| Hook::all(&it.value())).collect());
     }
     kept.1.clone()
 }

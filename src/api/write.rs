@@ -10,7 +10,6 @@ use serde_json::json;
 use super::{
     Server,
     admission::{self, Context, Operation, Requester},
-    forms::parse,
     quota, service,
     target::Target,
 };
@@ -240,7 +239,7 @@ impl Writer<'_> {
     ) -> std::result::Result<Written, Attempt> {
         let (kind, version) = (&self.target.kind, self.target.version());
         let now = clock::now_rfc3339();
-        let old = self.target.view().value(&*self.server.served_one(self.target.view(), stored.clone()).await?);
+        let old = self.server.served_one(self.target.view(), stored.clone()).await?.value();
         let wanted = change(&old)?;
         self.preconditions(&old, &wanted)?;
         let manager = apply::Manager { name: self.manager(), api_version: &self.target.view().api_version(), subresource: self.target.subresource_name(), now: &now };
@@ -443,9 +442,4 @@ pub fn set_scale(object: &mut Value, scale: &Value, action: &Action) {
         let path: Vec<&str> = spec.iter().map(AsRef::as_ref).collect();
         object.set_at(&path, scale.int_at(&["spec", "replicas"]).unwrap_or(0));
     }
-}
-
-/// Parses a stored object that is known to be JSON.
-pub fn value(object: &Stored) -> Value {
-    parse(&object.json)
 }

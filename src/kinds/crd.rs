@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use serde_json::json;
 
 use super::{
@@ -12,7 +11,7 @@ use super::{
     webhooks,
 };
 use crate::{
-    meta::{FieldError, FieldErrors, Meta, Path, Value},
+    meta::{FieldError, FieldErrors, Json, Meta, Path, Value},
     schema::{SchemaRef, rules, structural},
 };
 
@@ -225,7 +224,7 @@ pub fn names_accepted(crd: &Value, registry: &Registry) -> (bool, &'static str, 
 }
 
 /// The row of a CRD, whose stored form is `definition`; `None` while it is not established.
-pub fn kind(crd: &Value, definition: Bytes) -> Option<Kind> {
+pub fn kind(crd: &Value, definition: Json) -> Option<Kind> {
     let spec = crd.get("spec").filter(|_| crd.has_condition("Established"))?;
     let names = &spec["names"];
     let listed = spec.items_at(&["versions"]);

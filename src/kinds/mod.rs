@@ -37,11 +37,9 @@ pub use strategy::{Change, Strategy};
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::{
     meta::{
-        Value,
+        Json, Value,
         object::{GroupKind, GroupResource, Str},
     },
     schema::{SchemaRef, structural},
@@ -255,13 +253,13 @@ pub struct Custom {
     pub uid: String,
     pub generation: i64,
     /// The definition as it is stored. What is made of its schemas, for objects or for OpenAPI, is made when someone asks.
-    pub definition: Bytes,
+    pub definition: Json,
 }
 
 impl Custom {
     /// The `openAPIV3Schema` of a version.
     pub fn schema(&self, version: &str) -> Option<Value> {
-        let mut definition: Value = serde_json::from_slice(&self.definition).ok()?;
+        let mut definition: Value = serde_json::from_slice(&self.definition.text()).ok()?;
         let is_open = definition["spec"]["preserveUnknownFields"] == true;
         let versions = definition["spec"]["versions"].as_array_mut()?;
         let version = versions.iter_mut().find(|it| it["name"] == version)?;

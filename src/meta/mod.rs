@@ -5,6 +5,7 @@ pub mod cidr;
 pub mod cron;
 pub mod duration;
 pub mod field;
+pub mod json;
 pub mod names;
 pub mod object;
 pub mod options;
@@ -14,6 +15,7 @@ pub mod status;
 
 pub use cidr::Cidr;
 pub use field::{FieldError, FieldErrors, Path};
+pub use json::Json;
 pub use object::{GroupVersionKind, Meta};
 pub use quantity::Quantity;
 pub use selector::{FieldSelector, LabelSelector};

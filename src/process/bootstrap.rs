@@ -37,7 +37,7 @@ pub async fn ensure<Applied>(network: &Network, told: &[Value], snapshot: &Snaps
 where
     Applied: Future<Output = Result<()>>,
 {
-    let find = |key: &Key| serde_json::from_slice(&snapshot.get(key)?.json).ok();
+    let find = |key: &Key| Some(snapshot.get(key)?.value());
     // What another server, starting at the same time, has made is there.
     let unless_there = |error: Error| if error.is_already_exists() { Ok(()) } else { Err(error) };
     for batch in plan(network, told, find) {

@@ -79,17 +79,16 @@ fn read(path: &Path) -> Result<Option<String>> {
 /// The value that the cluster keeps as `name`; `make` makes it where there is none.
 pub async fn kept(store: &Store, name: &str, make: impl FnOnce() -> Result<Value>) -> Result<Value> {
     let unavailable = |why: Rejected| Error::new("the store", why);
-    let read = |json: &[u8]| serde_json::from_slice(json).map_err(|why| Error::new("the cluster's keys", why));
     let key = Key::new(RESOURCE, "", name);
     if let Some(stored) = store.consistent().await.map_err(unavailable)?.get(&key) {
-        return read(&stored.json);
+        return Ok(stored.value());
     }
     let mut value = make()?;
     value.set_metadata("name", name);
     let write = Write { key, expect: Expect::Absent, change: Change::Put(Draft::new(&value, Header::default())) };
     match store.submit(Transaction { writes: vec![write] }).await {
         Ok(_) => Ok(value),
-        Err(Rejected::Exists(stored)) => read(&stored.json),
+        Err(Rejected::Exists(stored)) => Ok(stored.value()),
         Err(why) => Err(unavailable(why)),
     }
 }

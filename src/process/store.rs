@@ -108,8 +108,7 @@ async fn delete_together(store: &Store, keys: &[&Key]) -> Result<usize> {
 }
 
 fn deletion(stored: &Stored) -> Write {
-    let object = serde_json::from_slice(&stored.json).unwrap_or_default();
-    let change = Change::Delete(Draft::new(&object, stored.header.clone()));
+    let change = Change::Delete(Draft::new(&stored.value(), stored.header.clone()));
     Write { key: stored.key.clone(), expect: Expect::At(stored.revision), change }
 }
 

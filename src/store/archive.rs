@@ -31,7 +31,7 @@ pub fn lines(snapshot: &Snapshot) -> impl Iterator<Item = Bytes> + Send + use<> 
     let (first, last) = (json!({"howdah": FORMAT, "revision": snapshot.revision()}), json!({"end": objects.len()}));
     let line = |it: Arc<super::Stored>| {
         let place = [&*it.key.resource, &*it.key.namespace, &*it.key.name];
-        Bytes::from([format!("{{\"key\":{},\"schema\":{},\"object\":", json!(place), it.header.schema).as_bytes(), &it.json, b"}\n"].concat())
+        Bytes::from([format!("{{\"key\":{},\"schema\":{},\"object\":", json!(place), it.header.schema).as_bytes(), &it.json.text(), b"}\n"].concat())
     };
     let text = |value: Value| Bytes::from(format!("{value}\n"));
     std::iter::once(text(first)).chain(objects.into_iter().map(line)).chain(std::iter::once(text(last)))

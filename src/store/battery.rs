@@ -37,7 +37,7 @@ fn put(name: &str, expect: Expect, node: &str) -> Transaction {
 }
 
 fn delete(object: &Arc<Stored>) -> Transaction {
-    let value: Value = serde_json::from_slice(&object.json).expect("JSON");
+    let value: Value = serde_json::from_slice(&object.json.text()).expect("JSON");
     let change = Change::Delete(Draft::new(&value, object.header.clone()));
     Transaction { writes: vec![Write { key: object.key.clone(), expect: Expect::At(object.revision), change }] }
 }
@@ -56,7 +56,7 @@ async fn writes_reads_and_watches(engine: Arc<dyn Engine>) {
     let mut all = store.watch(Scope::resource("pods"), 0).expect("a watch from the start");
     let a = store.submit(put("a", Expect::Absent, "")).await.expect("created");
     let stored = a.objects[0].clone().expect("an object");
-    assert_eq!(serde_json::from_slice::<Value>(&stored.json).expect("JSON").resource_version(), "1");
+    assert_eq!(serde_json::from_slice::<Value>(&stored.json.text()).expect("JSON").resource_version(), "1");
     assert!(matches!(store.submit(put("a", Expect::Absent, "")).await, Err(Rejected::Exists(_))));
     assert!(matches!(store.submit(put("a", Expect::At(7), "")).await, Err(Rejected::Changed { current: Some(_), .. })));
     assert!(matches!(store.submit(put("b", Expect::At(1), "")).await, Err(Rejected::Changed { current: None, .. })));
@@ -390,7 +390,7 @@ async fn restores(engine: Arc<dyn Engine>) {
     let restored: Vec<String> = snapshot.list("pods", None, None).map(|it| it.key.name.to_string()).collect();
     assert_eq!(restored, ["a", "b", "c"]);
     for stored in snapshot.list("pods", None, None) {
-        let object: Value = serde_json::from_slice(&stored.json).expect("JSON");
+        let object: Value = serde_json::from_slice(&stored.json.text()).expect("JSON");
         assert_eq!((object.text_at(&["spec", "nodeName"]), object.resource_version()), ("n1", &*stored.revision.to_string()));
     }
     assert!(matches!(store.watch(Scope::resource("pods"), 2), Err(ReadError::Compacted(_))), "who watched must list again");

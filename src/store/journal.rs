@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::{Key, Revision, engine::Error};
+use crate::meta::Json;
 
 /// The first byte of a batch's data.
 const FORMAT: u8 = 1;
@@ -31,7 +32,7 @@ pub struct Entry {
     /// The generation of the schema under which `json` was written.
     pub schema: u64,
     /// With its resourceVersion; of a deleted object the last state.
-    pub json: Bytes,
+    pub json: Json,
     pub before: Before,
 }
 
@@ -44,7 +45,7 @@ pub enum Before {
     /// Nothing: the object was created.
     Absent,
     /// This object at its revision, and the generation of its schema.
-    Object { revision: Revision, schema: u64, json: Bytes },
+    Object { revision: Revision, schema: u64, json: Json },
 }
 
 /// How far a jump goes beyond every revision that anyone can have seen.
@@ -96,13 +97,13 @@ impl Entry {
             Before::Object { .. } => HAS_BEFORE,
         };
         out.push(u8::from(self.is_delete) * IS_DELETE | before);
-        for part in [self.key.resource.as_bytes(), self.key.namespace.as_bytes(), self.key.name.as_bytes(), &self.json] {
+        for part in [self.key.resource.as_bytes(), self.key.namespace.as_bytes(), self.key.name.as_bytes(), &self.json.text()] {
             write_part(out, part);
         }
         if let Before::Object { revision, schema, json } = &self.before {
             out.extend(revision.to_le_bytes());
             out.extend(schema.to_le_bytes());
-            write_part(out, json);
+            write_part(out, &json.text());
         }
     }
 
@@ -141,8 +142,8 @@ impl Reader {
     }
 
     /// A copy, so that one small object does not keep the whole batch in memory.
-    fn json(&mut self) -> Option<Bytes> {
-        Some(Bytes::copy_from_slice(&self.part()?))
+    fn json(&mut self) -> Option<Json> {
+        Some(Json::from(Bytes::copy_from_slice(&self.part()?)))
     }
 
     fn text(&mut self) -> Option<String> {
@@ -161,10 +162,10 @@ mod tests {
             key: Key::new("apps/deployments", "ns", "web"),
             is_delete,
             schema: 3,
-            json: Bytes::from_static(b"{}"),
+            json: "{}".into(),
             before,
         };
-        let old = Before::Object { revision: 3, schema: 2, json: Bytes::from_static(b"{\"a\":1}") };
+        let old = Before::Object { revision: 3, schema: 2, json: "{\"a\":1}".into() };
         let entries = vec![entry(5, false, Before::Absent), entry(6, true, Before::Recent), entry(7, false, old)];
         let batch = Batch { prev: 4, last: 7, id: -7, entries };
         let data = batch.encode();

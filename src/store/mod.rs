@@ -37,7 +37,7 @@ use self::{
 };
 use crate::{
     base::{Tasks, backoff::Backoff},
-    meta::{Map, Value},
+    meta::{Json, Map, Value},
 };
 
 pub use self::{
@@ -79,7 +79,7 @@ pub struct Stored {
     pub key: Key,
     pub revision: Revision,
     /// JSON in the stored version, resourceVersion included.
-    pub json: Bytes,
+    pub json: Json,
     /// Extracted once, when the object was written or loaded.
     pub header: Header,
     /// Other forms of the object (another version, a table row, protobuf), made once by the API floor, which shares them among its versions.
@@ -87,13 +87,19 @@ pub struct Stored {
 }
 
 impl Stored {
+    /// The object as a tree.
+    pub fn value(&self) -> Value {
+        serde_json::from_slice(&self.json.text()).unwrap_or_default()
+    }
+
     /// The same object at a later revision: what watchers are told who see it leave their selection.
     pub fn moved(&self, revision: Revision) -> Self {
         let member = |it: Revision| format!("\"resourceVersion\":\"{it}\"");
         let (old, new) = (member(self.revision), member(revision));
-        let at = self.json.windows(old.len()).position(|it| it == old.as_bytes());
-        let json = at.map_or_else(|| self.json.clone(), |at| [&self.json[..at], new.as_bytes(), &self.json[at + old.len()..]].concat().into());
-        Self { key: self.key.clone(), revision, json, header: self.header.clone(), forms: Arc::default() }
+        let text = self.json.text();
+        let at = text.windows(old.len()).position(|it| it == old.as_bytes());
+        let json = at.map(|at| [&text[..at], new.as_bytes(), &text[at + old.len()..]].concat().into()).unwrap_or(text);
+        Self { key: self.key.clone(), revision, json: json.into(), header: self.header.clone(), forms: Arc::default() }
     }
 }
 

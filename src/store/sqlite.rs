@@ -16,6 +16,7 @@ use super::{
     engine::{Answer, Appended, Engine, Error, Loaded, RECENT_BYTES, RECENT_ROWS, RECENT_SECONDS, RETENTION_SECONDS, TRIM_ROWS, check_migrations},
     journal::{Batch, Entry},
 };
+use crate::meta::Json;
 
 /// How long a file may still be held by a process that is ending.
 const LOCK_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
@@ -95,7 +96,7 @@ fn batch(row: &SqliteRow) -> Result<Batch, Error> {
 fn object(row: &SqliteRow) -> Result<Entry, sqlx::Error> {
     let key = Key::new(row.try_get("res")?, row.try_get("ns")?, row.try_get("name")?);
     let (revision, schema): (i64, i64) = (row.try_get("rev")?, row.try_get("schema")?);
-    let json = Bytes::copy_from_slice(row.try_get::<&str, _>("val")?.as_bytes());
+    let json = Json::from(Bytes::copy_from_slice(row.try_get::<&str, _>("val")?.as_bytes()));
     Ok(Entry { revision: revision as u64, key, is_delete: false, schema: schema as u64, json, before: Default::default() })
 }
 
@@ -189,7 +190,7 @@ async fn fold_entry(connection: &mut SqliteConnection, entry: &Entry) -> Result<
         ),
     };
     let query = query.bind(&*key.resource).bind(&*key.namespace).bind(&*key.name).bind(signed(entry.revision));
-    let query = if entry.is_delete { query } else { query.bind(signed(entry.schema)).bind(String::from_utf8_lossy(&entry.json).into_owned()) };
+    let query = if entry.is_delete { query } else { query.bind(signed(entry.schema)).bind(String::from_utf8_lossy(&entry.json.text()).into_owned()) };
     query.execute(connection).await.map(|_| ())
 }
 

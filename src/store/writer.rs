@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
@@ -294,7 +294,7 @@ impl Draft {
         json.extend_from_slice(&self.head);
         json.extend_from_slice(format!("\"resourceVersion\":\"{revision}\"").as_bytes());
         json.extend_from_slice(&self.tail);
-        Stored { key, revision, json: json.freeze(), header: self.header.clone(), forms: Arc::default() }
+        Stored { key, revision, json: json.freeze().into(), header: self.header.clone(), forms: Arc::default() }
     }
 }
 
@@ -318,9 +318,9 @@ impl Inner {
 
     /// An entry of the journal as an object in memory.
     pub(super) fn stored(&self, entry: &Entry) -> Stored {
-        let value = serde_json::from_slice(&entry.json).unwrap_or_default();
+        let value = serde_json::from_slice(&entry.json.text()).unwrap_or_default();
         let mut header = (self.extract)(&entry.key, &value);
         header.schema = entry.schema;
-        Stored { key: entry.key.clone(), revision: entry.revision, json: Bytes::clone(&entry.json), header, forms: Arc::default() }
+        Stored { key: entry.key.clone(), revision: entry.revision, json: entry.json.clone(), header, forms: Arc::default() }
     }
 }

@@ -17,7 +17,6 @@ use super::{Delegate, Told, find, set_user};
 use crate::{
     api::{
         Server, body, connect::Route,
-        forms::parse,
         identity::{MASTERS, User},
         registration::{condition, replace},
     },
@@ -91,7 +90,7 @@ async fn settle(server: &Arc<Server>, snapshot: &Snapshot, delegate: &Delegate) 
         Err((reason, message)) => (false, reason, message),
     };
     let Some(stored) = find(&server.store.snapshot(), &delegate.name) else { return };
-    let mut service = parse(&stored.json);
+    let mut service = stored.value();
     let before = service.clone();
     condition(&mut service, "Available", is_available, reason, &message);
     if service != before {
@@ -105,7 +104,7 @@ fn check_objects(snapshot: &Snapshot, delegate: &Delegate) -> std::result::Resul
     let Some(stored) = snapshot.get(&Key::new("services", namespace, name)) else {
         return Err(("ServiceNotFound", format!("service/{name} in {namespace:?} is not present")));
     };
-    let service = parse(&stored.json);
+    let service = stored.value();
     if service.text_at(&["spec", "type"]) != "ClusterIP" {
         return Ok(());
     }
@@ -113,7 +112,7 @@ fn check_objects(snapshot: &Snapshot, delegate: &Delegate) -> std::result::Resul
         return Err(("ServicePortError", format!("service/{name} in {namespace:?} is not listening on port {port}")));
     };
     let slices = snapshot.list(SLICES, Some(namespace), None).filter(|it| it.header.label("kubernetes.io/service-name") == Some(name));
-    let slices: Vec<Value> = slices.map(|it| parse(&it.json)).collect();
+    let slices: Vec<Value> = slices.map(|it| it.value()).collect();
     if slices.is_empty() {
         return Err(("EndpointsNotFound", format!("cannot find endpointslices for service/{name} in {namespace:?}")));
     }

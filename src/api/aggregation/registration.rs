@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{API_SERVICES, find};
 use crate::{
-    api::{Server, forms::parse, registration::insert},
+    api::{Server, registration::insert},
     base::clock,
     kinds::Registry,
     meta::Value,
@@ -101,7 +101,7 @@ async fn settle(server: &Arc<Server>, registry: &Registry) {
     let names: BTreeSet<String> = wanted.iter().map(|(group, version, _)| format!("{version}.{group}")).collect();
     let obsolete = snapshot.list(API_SERVICES, None, None).filter(|it| it.header.label(MANAGED) == Some("true") && !names.contains(&*it.key.name));
     for stored in obsolete {
-        let change = Change::Delete(Draft::new(&parse(&stored.json), stored.header.clone()));
+        let change = Change::Delete(Draft::new(&stored.value(), stored.header.clone()));
         let write = Write { key: stored.key.clone(), expect: Expect::At(stored.revision), change };
         let _ = server.store.submit(Transaction { writes: vec![write] }).await;
     }

@@ -1,6 +1,6 @@
 //! Where a `connect` subresource leads: the node's API for logs and streams, an address and port for the proxy. Pure.
 
-use std::{net::IpAddr, sync::Arc};
+use std::net::IpAddr;
 
 use crate::{
     meta::{
@@ -98,13 +98,12 @@ pub struct Lookup<'a> {
 
 impl<'a> Lookup<'a> {
     pub fn of(snapshot: &'a Snapshot) -> Self {
-        let parse = |stored: &Arc<Stored>| serde_json::from_slice(&stored.json).ok();
         let is_of = |stored: &Stored, service: &str| stored.header.labels.iter().any(|(key, value)| &**key == SERVICE_NAME && &**value == service);
         Self {
-            get: Box::new(move |key| parse(&snapshot.get(key)?)),
+            get: Box::new(move |key| Some(snapshot.get(key)?.value())),
             slices: Box::new(move |namespace, service| {
                 let slices = snapshot.list("discovery.k8s.io/endpointslices", Some(namespace), None);
-                slices.filter(|it| is_of(it, service)).filter_map(parse).collect()
+                slices.filter(|it| is_of(it, service)).map(|it| it.value()).collect()
             }),
         }
     }

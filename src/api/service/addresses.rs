@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{TRIES, invalid, random, removal};
 use crate::{
-    api::{admission::Context, write::value},
+    api::admission::Context,
     base::clock,
     meta::{FieldError, Meta, Path, Result, Status, Value},
     store::{Change, Draft, Expect, Header, Key, Snapshot, Write},
@@ -81,7 +81,7 @@ fn family_of(ip: &str) -> &'static str {
 
 /// The ranges there are, those of the cluster's first ServiceCIDR before others.
 fn ranges(snapshot: &Snapshot) -> Vec<(String, Range)> {
-    let mut objects: Vec<Value> = snapshot.list("networking.k8s.io/servicecidrs", None, None).map(|it| value(it)).filter(|it| it.deletion_timestamp().is_none()).collect();
+    let mut objects: Vec<Value> = snapshot.list("networking.k8s.io/servicecidrs", None, None).map(|it| it.value()).filter(|it| it.deletion_timestamp().is_none()).collect();
     objects.sort_by_key(|it| it.name() != "kubernetes");
     let cidrs = objects.iter().flat_map(|it| it.items_at(&["spec", "cidrs"]).iter().filter_map(Value::as_str));
     cidrs.filter_map(|it| Some((it.to_owned(), Range::parse(it)?))).collect()

@@ -393,7 +393,7 @@ struct Fact {
 
 impl Fact {
     fn of(entry: &Entry) -> Arc<Self> {
-        let value: Value = serde_json::from_slice(&entry.json).expect("JSON");
+        let value: Value = serde_json::from_slice(&entry.json.text()).expect("JSON");
         let (mark, node) = (value.uid().to_owned(), value.text_at(&["spec", "nodeName"]).to_owned());
         Arc::new(Self { revision: entry.revision, key: entry.key.clone(), is_delete: entry.is_delete, mark, node })
     }
@@ -404,7 +404,7 @@ fn mark_of(json: &[u8]) -> String {
 }
 
 fn shown<'a>(objects: impl IntoIterator<Item = &'a Arc<Stored>>) -> Vec<String> {
-    objects.into_iter().map(|it| format!("{}@{} {}", it.key.name, it.revision, mark_of(&it.json))).collect()
+    objects.into_iter().map(|it| format!("{}@{} {}", it.key.name, it.revision, mark_of(&it.json.text()))).collect()
 }
 
 impl Model {
@@ -548,7 +548,7 @@ async fn check_start(world: &World, model: &Model) {
         server.tasks.stop(Duration::from_secs(5)).await;
     }
     let loaded = steadily(&world.observer, || world.observer.load()).await;
-    let mut folded: Vec<String> = loaded.objects.iter().map(|it| format!("{}@{} {}", it.key.name, it.revision, mark_of(&it.json))).collect();
+    let mut folded: Vec<String> = loaded.objects.iter().map(|it| format!("{}@{} {}", it.key.name, it.revision, mark_of(&it.json.text()))).collect();
     let mut wanted = model.at(loaded.revision);
     folded.sort();
     wanted.sort();

@@ -31,7 +31,10 @@ use super::{
     engine::{Answer, Appended, CONTRACTION, Engine, Error, Loaded, RECENT_BYTES, RECENT_ROWS, RECENT_SECONDS, RETENTION_SECONDS, TRIM_ROWS},
     journal::{Batch, Entry},
 };
-use crate::base::{Tasks, backoff::Backoff};
+use crate::{
+    base::{Tasks, backoff::Backoff},
+    meta::Json,
+};
 
 pub struct Postgres {
     address: Address,
@@ -262,7 +265,7 @@ fn batch(row: &PgRow) -> Result<Batch, Error> {
 fn object(row: &PgRow) -> Result<Entry, sqlx::Error> {
     let key = Key::new(row.try_get("res")?, row.try_get("ns")?, row.try_get("name")?);
     let (revision, schema): (i64, i64) = (row.try_get("rev")?, row.try_get("schema")?);
-    let json = Bytes::copy_from_slice(row.try_get::<&str, _>("val")?.as_bytes());
+    let json = Json::from(Bytes::copy_from_slice(row.try_get::<&str, _>("val")?.as_bytes()));
     Ok(Entry { revision: revision as u64, key, is_delete: false, schema: schema as u64, json, before: Default::default() })
 }
 
@@ -270,7 +273,7 @@ async fn upsert(connection: &mut PgConnection, entries: impl Iterator<Item = &En
     let (keys, mut schemas, mut values) = (Columns::default(), Vec::new(), Vec::new());
     let keys = entries.fold(keys, |keys, entry| {
         schemas.push(entry.schema as i64);
-        values.push(String::from_utf8_lossy(&entry.json).into_owned());
+        values.push(String::from_utf8_lossy(&entry.json.text()).into_owned());
         keys.with(entry)
     });
     let query = sqlx::query(
