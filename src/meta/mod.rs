@@ -9,6 +9,7 @@ pub mod json;
 pub mod names;
 pub mod object;
 pub mod options;
+pub mod pattern;
 pub mod quantity;
 pub mod selector;
 pub mod status;

@@ -1,6 +1,8 @@
 //! Which part of an old object a part of the new one comes from. What has not changed need not become valid: the checks of custom resources are
 //! "ratcheted". Follows apiserver `pkg/cel/common/equality.go`, apiextensions-apiserver `pkg/apiserver/validation/ratcheting.go` (KEP-4008).
 
+use std::collections::HashMap;
+
 use crate::meta::{Meta, Value};
 
 /// A value, its schema as the CRD wrote it, and the old value of the same place, if that can be told.
@@ -34,10 +36,11 @@ impl<'a> Correlation<'a> {
         Some(self.child(value, schema, self.old.and_then(|it| it.get(name))))
     }
 
-    /// An item; only those of list maps are known again.
-    pub fn index(self, at: usize) -> Option<Self> {
-        let (value, schema) = (self.value.get(at)?, self.schema.get("items")?);
-        Some(self.child(value, schema, self.old.and_then(|it| same_item(it, value, self.schema))))
+    /// The items in their order, none where there is no schema; only those of list maps are known again.
+    pub fn items(self) -> impl Iterator<Item = Self> {
+        let (list, schema) = (self.value.as_array().into_iter().flatten(), self.schema.get("items"));
+        let old = self.old.and_then(|it| Keyed::of(it, self.schema));
+        list.filter_map(move |value| Some(self.child(value, schema?, old.as_ref().and_then(|it| it.same(value)))))
     }
 
     /// The same place seen by another schema (`allOf`), whose errors are not ratcheted by the place itself.
@@ -60,13 +63,33 @@ fn below<'a>(schema: &'a Value, name: &str) -> Option<&'a Value> {
     schema.at(&["properties", name]).or_else(values)
 }
 
-/// The item of a list map that has the keys of `item`.
-pub fn same_item<'a>(list: &'a Value, item: &Value, schema: &Value) -> Option<&'a Value> {
-    if schema.text("x-kubernetes-list-type") != "map" {
-        return None;
+/// The items of a list map, by what they have under its keys.
+pub struct Keyed<'a> {
+    keys: Vec<&'a str>,
+    items: HashMap<Vec<Option<&'a Value>>, &'a Value>,
+}
+
+impl<'a> Keyed<'a> {
+    /// `None` for any other list.
+    pub fn of(list: &'a Value, schema: &'a Value) -> Option<Self> {
+        if schema.text("x-kubernetes-list-type") != "map" {
+            return None;
+        }
+        let keys: Vec<&str> = schema.texts_at(&["x-kubernetes-list-map-keys"]).collect();
+        let mut items = HashMap::new();
+        list.as_array()?.iter().for_each(|it| _ = items.entry(identity(it, &keys)).or_insert(it));
+        Some(Self { keys, items })
     }
-    let keys: Vec<&str> = schema.texts_at(&["x-kubernetes-list-map-keys"]).collect();
-    list.as_array()?.iter().find(|it| keys.iter().all(|key| it.get(key) == item.get(key)))
+
+    /// The item that has the keys of `item`.
+    pub fn same(&self, item: &Value) -> Option<&'a Value> {
+        self.items.get(&identity(item, &self.keys)).copied()
+    }
+}
+
+/// What tells an item of a list map from the others.
+pub fn identity<'a>(item: &'a Value, keys: &[impl AsRef<str>]) -> Vec<Option<&'a Value>> {
+    keys.iter().map(|key| item.get(key.as_ref())).collect()
 }
 
 /// Equal as far as the schema sees them; the order of a list map does not count.
@@ -76,9 +99,10 @@ fn is_same(new: &Value, old: &Value, schema: &Value) -> bool {
             let same = |(name, value): (&String, &Value)| b.get(name).zip(below(schema, name)).is_some_and(|(old, schema)| is_same(value, old, schema));
             a.len() == b.len() && a.iter().all(same)
         }
-        (Value::Array(a), Value::Array(b)) if schema.text("x-kubernetes-list-type") == "map" => {
-            a.len() == b.len() && a.iter().all(|item| same_item(old, item, schema).is_some_and(|it| is_same(item, it, &schema["items"])))
-        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => match Keyed::of(old, schema) {
+            Some(old) => a.iter().all(|item| old.same(item).is_some_and(|it| is_same(item, it, &schema["items"]))),
+            None => a == b,
+        },
         _ => new == old,
     }
 }

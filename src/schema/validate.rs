@@ -1,15 +1,13 @@
 //! Checks a value against the schema of a custom resource, with the errors of upstream's OpenAPI validator.
 //! Source: kube-openapi `pkg/validation/validate`, apiextensions-apiserver `pkg/apiserver/validation`.
 
-use std::cmp::Ordering;
-
-use regex::Regex;
+use std::{cmp::Ordering, collections::HashSet};
 
 use super::{
     ListTopology, Schema, Shape,
-    correlation::Correlation,
+    correlation::{Correlation, identity},
 };
-use crate::meta::{FieldError, FieldErrors, Meta, Path, Value, field::FieldReason};
+use crate::meta::{FieldError, FieldErrors, Meta, Path, Value, field::FieldReason, pattern};
 
 /// All checks of a custom resource, in upstream's order; `old` is what it was before an update. Besides errors there are warnings:
 /// rules that do not hold, and did not hold before (`customResourceStrategy.Validate`, `ValidateUpdate`).
@@ -51,10 +49,8 @@ fn visit(place: Correlation<'_>, schema: &Schema, path: &Path, errors: &mut Fiel
             visit(place, below, &path.child(name), errors);
         }
     }
-    for at in 0..place.value.as_array().map_or(0, Vec::len) {
-        if let (Shape::List { items, .. }, Some(place)) = (&schema.shape, place.index(at)) {
-            visit(place, items, &path.index(at), errors);
-        }
+    if let Shape::List { items, .. } = &schema.shape {
+        place.items().enumerate().for_each(|(at, place)| visit(place, items, &path.index(at), errors));
     }
 }
 
@@ -84,16 +80,16 @@ fn visit_lists(value: &Value, schema: &Schema, path: &Path, errors: &mut FieldEr
 
 /// Duplicates in sets and list maps.
 fn unique(list: &[Value], topology: &ListTopology, path: &Path, errors: &mut FieldErrors) {
-    let id = |value: &Value| match topology {
-        ListTopology::Map(keys) => Value::Object(keys.iter().filter_map(|key| Some((key.clone(), value.get(key)?.clone()))).collect()),
-        _ => value.clone(),
+    let keys = match topology {
+        ListTopology::Atomic => return,
+        ListTopology::Set => None,
+        ListTopology::Map(keys) => Some(keys),
     };
-    if *topology == ListTopology::Atomic {
-        return;
-    }
+    let of_keys = |value: &Value, keys: &[String]| Value::Object(keys.iter().filter_map(|key| Some((key.clone(), value.get(key)?.clone()))).collect());
+    let mut seen = HashSet::new();
     for (at, value) in list.iter().enumerate() {
-        if list[..at].iter().any(|it| id(it) == id(value)) {
-            errors.push(FieldError::duplicate(&path.index(at), id(value)));
+        if !seen.insert(keys.map_or_else(|| vec![Some(value)], |it| identity(value, it))) {
+            errors.push(FieldError::duplicate(&path.index(at), keys.map_or_else(|| value.clone(), |it| of_keys(value, it))));
         }
     }
 }
@@ -158,7 +154,7 @@ fn strings(text: &str, rules: &Value, problems: &mut Vec<String>) {
         problems.push(format!("should be at least {least} chars long"));
     }
     let pattern = rules.text("pattern");
-    if !pattern.is_empty() && Regex::new(pattern).is_ok_and(|it| !it.is_match(text)) {
+    if !pattern.is_empty() && pattern::compiled(pattern).is_ok_and(|it| !it.is_match(text)) {
         problems.push(format!("should match '{pattern}'"));
     }
     if rules.text("format") == "date-time" && text.parse::<jiff::Timestamp>().is_err() {

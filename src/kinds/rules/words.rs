@@ -82,7 +82,7 @@ const WORDS: &[(&str, Run)] = &[
         push_if(path.starts_with("..") && !path.starts_with("../") && path != "..", FieldError::invalid(site.path(), path, "must not start with '..'"), errors);
     }),
     ("matches", |site, test, errors| {
-        let is_fine = regex::Regex::new(test.argument).is_ok_and(|it| it.is_match(text(site.value)));
+        let is_fine = crate::meta::pattern::compiled(test.argument).is_ok_and(|it| it.is_match(text(site.value)));
         push_if(!is_fine, FieldError::invalid(site.path(), text(site.value), site.say(test)), errors);
     }),
     ("ip", |site, _, errors| legacy_ip(site, errors)),

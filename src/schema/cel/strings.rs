@@ -1,18 +1,13 @@
 //! Functions over strings. Follows cel-go `ext/strings.go` (version 2), `common/types/string.go` and apiserver `pkg/cel/library/regex.go`.
 
-use std::{
-    borrow::Cow,
-    collections::HashMap,
-    sync::{LazyLock, Mutex},
-};
-
-use regex::{Captures, Regex};
+use regex::Regex;
 
 use super::{
     format,
     lex::ESCAPES,
     value::{self, Eval, Val, fail, no_overload, or_fail},
 };
+use crate::meta::pattern;
 
 pub fn call<'a>(function: &str, args: &[Val<'a>]) -> Eval<Val<'a>> {
     use Val::{Bool, Int, List, String as Text};
@@ -134,42 +129,7 @@ fn quote(text: &str) -> String {
     format!("\"{}\"", text.chars().map(escaped).collect::<String>())
 }
 
-/// Compiled patterns that are kept; when there are more, all are dropped.
-const PATTERNS_MAX: usize = 512;
-/// The memory that a compiled pattern may take.
-const PATTERN_BYTES_MAX: usize = 1 << 20;
-
-/// A pattern in RE2's syntax, compiled once.
-pub fn regex(pattern: &str) -> Eval<Regex> {
-    static COMPILED: LazyLock<Mutex<HashMap<String, Regex>>> = LazyLock::new(Mutex::default);
-    let mut compiled = COMPILED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if let Some(known) = compiled.get(pattern) {
-        return Ok(known.clone());
-    }
-    let built = regex::RegexBuilder::new(&ascii_classes(pattern)).size_limit(PATTERN_BYTES_MAX).build();
-    let regex = built.or_else(|why| {
-        let problem = if why.to_string().contains("unclosed group") { "missing closing )" } else { "invalid pattern" };
-        fail(format!("error parsing regexp: {problem}: `{pattern}`"))
-    })?;
-    if compiled.len() >= PATTERNS_MAX {
-        compiled.clear();
-    }
-    compiled.insert(pattern.to_owned(), regex.clone());
-    Ok(regex)
-}
-
-/// RE2's classes know only ASCII, those of this library all of Unicode.
-fn ascii_classes(pattern: &str) -> Cow<'_, str> {
-    static ESCAPE: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(?s)\\.").expect("a constant pattern"));
-    let ascii = |found: &Captures<'_>| match &found[0] {
-        r"\d" => "[0-9]".to_owned(),
-        r"\D" => "[^0-9]".to_owned(),
-        r"\w" => "[0-9A-Za-z_]".to_owned(),
-        r"\W" => "[^0-9A-Za-z_]".to_owned(),
-        r"\s" => r"[\t\n\f\r ]".to_owned(),
-        r"\S" => r"[^\t\n\f\r ]".to_owned(),
-        r"\b" => r"(?-u:\b)".to_owned(),
-        other => other.to_owned(),
-    };
-    ESCAPE.replace_all(pattern, ascii)
+/// A pattern in RE2's syntax.
+pub fn regex(text: &str) -> Eval<Regex> {
+    pattern::compiled(text).or_else(|problem| fail(format!("error parsing regexp: {problem}: `{text}`")))
 }

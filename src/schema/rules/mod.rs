@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use super::{
     cel::{BUDGET, Bindings, Budget, Decl, Environment, EvalError, Program, Type, Val},
-    correlation::Correlation,
+    correlation::{Correlation, Keyed},
 };
 use crate::meta::{FieldError, FieldErrors, Meta, Path, Value};
 
@@ -147,12 +147,11 @@ impl Run {
             self.node(below, place.again(place.schema), old, path)?;
         }
         match place.value {
-            Value::Array(list) => {
+            Value::Array(_) => {
                 let Some(below) = &node.items else { return Ok(()) };
-                for (at, item) in list.iter().enumerate() {
-                    let Some(child) = place.index(at) else { continue };
-                    let old = old.and_then(|it| super::correlation::same_item(it, item, place.schema));
-                    self.node(below, child, old, &path.index(at))?;
+                let old = old.and_then(|it| Keyed::of(it, place.schema));
+                for (at, child) in place.items().enumerate() {
+                    self.node(below, child, old.as_ref().and_then(|it| it.same(child.value)), &path.index(at))?;
                 }
             }
             Value::Object(map) => {
