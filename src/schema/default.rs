@@ -9,7 +9,7 @@ pub fn default(value: &mut Value, schema: &Schema) {
         (Shape::Object(shape), Value::Object(map)) => {
             for field in &shape.fields {
                 // Go does not tell the zero value of a field that is no pointer from its absence.
-                let own = field.default.as_ref().or(field.implied.as_ref()).filter(|it| field.is_pointer || field.keeps_zero || !is_zero(it));
+                let own = field.default.as_deref().or(field.implied.as_deref()).filter(|it| field.is_pointer || field.keeps_zero || !is_zero(it));
                 let declared = own.or(field.schema.default.as_ref());
                 let is_there = map.get(&field.name).is_some_and(|it| own.is_none() || (field.is_pointer && !it.is_null()) || !is_zero(it));
                 if let (Some(default), false) = (declared, is_there) {

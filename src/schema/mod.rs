@@ -94,16 +94,16 @@ pub struct Field {
     /// Protobuf field number; 0 for custom resources.
     pub number: u32,
     /// For a field of an inlined struct: the numbers of the messages that lead to it (`VolumeSource` in `Volume`), outermost first.
-    pub within: Vec<u32>,
+    pub within: Box<[u32]>,
     /// Protobuf and Go: a pointer, so that absent and zero differ.
     pub is_pointer: bool,
     /// Go's encoder writes the zero value too (no `omitempty`).
     pub keeps_zero: bool,
     pub is_required: bool,
     /// This field's default, over its schema's.
-    pub default: Option<Value>,
+    pub default: Option<Box<Value>>,
     /// What Go fills in by code (`SetDefaults_*`), which OpenAPI does not tell.
-    pub implied: Option<Value>,
+    pub implied: Option<Box<Value>>,
     /// This field is atomic for server-side apply, whatever its schema says.
     pub is_atomic: bool,
     /// This field is granular for server-side apply though its schema is atomic.
@@ -119,7 +119,7 @@ pub struct PatchStrategy {
     pub is_merge: bool,
     pub is_replace: bool,
     pub retains_keys: bool,
-    pub merge_key: Option<String>,
+    pub merge_key: Option<Box<str>>,
 }
 
 /// How server-side apply sees a list (`x-kubernetes-list-type`).

@@ -201,7 +201,7 @@ fn property(field: &Field, dialect: Dialect, into: &mut Map<String, Value>) -> V
         property = json!({"allOf": [{"$ref": target}]});
     }
     if let Some(default) = &field.default {
-        property["default"] = default.clone();
+        property["default"] = default.as_ref().clone();
     }
     if let Some(values) = field.enumeration {
         property["enum"] = json!(values);
@@ -212,7 +212,7 @@ fn property(field: &Field, dialect: Dialect, into: &mut Map<String, Value>) -> V
         property["x-kubernetes-patch-strategy"] = words.join(",").into();
     }
     if let Some(key) = &field.patch.merge_key {
-        property["x-kubernetes-patch-merge-key"] = key.as_str().into();
+        property["x-kubernetes-patch-merge-key"] = (**key).into();
     }
     property
 }

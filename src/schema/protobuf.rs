@@ -202,7 +202,7 @@ fn read_struct(bytes: &[u8], shape: &Struct, within: &[u32], map: &mut Map<Strin
     let depth = depth.checked_sub(1).ok_or_else(|| malformed("exceeded max depth"))?;
     let mut reader = Reader(bytes);
     while let Some((number, wire)) = reader.next()? {
-        if let Some(field) = shape.fields.iter().find(|it| it.number == number && it.within == within) {
+        if let Some(field) = shape.fields.iter().find(|it| it.number == number && *it.within == *within) {
             read_field(wire, field, map, depth)?;
             continue;
         }

@@ -3,7 +3,7 @@
 
 use std::sync::OnceLock;
 
-use super::{Field, ListTopology, Schema, SchemaRef, Shape, Struct, builtin, rules};
+use super::{Field, ListTopology, Schema, SchemaRef, Shape, Struct, builtin, rules, types};
 use crate::meta::{Meta, Value};
 
 /// Says that fields that a node does not declare are kept.
@@ -27,11 +27,28 @@ impl Rules {
 /// The schema of a custom resource's version: `apiVersion`, `kind` and `metadata` are added as built-in. With no schema, everything is preserved.
 pub fn from_crd(open_api_v3_schema: Option<Value>) -> Schema {
     let is_open = open_api_v3_schema.is_none();
-    let source = open_api_v3_schema.unwrap_or_else(|| Value::Object(serde_json::Map::new()));
+    let mut source = open_api_v3_schema.unwrap_or_else(|| Value::Object(serde_json::Map::new()));
+    drop_prose(&mut source);
     let shape = object(&source, true);
     let shape = Struct { preserves_unknown: shape.preserves_unknown || is_open, has_type_meta: true, ..shape };
     let schema = with_shape(&source, Shape::Object(shape));
     Schema { rules: Some(Box::new(Rules { source, validations: OnceLock::new() })), ..schema }
+}
+
+/// Takes out what only people read, which is most of a schema.
+fn drop_prose(schema: &mut Value) {
+    let Some(words) = schema.as_object_mut() else { return };
+    for prose in ["description", "title", "example", "externalDocs"] {
+        words.remove(prose);
+    }
+    for (word, below) in words {
+        match word.as_str() {
+            "properties" => below.as_object_mut().into_iter().flatten().for_each(|it| drop_prose(it.1)),
+            "allOf" | "anyOf" | "oneOf" => below.as_array_mut().into_iter().flatten().for_each(drop_prose),
+            "items" | "additionalProperties" | "not" => drop_prose(below),
+            _ => (),
+        }
+    }
 }
 
 fn with_shape(source: &Value, shape: Shape) -> Schema {
@@ -58,7 +75,9 @@ fn node(source: &Value) -> SchemaRef {
         "number" => Shape::Float,
         _ => Shape::Any,
     };
-    with_shape(source, shape).into()
+    let schema = with_shape(source, shape);
+    let is_plain = !schema.is_nullable && schema.default.is_none();
+    types::scalar_node(&schema.shape).filter(|_| is_plain).unwrap_or_else(|| schema.into())
 }
 
 fn topology(source: &Value) -> ListTopology {

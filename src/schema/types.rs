@@ -7,7 +7,11 @@
 //! `(` a list in a message of its own, `{` a map. Attributes: `?` pointer, `!` written even when zero, `r` required, `k=` keys of a list map, `set`, `atomic`, `granular`,
 //! `p=` patch strategy and merge key, `d=` default in JSON, `D=` one that OpenAPI does not tell, `e=` enum.
 
-use std::{collections::HashMap, sync::LazyLock};
+use std::{
+    collections::HashMap,
+    mem::{Discriminant, discriminant},
+    sync::LazyLock,
+};
 
 use super::{Field, ListTopology, PatchStrategy, Schema, SchemaRef, Shape, Struct};
 
@@ -17,6 +21,12 @@ static SOURCE: &str = include_str!("types.txt");
 pub struct Table {
     pub nodes: Vec<Schema>,
     pub by_name: HashMap<String, usize>,
+    scalars: HashMap<Discriminant<Shape>, usize>,
+}
+
+/// The node that all scalars of a shape share.
+pub fn scalar_node(shape: &Shape) -> Option<SchemaRef> {
+    table().scalars.get(&discriminant(shape)).map(|at| SchemaRef::Builtin(*at))
 }
 
 pub fn table() -> &'static Table {
@@ -55,7 +65,8 @@ impl Reader {
             let shape = Struct { fields, by_name, is_atomic: has("atomic"), has_type_meta: has("&"), ..Struct::default() };
             self.nodes[at] = Schema { name: name.clone(), shape: Shape::Object(shape), ..Schema::default() };
         }
-        Table { nodes: self.nodes, by_name: self.by_name }
+        let scalars = self.scalars.values().map(|at| (discriminant(&self.nodes[*at].shape), *at)).collect();
+        Table { nodes: self.nodes, by_name: self.by_name, scalars }
     }
 
     fn split(&mut self, source: &'static str) {
@@ -104,14 +115,14 @@ impl Reader {
         let mut words = text.split(' ');
         let mut word = || words.next().unwrap_or_default();
         let (name, number, code) = (word(), word().parse().unwrap_or(0), word());
-        let mut field = Field { name: name.to_owned(), number, within: within.to_vec(), ..Field::default() };
+        let mut field = Field { name: name.to_owned(), number, within: within.into(), ..Field::default() };
         let mut topology = ListTopology::Atomic;
         for attribute in words {
             match attribute.split_once('=') {
                 Some(("k", keys)) => topology = ListTopology::Map(keys.split(',').map(str::to_owned).collect()),
                 Some(("p", strategy)) => field.patch = patch_strategy(strategy),
-                Some(("d", value)) => field.default = serde_json::from_str(value).ok(),
-                Some(("D", value)) => field.implied = serde_json::from_str(value).ok(),
+                Some(("d", value)) => field.default = serde_json::from_str(value).ok().map(Box::new),
+                Some(("D", value)) => field.implied = serde_json::from_str(value).ok().map(Box::new),
                 Some(("e", name)) => field.enumeration = self.enumeration(name, package),
                 Some(_) => (),
                 None if attribute == "set" => topology = ListTopology::Set,
@@ -202,7 +213,7 @@ fn patch_strategy(text: &str) -> PatchStrategy {
         is_merge: has("merge"),
         is_replace: has("replace"),
         retains_keys: has("retainKeys"),
-        merge_key: Some(key).filter(|it| !it.is_empty()).map(str::to_owned),
+        merge_key: Some(key).filter(|it| !it.is_empty()).map(Into::into),
     }
 }
 
@@ -235,8 +246,8 @@ mod tests {
         assert_eq!(items.name, "io.k8s.api.core.v1.Container");
         let volume = super::super::builtin("io.k8s.api.core.v1.Volume").expect("Volume");
         let empty_dir = volume.field("emptyDir").expect("an inlined field");
-        assert_eq!(empty_dir.within, [2]);
+        assert_eq!(*empty_dir.within, [2]);
         let port = super::super::builtin("io.k8s.api.core.v1.ContainerPort").expect("ContainerPort");
-        assert_eq!(port.field("protocol").and_then(|it| it.default.clone()), Some("TCP".into()));
+        assert_eq!(port.field("protocol").and_then(|it| it.default.as_deref()), Some(&"TCP".into()));
     }
 }

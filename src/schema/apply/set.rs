@@ -218,7 +218,7 @@ pub fn parts<'v, 's>(value: &'v Value, node: &Node<'s>) -> Vec<(String, Part<'v,
 /// `k:{...}` of an item: the values of its keys, the declared default where one is absent.
 pub fn key(item: &Value, keys: &[String], items: &Schema) -> String {
     let value = |name: &String| {
-        let declared = || items.field(name)?.default.clone();
+        let declared = || items.field(name)?.default.as_deref().cloned();
         Some((name.clone(), item.get(name).cloned().or_else(declared)?))
     };
     format!("k:{}", Value::Object(keys.iter().filter_map(value).collect()))
