@@ -18,7 +18,7 @@ use super::{
 use crate::{
     kinds::{Convert, Webhook, metadata},
     meta::{FieldErrors, GroupVersionKind, Map, Meta, Path, Result, Status, Value},
-    schema::{default, prune},
+    schema::{codec, default},
     store::{Draft, Header, Stored},
 };
 
@@ -136,7 +136,7 @@ impl View<'_> {
     fn shape(&self, value: &mut Value) {
         self.name(value);
         if self.kind.custom.is_some() {
-            prune::prune(value, &self.version.schema);
+            codec::prune(value, &self.version.schema);
             default::default(value, &self.version.schema);
         }
     }

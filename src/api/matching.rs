@@ -21,7 +21,7 @@ use crate::{
     schema::{
         SchemaRef,
         cel::{Bindings, Val, authorizer::{self, Check}},
-        codec, default, prune,
+        codec, default,
     },
     store::Key,
 };
@@ -357,10 +357,7 @@ impl<'a> Question<'a> {
     pub fn decoded(&self, form: usize, value: Value) -> Result<(Value, Value)> {
         let view = self.forms[form].view();
         let schema = self.schema(form).ok_or_else(|| Status::internal("the type of the object is not known"))?;
-        let mut decoded = codec::decode_value(value, &schema)?.0;
-        if self.is_object && view.kind.custom.is_some() {
-            prune::prune(&mut decoded, &schema);
-        }
+        let decoded = codec::decode_value(value, &schema)?.0;
         let mut filled = decoded.clone();
         default::default(&mut filled, &schema);
         if self.is_object {

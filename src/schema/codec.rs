@@ -5,17 +5,18 @@
 //! quantities in their canonical form, and drops or keeps empty values as `omitempty` does.
 //! Source: sigs.k8s.io/json, sigs.k8s.io/yaml, apimachinery `pkg/runtime/serializer/json`.
 
-use std::fmt;
+use std::{fmt, sync::LazyLock};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use jiff::Timestamp;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use super::{Field, Schema, Shape, Struct};
+use super::{Field, Schema, SchemaRef, Shape, Struct, builtin};
 use crate::meta::{Map, Quantity, Result, Status, Value};
 
 /// The type of a schema in a CRD.
-pub(super) const SCHEMA_PROPS: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
+pub(super) static SCHEMA_PROPS: LazyLock<SchemaRef> =
+    LazyLock::new(|| builtin("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps").unwrap_or_default());
 
 /// What strict field validation wants to know, in upstream's words (`unknown field "spec.foo"`, `duplicate field "spec.bar"`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -92,9 +93,13 @@ pub fn decode_yaml(bytes: &[u8], schema: &Schema) -> Result<(Value, Notes)> {
 
 /// Checks and normalises a tree: 400 with Go's sentence where a value has the wrong type.
 pub fn decode_value(mut value: Value, schema: &Schema) -> Result<(Value, Notes)> {
-    let mut walk = Walk { unknown: Vec::new(), fields: Vec::new(), owner: String::new() };
-    walk.visit(&mut value, schema, &Place::Root)?;
-    Ok((value, Notes { unknown: walk.unknown, duplicate: Vec::new() }))
+    let unknown = Walk::over(&mut value, schema)?;
+    Ok((value, Notes { unknown, duplicate: Vec::new() }))
+}
+
+/// Drops what the schema of a custom resource does not declare, and normalises its metadata as far as that can be read.
+pub fn prune(value: &mut Value, schema: &Schema) {
+    _ = Walk::over(value, schema);
 }
 
 fn bad_json(error: &serde_json::Error) -> Status {
@@ -113,6 +118,7 @@ fn bad_json(error: &serde_json::Error) -> Status {
 /// Where the walk is, for notes: `spec.containers[0].image`.
 enum Place<'a> {
     Root,
+    Field(&'a Place<'a>, &'a str),
     Key(&'a Place<'a>, &'a str),
     Index(&'a Place<'a>, usize),
 }
@@ -121,9 +127,20 @@ impl fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Root => Ok(()),
-            Self::Key(Self::Root, key) => f.write_str(key),
-            Self::Key(parent, key) => write!(f, "{parent}.{key}"),
+            Self::Field(Self::Root, key) | Self::Key(Self::Root, key) => f.write_str(key),
+            Self::Field(parent, key) | Self::Key(parent, key) => write!(f, "{parent}.{key}"),
             Self::Index(parent, at) => write!(f, "{parent}[{at}]"),
+        }
+    }
+}
+
+impl Place<'_> {
+    /// The names of the fields of structs on the way, as Go's decoder tells them.
+    fn fields(&self) -> Vec<&str> {
+        match self {
+            Self::Root => Vec::new(),
+            Self::Field(parent, name) => [parent.fields(), vec![name]].concat(),
+            Self::Key(parent, _) | Self::Index(parent, _) => parent.fields(),
         }
     }
 }
@@ -143,6 +160,14 @@ impl<'de> DeserializeSeed<'de> for Tree<'_, '_> {
     }
 }
 
+macro_rules! scalars {
+    ($($visit:ident: $of:ty),*) => {
+        $(fn $visit<E>(self, value: $of) -> std::result::Result<Value, E> {
+            Ok(value.into())
+        })*
+    };
+}
+
 impl<'de> Visitor<'de> for Tree<'_, '_> {
     type Value = Value;
 
@@ -154,29 +179,7 @@ impl<'de> Visitor<'de> for Tree<'_, '_> {
         Ok(Value::Null)
     }
 
-    fn visit_bool<E>(self, value: bool) -> std::result::Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_i64<E>(self, value: i64) -> std::result::Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_u64<E>(self, value: u64) -> std::result::Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_f64<E>(self, value: f64) -> std::result::Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_str<E>(self, value: &str) -> std::result::Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_string<E>(self, value: String) -> std::result::Result<Value, E> {
-        Ok(value.into())
-    }
+    scalars!(visit_bool: bool, visit_i64: i64, visit_u64: u64, visit_f64: f64, visit_str: &str, visit_string: String);
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> std::result::Result<Value, A::Error> {
         let mut list = Vec::new();
@@ -194,8 +197,8 @@ impl<'de> Visitor<'de> for Tree<'_, '_> {
         let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
             let path = Place::Key(self.path, &key);
-            let schema = self.schema.and_then(|it| it.child(&key));
-            if schema.is_none() && self.schema.is_some_and(|it| it.refuses(&key)) {
+            let schema = self.schema.and_then(|it| it.below(&key));
+            if self.schema.and_then(Schema::as_struct).is_some_and(|it| !it.keeps(&key)) {
                 let note = format!("unknown field \"{path}\"");
                 if !self.notes.contains(&note) {
                     self.notes.push(note);
@@ -214,16 +217,21 @@ impl<'de> Visitor<'de> for Tree<'_, '_> {
 }
 
 /// The walk over a tree and its schema.
-struct Walk {
+struct Walk<'s> {
     unknown: Vec<String>,
-    /// Names of the fields on the way, for Go's sentence.
-    fields: Vec<String>,
-    /// Go's name of the innermost struct.
-    owner: String,
+    /// The name of the innermost struct's type; empty in a custom resource, whose types are the validator's matter.
+    owner: &'s str,
 }
 
-impl Walk {
-    fn visit(&mut self, value: &mut Value, schema: &Schema, place: &Place<'_>) -> Result<()> {
+impl<'s> Walk<'s> {
+    /// Walks over all of a value; returns the unknown fields.
+    fn over(value: &mut Value, schema: &'s Schema) -> Result<Vec<String>> {
+        let mut walk = Self { unknown: Vec::new(), owner: &schema.name };
+        walk.visit(value, schema, &Place::Root)?;
+        Ok(walk.unknown)
+    }
+
+    fn visit(&mut self, value: &mut Value, schema: &'s Schema, place: &Place<'_>) -> Result<()> {
         if value.is_null() {
             return Ok(());
         }
@@ -232,39 +240,33 @@ impl Walk {
             Shape::List { items, .. } => self.list(value, schema, items, place),
             Shape::Map { values, .. } => self.map(value, schema, values, place),
             Shape::SchemaOrArray | Shape::SchemaOrBool | Shape::SchemaOrStrings => self.union(value, place),
-            _ => self.scalar(value, schema),
+            _ => self.scalar(value, schema, place),
         }
     }
 
-    fn object(&mut self, value: &mut Value, schema: &Schema, shape: &Struct, place: &Place<'_>) -> Result<()> {
-        let Value::Object(map) = value else { return self.mismatch(value, schema) };
-        let is_custom = schema.name.is_empty();
-        let owner = std::mem::replace(&mut self.owner, go_name(&schema.name).rsplit('.').next().unwrap_or_default().to_owned());
+    fn object(&mut self, value: &mut Value, schema: &'s Schema, shape: &'s Struct, place: &Place<'_>) -> Result<()> {
+        let Value::Object(map) = value else { return self.mismatch(value, schema, place) };
+        let outer = std::mem::replace(&mut self.owner, &schema.name);
         for (name, value) in map.iter_mut() {
-            let place = Place::Key(place, name);
-            match shape.by_name.get(name).map(|at| &shape.fields[*at]) {
-                Some(field) => {
-                    self.fields.push(name.clone());
-                    self.visit(value, &field.schema, &place)?;
-                    self.fields.pop();
-                }
-                None if shape.preserves_unknown || is_type_meta(shape, name) => (),
+            let place = Place::Field(place, name);
+            match shape.field(name) {
+                Some(field) => self.visit(value, &field.schema, &place)?,
+                None if shape.keeps(name) => (),
                 None => self.unknown.push(format!("unknown field \"{place}\"")),
             }
         }
-        self.owner = owner;
-        if !shape.preserves_unknown {
-            map.retain(|name, _| shape.by_name.contains_key(name) || is_type_meta(shape, name));
-        }
-        match is_custom {
-            true => drop_defaulted_nulls(map, shape),
-            false => shape.fields.iter().try_for_each(|field| self.emptiness(map, field, place))?,
+        self.owner = outer;
+        map.retain(|name, _| shape.keeps(name));
+        match schema.is_builtin() {
+            true => shape.fields.iter().try_for_each(|field| self.emptiness(map, field, place))?,
+            // Null where it is no value of its own is nothing (`PruneNonNullableNullsWithoutDefaults`).
+            false => map.retain(|name, value| !value.is_null() || shape.field(name).is_none_or(|it| it.schema.is_nullable)),
         }
         Ok(())
     }
 
     /// Leaves a field of a Go struct as its encoder would: empty values go, and what has no `omitempty` is written.
-    fn emptiness(&mut self, map: &mut Map<String, Value>, field: &Field, place: &Place<'_>) -> Result<()> {
+    fn emptiness(&mut self, map: &mut Map<String, Value>, field: &'s Field, place: &Place<'_>) -> Result<()> {
         let present = map.get(&field.name).filter(|it| !it.is_null());
         let is_struct = matches!(field.schema.shape, Shape::Object(_));
         match present {
@@ -290,8 +292,8 @@ impl Walk {
         Ok(())
     }
 
-    fn list(&mut self, value: &mut Value, schema: &Schema, items: &Schema, place: &Place<'_>) -> Result<()> {
-        let Value::Array(list) = value else { return self.mismatch(value, schema) };
+    fn list(&mut self, value: &mut Value, schema: &'s Schema, items: &'s Schema, place: &Place<'_>) -> Result<()> {
+        let Value::Array(list) = value else { return self.mismatch(value, schema, place) };
         for (at, item) in list.iter_mut().enumerate() {
             let place = Place::Index(place, at);
             if item.is_null() && !items.name.is_empty() {
@@ -302,36 +304,32 @@ impl Walk {
         Ok(())
     }
 
-    fn map(&mut self, value: &mut Value, schema: &Schema, values: &Schema, place: &Place<'_>) -> Result<()> {
-        let Value::Object(map) = value else { return self.mismatch(value, schema) };
+    fn map(&mut self, value: &mut Value, schema: &'s Schema, values: &'s Schema, place: &Place<'_>) -> Result<()> {
+        let Value::Object(map) = value else { return self.mismatch(value, schema, place) };
         for (key, value) in map.iter_mut() {
             let place = Place::Key(place, key);
-            if value.is_null() && matches!(values.shape, Shape::String) && values.rules.is_none() {
+            if value.is_null() && matches!(values.shape, Shape::String) && !self.is_custom() {
                 *value = "".into();
             }
             self.visit(value, values, &place)?;
         }
+        map.retain(|_, value| !value.is_null() || values.is_nullable || !self.is_custom());
         Ok(())
     }
 
     /// A schema, several, or something simpler. Go decodes these by a method of their own, which drops unknown fields silently.
     fn union(&mut self, value: &mut Value, place: &Place<'_>) -> Result<()> {
-        let Some(props) = super::builtin(SCHEMA_PROPS) else { return Ok(()) };
         let known = self.unknown.len();
         match value {
-            Value::Object(_) => self.visit(value, &props, place)?,
-            Value::Array(list) => list.iter_mut().filter(|it| it.is_object()).try_for_each(|it| self.visit(it, &props, place))?,
+            Value::Object(_) => self.visit(value, &SCHEMA_PROPS, place)?,
+            Value::Array(list) => list.iter_mut().filter(|it| it.is_object()).try_for_each(|it| self.visit(it, &SCHEMA_PROPS, place))?,
             _ => (),
         }
         self.unknown.truncate(known);
         Ok(())
     }
 
-    fn scalar(&mut self, value: &mut Value, schema: &Schema) -> Result<()> {
-        if schema.rules.is_some() {
-            // Custom resources: types are the validator's matter, with its own sentences.
-            return Ok(());
-        }
+    fn scalar(&self, value: &mut Value, schema: &Schema, place: &Place<'_>) -> Result<()> {
         let is_fine = match (&schema.shape, &*value) {
             (Shape::Any, _) => true,
             (Shape::Bool, Value::Bool(_)) | (Shape::String, Value::String(_)) | (Shape::Float, Value::Number(_)) => true,
@@ -350,11 +348,19 @@ impl Walk {
             }
             _ => false,
         };
-        if is_fine { Ok(()) } else { self.mismatch(value, schema) }
+        if is_fine { Ok(()) } else { self.mismatch(value, schema, place) }
+    }
+
+    fn is_custom(&self) -> bool {
+        self.owner.is_empty()
     }
 
     /// `UnmarshalTypeError`.
-    fn mismatch(&self, value: &Value, schema: &Schema) -> Result<()> {
+    fn mismatch(&self, value: &Value, schema: &Schema, place: &Place<'_>) -> Result<()> {
+        let fields = place.fields();
+        if self.is_custom() && !schema.is_builtin() && !fields.is_empty() {
+            return Ok(());
+        }
         let found = match value {
             Value::Null => "null".to_owned(),
             Value::Bool(_) => "bool".to_owned(),
@@ -365,7 +371,8 @@ impl Walk {
             Value::Object(_) => "object".to_owned(),
         };
         let wanted = go_type(schema);
-        let place = if self.fields.is_empty() { "Go value".to_owned() } else { format!("Go struct field {}.{}", self.owner, self.fields.join(".")) };
+        let owner = self.owner.rsplit('.').next().unwrap_or_default();
+        let place = if fields.is_empty() || self.is_custom() { "Go value".to_owned() } else { format!("Go struct field {owner}.{}", fields.join(".")) };
         Err(Status::bad_request(format!("json: cannot unmarshal {found} into {place} of type {wanted}")))
     }
 }
@@ -377,32 +384,14 @@ impl Schema {
             _ => None,
         }
     }
-
-    /// The schema of what stands under `key`.
-    fn child(&self, key: &str) -> Option<&Self> {
-        match &self.shape {
-            Shape::Map { values, .. } => Some(values),
-            _ => self.field(key).map(|it| &*it.schema),
-        }
-    }
-
-    /// Whether the object may have no field of that name.
-    fn refuses(&self, key: &str) -> bool {
-        self.as_struct().is_some_and(|it| !it.preserves_unknown && !it.by_name.contains_key(key) && !is_type_meta(it, key))
-    }
 }
 
-fn is_type_meta(shape: &Struct, name: &str) -> bool {
-    (shape.has_type_meta || shape.is_embedded_resource) && matches!(name, "apiVersion" | "kind")
-}
-
-/// A `null` of a custom resource gives way to the field's default, unless it is a value of its own.
-fn drop_defaulted_nulls(map: &mut Map<String, Value>, shape: &Struct) {
-    map.retain(|name, value| {
-        let field = shape.by_name.get(name).map(|at| &shape.fields[*at]);
-        let has_default = field.is_some_and(|it| (it.default.is_some() || it.schema.default.is_some()) && !it.schema.is_nullable);
-        !(value.is_null() && has_default)
-    });
+impl Struct {
+    /// Whether an object may have a field of that name.
+    fn keeps(&self, name: &str) -> bool {
+        let has_type = self.has_type_meta || self.is_embedded_resource;
+        self.preserves_unknown || self.by_name.contains_key(name) || (has_type && matches!(name, "apiVersion" | "kind"))
+    }
 }
 
 /// Whether Go's `omitempty` drops the value of a field that is no pointer.
@@ -511,6 +500,37 @@ mod tests {
         assert_eq!(notes, Notes::default());
         let (role, _) = decode("io.k8s.api.rbac.v1.Role", json!({"metadata": {"name": "r", "deletionTimestamp": "2024-01-01T02:00:00+02:00"}}));
         assert_eq!(role, json!({"metadata": {"name": "r", "deletionTimestamp": "2024-01-01T00:00:00Z"}, "rules": null}));
+    }
+
+    #[test]
+    fn custom_resources_keep_what_is_declared_and_leave_types_to_validation() {
+        let item = || json!({"type": "object", "properties": {"a": {"type": "string"}}});
+        let schema = crate::schema::structural::from_crd(Some(json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+            "list": {"type": "array", "items": item()}, "map": {"type": "object", "additionalProperties": item()},
+            "open": {"type": "object", "x-kubernetes-preserve-unknown-fields": true, "properties": {"item": item()}},
+            "embedded": {"type": "object", "x-kubernetes-embedded-resource": true, "properties": {"spec": item()}},
+            "any": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}, "n": {"type": "integer"}, "null": {"type": "string", "nullable": true}}}}})));
+        let cases = [
+            (json!({"kind": "K", "apiVersion": "g/v1", "metadata": {"name": "n"}}), vec![]),
+            (json!({"other": 1, "spec": {"z": 1, "y": {"x": 1}}}), vec!["other", "spec.y", "spec.z"]),
+            (json!({"spec": {"list": [{"a": "1"}, {"a": "2", "b": 1}]}}), vec!["spec.list[1].b"]),
+            (json!({"spec": {"map": {"k": {"a": "1", "b": 1}}}}), vec!["spec.map.k.b"]),
+            (json!({"spec": {"open": {"x": {"y": 1}, "item": {"b": 1}}}}), vec!["spec.open.item.b"]),
+            (json!({"spec": {"embedded": {"kind": "K", "metadata": {}, "b": 1}}}), vec!["spec.embedded.b"]),
+            (json!({"spec": {"any": {"x": [{"y": 1}]}}}), vec![]),
+            (json!({"spec": "not an object"}), vec![]),
+            (json!({"spec": {"n": "not a number", "list": {}, "map": [], "null": null}}), vec![]),
+        ];
+        for (input, expected) in cases {
+            let expected: Vec<String> = expected.iter().map(|it| format!("unknown field \"{it}\"")).collect();
+            let (pruned, notes) = decode_value(input.clone(), &schema).expect("decodes");
+            assert_eq!(notes.unknown, expected, "{input}");
+            assert_eq!(decode_value(pruned.clone(), &schema).expect("decodes"), (pruned.clone(), Notes::default()), "once pruned, nothing is left to drop");
+            assert_eq!(pruned == input, expected.is_empty(), "{input}");
+        }
+        let (without_nulls, _) = decode_value(json!({"spec": {"n": null, "null": null, "map": {"a": null}, "any": {"x": null}}}), &schema).expect("decodes");
+        assert_eq!(without_nulls["spec"], json!({"null": null, "map": {}, "any": {"x": null}}));
+        assert_eq!(decode_value(json!({"metadata": {"labels": 5}}), &schema).map_err(|it| it.code), Err(400));
     }
 
     #[test]

@@ -13,7 +13,6 @@ pub mod default;
 pub mod merge;
 pub mod openapi;
 pub mod protobuf;
-pub mod prune;
 pub mod rules;
 pub mod structural;
 pub mod tape;
@@ -179,6 +178,12 @@ pub fn builtin(name: &str) -> Option<SchemaRef> {
     types::table().by_name.get(name).map(|at| SchemaRef::Builtin(*at))
 }
 
+impl Struct {
+    pub fn field(&self, name: &str) -> Option<&Field> {
+        self.by_name.get(name).map(|at| &self.fields[*at])
+    }
+}
+
 impl Schema {
     /// Of the table of types, not of a CRD.
     pub fn is_builtin(&self) -> bool {
@@ -194,8 +199,7 @@ impl Schema {
 
     /// The declared field of that JSON name.
     pub fn field(&self, name: &str) -> Option<&Field> {
-        let fields = self.as_struct()?;
-        fields.by_name.get(name).map(|at| &fields.fields[*at])
+        self.as_struct()?.field(name)
     }
 
     /// The schema of what stands under a name: of a declared field, or of a map's values.

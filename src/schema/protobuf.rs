@@ -333,15 +333,14 @@ fn read_time(bytes: &[u8], is_micro: bool) -> Result<Value> {
 }
 
 fn read_schema_union(bytes: &[u8], shape: &Shape, depth: usize) -> Result<Value> {
-    let props = super::builtin(SCHEMA_PROPS).ok_or_else(|| malformed("no schema"))?;
     let (mut one, mut many, mut allows) = (None, Vec::new(), false);
     let mut reader = Reader(bytes);
     while let Some((number, wire)) = reader.next()? {
         match (shape, number) {
             (Shape::SchemaOrBool, 1) => allows = wire.varint()? != 0,
-            (Shape::SchemaOrBool, _) | (_, 1) => one = Some(read_value(wire, &props, depth)?),
+            (Shape::SchemaOrBool, _) | (_, 1) => one = Some(read_value(wire, &SCHEMA_PROPS, depth)?),
             (Shape::SchemaOrStrings, _) => many.push(wire.text()?.into()),
-            _ => many.push(read_value(wire, &props, depth)?),
+            _ => many.push(read_value(wire, &SCHEMA_PROPS, depth)?),
         }
     }
     Ok(match one {

@@ -199,8 +199,7 @@ pub fn parts<'v, 's>(value: &'v Value, node: &Node<'s>) -> Vec<(String, Part<'v,
         (Shape::Object(shape), Value::Object(map)) => map
             .iter()
             .map(|(name, value)| {
-                let field = shape.by_name.get(name).map(|at| &shape.fields[*at]);
-                named(name, value, field.map_or_else(|| Node::of(&ANY, false), Node::field))
+                named(name, value, shape.field(name).map_or_else(|| Node::of(&ANY, false), Node::field))
             })
             .collect(),
         (Shape::Map { values, .. }, Value::Object(map)) => map.iter().map(|(name, value)| named(name, value, Node::of(values, false))).collect(),

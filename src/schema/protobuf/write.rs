@@ -192,7 +192,6 @@ impl<'a> Writer<'a> {
     }
 
     fn schema_union(&mut self, number: u32, value: Json<'a>, shape: &Shape) -> Result<()> {
-        let props = super::super::builtin(SCHEMA_PROPS).ok_or_else(|| Status::internal("no schema"))?;
         let is_bool = matches!(shape, Shape::SchemaOrBool);
         self.message(number, |it| match value.as_bool() {
             Some(allows) => {
@@ -204,13 +203,13 @@ impl<'a> Writer<'a> {
                     it.bytes(2, text.as_bytes());
                     Ok(())
                 }
-                None => it.value(2, item, &props),
+                None => it.value(2, item, &SCHEMA_PROPS),
             }),
             None => {
                 if is_bool {
                     it.int(1, 1);
                 }
-                it.value(if is_bool { 2 } else { 1 }, value, &props)
+                it.value(if is_bool { 2 } else { 1 }, value, &SCHEMA_PROPS)
             }
         })
     }
