@@ -1,11 +1,11 @@
 //! Expressions of admission, by policies and by the match conditions of webhooks: which variables they see, and how they are compiled.
 //! Source: apiserver `pkg/admission/plugin/cel/{compile,composition}.go`, `pkg/admission/plugin/webhook/matchconditions`.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use crate::{
     meta::{FieldError, FieldErrors, Meta, Path, Value, names},
-    schema::cel::{Decl, Environment, Object, Program, Type, decl::Shape},
+    schema::cel::{Decl, Environment, Program, Type},
 };
 
 /// The most match conditions of one webhook or policy.
@@ -42,8 +42,8 @@ impl Scope {
             environment = environment.with_authorizer().with("authorizer.requestResource", Decl::scalar(resource));
         }
         if !self.variables.is_empty() {
-            let fields = self.variables.iter().map(|(name, ty)| (name.clone(), Decl::scalar(ty.clone()))).collect();
-            environment = environment.with("variables", object_of("kubernetes.variables", fields));
+            let fields = self.variables.iter().map(|(name, ty)| (name.as_str(), Decl::scalar(ty.clone())));
+            environment = environment.with("variables", Decl::object("kubernetes.variables", fields));
         }
         if self.makes_objects { environment.with_objects() } else { environment }
     }
@@ -64,10 +64,6 @@ impl Scope {
 /// A type as Go prints it.
 fn shown(ty: &Type) -> String {
     if [Type::NULL, Type::DURATION, Type::TIMESTAMP].contains(ty) { ty.name().to_owned() } else { ty.to_string() }
-}
-
-fn object_of(name: &str, fields: std::collections::BTreeMap<String, Decl>) -> Decl {
-    Decl { shape: Shape::Object(Arc::new(Object { name: name.to_owned(), fields, is_open: false })), max_elements: 0, min_size: 2 }
 }
 
 /// `BuildRequestType`

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::functions::Function;
+use super::{functions::Function, value::Val};
 
 /// A node's number: its place in the tables of positions and types.
 pub type Id = usize;
@@ -18,7 +18,7 @@ pub struct Expr {
 
 #[derive(Clone, Debug)]
 pub enum Kind {
-    Literal(Literal),
+    Literal(Val<'static>),
     Ident(String),
     Select { operand: Box<Expr>, field: String, is_test: bool },
     Call(Box<Call>),
@@ -31,17 +31,6 @@ pub enum Kind {
     Broken,
 }
 
-#[derive(Clone, Debug, PartialEq)]
-pub enum Literal {
-    Null,
-    Bool(bool),
-    Int(i64),
-    Uint(u64),
-    Double(f64),
-    String(String),
-    Bytes(Vec<u8>),
-}
-
 #[derive(Clone, Debug)]
 pub struct Call {
     pub function: String,
@@ -52,11 +41,13 @@ pub struct Call {
     pub native: Option<&'static Function>,
 }
 
-impl Call {
-    pub fn new(function: &str, target: Option<Expr>, args: Vec<Expr>) -> Self {
-        Self { function: function.to_owned(), target, args, overloads: Vec::new(), native: None }
+impl Kind {
+    pub fn call(function: &str, target: Option<Expr>, args: Vec<Expr>) -> Self {
+        Self::Call(Box::new(Call { function: function.to_owned(), target, args, overloads: Vec::new(), native: None }))
     }
+}
 
+impl Call {
     /// The receiver, if there is one, and the arguments.
     pub fn all(&self) -> impl Iterator<Item = &Expr> {
         self.target.iter().chain(&self.args)
@@ -95,7 +86,7 @@ impl Fold {
     /// `cel.bind` and what is made of it: no loop, one value with a name.
     pub fn is_bind(&self) -> bool {
         matches!(&self.range.kind, Kind::List(items) if items.is_empty())
-            && matches!(self.condition.kind, Kind::Literal(Literal::Bool(false)))
+            && matches!(self.condition.kind, Kind::Literal(Val::Bool(false)))
             && self.accu != ACCUMULATOR
     }
 }
@@ -108,6 +99,10 @@ impl Expr {
         let mut expr = Self { id, height: 0, kind };
         expr.height = 1 + expr.children().into_iter().map(|it| it.height).max().unwrap_or(0);
         expr
+    }
+
+    pub fn literal(&self) -> Option<&Val<'static>> {
+        if let Kind::Literal(literal) = &self.kind { Some(literal) } else { None }
     }
 
     /// How many nodes the tree has.

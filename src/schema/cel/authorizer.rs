@@ -1,12 +1,12 @@
 //! `authorizer.group('apps').resource('deployments').check('create').allowed()`. Follows apiserver `pkg/cel/library/authz.go`.
 
-use std::{fmt, rc::Rc};
+use std::{fmt, sync::Arc};
 
 use super::value::{Eval, Val, fail, no_overload};
 use crate::meta::names;
 
 /// Who answers the questions of an expression: the API server's authorizer for the user of the request.
-pub trait Authorizer {
+pub trait Authorizer: Sync {
     fn authorize(&self, question: &Question) -> Decision;
 }
 
@@ -127,5 +127,5 @@ pub fn call<'a>(function: &str, args: &[Val<'a>]) -> Eval<Val<'a>> {
         (Stage::Decided, "error", []) => return Ok(Val::text(&*decision.error)),
         _ => return no_overload(),
     };
-    Ok(Val::Check(Rc::new(next)))
+    Ok(Val::Check(Arc::new(next)))
 }

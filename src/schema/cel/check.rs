@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use super::{
     Environment,
-    ast::{Call, Entry, Expr, Fold, Id, Issue, Item, Kind, Literal},
-    eval, format,
+    ast::{Call, Entry, Expr, Fold, Id, Issue, Item, Kind},
+    format,
     functions::{Function, Overload, function},
     strings,
     types::{Mapping, Type},
+    value::Val,
 };
 
 /// Checks the tree and writes into it what names and calls mean. Returns the type of every node.
@@ -16,14 +17,12 @@ pub fn check(expr: &mut Expr, environment: &Environment, offsets: &[usize]) -> R
     let types = vec![Type::ERROR; offsets.len()];
     let mut checker = Checker { environment, offsets, types, scopes: Vec::new(), mapping: Mapping::default(), variables: 0, issues: Vec::new() };
     checker.check(expr);
-    if !checker.issues.is_empty() {
-        return Err(checker.issues);
+    if checker.issues.is_empty() {
+        checker.types = checker.types.iter().map(|it| checker.mapping.substitute(it, true)).collect();
+        checker.literals(expr);
+        checker.aggregates(expr);
     }
-    let types: Vec<Type> = checker.types.iter().map(|it| checker.mapping.substitute(it, true)).collect();
-    let mut validator = Validator { types: &types, offsets, issues: Vec::new() };
-    validator.literals(expr);
-    validator.aggregates(expr);
-    if validator.issues.is_empty() { Ok(types) } else { Err(validator.issues) }
+    if checker.issues.is_empty() { Ok(checker.types) } else { Err(checker.issues) }
 }
 
 struct Checker<'a> {
@@ -45,7 +44,7 @@ impl Checker<'_> {
     fn check(&mut self, expr: &mut Expr) -> Type {
         let id = expr.id;
         let ty = match &mut expr.kind {
-            Kind::Literal(literal) => Type::named(eval::literal_value(literal).type_name()).unwrap_or(Type::ERROR),
+            Kind::Literal(literal) => Type::named(literal.type_name()).unwrap_or(Type::ERROR),
             Kind::Broken => Type::ERROR,
             Kind::Ident(name) => self.ident(id, name),
             Kind::Select { .. } => self.select(expr),
@@ -92,8 +91,7 @@ impl Checker<'_> {
         call.native = function("_?._");
         call.overloads = vec!["select_optional_field"];
         let [operand, field] = &mut call.args[..] else { return Type::ERROR };
-        let Kind::Literal(Literal::String(name)) = &field.kind else { return Type::ERROR };
-        let name = name.clone();
+        let Some(Val::String(name)) = field.literal().cloned() else { return Type::ERROR };
         self.types[field.id] = Type::STRING;
         let result = self.field(id, operand, &name, true);
         self.mapping.substitute(&result, false)
@@ -148,7 +146,8 @@ impl Checker<'_> {
         call.native = Some(found);
         if matches!(found.name, "_&&_" | "_||_") {
             call.overloads = vec![found.overloads[0].id];
-            return self.logic(call, &args);
+            let fits = call.args.iter().fold(true, |fits, it| self.assert(it, &Type::BOOL) && fits);
+            return if fits { Type::BOOL } else { Type::ERROR };
         }
         let mut result: Option<Type> = None;
         for overload in found.overloads.iter().filter(|it| it.is_member == is_member) {
@@ -169,17 +168,6 @@ impl Checker<'_> {
             self.issue(id, format!("found no matching overload for '{}' applied to '{signature}'", found.name));
             Type::ERROR
         })
-    }
-
-    fn logic(&mut self, call: &Call, args: &[Type]) -> Type {
-        let mut result = Type::BOOL;
-        for (arg, ty) in call.args.iter().zip(args) {
-            if !self.mapping.assign(ty, &Type::BOOL) {
-                self.issue(arg.id, format!("expected type 'bool' but found '{ty}'"));
-                result = Type::ERROR;
-            }
-        }
-        result
     }
 
     /// The result's type when the overload takes the arguments; its type variables are made new for every call.
@@ -250,7 +238,7 @@ impl Checker<'_> {
         let object = object.map_err(|why| self.issue(id, why)).ok();
         for field in fields {
             let ty = self.part(&mut field.value, field.is_optional);
-            let (Some(object), Kind::Literal(Literal::String(name))) = (&object, &field.key.kind) else { continue };
+            let (Some(object), Some(Val::String(name))) = (&object, field.key.literal()) else { continue };
             match object.field(name) {
                 None => self.issue(field.id, format!("undefined field '{name}'")),
                 Some(wanted) if !self.mapping.assign(&wanted, &ty) => self.issue(field.id, format!("expected type of field '{name}' is '{wanted}' but provided type is '{ty}'")),
@@ -291,42 +279,27 @@ impl Checker<'_> {
         self.mapping.substitute(&result, false)
     }
 
-    fn assert(&mut self, expr: &Expr, wanted: &Type) {
+    fn assert(&mut self, expr: &Expr, wanted: &Type) -> bool {
         let found = self.types[expr.id].clone();
-        if !self.mapping.assign(wanted, &found) {
+        let fits = self.mapping.assign(wanted, &found);
+        if !fits {
             self.issue(expr.id, format!("expected type '{wanted}' but found '{found}'"));
         }
-    }
-}
-
-fn unwrap_optional(ty: &Type) -> (&Type, bool) {
-    match ty {
-        Type::Of("optional_type", of) => (&of[0], true),
-        other => (other, false),
+        fits
     }
 }
 
 /// What is checked once the types are right: literals that can only fail, and lists of mixed types.
-struct Validator<'a> {
-    types: &'a [Type],
-    offsets: &'a [usize],
-    issues: Vec<Issue>,
-}
-
-impl Validator<'_> {
-    fn issue(&mut self, id: Id, message: String) {
-        self.issues.push(Issue { offset: self.offsets[id], message });
-    }
-
+impl Checker<'_> {
     fn literals(&mut self, expr: &Expr) {
         if let Kind::Call(call) = &expr.kind {
             match (call.function.as_str(), call.args.first().map(|it| &it.kind)) {
                 (name @ ("duration" | "timestamp"), Some(Kind::Literal(literal))) => {
-                    if call.native.is_some_and(|it| it.run(&[eval::literal_value(literal)]).is_err()) {
+                    if call.native.is_some_and(|it| it.run(&[literal.clone()]).is_err()) {
                         self.issue(call.args[0].id, format!("invalid {name} argument"));
                     }
                 }
-                ("matches", Some(Kind::Literal(Literal::String(pattern)))) if strings::regex(pattern).is_err() => self.issue(call.args[0].id, "invalid matches argument".to_owned()),
+                ("matches", Some(Kind::Literal(Val::String(pattern)))) if strings::regex(pattern).is_err() => self.issue(call.args[0].id, "invalid matches argument".to_owned()),
                 ("format", Some(Kind::List(items))) => self.format(expr.id, call, items),
                 _ => (),
             }
@@ -335,7 +308,7 @@ impl Validator<'_> {
     }
 
     fn format(&mut self, id: Id, call: &Call, items: &[Item]) {
-        let Some(Kind::Literal(Literal::String(text))) = call.target.as_ref().map(|it| &it.kind) else { return };
+        let Some(Val::String(text)) = call.target.as_ref().and_then(Expr::literal) else { return };
         let types: Vec<Type> = items.iter().map(|it| self.types[it.value.id].clone()).collect();
         match format::check(text, &types) {
             Err((at, message)) => self.issue(at.map_or(id, |at| items[at].value.id), message),
@@ -359,12 +332,17 @@ impl Validator<'_> {
     }
 
     fn same(&mut self, parts: impl Iterator<Item = (Id, bool)>, is_once: bool) {
-        let types = self.types;
-        let held = |id: Id, is_optional: bool| if is_optional { unwrap_optional(&types[id]).0 } else { &types[id] };
-        let mut types = parts.map(|(id, is_optional)| (id, held(id, is_optional)));
+        let mut types = parts.map(|(id, is_optional)| (id, if is_optional { unwrap_optional(&self.types[id]).0 } else { &self.types[id] }));
         let Some((_, wanted)) = types.next() else { return };
-        for (id, ty) in types.filter(|it| it.1 != wanted).take(if is_once { 1 } else { usize::MAX }) {
-            self.issue(id, format!("expected type '{wanted}' but found '{ty}'"));
-        }
+        let odd = types.filter(|it| it.1 != wanted).map(|(id, ty)| Issue { offset: self.offsets[id], message: format!("expected type '{wanted}' but found '{ty}'") });
+        let odd: Vec<Issue> = odd.take(if is_once { 1 } else { usize::MAX }).collect();
+        self.issues.extend(odd);
+    }
+}
+
+fn unwrap_optional(ty: &Type) -> (&Type, bool) {
+    match ty {
+        Type::Of("optional_type", of) => (&of[0], true),
+        other => (other, false),
     }
 }

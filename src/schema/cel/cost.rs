@@ -3,8 +3,9 @@
 
 use super::{
     Decl, Environment,
-    ast::{Call, Expr, Fold, Kind, Literal},
+    ast::{Call, Expr, Fold, Kind},
     types::Type,
+    value::Val,
 };
 
 /// From the least to the most; both stop at the largest number.
@@ -125,14 +126,7 @@ impl Coster<'_> {
 
     fn node(&mut self, expr: &Expr) -> Known {
         match &expr.kind {
-            Kind::Literal(literal) => {
-                let size = match literal {
-                    Literal::String(text) => text.chars().count(),
-                    Literal::Bytes(bytes) => bytes.len(),
-                    _ => 1,
-                };
-                Known { size: Some(Range::fixed(size as u64)), ..Known::costing(Range::ZERO) }
-            }
+            Kind::Literal(literal) => Known { size: Some(Range::fixed(literal.size())), ..Known::costing(Range::ZERO) },
             Kind::Broken => Known::costing(Range::ZERO),
             Kind::Ident(name) => match self.local(name) {
                 Some(local) => Known { cost: Range::ONE, size: None, ..local.clone() },
@@ -411,10 +405,7 @@ pub fn held_in(function: &str, net: Range, text: Range) -> Range {
 
 /// An argument that is written as a number.
 fn number(call: &Call, at: usize) -> Option<i64> {
-    match call.args.get(at)?.kind {
-        Kind::Literal(Literal::Int(it)) => Some(it),
-        _ => None,
-    }
+    if let Val::Int(it) = call.args.get(at)?.literal()? { Some(*it) } else { None }
 }
 
 /// How long a text can be after a replacement.

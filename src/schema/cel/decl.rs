@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::types::Type;
 use crate::{
     meta::{Meta, Value},
-    schema::{Schema, Shape as Node},
+    schema::{Schema, Shape},
 };
 
 /// The largest request there may be (`MaxRequestSizeBytes`): what a field without a bound can hold at most.
@@ -17,19 +17,13 @@ const BUILTIN_DEPTH_MAX: usize = 12;
 /// A type and its sizes.
 #[derive(Clone, Debug)]
 pub struct Decl {
-    pub shape: Shape,
+    pub ty: Type,
+    /// Of a list or a map: what it holds.
+    of: Option<Arc<Decl>>,
     /// The most characters, items or entries.
     pub max_elements: i64,
     /// The fewest bytes of such a value as JSON.
     pub min_size: i64,
-}
-
-#[derive(Clone, Debug)]
-pub enum Shape {
-    Scalar(Type),
-    List(Arc<Decl>),
-    Map(Arc<Decl>),
-    Object(Arc<Object>),
 }
 
 /// A type with fields, by their escaped names.
@@ -53,7 +47,7 @@ impl Object {
         if self.is_open {
             return Some(Type::DYN);
         }
-        self.fields.get(name).map(Decl::ty)
+        self.fields.get(name).map(|it| it.ty.clone())
     }
 }
 
@@ -63,13 +57,13 @@ impl Decl {
     }
 
     fn sized(ty: Type, min_size: i64, max_elements: i64) -> Self {
-        Self { shape: Shape::Scalar(ty), max_elements, min_size }
+        Self { ty, of: None, max_elements, min_size }
     }
 
     /// An object with fields, such as `request`.
     pub fn object<N: Into<String>>(name: &str, fields: impl IntoIterator<Item = (N, Decl)>) -> Self {
         let fields = fields.into_iter().map(|(name, decl)| (name.into(), decl)).collect();
-        Self { shape: Shape::Object(Arc::new(Object { name: name.to_owned(), fields, is_open: false })), max_elements: 0, min_size: 2 }
+        Self::sized(Type::Object(Arc::new(Object { name: name.to_owned(), fields, is_open: false })), 2, 0)
     }
 
     fn at_most(self, most: Option<i64>) -> Self {
@@ -78,33 +72,24 @@ impl Decl {
 
     pub fn list(of: Decl) -> Self {
         let most = (REQUEST_BYTES_MAX - 2) / (of.min_size + 1);
-        Self { shape: Shape::List(Arc::new(of)), max_elements: most, min_size: 2 }
+        Self { of: Some(Arc::new(of.clone())), ..Self::sized(Type::list(of.ty), 2, most) }
     }
 
     pub fn map(of: Decl) -> Self {
         let most = (REQUEST_BYTES_MAX - 2) / (of.min_size + 6);
-        Self { shape: Shape::Map(Arc::new(of)), max_elements: most, min_size: 2 }
+        Self { of: Some(Arc::new(of.clone())), ..Self::sized(Type::map(Type::STRING, of.ty), 2, most) }
     }
 
     pub fn string() -> Self {
         Self::sized(Type::STRING, 2, REQUEST_BYTES_MAX - 2)
     }
 
-    pub fn ty(&self) -> Type {
-        match &self.shape {
-            Shape::Scalar(ty) => ty.clone(),
-            Shape::List(of) => Type::list(of.ty()),
-            Shape::Map(of) => Type::map(Type::STRING, of.ty()),
-            Shape::Object(object) => Type::Object(object.clone()),
-        }
-    }
-
     /// What a step of a path leads to: a field, or `@items`, `@values`, `@keys`.
     pub fn step(&self, name: &str) -> Option<Decl> {
-        match (&self.shape, name) {
-            (Shape::List(of), "@items") | (Shape::Map(of), "@values") => Some(of.as_ref().clone()),
-            (Shape::Map(_), "@keys") => Some(Self::sized(Type::STRING, 2, 0)),
-            (Shape::Object(object), name) => object.fields.get(name).cloned(),
+        match (&self.ty, &self.of, name) {
+            (Type::Of("list", _), Some(of), "@items") | (Type::Of("map", _), Some(of), "@values") => Some(of.as_ref().clone()),
+            (Type::Of("map", _), Some(_), "@keys") => Some(Self::sized(Type::STRING, 2, 0)),
+            (Type::Object(object), ..) => object.fields.get(name).cloned(),
             _ => None,
         }
     }
@@ -125,8 +110,7 @@ impl Decl {
     /// From a node of a structural schema; `None` for what expressions do not see.
     pub fn from_structural(schema: &Value, is_root: bool, name: &str) -> Option<Self> {
         if schema["x-kubernetes-int-or-string"] == true {
-            let most = schema.int_at(&["maxLength"]).map_or(REQUEST_BYTES_MAX - 2, |it| it.max(0) * 4);
-            return Some(Self::sized(Type::DYN, 1, most));
+            return Some(Self::sized(Type::DYN, 1, bound(schema, "maxLength").map_or(REQUEST_BYTES_MAX - 2, |it| it * 4)));
         }
         let below = |part: &str, step: &str| {
             let below = schema.get(part)?;
@@ -192,15 +176,15 @@ impl Decl {
         }
         match &schema.shape {
             _ if depth == 0 => Self::scalar(Type::DYN),
-            Node::Bool => Self::scalar(Type::BOOL),
-            Node::Int32 | Node::Int64 => Self::scalar(Type::INT),
-            Node::Float => Self::scalar(Type::DOUBLE),
-            Node::String | Node::Quantity | Node::Duration => Self::string(),
-            Node::Bytes => Self::sized(Type::BYTES, 2, REQUEST_BYTES_MAX - 2),
-            Node::Time | Node::MicroTime => Self::sized(Type::TIMESTAMP, 21, 32),
-            Node::Map { values, .. } => Self::map(Self::builtin(values, &format!("{name}.@elem"), depth - 1)),
-            Node::List { items, .. } => Self::list(Self::builtin(items, &format!("{name}.@idx"), depth - 1)),
-            Node::Object(shape) => {
+            Shape::Bool => Self::scalar(Type::BOOL),
+            Shape::Int32 | Shape::Int64 => Self::scalar(Type::INT),
+            Shape::Float => Self::scalar(Type::DOUBLE),
+            Shape::String | Shape::Quantity | Shape::Duration => Self::string(),
+            Shape::Bytes => Self::sized(Type::BYTES, 2, REQUEST_BYTES_MAX - 2),
+            Shape::Time | Shape::MicroTime => Self::sized(Type::TIMESTAMP, 21, 32),
+            Shape::Map { values, .. } => Self::map(Self::builtin(values, &format!("{name}.@elem"), depth - 1)),
+            Shape::List { items, .. } => Self::list(Self::builtin(items, &format!("{name}.@idx"), depth - 1)),
+            Shape::Object(shape) => {
                 let child = |field: &str, of: &Schema| Some((escape(field)?, Self::builtin(of, &format!("{name}.{field}"), depth - 1)));
                 let meta: &[&str] = if shape.has_type_meta { &["apiVersion", "kind"] } else { &[] };
                 let meta = meta.iter().map(|it| ((*it).to_owned(), Self::string()));

@@ -1,17 +1,17 @@
 //! Runs a checked tree, and counts what it costs. Follows cel-go `interpreter/interpretable.go`, `interpreter/runtimecost.go`
 //! and `CallCost` of apiserver `pkg/cel/library/cost.go`.
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     Bindings,
-    ast::{ACCUMULATOR, Call, Entry, Expr, Fold, Item, Kind, Literal},
+    ast::{ACCUMULATOR, Call, Entry, Expr, Fold, Item, Kind},
     cost::{self, Range},
-    functions::{add, contains, insert},
+    functions::{add, insert},
     kube::Kube,
     strings,
     types::Type,
-    value::{Eval, EvalError, Key, List, Map, Val, fail, no_overload},
+    value::{Eval, EvalError, Key, Map, Val, fail, no_overload},
 };
 
 /// Results beyond this size cost something by themselves: upstream does not charge for building them, and so leaves a way to fill its memory.
@@ -39,7 +39,7 @@ impl<'a, 'b> Evaluator<'a, 'b> {
 
     pub fn eval(&mut self, expr: &'b Expr) -> Eval<Val<'a>> {
         match &expr.kind {
-            Kind::Literal(literal) => Ok(literal_value(literal)),
+            Kind::Literal(literal) => Ok(literal.clone()),
             Kind::Ident(name) => self.ident(name),
             Kind::Select { operand, field, is_test: true } => self.has(operand, field),
             Kind::Select { operand, field, .. } => self.select(operand, field),
@@ -116,18 +116,18 @@ impl<'a, 'b> Evaluator<'a, 'b> {
             }
         }
         self.charge(if is_constant(expr) { 0 } else { cost::MAP })?;
-        Ok(Val::Map(Map::Made(Rc::new(map))))
+        Ok(Val::Map(Map::Made(Arc::new(map))))
     }
 
     fn structure(&mut self, name: &str, fields: &'b [Entry]) -> Eval<Val<'a>> {
         let mut made = BTreeMap::new();
         for field in fields {
-            let Kind::Literal(Literal::String(key)) = &field.key.kind else { continue };
+            let Kind::Literal(Val::String(key)) = &field.key.kind else { continue };
             let value = present(self.eval(&field.value)?, field.is_optional, || format!("entry '{key}'"))?;
-            made.extend(value.map(|it| (key.clone(), it)));
+            made.extend(value.map(|it| (key.to_string(), it)));
         }
         self.charge(cost::STRUCT)?;
-        Ok(Val::Object(Rc::new((name.to_owned(), made))))
+        Ok(Val::Object(Arc::new((name.to_owned(), made))))
     }
 
     fn bind(&mut self, fold: &'b Fold) -> Eval<Val<'a>> {
@@ -214,9 +214,10 @@ impl<'a, 'b> Evaluator<'a, 'b> {
                 }
             }
             ("_+_" | "cel.@mapInsert", [accu, rest @ ..]) if matches!(&accu.kind, Kind::Ident(name) if name == ACCUMULATOR) => self.gather(call, rest),
-            ("@in", [item, list]) if let Some(list) = literal_list(list) => {
+            // Among scalar literals it looks for free.
+            ("@in", [item, Expr { kind: Kind::List(list), .. }]) if list.iter().all(|it| it.value.literal().is_some()) => {
                 let item = self.eval(item)?;
-                contains(&list, &item).map(Val::Bool)
+                Ok(Val::Bool(list.iter().filter_map(|it| it.value.literal()).any(|it| it.equals(&item))))
             }
             ("_[_]" | "_?._" | "_[?_]", [operand, index]) => {
                 let value = self.eval(operand)?;
@@ -340,13 +341,14 @@ fn present<'a>(value: Val<'a>, is_optional: bool, what: impl FnOnce() -> String)
 
 /// Constants are computed when the program is made; one that fails makes it no program.
 pub fn try_constants(expr: &Expr) -> Result<(), String> {
-    if let Kind::Call(call) = &expr.kind {
-        if let ("find" | "findAll", [Expr { kind: Kind::Literal(Literal::String(pattern)), .. }, ..]) = (call.function.as_str(), &call.args[..]) {
+    if let Kind::Call(call) = &expr.kind
+        && let Some(literal) = call.args.first().and_then(Expr::literal)
+    {
+        if let ("find" | "findAll", Val::String(pattern)) = (call.function.as_str(), literal) {
             strings::regex(pattern).map_err(|it| it.to_string())?;
         }
-        let native = call.native.filter(|_| is_constant_call(call) && call.args.len() == 1);
-        if let (Some(native), Some(literal)) = (native, call.args.first().and_then(literal_of)) {
-            native.run(&[literal]).map_err(|it| it.to_string())?;
+        if let Some(native) = call.native.filter(|_| is_constant_call(call) && call.args.len() == 1) {
+            native.run(&[literal.clone()]).map_err(|it| it.to_string())?;
         }
     }
     expr.children().into_iter().try_for_each(try_constants)
@@ -358,22 +360,6 @@ fn is_chain(expr: &Expr) -> bool {
         Kind::Ident(_) | Kind::Select { is_test: false, .. } => true,
         Kind::Call(call) => matches!(call.function.as_str(), "_[_]" | "_?._" | "_[?_]"),
         _ => false,
-    }
-}
-
-fn literal_of<'a>(expr: &Expr) -> Option<Val<'a>> {
-    if let Kind::Literal(literal) = &expr.kind { Some(literal_value(literal)) } else { None }
-}
-
-pub fn literal_value<'a>(literal: &Literal) -> Val<'a> {
-    match literal {
-        Literal::Null => Val::Null,
-        Literal::Bool(it) => Val::Bool(*it),
-        Literal::Int(it) => Val::Int(*it),
-        Literal::Uint(it) => Val::Uint(*it),
-        Literal::Double(it) => Val::Double(*it),
-        Literal::String(it) => Val::text(it.as_str()),
-        Literal::Bytes(it) => Val::Bytes(it.as_slice().into()),
     }
 }
 
@@ -392,12 +378,6 @@ fn is_constant(expr: &Expr) -> bool {
 pub fn is_constant_call(call: &Call) -> bool {
     let is_conversion = matches!(call.function.as_str(), "bool" | "bytes" | "double" | "duration" | "dyn" | "int" | "string" | "timestamp" | "uint" | "type");
     is_conversion && call.target.is_none() && call.args.iter().all(is_constant)
-}
-
-/// A list of scalar literals, in which `in` looks for free.
-fn literal_list<'a>(expr: &Expr) -> Option<List<'a>> {
-    let Kind::List(items) = &expr.kind else { return None };
-    Some(List::Made(Rc::new(items.iter().map(|it| literal_of(&it.value)).collect::<Option<_>>()?), None))
 }
 
 fn zero_of<'a>(overloads: &[&str]) -> Val<'a> {

@@ -1,7 +1,11 @@
 //! The functions of the language: which there are (`overloads.txt`, in cel-go's order), and the programs of those that every language has.
 //! Follows cel-go `common/stdlib` and `common/types`.
 
-use std::{cmp::Ordering, collections::HashMap, rc::Rc, sync::LazyLock};
+use std::{
+    cmp::Ordering,
+    collections::HashMap,
+    sync::{Arc, LazyLock},
+};
 
 use super::{
     authorizer, kube, lists, strings, time,
@@ -169,7 +173,7 @@ pub fn insert<'a>(map: Val<'a>, added: &[Val<'a>]) -> Eval<Val<'a>> {
         _ => return no_overload(),
     };
     let Val::Map(Map::Made(mut made)) = map else { return no_overload() };
-    let all = Rc::make_mut(&mut made);
+    let all = Arc::make_mut(&mut made);
     for (key, value) in entries {
         if all.insert(Key::of(&key)?, (key.clone(), value)).is_some() {
             return fail(format!("insert failed: key {} already exists", key.shown()));
@@ -199,7 +203,7 @@ fn optional_index<'a>(value: &Val<'a>, key: &Val<'a>) -> Eval<Val<'a>> {
         (Val::List(_), _) => return no_overload(),
         _ => value.find(key)?,
     };
-    Ok(Val::Optional(found.map(Rc::new)))
+    Ok(Val::Optional(found.map(Arc::new)))
 }
 
 pub fn string_of(value: &Val<'_>) -> Eval<String> {

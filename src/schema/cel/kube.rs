@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::{IpAddr, Ipv4Addr},
-    rc::Rc,
+    sync::Arc,
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
@@ -270,7 +270,7 @@ impl Url {
             }
         }
         let made = all.into_iter().map(|(key, values)| (Key::Text(key.clone()), (Val::text(key), Val::list(values)))).collect();
-        Val::Map(Map::Made(Rc::new(made)))
+        Val::Map(Map::Made(Arc::new(made)))
     }
 }
 

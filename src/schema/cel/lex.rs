@@ -6,64 +6,64 @@ use regex::Regex;
 
 use super::ast::Issue;
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Token {
-    Ident(String),
-    Int(String),
-    Uint(String),
-    Double(String),
+    Ident,
+    Int,
+    Uint,
+    Double,
+    /// Operators, brackets, `true`, `false`, `null`, `in`.
+    Sign,
+    /// A name between backquotes, which Kubernetes does not allow.
+    Quoted,
     String(String),
     Bytes(Vec<u8>),
-    /// Operators, brackets, `true`, `false`, `null`, `in`.
-    Sign(&'static str),
-    /// A name between backquotes, which Kubernetes does not allow.
-    Quoted(String),
     End,
 }
 
 #[derive(Clone, Debug)]
-pub struct Placed {
+pub struct Placed<'a> {
     pub token: Token,
     pub offset: usize,
-    /// As it was written, for messages.
-    pub text: String,
+    /// As it was written.
+    pub text: &'a str,
 }
 
-/// Longer ones first, so that `<=` is not taken for `<`.
-const SIGNS: [&str; 25] =
-    ["==", "!=", "<=", ">=", "&&", "||", "[", "]", "{", "}", "(", ")", ".", ",", "-", "!", "?", ":", "+", "*", "/", "%", "<", ">", "\u{0}"];
-const WORDS: [&str; 4] = ["true", "false", "null", "in"];
+impl Placed<'_> {
+    pub fn is(&self, sign: &str) -> bool {
+        self.token == Token::Sign && self.text == sign
+    }
+}
+
 /// Go's escapes and CEL's: the letter after the backslash, and what it stands for.
 pub const ESCAPES: [(char, char); 9] =
     [('a', '\u{7}'), ('b', '\u{8}'), ('f', '\u{c}'), ('n', '\n'), ('r', '\r'), ('t', '\t'), ('v', '\u{b}'), ('\\', '\\'), ('"', '"')];
 
-macro_rules! pattern {
-    ($name:ident, $pattern:expr) => {
-        static $name: LazyLock<Regex> = LazyLock::new(|| Regex::new($pattern).expect("a constant pattern"));
-    };
-}
-
-pattern!(BLANK, r"^(?:[ \t\r\n\x0c]|//[^\n]*)*");
-pattern!(NUMBER, r"^(?:0x[0-9a-fA-F]+|(?<double>[0-9]*\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)|[0-9]+)");
-pattern!(NAME, "^[_a-zA-Z][_a-zA-Z0-9]*");
-pattern!(QUOTED, "^`([^`]+)`");
-pattern!(QUOTE, r#"^((?i:r|b|br|rb|))("""|'''|"|')"#);
+static TOKEN: LazyLock<Regex> = LazyLock::new(|| {
+    let pattern = r#"(?x)^(?:
+        (?<blank> (?: [\ \t\r\n\x0c] | //[^\n]* )+ )
+        | (?<double> [0-9]*\.[0-9]+ (?:[eE][-+]?[0-9]+)? | [0-9]+[eE][-+]?[0-9]+ )
+        | (?: 0x[0-9a-fA-F]+ | [0-9]+ ) (?: (?<uint> [uU] ) | (?<int> ) )
+        | (?<prefix> (?i: r | b | br | rb | ) ) (?<quote> """ | ''' | " | ' )
+        | (?<sign> (?: true | false | null | in ) (?-u:\b) | == | != | <= | >= | && | \|\| | [\[\]{}().,\-!?:+*/%<>] )
+        | (?<name> [_a-zA-Z][_a-zA-Z0-9]* )
+        | (?<quoted> `[^`]+` )
+    )"#;
+    Regex::new(pattern).expect("a constant pattern")
+});
 
 /// All tokens, the last one [`Token::End`], and the characters that begin none.
-pub fn tokens(text: &str) -> (Vec<Placed>, Vec<Issue>) {
+pub fn tokens(text: &str) -> (Vec<Placed<'_>>, Vec<Issue>) {
     let mut lexer = Lexer { rest: text, offset: 0, issues: Vec::new() };
     let mut list = Vec::new();
-    loop {
-        lexer.take(&BLANK);
+    while !lexer.rest.is_empty() {
         let (rest, offset) = (lexer.rest, lexer.offset);
-        if rest.is_empty() {
-            list.push(Placed { token: Token::End, offset, text: "<EOF>".to_owned() });
-            return (list, lexer.issues);
-        }
         if let Some(token) = lexer.next() {
-            list.push(Placed { token, offset, text: rest[..rest.len() - lexer.rest.len()].to_owned() });
+            list.push(Placed { token, offset, text: &rest[..rest.len() - lexer.rest.len()] });
         }
     }
+    list.push(Placed { token: Token::End, offset: lexer.offset, text: "<EOF>" });
+    (list, lexer.issues)
 }
 
 struct Lexer<'a> {
@@ -82,36 +82,20 @@ impl<'a> Lexer<'a> {
         read
     }
 
-    fn take(&mut self, pattern: &Regex) -> Option<&'a str> {
-        let found = pattern.find(self.rest)?;
-        Some(self.skip(found.end()))
-    }
-
+    /// Reads a token, or what is none.
     fn next(&mut self) -> Option<Token> {
-        if let Some(found) = NUMBER.captures(self.rest) {
-            let text = self.skip(found[0].len()).to_owned();
-            if found.name("double").is_some() {
-                return Some(Token::Double(text));
-            }
-            let is_unsigned = self.rest.starts_with(['u', 'U']);
-            self.skip(usize::from(is_unsigned));
-            return Some(if is_unsigned { Token::Uint(text) } else { Token::Int(text) });
+        let Some(found) = TOKEN.captures(self.rest) else {
+            // ANTLR takes the character after a half operator along.
+            return self.unknown(if self.rest.starts_with(['=', '&', '|']) { 2 } else { 1 });
+        };
+        if let Some(quote) = found.name("quote") {
+            return self.text(&found["prefix"].to_ascii_lowercase(), quote.as_str());
         }
-        if let Some(found) = QUOTE.captures(self.rest) {
-            return self.text(&found[1].to_ascii_lowercase(), &found[2]);
-        }
-        if let Some(name) = self.take(&NAME) {
-            return Some(WORDS.iter().find(|it| **it == name).map_or_else(|| Token::Ident(name.to_owned()), |it| Token::Sign(it)));
-        }
-        if let Some(name) = self.take(&QUOTED) {
-            return Some(Token::Quoted(name.trim_matches('`').to_owned()));
-        }
-        if let Some(sign) = SIGNS.iter().find(|it| self.rest.starts_with(**it)) {
-            self.skip(sign.len());
-            return Some(Token::Sign(sign));
-        }
-        // ANTLR takes the character after a half operator along.
-        self.unknown(if self.rest.starts_with(['=', '&', '|']) { 2 } else { 1 })
+        self.skip(found[0].len());
+        let kinds = [
+            ("double", Token::Double), ("uint", Token::Uint), ("int", Token::Int), ("sign", Token::Sign), ("name", Token::Ident), ("quoted", Token::Quoted),
+        ];
+        kinds.into_iter().find(|it| found.name(it.0).is_some()).map(|it| it.1)
     }
 
     /// So many characters that are no token.

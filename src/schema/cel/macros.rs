@@ -42,7 +42,7 @@ pub enum Expansion {
 /// Where and why a macro cannot be made.
 type Refusal = (usize, String);
 
-impl Parser {
+impl Parser<'_> {
     /// The call at `offset` as what it becomes, if it is a macro's.
     pub fn expand(&mut self, offset: usize, function: &str, target: Option<Expr>, args: Vec<Expr>) -> Result<Expansion, Refusal> {
         let found = MACROS.iter().find(|(name, count, ..)| *name == function && *count == args.len());
@@ -60,7 +60,7 @@ impl Parser {
     }
 
     /// Reads a macro's text, in which some names stand for `parts`. All of it stands where the macro stands.
-    fn written(&mut self, offset: usize, text: &str, parts: &[(&'static str, Expr)]) -> Expr {
+    fn written(&mut self, offset: usize, text: &'static str, parts: &[(&'static str, Expr)]) -> Expr {
         let mut tokens = tokens(text).0;
         tokens.iter_mut().for_each(|it| it.offset = offset);
         let before = (std::mem::replace(&mut self.tokens, tokens), self.at, self.depth);

@@ -74,13 +74,13 @@ impl Environment {
     /// What stands under a name: a variable, or a type that expressions make objects of.
     fn lookup(&self, name: &str) -> Option<Type> {
         if let Some((_, decl)) = self.variables.iter().rev().find(|(it, _)| it == name) {
-            return Some(decl.ty());
+            return Some(decl.ty.clone());
         }
         let is_object = self.makes_objects && (name == "Object" || name.starts_with("Object."));
         let object = match name {
             "JSONPatch" if self.makes_objects => {
                 let fields = [("op", Decl::string()), ("path", Decl::string()), ("from", Decl::string()), ("value", Decl::scalar(Type::DYN))];
-                Decl::object(name, fields).ty()
+                Decl::object(name, fields).ty
             }
             _ if is_object => Type::Object(Object { name: name.to_owned(), is_open: true, ..Object::default() }.into()),
             _ => return None,
@@ -91,7 +91,7 @@ impl Environment {
     /// Where a path begins: at a variable, or at `self`; nothing is known of what has no type.
     fn place(&self, name: &str) -> Option<Decl> {
         let variable = |name: &str| self.variables.iter().find(|(it, _)| it == name).map(|(_, decl)| decl.clone());
-        let is_vague = |it: &Decl| matches!(&it.shape, decl::Shape::Scalar(ty) if it.max_elements == 0 && (ty.is_dyn() || ty.is_opaque()));
+        let is_vague = |it: &Decl| it.max_elements == 0 && (it.ty.is_dyn() || it.ty.is_opaque());
         variable(name).or_else(|| variable("self")).filter(|it| !is_vague(it))
     }
 }

@@ -2,10 +2,11 @@
 //! Follows cel-go `parser/parser.go`.
 
 use super::{
-    ast::{Call, Entry, Expr, Id, Issue, Item, Kind, Literal},
+    ast::{Entry, Expr, Id, Issue, Item, Kind},
     decl::KEYWORDS,
     lex::{Placed, Token, tokens},
     macros::{self, Expansion},
+    value::Val,
 };
 
 /// How deep an expression may be nested. Upstream's `maxRecursionDepth` is 250; here the walks go by recursion on stacks of 2 MB.
@@ -48,8 +49,8 @@ pub fn parse(text: &str) -> Parsed {
 pub struct Halt;
 type Read<T> = Result<T, Halt>;
 
-pub struct Parser {
-    pub tokens: Vec<Placed>,
+pub struct Parser<'a> {
+    pub tokens: Vec<Placed<'a>>,
     pub at: usize,
     pub depth: usize,
     pub offsets: Vec<usize>,
@@ -58,16 +59,16 @@ pub struct Parser {
     pub parts: Vec<(&'static str, Expr)>,
 }
 
-impl Parser {
-    fn peek(&self) -> &Placed {
+impl<'a> Parser<'a> {
+    fn peek(&self) -> &Placed<'a> {
         &self.tokens[self.at.min(self.tokens.len() - 1)]
     }
 
     fn is(&self, sign: &str) -> bool {
-        matches!(&self.peek().token, Token::Sign(it) if *it == sign)
+        self.peek().is(sign)
     }
 
-    fn next(&mut self) -> Placed {
+    fn next(&mut self) -> Placed<'a> {
         let token = self.peek().clone();
         self.at += 1;
         token
@@ -101,35 +102,26 @@ impl Parser {
         self.issues.push(Issue { offset, message: message.into() });
     }
 
-    /// Notes what ANTLR would say of the token that stands here.
-    fn syntax<T>(&mut self, what: &str, expecting: &str) -> Read<T> {
-        let token = self.peek().clone();
-        self.issue(token.offset, format!("Syntax error: {what} '{}' expecting {expecting}", token.text));
+    fn halt<T>(&mut self, offset: usize, message: impl Into<String>) -> Read<T> {
+        self.issue(offset, message);
         Err(Halt)
     }
 
-    fn expect(&mut self, sign: &str, alternatives: &str) -> Read<usize> {
+    /// Notes what ANTLR would say of the token that stands here.
+    fn syntax<T>(&mut self, what: &str, expecting: &str) -> Read<T> {
+        let token = self.peek().clone();
+        self.halt(token.offset, format!("Syntax error: {what} '{}' expecting {expecting}", token.text))
+    }
+
+    fn expect(&mut self, sign: &str) -> Read<usize> {
         if let Some(offset) = self.take(sign) {
             return Ok(offset);
         }
-        if sign == ")" && alternatives.is_empty() {
-            let token = self.peek().clone();
-            self.issue(token.offset, format!("Syntax error: missing ')' at '{}'", token.text));
-            return Err(Halt);
+        let token = self.peek().clone();
+        match sign {
+            ")" => self.halt(token.offset, format!("Syntax error: missing ')' at '{}'", token.text)),
+            _ => self.syntax("mismatched input", &format!("'{sign}'")),
         }
-        let expecting = if alternatives.is_empty() { format!("'{sign}'") } else { format!("{{'{sign}', {alternatives}}}") };
-        self.syntax("mismatched input", &expecting)
-    }
-
-    fn deeper<T>(&mut self, read: impl FnOnce(&mut Self) -> Read<T>) -> Read<T> {
-        if self.depth >= DEPTH_MAX {
-            self.issue(self.peek().offset, format!("expression recursion limit exceeded: {DEPTH_MAX}"));
-            return Err(Halt);
-        }
-        self.depth += 1;
-        let result = read(self);
-        self.depth -= 1;
-        result
     }
 
     fn whole(&mut self) -> Read<Expr> {
@@ -141,15 +133,23 @@ impl Parser {
     }
 
     pub fn expr(&mut self) -> Read<Expr> {
-        self.deeper(|it| {
-            let condition = it.binary(0)?;
-            let Some(offset) = it.take("?") else { return Ok(condition) };
-            let id = it.new_id(offset);
-            let yes = it.binary(0)?;
-            it.expect(":", "")?;
-            let no = it.expr()?;
-            Ok(it.call_at(id, "_?_:_", vec![condition, yes, no]))
-        })
+        if self.depth >= DEPTH_MAX {
+            return self.halt(self.peek().offset, format!("expression recursion limit exceeded: {DEPTH_MAX}"));
+        }
+        self.depth += 1;
+        let expr = self.conditional();
+        self.depth -= 1;
+        expr
+    }
+
+    fn conditional(&mut self) -> Read<Expr> {
+        let condition = self.binary(0)?;
+        let Some(offset) = self.take("?") else { return Ok(condition) };
+        let id = self.new_id(offset);
+        let yes = self.binary(0)?;
+        self.expect(":")?;
+        let no = self.expr()?;
+        Ok(self.call_at(id, "_?_:_", vec![condition, yes, no]))
     }
 
     /// The level and the function of the operator that stands here, if one does.
@@ -169,8 +169,7 @@ impl Parser {
             }
             count += 1;
             if self.depth + count > DEPTH_MAX {
-                self.issue(offset, "max recursion depth exceeded");
-                return Err(Halt);
+                return self.halt(offset, "max recursion depth exceeded");
             }
             let id = self.new_id(offset);
             let right = self.binary(level + 1)?;
@@ -225,7 +224,7 @@ impl Parser {
     }
 
     fn is_number_after(&self) -> bool {
-        matches!(self.tokens.get(self.at + 1).map(|it| &it.token), Some(Token::Int(_) | Token::Double(_)))
+        self.tokens.get(self.at + 1).is_some_and(|it| matches!(it.token, Token::Int | Token::Double))
     }
 
     fn member(&mut self) -> Read<Expr> {
@@ -234,8 +233,7 @@ impl Parser {
         loop {
             count += 1;
             if self.depth + count > DEPTH_MAX {
-                self.issue(self.peek().offset, "max recursion depth exceeded");
-                return Err(Halt);
+                return self.halt(self.peek().offset, "max recursion depth exceeded");
             }
             if let Some(offset) = self.take(".") {
                 expr = self.selection(expr, offset)?;
@@ -243,7 +241,7 @@ impl Parser {
                 let id = self.new_id(offset);
                 let function = if self.take("?").is_some() { "_[?_]" } else { "_[_]" };
                 let index = self.expr()?;
-                self.expect("]", "")?;
+                self.expect("]")?;
                 expr = self.call_at(id, function, vec![expr, index]);
             } else if self.is("{") && let Some(name) = expr.qualified_name() {
                 let offset = self.next().offset;
@@ -259,33 +257,32 @@ impl Parser {
     /// What follows a dot: a field, an optional one, or the call of a method.
     fn selection(&mut self, operand: Expr, dot: usize) -> Read<Expr> {
         let is_optional = self.take("?").is_some();
-        let place = self.peek().offset;
-        let name = match self.next() {
-            Placed { token: Token::Ident(name), .. } => name,
-            Placed { token: Token::Quoted(name), .. } => {
+        let Placed { token, offset: place, text } = self.next();
+        let name = match token {
+            Token::Ident => text,
+            Token::Quoted => {
                 self.issue(place, "unsupported syntax: '`'");
-                name
+                text.trim_matches('`')
             }
-            other => {
-                let shown = if other.token == Token::End { "" } else { &other.text };
-                self.issue(place, match other.token {
-                    Token::Sign("true" | "false" | "null") => format!("Syntax error: mismatched input '{shown}' expecting IDENTIFIER"),
-                    _ => format!("Syntax error: no viable alternative at input '.{shown}'"),
-                });
-                return Err(Halt);
+            Token::Sign if text.starts_with(char::is_alphabetic) && text != "in" => {
+                return self.halt(place, format!("Syntax error: mismatched input '{text}' expecting IDENTIFIER"));
+            }
+            token => {
+                let shown = if token == Token::End { "" } else { text };
+                return self.halt(place, format!("Syntax error: no viable alternative at input '.{shown}'"));
             }
         };
         if is_optional {
-            let field = self.node(place, Kind::Literal(Literal::String(name)));
+            let field = self.node(place, Kind::Literal(Val::text(name)));
             let id = self.new_id(dot);
             return Ok(self.call_at(id, "_?._", vec![operand, field]));
         }
         let Some(open) = self.take("(") else {
-            return Ok(self.node(dot, Kind::Select { operand: Box::new(operand), field: name, is_test: false }));
+            return Ok(self.node(dot, Kind::Select { operand: Box::new(operand), field: name.to_owned(), is_test: false }));
         };
         let id = self.new_id(open);
         let args = self.arguments()?;
-        Ok(self.macro_or_call(id, &name, Some(operand), args))
+        Ok(self.macro_or_call(id, name, Some(operand), args))
     }
 
     fn arguments(&mut self) -> Read<Vec<Expr>> {
@@ -299,7 +296,7 @@ impl Parser {
         loop {
             args.push(self.expr()?);
             if self.take(",").is_none() {
-                self.expect(")", "")?;
+                self.expect(")")?;
                 return Ok(args);
             }
         }
@@ -307,87 +304,81 @@ impl Parser {
 
     fn primary(&mut self) -> Read<Expr> {
         let Placed { token, offset, text } = self.peek().clone();
-        let literal = match token {
-            Token::Ident(name) => return self.name(name, offset, false),
-            Token::Sign("-") if self.is_number_after() => {
+        let literal = match (token, text) {
+            (Token::Ident, _) => return self.name(false),
+            (Token::Sign, "-") if self.is_number_after() => {
                 self.next();
-                return self.number(offset, true);
+                return Ok(self.number(offset, "-"));
             }
-            Token::Int(_) | Token::Uint(_) | Token::Double(_) => return self.number(offset, false),
-            Token::String(text) => Literal::String(text),
-            Token::Bytes(bytes) => Literal::Bytes(bytes),
-            Token::Sign("true") => Literal::Bool(true),
-            Token::Sign("false") => Literal::Bool(false),
-            Token::Sign("null") => Literal::Null,
-            Token::Sign("(") => {
+            (Token::Int | Token::Uint | Token::Double, _) => return Ok(self.number(offset, "")),
+            (Token::String(text), _) => Val::text(text),
+            (Token::Bytes(bytes), _) => Val::Bytes(bytes.into()),
+            (Token::Sign, "true") => Val::Bool(true),
+            (Token::Sign, "false") => Val::Bool(false),
+            (Token::Sign, "null") => Val::Null,
+            (Token::Sign, "(") => {
                 self.next();
                 let inner = self.expr()?;
-                self.expect(")", "")?;
+                self.expect(")")?;
                 return Ok(inner);
             }
-            Token::Sign("[") => return self.list(),
-            Token::Sign("{") => {
+            (Token::Sign, "[") => return self.list(),
+            (Token::Sign, "{") => {
                 self.next();
                 let id = self.new_id(offset);
                 let entries = self.entries(false)?;
                 return Ok(self.placed(id, Kind::Map(entries)));
             }
-            Token::Sign(".") => {
+            (Token::Sign, ".") => {
                 self.next();
-                return match self.peek().clone() {
-                    Placed { token: Token::Ident(name), offset, .. } => self.name(name, offset, true),
-                    _ => self.syntax("mismatched input", "IDENTIFIER"),
-                };
+                return if self.peek().token == Token::Ident { self.name(true) } else { self.syntax("mismatched input", "IDENTIFIER") };
             }
-            _ => {
+            (token, _) => {
                 // One token too many before an operand is told as such.
-                let is_followed = matches!(self.tokens.get(self.at + 1).map(|it| &it.token), Some(Token::Ident(_) | Token::Int(_) | Token::String(_) | Token::Sign("(" | "[")));
-                let is_end = text == "<EOF>" && token == Token::End;
-                return self.syntax(if is_followed && !is_end && !matches!(token, Token::Quoted(_)) { "extraneous input" } else { "mismatched input" }, OPERAND);
+                let is_operand = |it: &Placed<'_>| matches!(it.token, Token::Ident | Token::Int | Token::String(_)) || it.is("(") || it.is("[");
+                let is_extra = self.tokens.get(self.at + 1).is_some_and(is_operand) && !matches!(token, Token::End | Token::Quoted);
+                return self.syntax(if is_extra { "extraneous input" } else { "mismatched input" }, OPERAND);
             }
         };
         self.next();
         Ok(self.node(offset, Kind::Literal(literal)))
     }
 
-    fn name(&mut self, name: String, offset: usize, is_rooted: bool) -> Read<Expr> {
-        self.next();
+    fn name(&mut self, is_rooted: bool) -> Read<Expr> {
+        let Placed { offset, text: name, .. } = self.next();
         if let Some((_, part)) = self.parts.iter().find(|(it, _)| *it == name) {
             return Ok(part.clone());
         }
-        if KEYWORDS.contains(&name.as_str()) {
+        if KEYWORDS.contains(&name) {
             self.issue(offset, format!("reserved identifier: {name}"));
         }
-        let spelled = if is_rooted { format!(".{name}") } else { name };
+        let spelled = format!("{}{name}", if is_rooted { "." } else { "" });
         let Some(open) = self.take("(") else { return Ok(self.node(offset, Kind::Ident(spelled))) };
         let id = self.new_id(open);
         let args = self.arguments()?;
         Ok(self.macro_or_call(id, &spelled, None, args))
     }
 
-    fn number(&mut self, offset: usize, is_negative: bool) -> Read<Expr> {
-        let sign = if is_negative { "-" } else { "" };
-        let radix = |text: &str| if text.starts_with("0x") { 16 } else { 10 };
-        let digits = |text: &str| format!("{sign}{}", text.trim_start_matches("0x"));
-        let (literal, name) = match self.next().token {
-            Token::Int(text) => (i64::from_str_radix(&digits(&text), radix(&text)).ok().map(Literal::Int), "int"),
-            Token::Uint(text) => (u64::from_str_radix(&digits(&text), radix(&text)).ok().map(Literal::Uint), "uint"),
-            Token::Double(text) => (format!("{sign}{text}").parse().ok().filter(|it: &f64| it.is_finite()).map(Literal::Double), "double"),
-            _ => (None, "number"),
+    fn number(&mut self, offset: usize, sign: &str) -> Expr {
+        let Placed { token, text, .. } = self.next();
+        let digits = text.trim_end_matches(['u', 'U']);
+        let (digits, radix) = digits.strip_prefix("0x").map_or((digits, 10), |it| (it, 16));
+        let digits = format!("{sign}{digits}");
+        let (literal, name) = match token {
+            Token::Int => (i64::from_str_radix(&digits, radix).ok().map(Val::Int), "int"),
+            Token::Uint => (u64::from_str_radix(&digits, radix).ok().map(Val::Uint), "uint"),
+            _ => (digits.parse().ok().filter(|it: &f64| it.is_finite()).map(Val::Double), "double"),
         };
-        Ok(match literal {
-            Some(literal) => self.node(offset, Kind::Literal(literal)),
-            None => {
-                self.issue(offset, format!("invalid {name} literal"));
-                self.node(offset, Kind::Broken)
-            }
-        })
+        if literal.is_none() {
+            self.issue(offset, format!("invalid {name} literal"));
+        }
+        self.node(offset, literal.map_or(Kind::Broken, Kind::Literal))
     }
 
     /// Parts between commas up to the closing bracket. A comma may stand behind the last one, and alone.
     fn series<T>(&mut self, close: &'static str, part: impl Fn(&mut Self) -> Read<T>) -> Read<Vec<T>> {
         let mut parts = Vec::new();
-        if self.is(",") && self.tokens.get(self.at + 1).is_some_and(|it| it.token == Token::Sign(close)) {
+        if self.is(",") && self.tokens.get(self.at + 1).is_some_and(|it| it.is(close)) {
             self.next();
         }
         while !self.is(close) {
@@ -396,7 +387,9 @@ impl Parser {
                 break;
             }
         }
-        self.expect(close, "','")?;
+        if self.take(close).is_none() {
+            return self.syntax("mismatched input", &format!("{{'{close}', ','}}"));
+        }
         Ok(parts)
     }
 
@@ -411,29 +404,29 @@ impl Parser {
     fn entries(&mut self, is_struct: bool) -> Read<Vec<Entry>> {
         self.series("}", |it| {
             let is_optional = it.take("?").is_some();
-            let key = match it.peek().clone() {
-                Placed { token: Token::Ident(name), offset, .. } if is_struct => {
-                    it.next();
-                    it.node(offset, Kind::Literal(Literal::String(name)))
+            let key = match it.peek().token {
+                _ if !is_struct => it.expr()?,
+                Token::Ident => {
+                    let Placed { offset, text, .. } = it.next();
+                    it.node(offset, Kind::Literal(Val::text(text)))
                 }
-                _ if is_struct => return it.syntax("mismatched input", "{'}', ',', '?', IDENTIFIER, ESC_IDENTIFIER}"),
-                _ => it.expr()?,
+                _ => return it.syntax("mismatched input", "{'}', ',', '?', IDENTIFIER, ESC_IDENTIFIER}"),
             };
-            let colon = it.expect(":", "")?;
+            let colon = it.expect(":")?;
             let id = it.new_id(colon);
             Ok(Entry { id, key, value: it.expr()?, is_optional })
         })
     }
 
     fn call_at(&mut self, id: Id, function: &str, args: Vec<Expr>) -> Expr {
-        self.placed(id, Kind::Call(Box::new(Call::new(function, None, args))))
+        self.placed(id, Kind::call(function, None, args))
     }
 
     fn macro_or_call(&mut self, id: Id, function: &str, target: Option<Expr>, args: Vec<Expr>) -> Expr {
         let (offset, function) = (self.offsets[id], if self.parts.is_empty() { function } else { macros::spelled(function) });
         match self.expand(offset, function, target, args) {
             Ok(Expansion::Made(expr)) => expr,
-            Ok(Expansion::None(target, args)) => self.placed(id, Kind::Call(Box::new(Call::new(function, target, args)))),
+            Ok(Expansion::None(target, args)) => self.placed(id, Kind::call(function, target, args)),
             Err((offset, message)) => {
                 self.issue(offset, message);
                 self.node(offset, Kind::Broken)

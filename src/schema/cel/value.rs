@@ -1,7 +1,7 @@
 //! The values that expressions work with. JSON is looked at where it stands: nothing of an object is copied before an expression needs it.
 //! Follows cel-go `common/types` and apiserver `pkg/cel/common/valuesunstructured.go`.
 
-use std::{borrow::Cow, cmp::Ordering, collections::BTreeMap, rc::Rc};
+use std::{borrow::Cow, cmp::Ordering, collections::BTreeMap, sync::Arc};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 
@@ -16,7 +16,7 @@ pub enum Val<'a> {
     Uint(u64),
     Double(f64),
     String(Cow<'a, str>),
-    Bytes(Rc<[u8]>),
+    Bytes(Arc<[u8]>),
     /// Nanoseconds.
     Duration(i64),
     Timestamp(jiff::Timestamp),
@@ -24,13 +24,13 @@ pub enum Val<'a> {
     Map(Map<'a>),
     /// The type of that name.
     Type(String),
-    Optional(Option<Rc<Val<'a>>>),
+    Optional(Option<Arc<Val<'a>>>),
     /// A value of one of Kubernetes' own types.
-    Kube(Rc<Kube>),
+    Kube(Arc<Kube>),
     /// A question to the authorizer, as far as it is put together, or its answer.
-    Check(Rc<Check<'a>>),
+    Check(Arc<Check<'a>>),
     /// An object that an expression makes: its type and fields.
-    Object(Rc<(String, BTreeMap<String, Val<'a>>)>),
+    Object(Arc<(String, BTreeMap<String, Val<'a>>)>),
     /// Data without a schema: it can be compared, no more.
     Unknown(&'a Value),
     /// The variables of a policy, computed when they are asked for.
@@ -41,13 +41,13 @@ pub enum Val<'a> {
 #[derive(Clone, Debug)]
 pub enum List<'a> {
     Json(&'a [Value], Option<&'a Value>),
-    Made(Rc<Vec<Val<'a>>>, Option<&'a Value>),
+    Made(Arc<Vec<Val<'a>>>, Option<&'a Value>),
 }
 
 #[derive(Clone, Debug)]
 pub enum Map<'a> {
     Json(&'a serde_json::Map<String, Value>, Option<&'a Value>),
-    Made(Rc<BTreeMap<Key, (Val<'a>, Val<'a>)>>),
+    Made(Arc<BTreeMap<Key, (Val<'a>, Val<'a>)>>),
 }
 
 /// A map's key: numbers of every type that are equal are one key.
@@ -133,11 +133,11 @@ impl<'a> Val<'a> {
     }
 
     pub fn list(items: Vec<Val<'a>>) -> Self {
-        Self::List(List::Made(Rc::new(items), None))
+        Self::List(List::Made(Arc::new(items), None))
     }
 
     pub fn some(value: Val<'a>) -> Self {
-        Self::Optional(Some(Rc::new(value)))
+        Self::Optional(Some(Arc::new(value)))
     }
 
     pub fn none() -> Self {
@@ -145,7 +145,7 @@ impl<'a> Val<'a> {
     }
 
     pub fn kube(value: Kube) -> Self {
-        Self::Kube(Rc::new(value))
+        Self::Kube(Arc::new(value))
     }
 
     /// The name of the value's type.
@@ -193,7 +193,7 @@ impl<'a> Val<'a> {
                 _ => no_overload(),
             },
             Self::Optional(None) => Ok(Some(Self::none())),
-            Self::Optional(Some(it)) => Ok(Some(Self::Optional(it.find(key)?.map(Rc::new)))),
+            Self::Optional(Some(it)) => Ok(Some(Self::Optional(it.find(key)?.map(Arc::new)))),
             _ => no_overload(),
         }
     }
@@ -380,12 +380,12 @@ impl<'a> List<'a> {
     pub fn join(self, other: List<'a>) -> Eval<List<'a>> {
         let schema = self.schema();
         let more = other.to_vec()?;
-        let identity = |item: &Val<'a>| List::Made(Rc::default(), schema).identity(item);
+        let identity = |item: &Val<'a>| List::Made(Arc::default(), schema).identity(item);
         let mut items = match self {
             Self::Made(list, _) => list,
-            Self::Json(..) => Rc::new(self.to_vec()?),
+            Self::Json(..) => Arc::new(self.to_vec()?),
         };
-        let list = Rc::make_mut(&mut items);
+        let list = Arc::make_mut(&mut items);
         for item in more {
             let same = match identity(&item) {
                 Some(id) => list.iter().position(|it| identity(it).is_some_and(|other| id.iter().zip(&other).all(|(a, b)| a.equals(b)))),

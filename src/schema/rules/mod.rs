@@ -64,7 +64,7 @@ pub struct Compiled {
 impl Compiled {
     fn new(rule: &Value, decl: &Decl) -> Self {
         let text = rule.text("rule");
-        let old = if rule["optionalOldSelf"] == true { Decl::scalar(Type::optional(decl.ty())) } else { decl.clone() };
+        let old = if rule["optionalOldSelf"] == true { Decl::scalar(Type::optional(decl.ty.clone())) } else { decl.clone() };
         let environment = Environment::default().with("self", decl.clone()).with("oldSelf", old);
         if text.trim().is_empty() {
             return Self { program: None, message: None, uses_old: false };
