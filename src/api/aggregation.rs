@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use rustls::{ClientConfig, pki_types::ServerName};
 
-use super::{Request, Response, Server, body, connect::Route, endpoint, identity::User, request::RequestInfo, trace::Why};
+use super::{Request, Response, Server, body, connect::Route, endpoint, identity::{Attributes, User}, trace::Why};
 use crate::{
     base::pki::{self, Rotating},
     meta::{Meta, Result, Status, Value},
@@ -71,8 +71,8 @@ impl Aggregator {
     }
 
     /// Who serves what a request is about, if it is not this server.
-    pub fn delegate(&self, info: &RequestInfo) -> Option<Arc<Delegate>> {
-        let (group, version) = match info.is_resource {
+    pub fn delegate(&self, info: &Attributes) -> Option<Arc<Delegate>> {
+        let (group, version) = match info.is_resource() {
             true => (info.group.as_str(), info.version.as_str()),
             false => match info.path.trim_matches('/').split('/').collect::<Vec<_>>().as_slice() {
                 ["apis", group, version] => (*group, *version),

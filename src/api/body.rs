@@ -69,6 +69,13 @@ pub fn respond(code: u16, content_type: &str, body: Body) -> Response {
     response
 }
 
+/// The answer to HEAD: it says how long the body is, and has none.
+pub fn head(mut response: Response) -> Response {
+    let length = response.body().size_hint().exact().map(HeaderValue::from);
+    length.into_iter().for_each(|it| _ = response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(it));
+    response.map(|_| empty())
+}
+
 pub fn json(code: u16, value: &Value) -> Response {
     respond(code, JSON, full(value.to_string()))
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{
     Server,
-    forms::{View, parse},
+    forms::{View, header, parse},
     outgoing::Destination,
 };
 use crate::{
@@ -156,13 +156,9 @@ impl View<'_> {
         Stored { key: object.key.clone(), revision: object.revision, json: json.into(), header, forms: object.forms.clone() }
     }
 
-    /// The header of an object in this version: what selectors and readers need without parsing it.
+    /// The header of an object in this version.
     pub fn header(&self, object: &Value) -> Header {
-        let mut labels: Vec<(Box<str>, Box<str>)> = object.labels().map(|(key, value)| (key.into(), value.into())).collect();
-        labels.sort();
-        let mut fields: Vec<(Box<str>, Box<str>)> = self.version.selectable.iter().map(|it| (it.name.as_ref().into(), it.text(object).into())).collect();
-        fields.sort();
-        Header { uid: object.uid().into(), labels, fields, schema: self.schema_id() }
+        header(object, &self.version.selectable, self.schema_id())
     }
 }
 

@@ -7,10 +7,10 @@ use serde_json::json;
 use super::negotiation::{Encoding, Form, Include, Shape, TableOptions};
 use crate::{
     base::clock,
-    kinds::{Column, Kind, Version, check::each},
+    kinds::{Column, Kind, Selectable, Version, check::each},
     meta::{Meta, Result, Status, Value, object::api_version},
     schema::{protobuf, tape::Tape},
-    store::Stored,
+    store::{Header, Stored},
 };
 
 /// One version of one kind: what an object is read and written as. Its functions take objects in the form that it serves
@@ -133,6 +133,15 @@ impl View<'_> {
         }).collect();
         json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "columnDefinitions": columns, "rows": rows})
     }
+}
+
+/// What selectors and readers need of an object without parsing it: its labels, and the fields that `selectable` names.
+pub fn header(object: &Value, selectable: &[Selectable], schema: u64) -> Header {
+    let mut labels: Vec<(Box<str>, Box<str>)> = object.labels().map(|(key, value)| (key.into(), value.into())).collect();
+    labels.sort();
+    let mut fields: Vec<(Box<str>, Box<str>)> = selectable.iter().map(|it| (it.name.as_ref().into(), it.text(object).into())).collect();
+    fields.sort();
+    Header { uid: object.uid().into(), labels, fields, schema }
 }
 
 /// A list of texts; what an item begins with may be left out.

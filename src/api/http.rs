@@ -10,14 +10,14 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body as AxumBody, extract::Request as AxumRequest};
 use bytes::Bytes;
 use futures::FutureExt;
-use http::HeaderValue;
+use http::{HeaderValue, Method};
 use http_body_util::BodyExt;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
+    service::TowerToHyperService,
 };
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -26,10 +26,9 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     Body, BodyError, Request, Response, Server, aggregation, authn, body, connect, discovery, forms, health,
     metrics::Labels,
-    identity::{Peer, User},
+    identity::{Attributes, Peer, User},
     negotiation::{self, Encoding, Form},
     registration,
-    request::RequestInfo,
     tokens,
     trace::{Caller, Why},
     verbs,
@@ -52,7 +51,6 @@ const STREAMS_MAX: u32 = 1000;
 /// Accepts TLS connections until `tasks` stop.
 pub async fn listen(server: Arc<Server>, listener: TcpListener, tls: Arc<rustls::ServerConfig>, tasks: Tasks) {
     let acceptor = TlsAcceptor::from(tls);
-    let router = router(server);
     loop {
         let Ok((stream, address)) = listener.accept().await else {
             // Out of descriptors: waiting lets others end.
@@ -60,10 +58,10 @@ pub async fn listen(server: Arc<Server>, listener: TcpListener, tls: Arc<rustls:
             continue;
         };
         let _ = stream.set_nodelay(true);
-        let (acceptor, router) = (acceptor.clone(), router.clone());
+        let (acceptor, server) = (acceptor.clone(), server.clone());
         tasks.spawn("api-connection", async move {
             match tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => serve_connection(stream, address, router).await,
+                Ok(Ok(stream)) => serve_connection(stream, address, server).await,
                 Ok(Err(error)) => tracing::debug!(%address, %error, "a TLS handshake failed"),
                 Err(_) => tracing::debug!(%address, "a TLS handshake took too long"),
             }
@@ -71,30 +69,14 @@ pub async fn listen(server: Arc<Server>, listener: TcpListener, tls: Arc<rustls:
     }
 }
 
-async fn serve_connection(stream: tokio_rustls::server::TlsStream<tokio::net::TcpStream>, address: SocketAddr, router: Router) {
+async fn serve_connection(stream: tokio_rustls::server::TlsStream<tokio::net::TcpStream>, address: SocketAddr, server: Arc<Server>) {
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|it| it.to_vec()).collect();
     let peer = Peer { certificates, user: None, address: Some(address) };
-    let service = hyper::service::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
-        request.extensions_mut().insert(peer.clone());
-        let mut router = router.clone();
-        async move { tower::Service::call(&mut router, request.map(AxumBody::new)).await }
-    });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http2().max_concurrent_streams(STREAMS_MAX);
-    if let Err(error) = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await {
+    if let Err(error) = builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(InProcess { server, peer })).await {
         tracing::debug!(%address, %error, "a connection ended");
     }
-}
-
-/// All paths lead into [`Server::serve`]; axum carries the bodies.
-fn router(server: Arc<Server>) -> Router {
-    Router::new().fallback(move |request: AxumRequest| {
-        let server = server.clone();
-        async move {
-            let request = request.map(|it| Body::new(it.map_err(BodyError::new)));
-            server.serve(request).await.map(AxumBody::new)
-        }
-    })
 }
 
 impl Server {
@@ -111,9 +93,9 @@ impl Server {
         let form = Form::negotiate(request.headers(), &Query::default()).ok();
         let encoding = form.map_or(Encoding::Json, |it| it.encoding);
         let what = format!("{} {}", request.method(), request.uri().path());
-        let takes_gzip = body::takes_gzip(request.headers());
+        let (takes_gzip, is_head) = (body::takes_gzip(request.headers()), request.method() == Method::HEAD);
         let query = Query::parse(request.uri().query().unwrap_or_default());
-        let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
+        let info = Attributes::parse(request.method(), request.uri().path(), &query);
         let running = self.metrics.begin(self.labels(&info, &request, &query));
         let answered = AssertUnwindSafe(self.answer(info, query, request)).catch_unwind().await;
         let mut response = match answered {
@@ -131,30 +113,31 @@ impl Server {
         if let Ok(value) = id.parse() {
             headers.insert("audit-id", value);
         }
-        if takes_gzip { body::gzipped(response).await } else { response }
+        let response = if takes_gzip { body::gzipped(response).await } else { response };
+        if is_head { body::head(response) } else { response }
     }
 
     /// How the request is counted.
-    fn labels(&self, info: &RequestInfo, request: &Request, query: &Query) -> Labels {
+    fn labels(&self, info: &Attributes, request: &Request, query: &Query) -> Labels {
         let is_served = self.registry.load().find(&info.group, &info.resource).is_some() || self.aggregator.delegate(info).is_some();
         let is_apply = negotiation::media_type(request.headers()).starts_with("application/apply-patch");
         Labels::of(info, request.method(), is_apply, query.get("dryRun").is_some(), is_served)
     }
 
-    async fn answer(self: &Arc<Self>, info: RequestInfo, query: Query, request: Request) -> Result<Response> {
+    async fn answer(self: &Arc<Self>, info: Attributes, query: Query, request: Request) -> Result<Response> {
         let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
         let snapshot = self.picture(&info, &query).await?;
         let user = self.authenticator.authenticate(request.headers(), &peer, &snapshot)?;
         let user = authn::impersonate(user, request.headers(), |user, attributes| self.authorizer.authorize(user, attributes, &snapshot))?;
         Caller::note(&request, &user.name);
-        let mut attributes = info.attributes();
-        if matches!(attributes.subresource.as_str(), "exec" | "attach" | "portforward") && attributes.resource == "pods" {
-            // A WebSocket begins with GET, but it is no reading.
-            attributes.verb = "create".to_owned();
-        }
         // Whoever floods the server with what is forbidden waits for a turn too.
-        let ticket = self.fairness.admit(&user, &info.attributes(), &snapshot).await?;
-        self.authorizer.check(&user, &attributes, &snapshot)?;
+        let ticket = self.fairness.admit(&user, &info, &snapshot).await?;
+        let mut checked = info.clone();
+        if matches!(info.subresource.as_str(), "exec" | "attach" | "portforward") && info.resource == "pods" {
+            // A WebSocket begins with GET, but it is no reading.
+            checked.verb = "create".to_owned();
+        }
+        self.authorizer.check(&user, &checked, &snapshot)?;
         drop(snapshot);
         let mut response = self.dispatch(user, info, query, request).await;
         if let (Ok(response), Some(ticket)) = (&mut response, &ticket) {
@@ -164,11 +147,11 @@ impl Server {
     }
 
     /// To whoever serves it.
-    async fn dispatch(self: &Arc<Self>, user: User, info: RequestInfo, query: Query, request: Request) -> Result<Response> {
+    async fn dispatch(self: &Arc<Self>, user: User, info: Attributes, query: Query, request: Request) -> Result<Response> {
         if let Some(delegate) = self.aggregator.delegate(&info) {
             return aggregation::pass(self, &delegate, &user, request).await;
         }
-        if info.is_resource {
+        if info.is_resource() {
             return verbs::serve(self.clone(), user, info, query, request).await;
         }
         // A timeout that is none is refused on any path.
@@ -182,14 +165,19 @@ impl Server {
 
     /// What a request stands on. It sees all that was acknowledged before it, by this server or another, also through the later snapshots
     /// of this server; only a read that allows an older state (a resourceVersion) does not wait for that.
-    async fn picture(&self, info: &RequestInfo, query: &Query) -> Result<Snapshot> {
+    async fn picture(&self, info: &Attributes, query: &Query) -> Result<Snapshot> {
         let is_read = matches!(info.verb.as_str(), "get" | "list" | "watch");
         let may_be_old = is_read && query.get("resourceVersion").is_some_and(|it| !it.is_empty());
         let lists_kinds = info.path.starts_with("/apis") || info.path.starts_with("/openapi");
-        match (info.is_resource && !may_be_old) || (!info.is_resource && lists_kinds) || info.path == BACKUP_PATH {
-            true => self.store.consistent().await.map_err(|error| Status::unavailable(error.to_string())),
+        match (info.is_resource() && !may_be_old) || lists_kinds || info.path == BACKUP_PATH {
+            true => self.consistent().await,
             false => Ok(self.store.snapshot()),
         }
+    }
+
+    /// All that was acknowledged before now, by this server or another; 503 where the store cannot tell.
+    pub async fn consistent(&self) -> Result<Snapshot> {
+        self.store.consistent().await.map_err(|error| Status::unavailable(error.to_string()))
     }
 
     /// Paths that are no resources.
@@ -259,7 +247,7 @@ pub fn error(status: &Status, encoding: Encoding) -> Response {
     response
 }
 
-/// See [`Server::in_process`].
+/// The server to one client: a connection, or a part of this process.
 #[derive(Clone)]
 pub struct InProcess {
     server: Arc<Server>,

@@ -9,9 +9,12 @@ use serde_json::json;
 
 use super::{Server, negotiation::Form, target::Target};
 use crate::{
-    kinds::Kind,
-    meta::{FieldSelector, LabelSelector, Meta, Result, Status, Value, options::ListOptions},
-    store::{ReadError, Revision, Scope, Stored},
+    meta::{
+        FieldError, FieldSelector, LabelSelector, Meta, Path, Result, Status, Value,
+        options::{ListOptions, invalid},
+        selector::FieldTerm,
+    },
+    store::{ReadError, Revision, Scope, Snapshot, Stored},
 };
 
 /// Objects that are looked at together.
@@ -31,19 +34,21 @@ impl Selection {
         if !target.name.is_empty() && fields.exact("metadata.name").is_none() {
             fields = FieldSelector::parse(&format!("metadata.name={}", target.name)).map_err(Status::bad_request)?;
         }
-        for term in fields.terms() {
-            let is_known = matches!(term.field.as_str(), "metadata.name") || (term.field == "metadata.namespace" && target.kind.is_namespaced()) || target.version().selectable.iter().any(|it| it.name == term.field);
-            if !is_known {
-                let message = if target.kind.custom.is_some() {
-                    format!("field label not supported: {}", term.field)
-                } else {
-                    format!("\"{}\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"", term.field)
-                };
-                let is_listed = !target.version().selectable.is_empty();
-                return Err(Status::bad_request(if is_listed { format!("field label not supported: {}", term.field) } else { message }));
+        let selectable = &target.version().selectable;
+        for FieldTerm { field, .. } in fields.terms() {
+            let is_of_all = field == "metadata.name" || (field == "metadata.namespace" && target.kind.is_namespaced());
+            if !is_of_all && selectable.iter().all(|it| it.name != *field) {
+                return Err(Status::bad_request(match selectable.is_empty() && target.kind.custom.is_none() {
+                    true => format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""),
+                    false => format!("field label not supported: {field}"),
+                }));
             }
         }
-        Ok(Self { labels: options.labels.clone(), fields: stored_names(&target.kind, fields) })
+        // Headers hold the fields of the stored kind; where a kind shares another's store, its fields go by other names.
+        if target.kind.storage.is_some() {
+            fields = fields.renamed(|it| it.replace("regarding.", "involvedObject.").replace("reportingController", "reportingComponent"));
+        }
+        Ok(Self { labels: options.labels.clone(), fields })
     }
 
     pub fn is_everything(&self) -> bool {
@@ -75,21 +80,9 @@ impl Selection {
     }
 }
 
-/// Headers hold the fields of the stored kind; where a kind shares another's store, its fields go by other names.
-fn stored_names(kind: &Kind, fields: FieldSelector) -> FieldSelector {
-    if kind.storage.is_none() {
-        return fields;
-    }
-    let renamed = fields.terms().iter().map(|it| {
-        let field = it.field.replace("regarding.", "involvedObject.").replace("reportingController", "reportingComponent");
-        format!("{field}{}{}", if it.is_equal { "=" } else { "!=" }, it.value.replace('\\', "\\\\").replace(',', "\\,").replace('=', "\\="))
-    });
-    FieldSelector::parse(&renamed.collect::<Vec<_>>().join(",")).unwrap_or(fields)
-}
-
 /// Answers a list.
 pub async fn list(server: &Server, target: &Target, options: &ListOptions, form: Form) -> Result<Bytes> {
-    check(options)?;
+    check(options, false)?;
     let selection = Selection::new(target, options)?;
     let resource = target.kind.resource();
     let page = Page::start(server, &resource, options).await?;
@@ -138,20 +131,20 @@ pub async fn select<'a>(
 }
 
 /// `ValidateListOptions`.
-fn check(options: &ListOptions) -> Result<()> {
-    let forbidden = |field: &str, why: &str| Err(Status::new(422, "Invalid", format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: Forbidden: {why}")));
-    match (options.resource_version_match.as_str(), options.resource_version.as_str()) {
-        ("", _) => Ok(()),
-        (_, "") => forbidden("resourceVersionMatch", "resourceVersionMatch is forbidden unless resourceVersion is provided"),
-        _ if !options.continues.is_empty() => forbidden("resourceVersionMatch", "resourceVersionMatch is forbidden when continue is provided"),
-        ("Exact", "0") => forbidden("resourceVersionMatch", "resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\""),
-        ("Exact" | "NotOlderThan", _) => Ok(()),
-        (other, _) => Err(Status::new(
-            422,
-            "Invalid",
-            format!("ListOptions.meta.k8s.io \"\" is invalid: resourceVersionMatch: Unsupported value: {other:?}: supported values: \"Exact\", \"NotOlderThan\""),
-        )),
-    }
+pub fn check(options: &ListOptions, is_watch: bool) -> Result<()> {
+    let field = Path::new("resourceVersionMatch");
+    let why = match (options.resource_version_match.as_str(), options.resource_version.as_str()) {
+        ("NotOlderThan", _) if is_watch && options.send_initial_events.is_some() => return Ok(()),
+        (_, _) if is_watch && options.send_initial_events.is_some() => "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        ("", _) => return Ok(()),
+        (_, _) if is_watch => "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+        (_, "") => "resourceVersionMatch is forbidden unless resourceVersion is provided",
+        (_, _) if !options.continues.is_empty() => "resourceVersionMatch is forbidden when continue is provided",
+        ("Exact", "0") => "resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"",
+        ("Exact" | "NotOlderThan", _) => return Ok(()),
+        (other, _) => return Err(invalid("ListOptions", FieldError::not_supported(&field, other, &["Exact", "NotOlderThan"]))),
+    };
+    Err(invalid("ListOptions", FieldError::forbidden(&field, why)))
 }
 
 /// The objects to choose from, at one revision.
@@ -162,7 +155,7 @@ struct Page {
 }
 
 enum Source {
-    Now(crate::store::Snapshot),
+    Now(Snapshot),
     Exact(Arc<[Arc<Stored>]>),
 }
 
@@ -180,19 +173,18 @@ impl Page {
             let objects = server.store.exact(resource, revision).map_err(|error| too_new(error, revision))?;
             return Ok(Self { revision, source: Source::Exact(objects), after: None });
         }
-        let snapshot = match options.resource_version.as_str() {
-            "" => server.store.consistent().await.map_err(|error| Status::unavailable(error.to_string()))?,
-            _ => server.store.at_least(revision).await.map_err(|error| too_new(error, revision))?,
-        };
-        Ok(Self { revision: snapshot.revision(), source: Source::Now(snapshot), after: None })
+        Ok(Self::now(current(server, options).await?, None))
+    }
+
+    fn now(snapshot: Snapshot, after: Option<(String, String)>) -> Self {
+        Self { revision: snapshot.revision(), source: Source::Now(snapshot), after }
     }
 
     /// The page after a token: of the same revision, or of what is there now for one that has given up consistency.
     async fn next(server: &Server, resource: &str, token: Token) -> Result<Self> {
         let after = Some((token.namespace.clone(), token.name.clone()));
         let Some(revision) = token.revision else {
-            let snapshot = server.store.consistent().await.map_err(|error| Status::unavailable(error.to_string()))?;
-            return Ok(Self { revision: snapshot.revision(), source: Source::Now(snapshot), after });
+            return Ok(Self::now(server.consistent().await?, after));
         };
         let objects = server.store.exact(resource, revision).map_err(|error| match error {
             ReadError::Compacted(_) => Status::expired_but_continues(Token { revision: None, ..token }.encode()),
@@ -214,23 +206,30 @@ impl Page {
     }
 }
 
-/// Waits until this server has seen the revision that a single get asks for.
-pub async fn reached(server: &Server, resource_version: &str) -> Result<()> {
+/// What is there now: all that was acknowledged, or what this server has seen once it has seen a given revision.
+pub async fn current(server: &Server, options: &ListOptions) -> Result<Snapshot> {
+    match options.resource_version.as_str() {
+        "" => server.consistent().await,
+        version => reached(server, version).await,
+    }
+}
+
+/// Waits until this server has seen a revision.
+pub async fn reached(server: &Server, resource_version: &str) -> Result<Snapshot> {
     let revision = parse_revision(resource_version)?;
-    server.store.at_least(revision).await.map(drop).map_err(|error| too_new(error, revision))
+    server.store.at_least(revision).await.map_err(|error| too_new(error, revision))
 }
 
 /// A resourceVersion as a revision; "" and "0" are any.
 pub fn parse_revision(text: &str) -> Result<Revision> {
+    let why = || format!("strconv.ParseUint: parsing {text:?}: invalid syntax");
     match text {
         "" => Ok(0),
-        text => text.parse().map_err(|_| {
-            Status::new(422, "Invalid", format!("ListOptions.meta.k8s.io \"\" is invalid: resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"))
-        }),
+        text => text.parse().map_err(|_| invalid("ListOptions", FieldError::invalid(&Path::new("resourceVersion"), text, why()))),
     }
 }
 
-pub fn too_new(error: ReadError, asked: Revision) -> Status {
+fn too_new(error: ReadError, asked: Revision) -> Status {
     match error {
         ReadError::Future(current) => Status::too_large_resource_version(asked, current),
         ReadError::Compacted(_) => Status::expired("The resourceVersion for the provided list is too old."),

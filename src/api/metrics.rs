@@ -1,18 +1,20 @@
 //! `/metrics`: what the server counts of its requests, its store and its process, under upstream's names.
 //! Source: apiserver `pkg/endpoints/metrics/metrics.go`, `pkg/storage/etcd3/metrics`, `pkg/util/flowcontrol/metrics`; prometheus `process_collector.go`.
 
-use std::{
-    sync::atomic::AtomicU64,
-    time::{Instant, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+        histogram::Histogram,
+    },
     registry::Registry,
 };
 
-use super::{Response, Server, body, http::GIT_VERSION, request::RequestInfo};
+use super::{Response, Server, body, http::GIT_VERSION, identity::Attributes};
 use crate::store::Condition;
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -46,20 +48,13 @@ const STORE: [(&str, &str, fn(&Condition) -> u64); 5] = [
     ("howdah_store_up", "Whether the database answered when it was last asked", |it| it.answers.into()),
 ];
 
-/// All that is counted.
+/// All that is counted as it happens; the rest is looked up when somebody asks.
 pub struct Metrics {
     registry: Registry,
     requests: Family<(Labels, One), Counter>,
     durations: Family<Labels, Histogram>,
     /// `mutating` and `readOnly`.
     inflight: Family<One, Gauge>,
-    objects: Family<One, Gauge>,
-    store: [Family<One, Gauge>; STORE.len()],
-    seats: Family<One, Gauge>,
-    executing: Family<One, Gauge>,
-    queued: Family<One, Gauge>,
-    refused: Family<Two, Counter>,
-    process: Process,
     started: f64,
     slis: Slis,
 }
@@ -72,64 +67,20 @@ struct Slis {
     all: Family<(Two, One), Counter>,
 }
 
-#[derive(Default)]
-struct Process {
-    cpu_seconds: Counter<f64, AtomicU64>,
-    resident: Gauge,
-    virtual_memory: Gauge,
-    open_files: Gauge,
-    started: Gauge<f64, AtomicU64>,
-}
-
-fn durations() -> Histogram {
-    Histogram::new(DURATIONS)
-}
-
 impl Default for Metrics {
     fn default() -> Self {
-        let mut metrics = Self {
-            registry: Registry::default(),
-            requests: Family::default(),
-            durations: Family::new_with_constructor(durations),
-            inflight: Family::default(),
-            objects: Family::default(),
-            store: Default::default(),
-            seats: Family::default(),
-            executing: Family::default(),
-            queued: Family::default(),
-            refused: Family::default(),
-            slis: Slis::default(),
-            process: Process::default(),
-            started: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
-        };
-        metrics.register();
-        metrics
+        let mut registry = Registry::default();
+        let (requests, inflight) = (Family::default(), Family::default());
+        let durations = Family::<Labels, Histogram>::new_with_constructor(|| Histogram::new(DURATIONS));
+        registry.register("apiserver_request", "Requests by verb, resource, scope and the code of their answer", requests.clone());
+        registry.register("apiserver_request_duration_seconds", "How long requests took until their answer began", durations.clone());
+        registry.register("apiserver_current_inflight_requests", "Requests that are being answered, by kind", inflight.clone());
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        Self { registry, requests, durations, inflight, started, slis: Slis::default() }
     }
 }
 
 impl Metrics {
-    fn register(&mut self) {
-        let it = &mut self.registry;
-        it.register("apiserver_request", "Requests by verb, resource, scope and the code of their answer", self.requests.clone());
-        it.register("apiserver_request_duration_seconds", "How long requests took until their answer began", self.durations.clone());
-        it.register("apiserver_current_inflight_requests", "Requests that are being answered, by kind", self.inflight.clone());
-        it.register("apiserver_storage_objects", "Stored objects by resource", self.objects.clone());
-        STORE.iter().zip(&self.store).for_each(|((name, help, _), family)| it.register(*name, *help, family.clone()));
-        it.register("apiserver_flowcontrol_nominal_limit_seats", "How many requests of a priority level may run at a time", self.seats.clone());
-        it.register("apiserver_flowcontrol_current_executing_requests", "Requests that run in a priority level", self.executing.clone());
-        it.register("apiserver_flowcontrol_current_inqueue_requests", "Requests that wait in a priority level", self.queued.clone());
-        it.register("apiserver_flowcontrol_rejected_requests", "Requests that a priority level refused", self.refused.clone());
-        it.register("process_cpu_seconds", "User and system time of the process", self.process.cpu_seconds.clone());
-        it.register("process_resident_memory_bytes", "Resident memory of the process", self.process.resident.clone());
-        it.register("process_virtual_memory_bytes", "Virtual memory of the process", self.process.virtual_memory.clone());
-        it.register("process_open_fds", "Open file descriptors of the process", self.process.open_files.clone());
-        it.register("process_start_time_seconds", "When the process began, since the epoch", self.process.started.clone());
-        let build = Family::<[(&'static str, String); 3], Gauge>::default();
-        let platform = format!("{}/{}", std::env::consts::OS, super::http::arch());
-        build.get_or_create(&[("git_version", GIT_VERSION.to_owned()), ("platform", platform), ("compiler", "rustc".to_owned())]).set(1);
-        it.register("kubernetes_build_info", "What this program is", build);
-    }
-
     /// Begins to count a request; it ends with the answer.
     pub fn begin(&self, labels: Labels) -> Running<'_> {
         let is_mutating = matches!(labels.verb.as_str(), "POST" | "PUT" | "PATCH" | "APPLY" | "DELETE" | "DELETECOLLECTION");
@@ -140,30 +91,12 @@ impl Metrics {
 
     /// The document, with what is only looked up when it is asked for.
     pub fn serve(&self, server: &Server) -> Response {
-        let snapshot = server.store.snapshot();
-        self.objects.clear();
-        for kind in server.registry.load().iter().filter(|it| it.storage.is_none()) {
-            let count = i64::try_from(snapshot.count(&kind.resource())).unwrap_or(i64::MAX);
-            self.objects.get_or_create(&[("resource", kind.group_resource().to_string())]).set(count);
-        }
-        let condition = server.store.condition();
-        for ((_, _, value), family) in STORE.iter().zip(&self.store) {
-            family.get_or_create(&[("storage_cluster_id", condition.engine.to_owned())]).set(i64::try_from(value(&condition)).unwrap_or(i64::MAX));
-        }
-        for (level, counts, refused) in server.fairness.state() {
-            let label = [("priority_level", level.clone())];
-            for (family, count) in [&self.seats, &self.executing, &self.queued].into_iter().zip(counts) {
-                family.get_or_create(&label).set(i64::try_from(count).unwrap_or(i64::MAX));
-            }
-            let counter = self.refused.get_or_create_owned(&[("priority_level", level), ("reason", "queue-full".to_owned())]);
-            counter.inc_by(refused.saturating_sub(counter.get()));
-        }
-        self.process.look(self.started);
-        told(&self.registry)
+        let mut looked_up = Registry::default();
+        look_at_server(server, &mut looked_up);
+        look_at_process(self.started, &mut looked_up);
+        told(&[&self.registry, &looked_up])
     }
-}
 
-impl Metrics {
     /// Counts a check of health.
     pub fn checked(&self, name: &str, root: &'static str, is_well: bool) {
         let labels = [("name", name.to_owned()), ("type", root.to_owned())];
@@ -176,16 +109,66 @@ impl Metrics {
         let mut registry = Registry::default();
         registry.register("kubernetes_healthcheck", "The last result of each check of health", self.slis.last.clone());
         registry.register("kubernetes_healthchecks", "The results of all checks of health", self.slis.all.clone());
-        told(&registry)
+        told(&[&registry])
     }
 }
 
-fn told(registry: &Registry) -> Response {
+fn told(registries: &[&Registry]) -> Response {
     let mut text = String::new();
-    match text::encode(&mut text, registry) {
+    match registries.iter().try_for_each(|it| text::encode_registry(&mut text, it)).and_then(|()| text::encode_eof(&mut text)) {
         Ok(()) => body::respond(200, CONTENT_TYPE, body::full(text)),
         Err(why) => body::text(500, why.to_string()),
     }
+}
+
+/// What is stored, and what runs and waits in each priority level.
+fn look_at_server(server: &Server, into: &mut Registry) {
+    let mut gauge = |name: &str, help: &str, label: &'static str, values: Vec<(String, u64)>| {
+        let family = Family::<One, Gauge>::default();
+        values.into_iter().for_each(|(it, value)| _ = family.get_or_create(&[(label, it)]).set(i64::try_from(value).unwrap_or(i64::MAX)));
+        into.register(name, help, family);
+    };
+    let (snapshot, registry) = (server.store.snapshot(), server.registry.load());
+    let kinds = registry.iter().filter(|it| it.storage.is_none());
+    let objects = kinds.map(|it| (it.group_resource().to_string(), snapshot.count(&it.resource()) as u64)).collect();
+    gauge("apiserver_storage_objects", "Stored objects by resource", "resource", objects);
+    let condition = server.store.condition();
+    STORE.iter().for_each(|(name, help, value)| gauge(name, help, "storage_cluster_id", vec![(condition.engine.to_owned(), value(&condition))]));
+    let levels = server.fairness.state();
+    let helps = [
+        ("apiserver_flowcontrol_nominal_limit_seats", "How many requests of a priority level may run at a time"),
+        ("apiserver_flowcontrol_current_executing_requests", "Requests that run in a priority level"),
+        ("apiserver_flowcontrol_current_inqueue_requests", "Requests that wait in a priority level"),
+    ];
+    for (at, (name, help)) in helps.into_iter().enumerate() {
+        gauge(name, help, "priority_level", levels.iter().map(|(level, counts, _)| (level.clone(), counts[at] as u64)).collect());
+    }
+    let refused = Family::<Two, Counter>::default();
+    levels.into_iter().for_each(|(level, _, count)| _ = refused.get_or_create(&[("priority_level", level), ("reason", "queue-full".to_owned())]).inc_by(count));
+    into.register("apiserver_flowcontrol_rejected_requests", "Requests that a priority level refused", refused);
+}
+
+/// The process' own numbers, and what it is.
+fn look_at_process(started: f64, into: &mut Registry) {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // After the name, which may hold anything, stand numbers: the times of user and system are the eleventh and the twelfth after the state.
+    let fields: Vec<u32> = stat.rsplit_once(") ").map_or("", |it| it.1).split(' ').skip(1).map(|it| it.parse().unwrap_or_default()).collect();
+    let ticks = fields.get(10..12).map_or(0, |it| it.iter().sum::<u32>());
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let bytes = |name: &str| {
+        let line = status.lines().find_map(|it| it.strip_prefix(name)?.strip_suffix("kB"));
+        ConstGauge::new(line.and_then(|it| it.trim().parse::<i64>().ok()).unwrap_or_default() << 10)
+    };
+    let open_files = std::fs::read_dir("/proc/self/fd").map_or(0, |it| it.count()) as i64;
+    into.register("process_cpu_seconds", "User and system time of the process", ConstCounter::new(f64::from(ticks) / USER_HZ));
+    into.register("process_resident_memory_bytes", "Resident memory of the process", bytes("VmRSS:"));
+    into.register("process_virtual_memory_bytes", "Virtual memory of the process", bytes("VmSize:"));
+    into.register("process_open_fds", "Open file descriptors of the process", ConstGauge::new(open_files));
+    into.register("process_start_time_seconds", "When the process began, since the epoch", ConstGauge::new(started));
+    let platform = format!("{}/{}", std::env::consts::OS, super::http::arch());
+    let build = Family::<[(&'static str, String); 3], Gauge>::default();
+    build.get_or_create(&[("git_version", GIT_VERSION.to_owned()), ("platform", platform), ("compiler", "rustc".to_owned())]).set(1);
+    into.register("kubernetes_build_info", "What this program is", build);
 }
 
 /// A request that is being answered.
@@ -216,7 +199,7 @@ impl Drop for Running<'_> {
 
 impl Labels {
     /// `is_served` says whether there is such a resource.
-    pub fn of(info: &RequestInfo, method: &http::Method, is_apply: bool, is_dry_run: bool, is_served: bool) -> Self {
+    pub fn of(info: &Attributes, method: &http::Method, is_apply: bool, is_dry_run: bool, is_served: bool) -> Self {
         let verb = match info.verb.as_str() {
             _ if matches!(info.subresource.as_str(), "attach" | "exec" | "portforward" | "proxy") => "CONNECT",
             "create" => "POST",
@@ -226,9 +209,8 @@ impl Labels {
             _ => method.as_str(),
         };
         let base = Self { verb: verb.to_owned(), component: "apiserver".to_owned(), ..Self::default() };
-        if !info.is_resource || !is_served {
-            let path = if info.is_resource { String::new() } else { info.path.clone() };
-            return Self { subresource: path, ..base };
+        if !info.is_resource() || !is_served {
+            return Self { subresource: info.path.clone(), ..base };
         }
         let scope = match (info.name.as_str(), info.namespace.as_str()) {
             (name, _) if !name.is_empty() || verb == "POST" => "resource",
@@ -244,25 +226,5 @@ impl Labels {
             scope: scope.to_owned(),
             ..base
         }
-    }
-}
-
-impl Process {
-    /// Reads the process' own numbers.
-    fn look(&self, started: f64) {
-        let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-        // After the name, which may hold anything, stand numbers: the times of user and system are the eleventh and the twelfth after the state.
-        let fields: Vec<u32> = stat.rsplit_once(") ").map_or("", |it| it.1).split(' ').skip(1).map(|it| it.parse().unwrap_or_default()).collect();
-        let ticks = fields.get(10..12).map_or(0, |it| it.iter().sum::<u32>());
-        self.cpu_seconds.inc_by((f64::from(ticks) / USER_HZ - self.cpu_seconds.get()).max(0.0));
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let bytes = |name: &str| {
-            let line = status.lines().find_map(|it| it.strip_prefix(name)?.strip_suffix("kB"));
-            line.and_then(|it| it.trim().parse::<i64>().ok()).unwrap_or_default() << 10
-        };
-        self.resident.set(bytes("VmRSS:"));
-        self.virtual_memory.set(bytes("VmSize:"));
-        self.open_files.set(std::fs::read_dir("/proc/self/fd").map_or(0, |it| it.count()) as i64);
-        self.started.set(started);
     }
 }

@@ -58,7 +58,7 @@ use bytes::Bytes;
 
 use crate::{
     base::Tasks,
-    kinds::{self, Kind, Registry},
+    kinds::{self, Registry},
     store::{Extract, Revision, Store},
 };
 
@@ -145,39 +145,7 @@ impl Server {
 pub fn extract(registry: Arc<Registry>) -> Extract {
     Arc::new(move |key, object| match registry.by_storage(&key.resource) {
         Some(kind) => forms::View::stored(kind).header(object),
-        None => forms::View::stored(&plain()).header(object),
+        // Custom resources before their definition is read.
+        None => forms::header(object, &[], 0),
     })
-}
-
-/// A kind of which nothing is known but that its objects have labels: custom resources before their definition is read.
-fn plain() -> Kind {
-    let none = || std::borrow::Cow::Borrowed("");
-    let version = kinds::Version {
-        name: none(),
-        schema: Default::default(),
-        is_served: false,
-        columns: Vec::new(),
-        selectable: Vec::new(),
-        convert: kinds::Convert::Same,
-        deprecation: None,
-        generation: 0,
-    };
-    Kind {
-        group: none(),
-        kind: none(),
-        list_kind: none(),
-        plural: none(),
-        singular: none(),
-        short_names: Vec::new(),
-        categories: Vec::new(),
-        scope: kinds::Scope::Namespaced,
-        verbs: &[],
-        versions: vec![version],
-        stored: 0,
-        subresources: Vec::new(),
-        strategy: kinds::Strategy::PLAIN,
-        returns_deleted: false,
-        storage: None,
-        custom: None,
-    }
 }

@@ -140,17 +140,8 @@ async fn finish(server: &Arc<Server>, stored: &Arc<Stored>, mut crd: Value) {
     let Some(kind) = server.registry.load().find(&group, &plural).cloned() else { return release(server, stored, crd).await };
     let snapshot = server.store.snapshot();
     for object in snapshot.list(&kind.resource(), None, None) {
-        let info = super::request::RequestInfo {
-            group: group.clone(),
-            version: kind.stored_version().name.to_string(),
-            resource: plural.clone(),
-            namespace: object.key.namespace.to_string(),
-            name: object.key.name.to_string(),
-            ..Default::default()
-        };
-        if let Ok(target) = Target::find(&server.registry.load(), &info) {
-            let _ = Deletion { server, target: &target, options: &DeleteOptions::default(), requester: None }.run().await;
-        }
+        let target = Target::stored(&kind, &object.key.namespace, &object.key.name);
+        let _ = Deletion { server, target: &target, options: &DeleteOptions::default(), requester: None }.run().await;
     }
     if server.store.snapshot().count(&kind.resource()) == 0 {
         return release(server, stored, crd).await;

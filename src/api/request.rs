@@ -4,125 +4,67 @@
 use http::Method;
 
 use super::identity::Attributes;
-use crate::meta::options::{Query, percent_decode};
+use crate::meta::{
+    FieldSelector,
+    options::{Query, percent_decode},
+};
 
-/// A request of the resource API, or another path.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RequestInfo {
-    pub is_resource: bool,
-    /// As RBAC knows it: `get`, `list`, `watch`, `create` …
-    pub verb: String,
-    pub path: String,
-    pub group: String,
-    pub version: String,
-    pub namespace: String,
-    pub resource: String,
-    pub name: String,
-    pub subresource: String,
-    /// What follows the subresource: the path of a proxied request.
-    pub rest: String,
-    /// The path went through the deprecated `/watch/`.
-    pub is_watch_path: bool,
-}
-
-impl RequestInfo {
+impl Attributes {
+    /// What a request asks for; one that is not of the resource API asks for its path.
     pub fn parse(method: &Method, path: &str, query: &Query) -> Self {
-        let mut info = Self { path: path.to_owned(), verb: method.as_str().to_ascii_lowercase(), ..Self::default() };
         let parts: Vec<String> = path.split('/').filter(|it| !it.is_empty()).map(percent_decode).collect();
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
-        let rest = match parts.as_slice() {
-            ["api", version, rest @ ..] if !rest.is_empty() => {
-                info.version = (*version).to_owned();
-                rest
-            }
-            ["apis", group, version, rest @ ..] if !rest.is_empty() => {
-                info.group = (*group).to_owned();
-                info.version = (*version).to_owned();
-                rest
-            }
-            _ => return info,
+        let (group, version, parts) = match parts.as_slice() {
+            ["api", version, rest @ ..] if !rest.is_empty() => ("", *version, rest),
+            ["apis", group, version, rest @ ..] if !rest.is_empty() => (*group, *version, rest),
+            _ => return Self { verb: method.as_str().to_ascii_lowercase(), path: path.to_owned(), ..Self::default() },
         };
-        info.is_resource = true;
-        info.resolve(method, rest, parts.len(), query);
-        info
+        // The deprecated way to watch.
+        let (is_watch_path, parts) = match parts {
+            ["watch", rest @ ..] if !rest.is_empty() => (true, rest),
+            _ => (false, parts),
+        };
+        let (namespace, parts) = match parts {
+            // These are about the namespace itself.
+            ["namespaces", namespace] | ["namespaces", namespace, "status" | "finalize"] => (*namespace, parts),
+            ["namespaces", namespace, rest @ ..] => (*namespace, rest),
+            _ => ("", parts),
+        };
+        let part = |at: usize| parts.get(at).copied().unwrap_or_default().to_owned();
+        let (verb, path) = Default::default();
+        let mut asked = Self { verb, path, group: group.to_owned(), version: version.to_owned(), resource: part(0), name: part(1), subresource: part(2), namespace: namespace.to_owned() };
+        asked.verb = asked.verb_of(method, is_watch_path, query).to_owned();
+        if matches!(asked.verb.as_str(), "list" | "watch" | "deletecollection") && asked.name.is_empty() {
+            let selector = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default()).unwrap_or_default();
+            asked.name = selector.exact("metadata.name").unwrap_or_default().to_owned();
+        }
+        asked
     }
 
-    /// `parts` are the last of `all` segments of the path.
-    fn resolve(&mut self, method: &Method, parts: &[&str], all: usize, query: &Query) {
-        let mut parts = parts;
-        if let ["watch", rest @ ..] = parts
-            && !rest.is_empty()
-        {
-            self.is_watch_path = true;
-            parts = rest;
-        }
-        // `namespaces/x/status` and `namespaces/x/finalize` are about the namespace itself.
-        if let ["namespaces", namespace, rest @ ..] = parts {
-            self.namespace = (*namespace).to_owned();
-            if !rest.is_empty() && !matches!(rest, ["status" | "finalize"]) {
-                parts = rest;
-            }
-        }
-        // Resource, name and subresource come after these.
-        let before = all - parts.len();
-        if let [resource, rest @ ..] = parts {
-            self.resource = (*resource).to_owned();
-            self.name = rest.first().map_or_else(String::new, |it| (*it).to_owned());
-            self.subresource = rest.get(1).map_or_else(String::new, |it| (*it).to_owned());
-        }
-        if self.subresource == "proxy" {
-            self.rest = after(&self.path, before + 3);
-        }
-        self.verb = self.resource_verb(method, query).to_owned();
-        if matches!(self.verb.as_str(), "list" | "watch" | "deletecollection") && self.name.is_empty() {
-            let selector = crate::meta::FieldSelector::parse(query.get("fieldSelector").unwrap_or_default()).unwrap_or_default();
-            if let Some(name) = selector.exact("metadata.name") {
-                self.name = name.to_owned();
-            }
-        }
-    }
-
-    fn resource_verb(&self, method: &Method, query: &Query) -> &'static str {
-        let is_watch = self.is_watch_path || query.flag("watch").unwrap_or(false);
+    fn verb_of(&self, method: &Method, is_watch_path: bool, query: &Query) -> &'static str {
         match *method {
             Method::POST => "create",
             Method::PUT => "update",
             Method::PATCH => "patch",
             Method::DELETE if self.name.is_empty() => "deletecollection",
             Method::DELETE => "delete",
-            _ if !self.name.is_empty() && !self.is_watch_path && self.subresource.is_empty() => "get",
-            _ if !self.subresource.is_empty() => "get",
-            _ if is_watch => "watch",
+            _ if !self.subresource.is_empty() || !self.name.is_empty() && !is_watch_path => "get",
+            _ if is_watch_path || query.flag("watch").unwrap_or(false) => "watch",
             _ => "list",
         }
     }
 
-    /// The question to the authorizer.
-    pub fn attributes(&self) -> Attributes {
-        if !self.is_resource {
-            return Attributes { verb: self.verb.clone(), path: self.path.clone(), ..Attributes::default() };
-        }
-        Attributes {
-            verb: self.verb.clone(),
-            path: String::new(),
-            group: self.group.clone(),
-            version: self.version.clone(),
-            resource: self.resource.clone(),
-            subresource: self.subresource.clone(),
-            namespace: self.namespace.clone(),
-            name: self.name.clone(),
+    /// What follows `/proxy` in the path of the request, as the client wrote it; "" for other requests.
+    pub fn proxied<'p>(&self, path: &'p str) -> &'p str {
+        let before = 5 + usize::from(!self.group.is_empty()) + if self.namespace.is_empty() { 0 } else { 2 };
+        match self.subresource.as_str() {
+            "proxy" => (0..before).fold(path, |rest, _| {
+                let inner = rest.trim_start_matches('/');
+                inner.find('/').map_or("", |at| &inner[at..])
+            }),
+            _ => "",
         }
     }
-}
-
-/// The raw text of a path after so many of its segments, as the client wrote it.
-fn after(path: &str, segments: usize) -> String {
-    let mut rest = path;
-    for _ in 0..segments {
-        let inner = rest.trim_start_matches('/');
-        rest = inner.find('/').map_or("", |at| &inner[at..]);
-    }
-    rest.to_owned()
 }
 
 #[cfg(test)]
@@ -131,10 +73,10 @@ mod tests {
 
     fn parse(method: &str, uri: &str) -> String {
         let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
-        let info = RequestInfo::parse(&Method::from_bytes(method.as_bytes()).expect("a method"), path, &Query::parse(query));
-        match info.is_resource {
-            false => format!("{} {}", info.verb, info.path),
-            true => [&info.verb, &info.group, &info.version, &info.namespace, &info.resource, &info.name, &info.subresource, &info.rest].map(String::as_str).join("|"),
+        let asked = Attributes::parse(&Method::from_bytes(method.as_bytes()).expect("a method"), path, &Query::parse(query));
+        match asked.is_resource() {
+            false => format!("{} {}", asked.verb, asked.path),
+            true => [&asked.verb, &asked.group, &asked.version, &asked.namespace, &asked.resource, &asked.name, &asked.subresource, asked.proxied(path)].join("|"),
         }
     }
 

@@ -7,6 +7,7 @@ use super::{
     Request, Response, body, eviction,
     negotiation::{self, Encoding},
     patch, reviews,
+    target::Target,
     verbs::{Call, strict},
     write::{self, Admits},
 };
@@ -121,8 +122,7 @@ async fn scale(call: &Call, request: Request) -> Result<Response> {
 /// `pods/binding`: gives a pod its node.
 pub async fn bind(call: &Call, name: &str, binding: &Value) -> Result<Response> {
     let node = binding.text_at(&["target", "name"]).to_owned();
-    let pods = super::request::RequestInfo { resource: "pods".to_owned(), version: "v1".to_owned(), namespace: call.target.namespace.clone(), name: name.to_owned(), ..Default::default() };
-    let main = super::target::Target::find(&call.server.registry.load(), &pods)?;
+    let main = Target::stored(call.server.registry.load().find("", "pods").ok_or_else(Status::no_route)?, &call.target.namespace, name);
     let bound = main.with_subresource(main.kind.subresource("binding").cloned());
     let options = WriteOptions::from_query(&call.query)?;
     let annotations: Vec<(String, String)> = binding.annotations().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{forms::View, request::RequestInfo};
+use super::{forms::View, identity::Attributes};
 use crate::{
     kinds::{Kind, Registry, Subresource, Version},
     meta::{
@@ -25,14 +25,14 @@ pub struct Target {
 
 impl Target {
     /// 404 where no such resource or subresource is served.
-    pub fn find(registry: &Registry, info: &RequestInfo) -> Result<Self> {
+    pub fn find(registry: &Registry, info: &Attributes) -> Result<Self> {
         let kind = registry.find(&info.group, &info.resource).ok_or_else(Status::no_route)?;
         let at = kind.versions.iter().position(|it| it.name == info.version && it.is_served).ok_or_else(Status::no_route)?;
         let is_placed = kind.is_namespaced() == !info.namespace.is_empty();
-        let is_across = kind.is_namespaced() && info.name.is_empty() && info.namespace.is_empty();
+        let is_of_many = info.name.is_empty() || matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");
+        let is_across = kind.is_namespaced() && info.namespace.is_empty() && is_of_many;
         let is_itself = info.resource == "namespaces" && info.group.is_empty();
-        let is_selected = kind.is_namespaced() && info.namespace.is_empty() && matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");
-        if !(is_placed || is_across || is_itself || is_selected) {
+        if !(is_placed || is_across || is_itself) {
             return Err(Status::no_route());
         }
         let subresource = match info.subresource.as_str() {
@@ -41,6 +41,11 @@ impl Target {
         };
         let namespace = if is_itself { String::new() } else { info.namespace.clone() };
         Ok(Self { kind: kind.clone(), version: at, namespace, name: info.name.clone(), subresource })
+    }
+
+    /// An object in the version that is stored.
+    pub fn stored(kind: &Arc<Kind>, namespace: &str, name: &str) -> Self {
+        Self { kind: kind.clone(), version: kind.stored, namespace: namespace.to_owned(), name: name.to_owned(), subresource: None }
     }
 
     pub fn version(&self) -> &Version {

@@ -24,7 +24,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{Body, BodyError, Request, Response, request::RequestInfo};
+use super::{Body, BodyError, Request, Response, identity::Attributes};
 use crate::{
     base::{Tasks, clock},
     meta::options::Query,
@@ -138,7 +138,7 @@ impl Record {
             trace,
             time: clock::now(),
             began: Instant::now(),
-            verb: RequestInfo::parse(request.method(), uri.path(), &query).verb,
+            verb: Attributes::parse(request.method(), uri.path(), &query).verb,
             path: uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
             agent: request.headers().get(USER_AGENT).and_then(|it| it.to_str().ok()).unwrap_or_default().to_owned(),
             caller: Caller::default(),

@@ -15,9 +15,9 @@ use super::{
     body, componentstatus, connect,
     delete::{self, Deleted, Deletion},
     forms, http,
-    identity::User,
+    identity::{Attributes, User},
     list, negotiation::{self, Encoding, Form, Shape},
-    patch, registration, request::RequestInfo, reviews, subresources, target::Target, watch, websocket::Socket,
+    patch, registration, reviews, subresources, target::Target, watch, websocket::Socket,
     write::{Admits, Writer, Written},
 };
 use crate::{
@@ -34,7 +34,7 @@ use crate::{
 pub struct Call {
     pub server: Arc<Server>,
     pub requester: Requester,
-    pub info: RequestInfo,
+    pub info: Attributes,
     pub query: Query,
     pub headers: HeaderMap,
     pub target: Target,
@@ -42,7 +42,7 @@ pub struct Call {
 }
 
 /// Carries out a request of the resource API.
-pub async fn serve(server: Arc<Server>, user: User, info: RequestInfo, query: Query, request: Request) -> Result<Response> {
+pub async fn serve(server: Arc<Server>, user: User, info: Attributes, query: Query, request: Request) -> Result<Response> {
     registration::await_kind(&server, &info.group, &info.resource).await;
     let target = Target::find(&server.registry.load(), &info)?;
     let within = within(&query)?;
@@ -94,19 +94,20 @@ impl Call {
         {
             target.name = name.to_owned();
         }
+        let rest = self.info.proxied(request.uri().path()).to_owned();
         if *action != Action::Log {
-            self.admit_connection().await?;
+            self.admit_connection(&rest).await?;
         }
         let snapshot = self.server.store.snapshot();
         let object = snapshot.get(&target.key()).ok_or_else(|| Status::not_found(&target.resource(), &target.name))?;
         let object = self.server.served_one(target.view(), object).await?.value();
-        self.server.nodes.connect(action, &object, &self.info.rest, request, &snapshot).await
+        self.server.nodes.connect(action, &object, &rest, request, &snapshot).await
     }
 
     /// Admission of a connection: its object is the options in the query.
-    async fn admit_connection(&self) -> Result<()> {
+    async fn admit_connection(&self, rest: &str) -> Result<()> {
         let snapshot = self.server.store.snapshot();
-        let mut options = connect_options(&self.target, &self.query, &self.info.rest);
+        let mut options = connect_options(&self.target, &self.query, rest);
         admission::admit(&self.context(&snapshot, Operation::Connect, &Value::Null, false), &mut options).await
     }
 

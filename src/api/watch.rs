@@ -1,7 +1,7 @@
 //! Watches: a cursor over the store's log, filtered and encoded for one client.
 //! Source: apiserver `pkg/endpoints/handlers/watch.go`, `pkg/storage/cacher`; KEP-956 (bookmarks), KEP-3157 (WatchList).
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures::stream;
@@ -11,15 +11,14 @@ use tokio::time::Instant;
 use super::{
     Body, Server, body,
     forms::{self, View},
-    list::{Selection, parse_revision, select},
+    list::{Selection, check, current, parse_revision, select},
     negotiation::{Encoding, Form, Include, Shape, TableOptions},
     target::Target,
 };
 use crate::{
-    base::clock,
-    meta::{Result, Status, Value, options::ListOptions},
+    meta::{Meta, Result, Status, options::ListOptions},
     schema::protobuf,
-    store::{Cursor, Event, EventKind, ReadError, Revision, Snapshot, Stored},
+    store::{Cursor, Event, EventKind, Header, Key, ReadError, Revision, Stored},
 };
 
 /// How often an idle watch tells its revision (`bookmarkFrequency`).
@@ -30,72 +29,27 @@ const INITIAL_END: &str = "k8s.io/initial-events-end";
 
 /// Begins a watch; its body ends with the client, the timeout, or the server.
 pub async fn watch(server: &Arc<Server>, target: Target, options: &ListOptions, mut form: Form) -> Result<Body> {
-    check(options)?;
-    let selection = Selection::new(&target, options)?;
-    let revision = parse_revision(&options.resource_version)?;
-    let wants_initial = options.send_initial_events.unwrap_or(revision == 0);
-    let mut pending = VecDeque::new();
-    let watcher = |pending, cursor, form| Watcher {
+    check(options, true)?;
+    if form.encoding == Encoding::Yaml {
+        form.encoding = Encoding::Json;
+    }
+    let mut watcher = Watcher {
         server: server.clone(),
+        selection: Selection::new(&target, options)?,
+        target,
         form,
         sends_bookmarks: options.allow_watch_bookmarks,
         ends: Instant::now() + timeout(options),
         bookmark_at: Instant::now() + BOOKMARK_EVERY,
-        pending,
-        cursor,
-        state: State::Running,
-        target: target.clone(),
-        selection: selection.clone(),
+        pending: BytesMut::new(),
+        cursor: None,
     };
-    if !wants_initial {
-        // Where no revision is given it begins now.
-        let revision = if revision == 0 { current(server, options, revision).await?.revision() } else { revision };
-        let cursor = server.store.watch(selection.scope(&target), revision);
-        let cursor = match cursor {
-            // Another server gave a revision that this one has not reached; one that nobody gave is from before a restore.
-            Err(ReadError::Future(_)) => match server.store.consistent().await {
-                Ok(snapshot) if snapshot.revision() < revision => Err(ReadError::Compacted(snapshot.revision())),
-                _ => server.store.watch(selection.scope(&target), revision),
-            },
-            other => other,
-        };
-        return Ok(match cursor {
-            Ok(cursor) => watcher(pending, Some(cursor), form).into_body(),
-            Err(error) => watcher(pending, None, form).failed(gone(error)),
-        });
+    let revision = parse_revision(&options.resource_version)?;
+    match options.send_initial_events.unwrap_or(revision == 0) {
+        true => watcher.begin(options).await?,
+        false => watcher.follow(options, revision).await?,
     }
-    let snapshot = current(server, options, revision).await?;
-    let namespace = Some(target.namespace.clone()).filter(|it| !it.is_empty());
-    let cursor = server.store.watch(selection.scope(&target), snapshot.revision()).map_err(gone)?;
-    let view = target.view();
-    let initial = snapshot.list(&target.kind.resource(), namespace.as_deref(), None);
-    for object in select(server, &target, &selection, initial).await? {
-        pending.push_back(view.frame("ADDED", &object, form)?);
-        form = form.following();
-    }
-    if options.send_initial_events == Some(true) && options.allow_watch_bookmarks {
-        pending.push_back(view.bookmark(snapshot.revision(), true, form)?);
-    }
-    Ok(watcher(pending, Some(cursor), form).into_body())
-}
-
-/// What is there now: whatever it is, all that was acknowledged, or all up to a revision.
-async fn current(server: &Server, options: &ListOptions, revision: Revision) -> Result<Snapshot> {
-    match options.resource_version.as_str() {
-        "0" => Ok(server.store.snapshot()),
-        "" => server.store.consistent().await.map_err(|error| Status::unavailable(error.to_string())),
-        _ => server.store.at_least(revision).await.map_err(|error| super::list::too_new(error, revision)),
-    }
-}
-
-/// `ValidateListOptions` for `sendInitialEvents`.
-fn check(options: &ListOptions) -> Result<()> {
-    let forbidden = |field: &str, why: &str| Err(Status::new(422, "Invalid", format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: Forbidden: {why}")));
-    match (options.send_initial_events, options.resource_version_match.as_str()) {
-        (Some(_), "NotOlderThan") | (None, "") => Ok(()),
-        (Some(_), _) => forbidden("resourceVersionMatch", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"),
-        (None, _) => forbidden("resourceVersionMatch", "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"),
-    }
+    Ok(watcher.into_body())
 }
 
 fn timeout(options: &ListOptions) -> Duration {
@@ -110,12 +64,6 @@ fn gone(error: ReadError) -> Status {
     }
 }
 
-enum State {
-    Running,
-    /// One last chunk, then the end.
-    Ending(Option<Bytes>),
-}
-
 struct Watcher {
     server: Arc<Server>,
     target: Target,
@@ -124,12 +72,48 @@ struct Watcher {
     sends_bookmarks: bool,
     ends: Instant,
     bookmark_at: Instant,
-    pending: VecDeque<Bytes>,
+    /// The next bytes for the client.
+    pending: BytesMut,
+    /// `None` where these are the last.
     cursor: Option<Cursor>,
-    state: State,
 }
 
 impl Watcher {
+    /// Begins with what is there.
+    async fn begin(&mut self, options: &ListOptions) -> Result<()> {
+        let snapshot = current(&self.server, options).await?;
+        self.cursor = Some(self.server.store.watch(self.selection.scope(&self.target), snapshot.revision()).map_err(gone)?);
+        let namespace = Some(self.target.namespace.as_str()).filter(|it| !it.is_empty());
+        let initial = snapshot.list(&self.target.kind.resource(), namespace, None);
+        for object in select(&self.server, &self.target, &self.selection, initial).await? {
+            self.pending.extend_from_slice(&self.target.view().frame("ADDED", &object, self.form)?);
+            self.form = self.form.following();
+        }
+        if options.send_initial_events == Some(true) && self.sends_bookmarks {
+            self.pending.extend_from_slice(&self.target.view().bookmark(snapshot.revision(), true, self.form)?);
+        }
+        Ok(())
+    }
+
+    /// Begins after a revision; where none is given, now.
+    async fn follow(&mut self, options: &ListOptions, asked: Revision) -> Result<()> {
+        let revision = if asked == 0 { current(&self.server, options).await?.revision() } else { asked };
+        let store = &self.server.store;
+        let cursor = match store.watch(self.selection.scope(&self.target), revision) {
+            // Another server gave a revision that this one has not reached; one that nobody gave is from before a restore.
+            Err(ReadError::Future(_)) => match store.consistent().await {
+                Ok(snapshot) if snapshot.revision() < revision => Err(ReadError::Compacted(snapshot.revision())),
+                _ => store.watch(self.selection.scope(&self.target), revision),
+            },
+            other => other,
+        };
+        match cursor {
+            Ok(cursor) => self.cursor = Some(cursor),
+            Err(error) => self.fail(&gone(error)),
+        }
+        Ok(())
+    }
+
     fn into_body(self) -> Body {
         body::stream(stream::unfold(self, |mut watcher| async move {
             let chunk = watcher.next().await?;
@@ -137,63 +121,51 @@ impl Watcher {
         }))
     }
 
-    fn failed(mut self, status: Status) -> Body {
-        let frame = self.error(&status);
-        self.state = State::Ending(Some(frame));
-        self.into_body()
-    }
-
     /// The next bytes for the client; `None` at the end.
     async fn next(&mut self) -> Option<Bytes> {
-        loop {
-            if let State::Ending(last) = &mut self.state {
-                return last.take();
-            }
-            if !self.pending.is_empty() {
-                let mut chunk = BytesMut::new();
-                for frame in self.pending.drain(..) {
-                    chunk.extend_from_slice(&frame);
-                }
-                return Some(chunk.freeze());
-            }
+        while self.pending.is_empty() {
             let cursor = self.cursor.as_mut()?;
             let stopping = self.server.tasks.clone();
             let events = tokio::select! {
                 events = cursor.next() => events,
                 () = tokio::time::sleep_until(self.ends) => {
-                    let last = self.bookmark().await;
-                    self.state = State::Ending(last);
+                    self.bookmark().await;
+                    self.cursor = None;
                     continue;
                 }
                 () = tokio::time::sleep_until(self.bookmark_at), if self.sends_bookmarks => {
                     self.bookmark_at = Instant::now() + BOOKMARK_EVERY;
-                    let frame = self.bookmark().await;
-                    self.pending.extend(frame);
+                    self.bookmark().await;
                     continue;
                 }
                 () = stopping.stopping() => return None,
             };
             match events {
                 Ok(events) => self.take(&events).await,
-                Err(error) => self.state = State::Ending(Some(self.error(&gone(error)))),
+                Err(error) => self.fail(&gone(error)),
             }
         }
+        Some(std::mem::take(&mut self.pending).freeze())
     }
 
     async fn take(&mut self, events: &[Arc<Event>]) {
         for event in events {
             match self.frame(event).await {
                 Ok(Some(frame)) => {
-                    self.pending.push_back(frame);
+                    self.pending.extend_from_slice(&frame);
                     self.form = self.form.following();
                 }
                 Ok(None) => (),
-                Err(status) => {
-                    self.state = State::Ending(Some(self.error(&status)));
-                    return;
-                }
+                Err(status) => return self.fail(&status),
             }
         }
+    }
+
+    /// Ends with an error.
+    fn fail(&mut self, status: &Status) {
+        let status = forms::encode(&status.to_value(), self.form.encoding).unwrap_or_default();
+        self.pending.extend_from_slice(&frame("ERROR", &status, self.form.encoding));
+        self.cursor = None;
     }
 
     /// What this watcher sees of an event: an object that enters or leaves the selection is added or deleted.
@@ -230,77 +202,48 @@ impl Watcher {
             return view.frame(kind, &object, self.form).map(Some);
         }
         let id = view.form_id() << 8 | u64::from(kind.as_bytes()[0]);
-        Ok(Some(event.frames.get_or_make(id, || frame_json(kind, &object.json.text()))))
+        Ok(Some(event.frames.get_or_make(id, || frame(kind, &object.json.text(), Encoding::Json))))
     }
 
-    /// A bookmark at the revision up to which this watch is complete; events that came in between go first.
-    async fn bookmark(&mut self) -> Option<Bytes> {
-        if !self.sends_bookmarks {
-            return None;
-        }
-        let (events, revision) = self.cursor.as_mut()?.ready().ok()?;
+    /// Tells up to which revision this watch is complete, where that is wanted; events that came in between go first.
+    async fn bookmark(&mut self) {
+        let cursor = self.cursor.as_mut().filter(|_| self.sends_bookmarks);
+        let Some(Ok((events, revision))) = cursor.map(Cursor::ready) else { return };
         self.take(&events).await;
-        let mut chunk = BytesMut::new();
-        self.pending.drain(..).for_each(|frame| chunk.extend_from_slice(&frame));
-        chunk.extend_from_slice(&self.target.view().bookmark(revision, false, self.form).ok()?);
-        Some(chunk.freeze())
-    }
-
-    fn error(&self, status: &Status) -> Bytes {
-        frame_value("ERROR", &status.to_value(), self.form.encoding)
+        match self.target.view().bookmark(revision, false, self.form) {
+            Ok(frame) if self.cursor.is_some() => self.pending.extend_from_slice(&frame),
+            _ => (),
+        }
     }
 }
 
 impl View<'_> {
     fn frame(&self, kind: &str, object: &Stored, form: Form) -> Result<Bytes> {
-        match form.encoding {
-            Encoding::Json | Encoding::Yaml => {
-                let json = Form { encoding: Encoding::Json, ..form };
-                Ok(frame_json(kind, &self.encode(object, json)?))
-            }
-            Encoding::Protobuf => Ok(protobuf::encode_watch_event(kind, &self.encode(object, form)?).into()),
-        }
+        Ok(frame(kind, &self.encode(object, form)?, form.encoding))
     }
 
-    /// An object with nothing but a resourceVersion.
-    fn bookmark(&self, revision: u64, is_initial_end: bool, form: Form) -> Result<Bytes> {
-        let mut metadata = json!({"resourceVersion": revision.to_string()});
+    /// An object with nothing but a resourceVersion, and at the end of the initial events a mark, which tables without objects have too.
+    fn bookmark(&self, revision: Revision, is_initial_end: bool, mut form: Form) -> Result<Bytes> {
+        let mut object = json!({"kind": self.kind.kind, "apiVersion": self.api_version(), "metadata": {"resourceVersion": revision.to_string()}});
         if is_initial_end {
-            metadata["annotations"] = json!({INITIAL_END: "true"});
+            object.set_metadata("annotations", json!({INITIAL_END: "true"}));
         }
-        let object = json!({"kind": self.kind.kind, "apiVersion": self.api_version(), "metadata": metadata});
-        let object = match form.shape {
-            Shape::Object => object,
-            Shape::Metadata => json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]}),
-            Shape::Table(options) => {
-                let metadata = json!({"resourceVersion": revision.to_string()});
-                self.table_of(&[object], TableOptions { include: Include::Metadata, ..options }, metadata, clock::now())
-            }
-        };
-        let object = if form.is_beta { forms::in_beta(object) } else { object };
-        match form.encoding {
-            Encoding::Protobuf if form.shape == Shape::Object => {
-                Ok(protobuf::encode_watch_event("BOOKMARK", &protobuf::encode(&object, &self.version.schema)?).into())
-            }
-            encoding => Ok(frame_value("BOOKMARK", &object, encoding)),
+        if let Shape::Table(options @ TableOptions { include: Include::None, .. }) = form.shape {
+            form.shape = Shape::Table(TableOptions { include: Include::Metadata, ..options });
         }
+        let key = Key::new(&self.kind.resource(), "", "");
+        self.frame("BOOKMARK", &Stored { key, revision, json: Bytes::from(object.to_string()).into(), header: Header::default(), forms: Arc::default() }, form)
     }
 }
 
-fn frame_json(kind: &str, object: &[u8]) -> Bytes {
+/// An event as it stands in the stream.
+fn frame(kind: &str, object: &[u8], encoding: Encoding) -> Bytes {
+    if encoding == Encoding::Protobuf {
+        return protobuf::encode_watch_event(kind, object).into();
+    }
     let mut frame = BytesMut::with_capacity(object.len() + 40);
     frame.extend_from_slice(format!("{{\"type\":\"{kind}\",\"object\":").as_bytes());
     frame.extend_from_slice(object);
     frame.extend_from_slice(b"}\n");
     frame.freeze()
-}
-
-fn frame_value(kind: &str, object: &Value, encoding: Encoding) -> Bytes {
-    match encoding {
-        Encoding::Protobuf => match super::forms::encode(object, Encoding::Protobuf) {
-            Ok(bytes) => protobuf::encode_watch_event(kind, &bytes).into(),
-            Err(_) => Bytes::new(),
-        },
-        _ => frame_json(kind, object.to_string().as_bytes()),
-    }
 }

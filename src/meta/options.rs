@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{
-    duration,
+    FieldError, duration,
+    object::GroupKind,
     selector::{FieldSelector, LabelSelector},
     status::{Result, Status},
 };
@@ -188,6 +189,11 @@ pub fn dry_run<'a>(values: impl Iterator<Item = &'a str>) -> Result<bool> {
     let mut given = values.filter(|it| !it.is_empty()).peekable();
     let is_dry_run = given.peek().is_some();
     given.find(|it| *it != "All").map_or(Ok(is_dry_run), |other| Err(unsupported("dryRun", other, r#""All""#)))
+}
+
+/// What `ListOptions` and the like are told of themselves (`errors.NewInvalid`).
+pub fn invalid(kind: &'static str, error: FieldError) -> Status {
+    Status::invalid(&GroupKind::new("meta.k8s.io", kind), "", vec![error])
 }
 
 fn unsupported(option: &str, value: &str, supported: &str) -> Status {

@@ -301,6 +301,12 @@ impl FieldSelector {
         Ok(Self { terms: terms.collect::<Result<_, _>>()? })
     }
 
+    /// The same terms over fields of other names.
+    pub fn renamed(mut self, name: impl Fn(&str) -> String) -> Self {
+        self.terms.iter_mut().for_each(|it| it.field = name(&it.field));
+        self
+    }
+
     pub fn matches_with<'a>(&self, get: impl Fn(&str) -> std::borrow::Cow<'a, str>) -> bool {
         self.terms.iter().all(|it| (get(&it.field) == it.value) == it.is_equal)
     }
