@@ -5,20 +5,12 @@
 mod links;
 mod location;
 
-use std::{
-    fmt,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, stream};
-use http_body_util::{BodyExt, BodyStream, Empty, Limited};
+use http_body_util::{BodyExt, BodyStream, Limited};
 use hyper_util::rt::TokioIo;
 use hyper::upgrade::OnUpgrade;
 use rustls::{ClientConfig, pki_types::ServerName};
@@ -31,13 +23,19 @@ use tokio_rustls::TlsConnector;
 
 use links::Links;
 pub use location::split_target;
-use location::{Lookup, Place, Security, Target};
+use location::{Security, Target};
 
-use super::{Body, BodyError, Request, Response, body, authn::remove_credentials, identity::Peer, websocket::Socket};
+use super::{
+    Body, BodyError, Request, Response,
+    authn::remove_credentials,
+    body, endpoint,
+    identity::{Attributes, Peer},
+    websocket::Socket,
+};
 use crate::{
     base::{Tasks, pki},
     kinds::Action,
-    meta::{Meta, Result, Status, Value},
+    meta::{Meta, Result, Status, Value, options::Query},
     store::Snapshot,
 };
 
@@ -67,32 +65,31 @@ pub struct Nodes {
     /// For `https:` targets of the proxy, whose certificates nobody here can know.
     any: Arc<ClientConfig>,
     tasks: Tasks,
-    /// Whose turn it is among the endpoints of a service.
-    turn: AtomicUsize,
 }
+
+/// What another server answered, or why it cannot be reached.
+type Answered = std::result::Result<Response, String>;
 
 impl Nodes {
     pub fn new(node: ClientConfig, tasks: Tasks) -> Self {
-        Self { node: Arc::new(node), any: Arc::new(pki::trusting_any(None)), tasks, turn: AtomicUsize::new(0) }
+        Self { node: Arc::new(node), any: Arc::new(pki::trusting_any(None)), tasks }
     }
 
-    /// Serves a `connect` subresource of `object` (a Pod, Service or Node). `rest` is what follows `/proxy` in the path, "" otherwise.
+    /// Serves a `connect` subresource of `object` (a Pod, Service or Node), by what is asked for in path and query.
     /// For [`Action::Proxy`] the name in the path may be `[https:]name[:port]`; see [`split_target`].
-    pub async fn connect(&self, action: &Action, object: &Value, rest: &str, mut request: Request, snapshot: &Snapshot) -> Result<Response> {
-        let lookup = Lookup::of(snapshot);
-        let query = &request.uri().query().unwrap_or_default().to_owned();
+    pub async fn connect(&self, action: &Action, object: &Value, asked: &Attributes, query: &Query, mut request: Request, snapshot: &Snapshot) -> Result<Response> {
         match action {
-            Action::Log => match lookup.log(object, query)? {
+            Action::Log => match location::log(snapshot, object, query)? {
                 Some(target) => self.log(object.name(), &target, Socket::take(&mut request)?).await,
                 None => Ok(empty(StatusCode::NO_CONTENT)),
             },
-            Action::Exec => self.stream(lookup.exec(object, query)?, request).await,
-            Action::Attach => self.stream(lookup.attach(object, query)?, request).await,
-            Action::PortForward => self.stream(lookup.port_forward(object, query)?, request).await,
+            Action::Exec => self.stream(&location::exec(snapshot, object, query)?, request).await,
+            Action::Attach => self.stream(&location::attach(snapshot, object, query)?, request).await,
+            Action::PortForward => self.stream(&location::port_forward(snapshot, object, query)?, request).await,
             Action::Proxy => {
-                let place = Place::of(request.uri().path(), rest).ok_or_else(Status::no_route)?;
-                let target = lookup.proxy(&place, object, self.turn.fetch_add(1, Ordering::Relaxed));
-                self.proxy(target?, place.prefix.to_owned(), rest, request).await
+                let target = location::proxy(snapshot, &asked.resource, &asked.name, object)?;
+                let rest = asked.proxied(request.uri().path()).to_owned();
+                self.proxy(target, &rest, request).await
             }
             _ => Err(Status::method_not_allowed()),
         }
@@ -101,7 +98,7 @@ impl Nodes {
     /// `rest.LocationStreamer`: the node's answer, or its error as a Status.
     async fn log(&self, pod: &str, target: &Target, socket: Option<Socket>) -> Result<Response> {
         let request = http::Request::get(target.path_and_query()).header(header::HOST, target.authority());
-        let request = request.body(no_body()).map_err(Status::internal)?;
+        let request = request.body(body::empty()).map_err(Status::internal)?;
         let sent = self.send(&self.route(target), request).await.map_err(|why| Status::internal(format!("Get {:?}: {why}", target.url())))?;
         if !sent.status().is_success() {
             return Err(log_error(pod, sent).await);
@@ -116,58 +113,44 @@ impl Nodes {
     }
 
     /// Exec, attach and port-forward: nothing but an upgrade makes sense.
-    async fn stream(&self, target: Target, request: Request) -> Result<Response> {
+    async fn stream(&self, target: &Target, request: Request) -> Result<Response> {
         if !is_upgrade(request.headers()) {
             return Err(Status::bad_request("Upgrade request required"));
         }
-        self.upgrade(target, request).await.map_err(|why| Status::internal(format!("error dialing backend: {why}")))
+        let uri = request.uri().path().to_owned();
+        let sent = self.forward(&self.route(target), &target.authority(), &target.path_and_query(), &uri, request).await;
+        sent.map_err(|why| Status::internal(format!("error dialing backend: {why}")))
     }
 
-    async fn proxy(&self, mut target: Target, prefix: String, rest: &str, request: Request) -> Result<Response> {
+    /// `rest` is what follows `/proxy` in the path.
+    async fn proxy(&self, mut target: Target, rest: &str, request: Request) -> Result<Response> {
         if rest.is_empty() && matches!(*request.method(), Method::GET | Method::HEAD) {
             return redirect_to_root(request.uri());
         }
+        let prefix = request.uri().path().strip_suffix(rest).unwrap_or_default().to_owned();
         target.path = if rest.is_empty() { "/".to_owned() } else { rest.to_owned() };
         target.query = request.uri().query().unwrap_or_default().to_owned();
-        let sent = match is_upgrade(request.headers()) {
-            true => self.upgrade(target, request).await,
-            false => self.pass(&target, &prefix, request).await,
-        };
-        sent.map_err(|why| Status::unavailable(format!("error trying to reach service: {why}")))
-    }
-
-    /// Passes a request on and its answer back, both bodies streaming.
-    async fn pass(&self, target: &Target, prefix: &str, mut request: Request) -> std::result::Result<Response, DialError> {
-        let peer = request.extensions().get::<Peer>().and_then(|it| it.address);
-        let forwarded = Forwarded { host: host_of(&request), uri: format!("{prefix}{}", target.path), peer };
-        let headers = request.headers_mut();
-        remove_hop_by_hop(headers);
-        remove_credentials(headers);
-        forwarded.add_to(headers);
-        let asked = forwarded.host;
-        let request = readdress(request, &target.authority(), &target.path_and_query())?;
-        let mut response = self.send(&self.route(target), request).await?;
-        remove_hop_by_hop(response.headers_mut());
-        Ok(relink(response, &Links { prefix, target: &target.authority(), asked: &asked }).await)
-    }
-
-    async fn upgrade(&self, target: Target, mut request: Request) -> std::result::Result<Response, DialError> {
-        let from_client = hyper::upgrade::on(&mut request);
-        remove_credentials(request.headers_mut());
-        let request = readdress(request, &target.authority(), &target.path_and_query())?;
-        self.tunnel(&self.route(&target), from_client, request).await
+        let (authority, asked, is_upgrade) = (target.authority(), host_of(&request), is_upgrade(request.headers()));
+        let sent = self.forward(&self.route(&target), &authority, &target.path_and_query(), &format!("{prefix}{}", target.path), request).await;
+        let response = sent.map_err(|why| Status::unavailable(format!("error trying to reach service: {why}")))?;
+        Ok(if is_upgrade { response } else { relink(response, &Links { prefix: &prefix, target: &authority, asked: &asked }).await })
     }
 
     /// Passes a request on to a server of this API's own kind, which knows the user by headers; upgrades too.
-    pub async fn delegate(&self, route: &Route, mut request: Request) -> std::result::Result<Response, DialError> {
-        let from_client = hyper::upgrade::on(&mut request);
+    pub async fn delegate(&self, route: &Route, request: Request) -> Answered {
         let place = request.uri().path_and_query().map_or("/", |it| it.as_str()).to_owned();
-        let peer = request.extensions().get::<Peer>().and_then(|it| it.address);
-        let forwarded = Forwarded { host: host_of(&request), uri: request.uri().path().to_owned(), peer };
-        remove_credentials(request.headers_mut());
-        forwarded.add_to(request.headers_mut());
+        let uri = request.uri().path().to_owned();
+        self.forward(route, &route.authority(), &place, &uri, request).await
+    }
+
+    /// Passes a request on to a place on another server, and its answer back, both bodies streaming; upgrades too. `uri` is what the other
+    /// server is told of the path that the client asked for.
+    async fn forward(&self, route: &Route, authority: &str, place: &str, uri: &str, mut request: Request) -> Answered {
+        let from_client = hyper::upgrade::on(&mut request);
         let is_upgrade = is_upgrade(request.headers());
-        let mut request = readdress(request, &route.authority(), &place)?;
+        remove_credentials(request.headers_mut());
+        add_forwarded(&mut request, uri);
+        let mut request = readdress(request, authority, place)?;
         if is_upgrade {
             return self.tunnel(route, from_client, request).await;
         }
@@ -178,10 +161,10 @@ impl Nodes {
     }
 
     /// Passes an upgrade on. If the other side agrees, bytes are relayed both ways until one ends; its refusal is passed back.
-    async fn tunnel(&self, route: &Route, from_client: OnUpgrade, request: Request) -> std::result::Result<Response, DialError> {
+    async fn tunnel(&self, route: &Route, from_client: OnUpgrade, request: Request) -> Answered {
         let (mut parts, _) = request.into_parts();
         parts.headers.remove(header::CONTENT_LENGTH);
-        let mut response = self.send(route, http::Request::from_parts(parts, no_body())).await?;
+        let mut response = self.send(route, http::Request::from_parts(parts, body::empty())).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             remove_hop_by_hop(response.headers_mut());
             return Ok(response);
@@ -193,7 +176,7 @@ impl Nodes {
                 tracing::debug!(?ended, "a relayed stream ended");
             }
         });
-        Ok(response.map(|_| no_body()))
+        Ok(response.map(|_| body::empty()))
     }
 
     fn route(&self, target: &Target) -> Route {
@@ -208,17 +191,16 @@ impl Nodes {
     }
 
     /// One request over a connection of its own.
-    async fn send(&self, route: &Route, request: Request) -> std::result::Result<Response, DialError> {
-        let failed = |why: &dyn fmt::Display| DialError(why.to_string());
+    async fn send(&self, route: &Route, request: Request) -> Answered {
         let dialed = timeout(DIAL_TIMEOUT, route.dial()).await;
-        let stream = dialed.map_err(|_| DialError(format!("dial tcp {}: i/o timeout", route.authority())))??;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|why| failed(&why))?;
+        let stream = dialed.map_err(|_| format!("dial tcp {}: i/o timeout", route.authority()))??;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|why| why.to_string())?;
         self.tasks.spawn("connection to a node or pod", async move {
             if let Err(why) = connection.with_upgrades().await {
                 tracing::debug!(%why, "a connection ended");
             }
         });
-        let response = sender.send_request(request).await.map_err(|why| failed(&why))?;
+        let response = sender.send_request(request).await.map_err(|why| why.to_string())?;
         Ok(response.map(|body| Body::new(body.map_err(BodyError::new))))
     }
 }
@@ -233,59 +215,35 @@ pub struct Route {
 
 impl Route {
     pub fn authority(&self) -> String {
-        if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
+        endpoint::authority(&self.host, self.port)
     }
 
-    async fn dial(&self) -> std::result::Result<Box<dyn Stream>, DialError> {
-        let failed = |why: std::io::Error| DialError(format!("dial tcp {}: {why}", self.authority()));
+    async fn dial(&self) -> std::result::Result<Box<dyn Stream>, String> {
+        let failed = |why: std::io::Error| format!("dial tcp {}: {why}", self.authority());
         let stream = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
         let Some((config, name)) = self.tls.clone() else { return Ok(Box::new(stream)) };
-        Ok(Box::new(TlsConnector::from(config).connect(name, stream).await.map_err(|why| DialError(format!("tls: {why}")))?))
+        Ok(Box::new(TlsConnector::from(config).connect(name, stream).await.map_err(|why| format!("tls: {why}"))?))
     }
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// Why the other side cannot be reached.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct DialError(String);
-
-/// What a proxied server is told about the request as the client sent it.
-struct Forwarded {
-    host: String,
-    uri: String,
-    peer: Option<SocketAddr>,
-}
-
-impl Forwarded {
-    fn add_to(&self, headers: &mut HeaderMap) {
-        let mut set = |name: &'static str, value: &str| {
-            if let Ok(value) = HeaderValue::from_str(value) {
-                headers.insert(name, value);
-            }
-        };
-        set("x-forwarded-uri", &self.uri);
-        set("x-forwarded-host", &self.host);
-        set("x-forwarded-proto", "https");
-        if let Some(peer) = self.peer {
-            let before: Vec<&str> = headers.get_all("x-forwarded-for").iter().filter_map(|it| it.to_str().ok()).collect();
-            let all = before.into_iter().map(str::to_owned).chain([peer.ip().to_string()]).collect::<Vec<_>>().join(", ");
-            if let Ok(value) = HeaderValue::from_str(&all) {
-                headers.insert("x-forwarded-for", value);
-            }
-        }
+/// Tells another server of the request as the client sent it.
+fn add_forwarded(request: &mut Request, uri: &str) {
+    let peer = request.extensions().get::<Peer>().and_then(|it| it.address);
+    let before = request.headers().get_all("x-forwarded-for").iter().filter_map(|it| it.to_str().ok().map(str::to_owned));
+    let addresses = peer.map(|it| before.chain([it.ip().to_string()]).collect::<Vec<_>>().join(", "));
+    let told = [("x-forwarded-uri", Some(uri.to_owned())), ("x-forwarded-host", Some(host_of(request))), ("x-forwarded-proto", Some("https".to_owned())), ("x-forwarded-for", addresses)];
+    for (name, value) in told {
+        let value = value.and_then(|it| HeaderValue::try_from(it).ok());
+        value.into_iter().for_each(|it| _ = request.headers_mut().insert(name, it));
     }
 }
 
-fn no_body() -> Body {
-    Body::new(Empty::new().map_err(|never| match never {}))
-}
-
 fn empty(status: StatusCode) -> Response {
-    let mut response = http::Response::new(no_body());
+    let mut response = http::Response::new(body::empty());
     *response.status_mut() = status;
     response
 }
@@ -312,13 +270,12 @@ pub fn host_of(request: &Request) -> String {
 }
 
 /// The request as the target sees it: HTTP/1.1, its own path and host.
-fn readdress(request: Request, authority: &str, place: &str) -> std::result::Result<Request, DialError> {
+fn readdress(request: Request, authority: &str, place: &str) -> std::result::Result<Request, String> {
     let (mut parts, body) = request.into_parts();
-    parts.uri = place.parse().map_err(|why: http::uri::InvalidUri| DialError(why.to_string()))?;
+    parts.uri = place.parse().map_err(|why: http::uri::InvalidUri| why.to_string())?;
     parts.version = http::Version::HTTP_11;
     parts.extensions = http::Extensions::new();
-    let host = HeaderValue::from_str(authority).map_err(|why| DialError(why.to_string()))?;
-    parts.headers.insert(header::HOST, host);
+    parts.headers.insert(header::HOST, HeaderValue::from_str(authority).map_err(|why| why.to_string())?);
     Ok(http::Request::from_parts(parts, body))
 }
 
@@ -371,18 +328,12 @@ async fn log_error(pod: &str, response: Response) -> Status {
         Ok(body) => String::from_utf8_lossy(&body.to_bytes()).into_owned(),
         Err(why) => why.to_string(),
     };
+    let unexpected = |reason, why: String| Status::new(status.as_u16(), reason, format!("{why} ( pods/log {pod})")).with_cause("UnexpectedServerResponse", text.clone(), "");
     match status.as_u16() {
         500 => Status::internal(text),
         400 => Status::bad_request(text),
-        404 => Status::new(404, "NotFound", format!("the server could not find the requested resource ( pods/log {pod})")).with_cause(
-            "UnexpectedServerResponse",
-            text,
-            "",
-        ),
-        code => {
-            Status::new(code, "", format!("the server responded with the status code {code} but did not return more information ( pods/log {pod})"))
-                .with_cause("UnexpectedServerResponse", text, "")
-        }
+        404 => unexpected("NotFound", "the server could not find the requested resource".to_owned()),
+        code => unexpected("", format!("the server responded with the status code {code} but did not return more information")),
     }
 }
 

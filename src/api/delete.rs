@@ -10,15 +10,14 @@ use super::{
     admission::{self, Context, Operation, Requester},
     service,
     target::Target,
-    write::rejection,
 };
 use crate::{
     base::clock,
     meta::{
-        Meta, Result, Status, Value,
-        options::{DeleteOptions, Propagation, Query, dry_run},
+        FieldError, Meta, Path, Result, Status, Value,
+        options::{DeleteOptions, Propagation, Query, dry_run, invalid},
     },
-    store::{Change, Expect, Snapshot, Stored, Transaction, Write},
+    store::{Change, Expect, Snapshot, Stored, Write},
 };
 
 /// Attempts at a deletion that others overtake.
@@ -40,8 +39,7 @@ pub fn options(body: &Value, query: &Query) -> Result<DeleteOptions> {
     let propagation = match policy.as_deref() {
         None | Some("") => orphan_flag(body, query),
         Some(policy) => Some(Propagation::parse(policy).ok_or_else(|| {
-            let supported = "supported values: \"Background\", \"Foreground\", \"Orphan\"";
-            Status::new(422, "Invalid", format!("DeleteOptions.meta.k8s.io \"\" is invalid: propagationPolicy: Unsupported value: {policy:?}: {supported}"))
+            invalid("DeleteOptions", FieldError::not_supported(&Path::new("propagationPolicy"), policy, &["Background", "Foreground", "Orphan"]))
         })?),
     };
     let values: Vec<&str> = body.texts_at(&["dryRun"]).chain(query.all("dryRun")).collect();
@@ -91,7 +89,7 @@ impl Deletion<'_> {
             preconditions(target, &old, options)?;
             self.admit(&snapshot, &old).await?;
             let mut prepared = old.clone();
-            let companions = prepare(&snapshot, &mut prepared)?;
+            let mut companions = prepare(&snapshot, &mut prepared)?;
             let (mut new, is_gone) = plan(target, prepared, options);
             if options.is_dry_run {
                 return Ok(if is_gone { Deleted::Gone(stored) } else { Deleted::Waiting(stored) });
@@ -104,20 +102,14 @@ impl Deletion<'_> {
             }
             let draft = server.draft(target.view(), &new).await?;
             let change = if is_gone { Change::Delete(draft) } else { Change::Put(draft) };
-            let mut writes = vec![Write { key: stored.key.clone(), expect: Expect::At(stored.revision), change }];
-            writes.extend(companions);
+            let write = Write { key: stored.key.clone(), expect: Expect::At(stored.revision), change };
             if is_gone {
-                writes.extend(service::release(&snapshot, target, &new));
+                companions.extend(service::release(&snapshot, target, &new));
             }
-            match server.store.submit(Transaction { writes }).await {
-                Ok(committed) => {
-                    let object = committed.objects.into_iter().next().flatten().ok_or_else(|| Status::internal("nothing was deleted"))?;
-                    return Ok(if is_gone { Deleted::Gone(object) } else { Deleted::Waiting(object) });
-                }
-                Err(rejected) => match rejection(rejected, target, &stored.key) {
-                    status if status.is_conflict() => (),
-                    status => return Err(status),
-                },
+            match server.submit(target, write, companions).await {
+                Ok(object) => return Ok(if is_gone { Deleted::Gone(object) } else { Deleted::Waiting(object) }),
+                Err(status) if status.is_conflict() => (),
+                Err(status) => return Err(status),
             }
         }
         Err(Status::modified(&resource, &target.name))
@@ -134,7 +126,7 @@ impl Deletion<'_> {
 
 fn preconditions(target: &Target, old: &Value, options: &DeleteOptions) -> Result<()> {
     let resource = target.resource();
-    if target.kind.plural == "namespaces" && matches!(old.name(), "default" | "kube-system" | "kube-public") && target.kind.group.is_empty() {
+    if target.kind.strategy.is_emptied && matches!(old.name(), "default" | "kube-system" | "kube-public") {
         return Err(Status::forbidden(&resource, old.name(), "this namespace may not be deleted"));
     }
     let fail = |what: &str, asked: &str, found: &str| {
@@ -154,9 +146,9 @@ fn plan(target: &Target, mut new: Value, options: &DeleteOptions) -> (Value, boo
     let asked = options.grace_period_seconds.map(|it| if it < 0 { 1 } else { it });
     let grace = strategy.grace.map_or(0, |it| it(old, asked));
     set_finalizers(&mut new, target, options);
-    let waits_for_finalizers = new.finalizers().next().is_some() || !new.items_at(&["spec", "finalizers"]).is_empty() && target.kind.plural == "namespaces";
+    let is_held = target.kind.is_held(&new);
     // What goes at once is told as it was.
-    if strategy.grace.is_none() && !waits_for_finalizers {
+    if strategy.grace.is_none() && !is_held {
         return (new, true);
     }
     let running = old.int_at(&["metadata", "deletionGracePeriodSeconds"]);
@@ -167,31 +159,24 @@ fn plan(target: &Target, mut new: Value, options: &DeleteOptions) -> (Value, boo
     };
     if is_shortened {
         let at = clock::now().checked_add(SignedDuration::from_secs(grace)).unwrap_or_else(|_| clock::now());
-        if old.deletion_timestamp().is_none() || grace < running.unwrap_or(i64::MAX) {
-            new.set_metadata("deletionTimestamp", clock::rfc3339(at));
-            new.set_metadata("deletionGracePeriodSeconds", grace);
-        }
+        new.set_metadata("deletionTimestamp", clock::rfc3339(at));
+        new.set_metadata("deletionGracePeriodSeconds", grace);
     }
-    if target.kind.plural == "namespaces" && target.kind.group.is_empty() {
+    if strategy.is_emptied {
         new.set_at(&["status", "phase"], "Terminating");
     }
     let left = new.int_at(&["metadata", "deletionGracePeriodSeconds"]).unwrap_or(0);
-    (new, !waits_for_finalizers && left == 0)
+    (new, !is_held && left == 0)
 }
 
 /// Orphaning and foreground deletion are finalizers that the garbage collector takes away.
 fn set_finalizers(new: &mut Value, target: &Target, options: &DeleteOptions) {
     let has = |name: &str| new.finalizers().any(|it| it == name);
     let orphans = match options.propagation {
-        Some(Propagation::Orphan) => true,
-        Some(_) => false,
+        Some(asked) => asked == Propagation::Orphan,
         None => has(ORPHAN) || (target.kind.strategy.orphans_by_default && !has(FOREGROUND)),
     };
-    let is_foreground = match options.propagation {
-        Some(Propagation::Foreground) => true,
-        Some(_) => false,
-        None => has(FOREGROUND),
-    };
+    let is_foreground = options.propagation.map_or_else(|| has(FOREGROUND), |it| it == Propagation::Foreground);
     let mut finalizers: Vec<Value> = new.finalizers().filter(|it| !matches!(*it, ORPHAN | FOREGROUND)).map(Value::from).collect();
     finalizers.extend(orphans.then(|| ORPHAN.into()));
     finalizers.extend(is_foreground.then(|| FOREGROUND.into()));

@@ -3,10 +3,7 @@
 //! Source: apiserver `pkg/util/proxy/proxy.go` (`ResolveEndpoint`).
 
 use crate::{
-    meta::{
-        Meta, Result, Status, Value,
-        object::GroupResource,
-    },
+    meta::{Meta, Result, Status, Value, object::GroupResource},
     store::{Key, Snapshot},
 };
 
@@ -23,32 +20,42 @@ pub fn resolve(snapshot: &Snapshot, namespace: &str, name: &str, port: i64) -> R
     }
     let declared = service.items_at(&["spec", "ports"]).iter().find(|it| it.int_at(&["port"]) == Some(port));
     let declared = declared.ok_or_else(|| Status::unavailable(format!("no service port {port} found for service {name:?}")))?;
-    let slices = snapshot.list(SLICES, Some(namespace), None).filter(|it| it.header.label(SERVICE_NAME) == Some(name)).map(|it| it.value());
-    let slices: Vec<Value> = slices.collect();
     let family = service.items_at(&["spec", "ipFamilies"]).first().and_then(Value::as_str).unwrap_or("IPv4");
-    choose(&slices, declared.text("name"), family, random())
+    choose(&slices(snapshot, namespace, name), declared.text("name"), family)
         .ok_or_else(|| Status::unavailable(format!("no endpoints available for service {name:?}")))
 }
 
-fn random() -> usize {
-    uuid::Uuid::new_v4().as_fields().0 as usize
-}
-
 /// One of the ready endpoints that have the port, of the preferred family if there are any.
-fn choose(slices: &[Value], port: &str, family: &str, turn: usize) -> Option<(String, u16)> {
+fn choose(slices: &[Value], port: &str, family: &str) -> Option<(String, u16)> {
     let (preferred, others): (Vec<&Value>, Vec<&Value>) = slices.iter().partition(|it| it.text("addressType") == family);
-    [preferred, others].iter().find_map(|slices| {
-        let ready: Vec<(String, u16)> = slices.iter().flat_map(|it| endpoints(it, port)).collect();
-        let at = turn.checked_rem(ready.len())?;
-        ready.into_iter().nth(at)
-    })
+    let found = |slices: Vec<&Value>| any(slices.into_iter().flat_map(|it| ready(it, port)).map(|(_, address, port)| (address.to_owned(), port)));
+    found(preferred).or_else(|| found(others))
 }
 
-fn endpoints(slice: &Value, port: &str) -> Vec<(String, u16)> {
+/// The EndpointSlices of a Service.
+pub fn slices(snapshot: &Snapshot, namespace: &str, name: &str) -> Vec<Value> {
+    snapshot.list(SLICES, Some(namespace), None).filter(|it| it.header.label(SERVICE_NAME) == Some(name)).map(|it| it.value()).collect()
+}
+
+/// The ready endpoints of a slice, each with its address and the number of the port of this name; none without the port.
+pub fn ready<'a>(slice: &'a Value, port: &str) -> impl Iterator<Item = (&'a Value, &'a str, u16)> + use<'a> {
     let named = slice.items_at(&["ports"]).iter().find(|it| it.text("name") == port);
-    let Some(number) = named.and_then(|it| u16::try_from(it.int_at(&["port"])?).ok()) else { return Vec::new() };
-    let ready = slice.items_at(&["endpoints"]).iter().filter(|it| it.at(&["conditions", "ready"]) != Some(&Value::Bool(false)));
-    ready.filter_map(|it| Some((it.items_at(&["addresses"]).first()?.as_str()?.to_owned(), number))).collect()
+    let number = named.and_then(|it| u16::try_from(it.int_at(&["port"])?).ok());
+    let is_ready = |it: &&Value| it.at(&["conditions", "ready"]) != Some(&Value::Bool(false));
+    let ready = slice.items_at(&["endpoints"]).iter().filter(is_ready);
+    ready.filter_map(move |it| Some((it, it.items_at(&["addresses"]).first()?.as_str()?, number?)))
+}
+
+/// One of them by chance.
+pub fn any<T>(all: impl Iterator<Item = T>) -> Option<T> {
+    let all: Vec<T> = all.collect();
+    let at = (uuid::Uuid::new_v4().as_fields().0 as usize).checked_rem(all.len())?;
+    all.into_iter().nth(at)
+}
+
+/// `host:port`, an IPv6 address in brackets.
+pub fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 #[cfg(test)]
@@ -73,8 +80,8 @@ mod tests {
             (Vec::new(), "web", None),
         ];
         for (slices, port, expected) in cases {
-            for turn in 0..3 {
-                let chosen = choose(&slices, port, "IPv4", turn);
+            for _ in 0..3 {
+                let chosen = choose(&slices, port, "IPv4");
                 assert_eq!(chosen, expected.map(|it| (it.to_owned(), 8444)), "{slices:?} {port}");
             }
         }

@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use super::{Request, Response, delete::{self, Deletion}, subresources::read, verbs::Call};
+use super::{Request, Response, delete::{self, Deletion}, subresources::{SUCCESS, set_condition}, verbs::Call};
 use crate::{
     base::clock,
     meta::{LabelSelector, Meta, Result, Status, Value, object::GroupResource, options::DeleteOptions},
@@ -18,7 +18,7 @@ const REFUSAL: &str = "Cannot evict pod as it would violate the pod's disruption
 const CAUSE: &str = "DisruptionBudget";
 
 pub async fn evict(call: &Call, request: Request) -> Result<Response> {
-    let mut eviction = read(&request.headers().clone(), request, "io.k8s.api.policy.v1.Eviction").await?;
+    let mut eviction = call.read(request).await?.0;
     if !eviction.name().is_empty() && eviction.name() != call.target.name {
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
@@ -28,16 +28,13 @@ pub async fn evict(call: &Call, request: Request) -> Result<Response> {
     let main = call.target.with_subresource(None);
     // The eviction was admitted; its deletion is not asked about again.
     Deletion { server: &call.server, target: &main, options: &options, requester: None }.run_with(&prepare).await?;
-    call.answer_value(201, json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}))
+    call.answer_value(201, SUCCESS.clone())
 }
 
 /// Marks the pod as disrupted, and takes one disruption from its budget, or refuses.
 fn prepare(snapshot: &Snapshot, pod: &mut Value) -> Result<Vec<Write>> {
     let charge = if is_free(pod) { Vec::new() } else { charge(snapshot, pod)? };
-    let mut conditions: Vec<Value> = pod.items_at(&["status", "conditions"]).iter().filter(|it| it.text("type") != "DisruptionTarget").cloned().collect();
-    conditions.push(json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting",
-        "lastProbeTime": null, "lastTransitionTime": clock::now_rfc3339()}));
-    pod.set_at(&["status", "conditions"], conditions);
+    set_condition(pod, json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting"}));
     Ok(charge)
 }
 

@@ -251,14 +251,10 @@ impl Dialer {
             None => (uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned(), uri.port_u16().unwrap_or(443)),
         };
         let stream = TcpStream::connect((host.as_str(), port)).await;
-        let stream = stream.map_err(|why| format!("dial tcp {}: connect: {}", address(&host, port), errno(&why)))?;
+        let stream = stream.map_err(|why| format!("dial tcp {}: connect: {}", endpoint::authority(&host, port), errno(&why)))?;
         let _ = stream.set_nodelay(true);
         Ok(stream)
     }
-}
-
-fn address(host: &str, port: u16) -> String {
-    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 /// The system's word for an error, as Go prints it: without the number and in lower case.

@@ -2,29 +2,31 @@
 //! Source: apiserver `pkg/endpoints/handlers/patch.go`.
 
 use super::{
-    Request, Response, body, negotiation,
+    Request, Response, body,
+    negotiation::{self, Encoding},
     verbs::{Call, decode, strict},
 };
 use crate::{
     meta::{
-        Meta, Result, Status, Value,
-        options::{FieldValidation, WriteOptions},
+        FieldError, Meta, Path, Result, Status, Value,
+        options::{FieldValidation, WriteOptions, invalid},
     },
     schema::{self, codec::{self, Notes}, merge},
 };
 
 const JSON_PATCH: &str = "application/json-patch+json";
-const MERGE_PATCH: &str = "application/merge-patch+json";
+pub const MERGE_PATCH: &str = "application/merge-patch+json";
 const STRATEGIC_PATCH: &str = "application/strategic-merge-patch+json";
-const APPLY_YAML: &str = "application/apply-patch+yaml";
+pub const APPLY_YAML: &str = "application/apply-patch+yaml";
 /// Operations in one JSON patch (`maxJSONPatchOperations`).
 const OPERATIONS_MAX: usize = 10_000;
 
-/// A patch, decoded as far as it can be without the object.
-enum Patch {
+/// What an object is to become: a patch, decoded as far as it can be without the object, or another in its place.
+pub enum Patch {
     Json(json_patch::Patch),
     Merge(Value),
     Strategic(Value),
+    Whole(Value),
 }
 
 /// Patches the target, or its subresource.
@@ -32,30 +34,21 @@ pub async fn patch(call: &Call, request: Request) -> Result<Response> {
     let options = WriteOptions::from_query(&call.query)?;
     let media_type = negotiation::media_type(request.headers()).to_owned();
     let bytes = body::read(request.into_body()).await?;
-    let is_custom = call.target.kind.custom.is_some();
-    let patch = match media_type.as_str() {
-        APPLY_YAML => return apply(call, &options, &bytes).await,
-        JSON_PATCH => Patch::Json(parse_json_patch(&bytes)?),
-        MERGE_PATCH => Patch::Merge(codec::parse_json(&bytes)?.0),
-        STRATEGIC_PATCH if !is_custom => Patch::Strategic(codec::parse_json(&bytes)?.0),
-        _ => {
-            let accepted: &[&str] =
-                if is_custom { &[JSON_PATCH, MERGE_PATCH, APPLY_YAML] } else { &[JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, APPLY_YAML] };
-            return Err(Status::unsupported_media_type(accepted));
-        }
-    };
+    if media_type == APPLY_YAML {
+        return apply(call, &options, &bytes).await;
+    }
+    let patch = Patch::read(&media_type, &bytes, call.target.kind.custom.is_some())?;
     if options.is_forced.is_some() {
-        let message = "PatchOptions.meta.k8s.io \"\" is invalid: force: Forbidden: may not be specified for non-apply patch";
-        return Err(Status::new(422, "Invalid", message));
+        return Err(invalid("PatchOptions", FieldError::forbidden(&Path::new("force"), "may not be specified for non-apply patch")));
     }
     let warnings = std::sync::Mutex::new(Vec::new());
     let change = |old: &Value| {
-        let patched = patch.apply_to(old, &call.target.version().schema)?;
-        let (new, notes) = codec::decode_value(patched, &call.target.version().schema).map_err(|status| unprocessable(call, status))?;
+        let schema = &call.target.version().schema;
+        let (new, notes) = codec::decode_value(patch.apply_to(old, schema)?, schema).map_err(|status| unprocessable(call, status))?;
         if let Ok(mut warnings) = warnings.lock() {
             *warnings = strict(&options, notes)?;
         }
-        call.check_name(&new)?;
+        call.target.check_name(&new)?;
         Ok(new)
     };
     let written = call.writer(&options).update(true, &change, None).await?;
@@ -70,12 +63,24 @@ fn unprocessable(call: &Call, status: Status) -> Status {
 }
 
 impl Patch {
-    fn apply_to(&self, old: &Value, schema: &schema::Schema) -> Result<Value> {
+    /// 415 for a patch that the kind does not take.
+    pub fn read(media_type: &str, bytes: &[u8], is_custom: bool) -> Result<Self> {
+        match media_type {
+            JSON_PATCH => parse_json_patch(bytes).map(Self::Json),
+            MERGE_PATCH => Ok(Self::Merge(codec::parse_json(bytes)?.0)),
+            STRATEGIC_PATCH if !is_custom => Ok(Self::Strategic(codec::parse_json(bytes)?.0)),
+            _ if is_custom => Err(Status::unsupported_media_type(&[JSON_PATCH, MERGE_PATCH, APPLY_YAML])),
+            _ => Err(Status::unsupported_media_type(&[JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, APPLY_YAML])),
+        }
+    }
+
+    pub fn apply_to(&self, old: &Value, schema: &schema::Schema) -> Result<Value> {
         let mut new = old.clone();
         match self {
             Self::Json(patch) => apply_json_patch(&mut new, patch)?,
             Self::Merge(patch) => json_patch::merge(&mut new, patch),
             Self::Strategic(patch) => merge::strategic(&mut new, patch.clone(), schema)?,
+            Self::Whole(object) => new = object.clone(),
         }
         Ok(new)
     }
@@ -130,29 +135,25 @@ fn undeclared(call: &Call, object: &Value, unknown: &[String]) -> Result<()> {
 /// Server-side apply: the body is the configuration that the manager wants.
 async fn apply(call: &Call, options: &WriteOptions, bytes: &[u8]) -> Result<Response> {
     if options.field_manager.is_empty() {
-        let message = "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch";
-        return Err(Status::new(422, "Invalid", message));
+        return Err(invalid("PatchOptions", FieldError::required(&Path::new("fieldManager"), "is required for apply patch")));
     }
-    let kind = &call.target.kind;
     let (value, duplicate) = codec::parse_yaml(bytes).map_err(|status| Status::bad_request(format!("error decoding YAML: {}", status.message)))?;
     for field in ["apiVersion", "kind"] {
         if value.text(field).is_empty() {
             return Err(Status::bad_request(format!("Object '{field}' is missing in '{value}'")));
         }
     }
-    let (object, notes) = decode_sparse(call, &value)?;
+    let (mut object, notes) = decode_sparse(call, &value)?;
     undeclared(call, &object, &notes.unknown)?;
     let warnings = match options.field_validation {
         FieldValidation::Ignore => Vec::new(),
         _ => strict(options, Notes { duplicate, ..Notes::default() })?,
     };
-    if !object.name().is_empty() && object.name() != call.target.name {
-        let message = format!("the name of the object ({}) does not match the name on the URL ({})", object.name(), call.target.name);
-        return Err(Status::bad_request(message));
+    if object.name().is_empty() {
+        object.set_metadata("name", call.target.name.as_str());
     }
-    let mut object = object;
-    object.set_metadata("name", call.target.name.as_str());
-    if kind.is_namespaced() {
+    call.target.check_name(&object)?;
+    if call.target.kind.is_namespaced() {
         object.set_metadata("namespace", call.target.namespace.as_str());
     }
     let written = call.writer(options).apply(object).await?;
@@ -163,7 +164,7 @@ async fn apply(call: &Call, options: &WriteOptions, bytes: &[u8]) -> Result<Resp
 fn decode_sparse(call: &Call, value: &Value) -> Result<(Value, codec::Notes)> {
     let api_version = call.target.view().api_version();
     let schema = &call.target.version().schema;
-    let (decoded, notes) = decode(value.to_string().as_bytes(), negotiation::Encoding::Json, &call.target.kind, &api_version, schema)?;
+    let (decoded, notes) = decode(value.to_string().as_bytes(), Encoding::Json, &call.target.kind.kind, &api_version, schema)?;
     Ok((keep_written(decoded, value), notes))
 }
 

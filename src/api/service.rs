@@ -23,8 +23,7 @@ const TRIES: u32 = 32;
 
 /// Gives a Service what it lacks; the writes that make it exact.
 pub fn allocate(context: &Context<'_>, service: &mut Value) -> Result<Vec<Write>> {
-    let target = context.target;
-    if target.kind.plural != "services" || !target.kind.group.is_empty() || target.subresource.is_some() {
+    if !context.is("", "services") {
         return Ok(Vec::new());
     }
     let mut writes = addresses::allocate(context, service)?;

@@ -6,7 +6,7 @@ use super::{forms::View, identity::Attributes};
 use crate::{
     kinds::{Kind, Registry, Subresource, Version},
     meta::{
-        Result, Status, Value,
+        Meta, Result, Status, Value,
         object::{GroupResource, api_version, split_api_version},
     },
     schema::{self, SchemaRef},
@@ -75,6 +75,19 @@ impl Target {
 
     pub fn subresource_name(&self) -> &'static str {
         self.subresource.as_ref().map_or("", |it| it.name)
+    }
+
+    /// Whether an object says that it is the target, or of its collection (`checkName`).
+    pub fn check_name(&self, object: &Value) -> Result<()> {
+        match object.name() {
+            name if name == self.name || self.name.is_empty() => (),
+            "" => return Err(Status::bad_request("name must be provided")),
+            name => return Err(Status::bad_request(format!("the name of the object ({name}) does not match the name on the URL ({})", self.name))),
+        }
+        if self.kind.is_namespaced() && !object.namespace().is_empty() && object.namespace() != self.namespace {
+            return Err(Status::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
+        }
+        Ok(())
     }
 
     /// Fills in the defaults of an object in the target's version.

@@ -21,7 +21,7 @@ use super::{
     write::{Admits, Writer, Written},
 };
 use crate::{
-    kinds::{Action, CREATE_ONLY, Kind, READ_ONLY, Verb},
+    kinds::{Action, CREATE_ONLY, READ_ONLY},
     meta::{
         Meta, Result, Status, Value,
         options::{DeleteOptions, FieldValidation, ListOptions, Query, WriteOptions},
@@ -94,14 +94,13 @@ impl Call {
         {
             target.name = name.to_owned();
         }
-        let rest = self.info.proxied(request.uri().path()).to_owned();
         if *action != Action::Log {
-            self.admit_connection(&rest).await?;
+            self.admit_connection(self.info.proxied(request.uri().path())).await?;
         }
         let snapshot = self.server.store.snapshot();
         let object = snapshot.get(&target.key()).ok_or_else(|| Status::not_found(&target.resource(), &target.name))?;
         let object = self.server.served_one(target.view(), object).await?.value();
-        self.server.nodes.connect(action, &object, &rest, request, &snapshot).await
+        self.server.nodes.connect(action, &object, &self.info, &self.query, request, &snapshot).await
     }
 
     /// Admission of a connection: its object is the options in the query.
@@ -113,9 +112,6 @@ impl Call {
 
     /// Admission of what is created but not stored.
     pub async fn admit(&self, object: &mut Value, is_dry_run: bool) -> Result<()> {
-        let (api_version, kind) = self.target.body_type();
-        object["kind"] = kind.into();
-        object["apiVersion"] = api_version.into();
         let snapshot = self.server.store.snapshot();
         let options = WriteOptions { is_dry_run, ..WriteOptions::from_query(&self.query)? }.to_value("CreateOptions");
         admission::admit(&self.context(&snapshot, Operation::Create, &options, is_dry_run), object).await
@@ -126,38 +122,27 @@ impl Call {
     }
 
     async fn dispatch(&self, request: Request) -> Result<Response> {
-        if self.target.subresource.is_some() {
-            return subresources::serve(self, request).await;
-        }
-        let verb = match self.info.verb.as_str() {
-            "get" => Verb::Get,
-            "list" => Verb::List,
-            "watch" => Verb::Watch,
-            "create" => Verb::Create,
-            "update" => Verb::Update,
-            "patch" => Verb::Patch,
-            "delete" => Verb::Delete,
-            "deletecollection" => Verb::DeleteCollection,
-            _ => return Err(Status::method_not_allowed()),
+        let (verb, is_named, part) = (self.info.verb.as_str(), !self.target.name.is_empty(), self.target.subresource.as_ref());
+        let is_accepted = match (part, verb) {
+            (Some(part), _) => part.verbs.contains(&verb),
+            // A collection is created in, an object is updated: the other way round there is no such route.
+            (None, "create") if is_named => false,
+            (None, "update" | "patch") if !is_named => false,
+            (None, _) => self.target.kind.verbs.iter().any(|it| it.as_str() == verb),
         };
-        // A collection is created in, an object is updated: the other way round there is no such route.
-        let is_misplaced = match verb {
-            Verb::Create => !self.target.name.is_empty(),
-            Verb::Update | Verb::Patch => self.target.name.is_empty(),
-            _ => false,
-        };
-        if is_misplaced || !self.target.kind.accepts(verb) {
+        if !is_accepted {
             return Err(Status::method_not_allowed());
         }
-        match verb {
-            Verb::Get => self.get().await,
-            Verb::List => self.list().await,
-            Verb::Watch => self.watch(request).await,
-            Verb::Create => self.create(request).await,
-            Verb::Update => self.update(request).await,
-            Verb::Patch => patch::patch(self, request).await,
-            Verb::Delete => self.delete(request).await,
-            Verb::DeleteCollection => self.delete_collection(request).await,
+        match (part, verb) {
+            (Some(part), _) if !matches!(part.action, Action::Status | Action::Part) => subresources::serve(self, &part.action, request).await,
+            (_, "get") => self.get().await,
+            (_, "list") => self.list().await,
+            (_, "watch") => self.watch(request).await,
+            (_, "create") => self.create(request).await,
+            (_, "update") => self.update(request).await,
+            (_, "patch") => patch::patch(self, request).await,
+            (_, "delete") => self.delete(request).await,
+            _ => self.delete_collection(request).await,
         }
     }
 
@@ -234,30 +219,10 @@ impl Call {
         let options = WriteOptions::from_query(&self.query)?;
         let (object, notes) = self.read(request).await?;
         let warnings = strict(&options, notes)?;
-        let written = self.replace(&options, object).await?;
-        self.written(written, warnings).await
-    }
-
-    /// Whether an object says that it is the target (`checkName`).
-    pub fn check_name(&self, object: &Value) -> Result<()> {
-        if object.name() != self.target.name {
-            let message = match object.name() {
-                "" => "name must be provided".to_owned(),
-                name => format!("the name of the object ({name}) does not match the name on the URL ({})", self.target.name),
-            };
-            return Err(Status::bad_request(message));
-        }
-        if self.target.kind.is_namespaced() && !object.namespace().is_empty() && object.namespace() != self.target.namespace {
-            return Err(Status::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
-        }
-        Ok(())
-    }
-
-    /// A PUT of the target or of one of its parts.
-    pub async fn replace(&self, options: &WriteOptions, object: Value) -> Result<Written> {
-        self.check_name(&object)?;
+        self.target.check_name(&object)?;
         let is_conditional = !object.resource_version().is_empty();
-        self.writer(options).update(is_conditional, &|_| Ok(object.clone()), Some(object.clone())).await
+        let written = self.writer(&options).update(is_conditional, &|_| Ok(object.clone()), Some(object.clone())).await?;
+        self.written(written, warnings).await
     }
 
     async fn delete(&self, request: Request) -> Result<Response> {
@@ -314,18 +279,19 @@ impl Call {
         Ok(schema::codec::decode_value(value, &schema)?.0)
     }
 
-    /// The object in the request's body, decoded as the target's kind.
-    async fn read(&self, request: Request) -> Result<(Value, Notes)> {
+    /// The object in the request's body: of the target's kind, or of what its subresource takes.
+    pub async fn read(&self, request: Request) -> Result<(Value, Notes)> {
         let encoding = negotiation::content_encoding(request.headers())?;
         let bytes = body::read(request.into_body()).await?;
-        let (kind, version) = (&self.target.kind, self.target.version());
-        decode(&bytes, encoding, kind, &self.target.view().api_version(), &version.schema)
+        let (api_version, kind) = self.target.body_type();
+        let schema = self.target.body_schema().ok_or_else(|| Status::internal("no such type"))?;
+        decode(&bytes, encoding, kind, &api_version, &schema)
     }
 
     pub fn writer<'a>(&'a self, options: &'a WriteOptions) -> Writer<'a> {
         let agent = self.headers.get(header::USER_AGENT).and_then(|it| it.to_str().ok()).unwrap_or("unknown");
         let agent = agent.split('/').next().unwrap_or_default();
-        Writer { server: &self.server, requester: &self.requester, target: &self.target, options, agent, admits: Admits::Object }
+        Writer { server: &self.server, requester: &self.requester, target: &self.target, options, agent, admits: Admits::Object, applies: None }
     }
 
     /// The answer to a write: the object as it is now, and the warnings in headers.
@@ -371,12 +337,12 @@ fn connect_options(target: &Target, query: &Query, rest: &str) -> Value {
 }
 
 /// Decodes an object that must be of `kind`; 400 with upstream's sentence where it is not.
-pub fn decode(bytes: &[u8], encoding: Encoding, kind: &Kind, api_version: &str, schema: &schema::Schema) -> Result<(Value, Notes)> {
+pub fn decode(bytes: &[u8], encoding: Encoding, kind: &str, api_version: &str, schema: &schema::Schema) -> Result<(Value, Notes)> {
     let group_version = |text: &str| if text.is_empty() { api_version.to_owned() } else { text.to_owned() };
     let explain = |status: Status| match status.code {
         400 => {
             let (_, version) = crate::meta::object::split_api_version(api_version);
-            Status::bad_request(format!("{} in version {version:?} cannot be handled as a {}: {}", kind.kind, kind.kind, status.message))
+            Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {}", status.message))
         }
         _ => status,
     };
@@ -400,16 +366,17 @@ pub fn decode(bytes: &[u8], encoding: Encoding, kind: &Kind, api_version: &str, 
         }
     };
     value["apiVersion"] = api_version.into();
-    value["kind"] = kind.kind.as_ref().into();
+    value["kind"] = kind.into();
     Ok((value, notes))
 }
 
-fn check_type(found_version: &str, found_kind: &str, kind: &Kind, api_version: &str) -> Result<()> {
-    if !found_kind.is_empty() && found_kind != kind.kind {
-        let (version, wanted) = (found_version, &kind.kind);
-        return Err(Status::bad_request(format!("{found_kind} in version {:?} cannot be handled as a {wanted}: no kind {found_kind:?} is registered for version {version:?} in scheme", crate::meta::object::split_api_version(version).1)));
+fn check_type(found_version: &str, found_kind: &str, kind: &str, api_version: &str) -> Result<()> {
+    if !found_kind.is_empty() && found_kind != kind {
+        let version = crate::meta::object::split_api_version(found_version).1;
+        return Err(Status::bad_request(format!("{found_kind} in version {version:?} cannot be handled as a {kind}: no kind {found_kind:?} is registered for version {found_version:?} in scheme")));
     }
-    if found_version != api_version {
+    // Evictions are taken in their older version too (`EvictionREST.AcceptsGroupVersion`).
+    if found_version != api_version && (kind, found_version) != ("Eviction", "policy/v1beta1") {
         let message = format!("the API version in the data ({found_version}) does not match the expected API version ({api_version})");
         return Err(Status::bad_request(message));
     }

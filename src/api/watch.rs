@@ -232,7 +232,7 @@ impl View<'_> {
             form.shape = Shape::Table(TableOptions { include: Include::Metadata, ..options });
         }
         let key = Key::new(&self.kind.resource(), "", "");
-        self.frame("BOOKMARK", &Stored { key, revision, json: Bytes::from(object.to_string()).into(), header: Header::default(), forms: Arc::default() }, form)
+        self.frame("BOOKMARK", &Stored { key, revision, json: object.to_string().into(), header: Header::default(), forms: Arc::default() }, form)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     base::clock,
     kinds::{Action, Change as Step, pipeline::SERVER_OWNED},
     meta::{Meta, Path, Result, Status, Value, options::WriteOptions},
-    schema::{self, apply},
+    schema::apply,
     store::{Change, Expect, Key, Rejected, Snapshot, Stored, Transaction, Write},
 };
 
@@ -42,6 +42,8 @@ pub struct Writer<'a> {
     /// Text of the `User-Agent` header up to the first slash; the field manager when none is named.
     pub agent: &'a str,
     pub admits: Admits<'a>,
+    /// The configuration that is applied (server-side apply), if this is not an update.
+    pub applies: Option<&'a Value>,
 }
 
 /// What admission sees of an update.
@@ -62,23 +64,10 @@ pub struct Written {
 }
 
 impl Writer<'_> {
-    fn manager(&self) -> &str {
-        if self.options.field_manager.is_empty() { self.agent } else { &self.options.field_manager }
-    }
-
     /// Creates `object`, which is decoded in the target's version.
-    pub async fn create(&self, object: Value) -> Result<Written> {
-        let track = |new: &mut Value, manager: &apply::Manager<'_>, schema: &schema::Schema, reset: Reset<'_>| {
-            apply::update(&Value::Null, new, schema, manager, reset);
-            Ok(())
-        };
-        self.create_with(object, &track).await
-    }
-
-    /// Creates an object with `track` recording its managers.
-    async fn create_with(&self, mut object: Value, track: Track<'_>) -> Result<Written> {
+    pub async fn create(&self, mut object: Value) -> Result<Written> {
         self.place(&mut object)?;
-        self.admit_new(&mut object, track).await?;
+        self.admit_new(&mut object).await?;
         let is_generated = object.name().is_empty() && !object.metadata("generateName").is_empty();
         for attempt in 1.. {
             let mut new = object.clone();
@@ -98,16 +87,37 @@ impl Writer<'_> {
     }
 
     /// What comes before the object has its name and uid: defaults, managers, and the admission that may change it.
-    async fn admit_new(&self, object: &mut Value, track: Track<'_>) -> Result<()> {
+    async fn admit_new(&self, object: &mut Value) -> Result<()> {
         SERVER_OWNED.iter().for_each(|it| object.remove_metadata(it));
         self.target.fill(object);
-        let now = clock::now_rfc3339();
-        let manager = apply::Manager { name: self.manager(), api_version: &self.target.view().api_version(), subresource: "", now: &now };
-        track(object, &manager, &self.target.version().schema, self.reset())?;
+        self.record(&Value::Null, object)?;
         let (snapshot, options) = (self.server.store.snapshot(), self.options.to_value("CreateOptions"));
         admission::mutate(&self.context(&snapshot, Operation::Create, None, &options), object).await?;
         SERVER_OWNED.iter().for_each(|it| object.remove_metadata(it));
         self.place(object)
+    }
+
+    /// Records whose fields are whose; what is applied is brought together with what is there.
+    fn record(&self, old: &Value, new: &mut Value) -> Result<()> {
+        let (target, now) = (self.target, clock::now_rfc3339());
+        let (kind, schema) = (&target.kind, &target.version().schema);
+        let name = if self.options.field_manager.is_empty() { self.agent } else { &self.options.field_manager };
+        let manager = apply::Manager { name, api_version: &target.view().api_version(), subresource: target.subresource_name(), now: &now };
+        let reset: &[&[&str]] = match target.subresource_name() {
+            "" if kind.strategy.resets_status => &[&["status"]],
+            "status" => &[&["spec"]],
+            _ => &[],
+        };
+        let Some(configuration) = self.applies else {
+            apply::update(old, new, schema, &manager, reset);
+            return Ok(());
+        };
+        let mut merged = apply::apply(old, configuration, schema, &manager, self.options.is_forced.unwrap_or(false), reset)?;
+        match old {
+            Value::Null => new.set_metadata("managedFields", merged["metadata"]["managedFields"].take()),
+            old => *new = kind.confine(target.subresource.as_ref(), old, merged),
+        }
+        Ok(())
     }
 
     fn context<'c>(&'c self, snapshot: &'c Snapshot, operation: Operation, old: Option<&'c Value>, options: &'c Value) -> Context<'c> {
@@ -117,102 +127,73 @@ impl Writer<'_> {
 
     /// The namespace and, for a named target, the name must be the path's.
     fn place(&self, object: &mut Value) -> Result<()> {
+        self.target.check_name(object)?;
         if self.target.kind.is_namespaced() {
-            let (own, asked) = (object.namespace(), &self.target.namespace);
-            if !own.is_empty() && own != asked {
-                return Err(Status::bad_request(format!(
-                    "the namespace of the provided object does not match the namespace sent on the request"
-                )));
-            }
-            object.set_metadata("namespace", asked.as_str());
-        }
-        if !self.target.name.is_empty() && object.name() != self.target.name {
-            let message = match object.name() {
-                "" => "name must be provided".to_owned(),
-                name => format!("the name of the object ({name}) does not match the name on the URL ({})", self.target.name),
-            };
-            return Err(Status::bad_request(message));
+            object.set_metadata("namespace", self.target.namespace.as_str());
         }
         Ok(())
     }
 
     async fn try_create(&self, mut new: Value) -> Result<Written> {
-        let kind = &self.target.kind;
         let snapshot = self.server.store.snapshot();
-        kind.start(self.target.version(), &mut new);
+        self.target.kind.start(self.target.version(), &mut new);
         new.set_metadata("uid", uuid::Uuid::new_v4().to_string());
         new.set_metadata("creationTimestamp", clock::now_rfc3339());
         self.target.fill(&mut new);
-        kind.prepare(self.target.version(), &mut new, Step::Create);
         let options = self.options.to_value("CreateOptions");
         let context = self.context(&snapshot, Operation::Create, None, &options);
-        let mut companions = service::allocate(&context, &mut new)?;
-        self.check(&new, Step::Create)?;
-        admission::validate(&context, &new).await?;
+        let companions = self.finish(&context, &mut new, Step::Create).await?;
         if !new.resource_version().is_empty() {
             return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
         }
-        companions.extend(quota::charge(&context, &new)?);
-        let name = new.name().to_owned();
-        let key = self.target.key_of(&name);
-        if self.options.is_dry_run {
-            if let Some(existing) = snapshot.get(&key) {
-                return Err(Status::already_exists(&self.target.resource(), &existing.key.name));
-            }
-            return Ok(Written { object: Arc::new(self.dry(&key, &new, 0)), is_created: true });
+        let key = self.target.key_of(new.name());
+        if self.options.is_dry_run && snapshot.get(&key).is_some() {
+            return Err(Status::already_exists(&self.target.resource(), &key.name));
         }
-        let write = Write { key, expect: Expect::Absent, change: Change::Put(self.server.draft(self.target.view(), &new).await?) };
-        let object = self.submit(write, companions).await?;
+        let object = self.submit(&context, key, Expect::Absent, &new, companions).await?;
         Ok(Written { object, is_created: true })
+    }
+
+    /// The last steps before an object is written: what the kind and the cluster make of it, and whether it may be so. Returns what is to be
+    /// written beside it.
+    async fn finish(&self, context: &Context<'_>, new: &mut Value, step: Step<'_>) -> Result<Vec<Write>> {
+        let kind = &self.target.kind;
+        kind.prepare(self.target.version(), new, step);
+        let companions = service::allocate(context, new)?;
+        if let Some(old) = step.old() {
+            kind.count(self.target.subresource.as_ref(), old, new);
+        }
+        let (errors, warnings) = kind.check(self.target.version(), new, step);
+        warnings.iter().for_each(|it| self.requester.warn(it));
+        if !errors.is_empty() {
+            return Err(Status::invalid(&kind.group_kind(), new.name(), errors));
+        }
+        self.validate(context, new).await?;
+        Ok(companions)
+    }
+
+    /// Writes the object, or says in a dry run what would be written. One that has waited only for this write goes with it.
+    async fn submit(&self, context: &Context<'_>, key: Key, expect: Expect, new: &Value, mut companions: Vec<Write>) -> Result<Arc<Stored>> {
+        let (server, target) = (self.server, self.target);
+        companions.extend(quota::charge(context, new)?);
+        if self.options.is_dry_run {
+            return Ok(Arc::new(self.dry(key, new)));
+        }
+        let draft = server.draft(target.view(), new).await?;
+        let grace = new.int_at(&["metadata", "deletionGracePeriodSeconds"]).unwrap_or(0);
+        let is_gone = new.deletion_timestamp().is_some() && grace == 0 && !target.kind.is_held(new);
+        if is_gone {
+            companions.extend(service::release(context.snapshot, target, new));
+        }
+        let change = if is_gone { Change::Delete(draft) } else { Change::Put(draft) };
+        server.submit(target, Write { key, expect, change }, companions).await
     }
 
     /// Changes the object that is there: `change` gets it in the target's version and returns it as it should be.
     /// `create` is made when nothing is there and the kind allows it.
     pub async fn update(&self, is_conditional: bool, change: Make<'_>, create: Option<Value>) -> Result<Written> {
-        let record = |old: &Value, mut new: Value, manager: &apply::Manager<'_>, schema: &schema::Schema, reset: Reset<'_>| {
-            apply::update(old, &mut new, schema, manager, reset);
-            Ok(new)
-        };
-        self.update_with(is_conditional, change, create, &record).await
-    }
-
-    /// Applies a configuration (server-side apply).
-    pub async fn apply(&self, configuration: Value) -> Result<Written> {
-        let is_forced = self.options.is_forced.unwrap_or(false);
-        let (applied, resource) = (&configuration, self.target.resource());
-        if self.target.subresource.is_none() && self.server.store.snapshot().get(&self.target.key()).is_none() {
-            let track = |new: &mut Value, manager: &apply::Manager<'_>, schema: &schema::Schema, reset: Reset<'_>| {
-                let tracked = apply::apply(&Value::Null, applied, schema, manager, is_forced, reset)?;
-                let fields = tracked.at(&["metadata", "managedFields"]).cloned().unwrap_or_default();
-                new.set_metadata("managedFields", fields);
-                Ok(())
-            };
-            match self.create_with(configuration.clone(), &track).await {
-                Err(status) if status.is_already_exists() => (),
-                other => return other,
-            }
-        }
-        let merge = |old: &Value, _: Value, manager: &apply::Manager<'_>, schema: &schema::Schema, reset: Reset<'_>| {
-            let new = apply::apply(old, applied, schema, manager, is_forced, reset)?;
-            Ok(self.target.kind.confine(self.target.subresource.as_ref(), old, new))
-        };
-        let expected = configuration.resource_version().to_owned();
-        let keep = |old: &Value| match expected.is_empty() || expected == old.resource_version() {
-            true => Ok(old.clone()),
-            false => Err(Status::modified(&resource, old.name())),
-        };
-        self.update_with(false, &keep, None, &merge).await
-    }
-
-    async fn update_with(
-        &self,
-        is_conditional: bool,
-        change: Make<'_>,
-        create: Option<Value>,
-        merge: Merge<'_>,
-    ) -> Result<Written> {
         let attempts = if is_conditional { ATTEMPTS } else { ATTEMPTS_UNCONDITIONAL };
-        let mut last = None;
+        let mut last = Status::modified(&self.target.resource(), &self.target.name);
         for _ in 0..attempts {
             let snapshot = self.server.store.snapshot();
             let Some(stored) = snapshot.get(&self.target.key()) else {
@@ -221,29 +202,39 @@ impl Writer<'_> {
                     _ => Err(Status::not_found(&self.target.resource(), &self.target.name)),
                 };
             };
-            match self.try_update(&snapshot, &stored, change, merge).await {
-                Err(Attempt::Overtaken(status)) => last = Some(status),
-                Err(Attempt::Failed(status)) => return Err(status),
-                Ok(written) => return Ok(written),
+            match self.try_update(&snapshot, &stored, change).await? {
+                Ok(object) => return Ok(Written { object, is_created: false }),
+                Err(overtaken) => last = overtaken,
             }
         }
-        Err(last.unwrap_or_else(|| Status::modified(&self.target.resource(), &self.target.name)))
+        Err(last)
     }
 
-    async fn try_update(
-        &self,
-        snapshot: &Snapshot,
-        stored: &Arc<Stored>,
-        change: Make<'_>,
-        merge: Merge<'_>,
-    ) -> std::result::Result<Written, Attempt> {
-        let (kind, version) = (&self.target.kind, self.target.version());
-        let now = clock::now_rfc3339();
+    /// Applies a configuration (server-side apply).
+    pub async fn apply(&self, configuration: Value) -> Result<Written> {
+        let (writer, target) = (Writer { applies: Some(&configuration), ..*self }, self.target);
+        if target.subresource.is_none() && self.server.store.snapshot().get(&target.key()).is_none() {
+            match writer.create(configuration.clone()).await {
+                Err(status) if status.is_already_exists() => (),
+                other => return other,
+            }
+        }
+        let expected = configuration.resource_version().to_owned();
+        let keep = |old: &Value| match expected.is_empty() || expected == old.resource_version() {
+            true => Ok(old.clone()),
+            false => Err(Status::modified(&target.resource(), old.name())),
+        };
+        writer.update(false, &keep, None).await
+    }
+
+    /// The inner error says that somebody else wrote first: the update is to be tried again.
+    async fn try_update(&self, snapshot: &Snapshot, stored: &Arc<Stored>, change: Make<'_>) -> Result<Result<Arc<Stored>>> {
+        let kind = &self.target.kind;
         let old = self.server.served_one(self.target.view(), stored.clone()).await?.value();
         let wanted = change(&old)?;
         self.preconditions(&old, &wanted)?;
-        let manager = apply::Manager { name: self.manager(), api_version: &self.target.view().api_version(), subresource: self.target.subresource_name(), now: &now };
-        let mut new = merge(&old, kind.confine(self.target.subresource.as_ref(), &old, wanted), &manager, &version.schema, self.reset())?;
+        let mut new = kind.confine(self.target.subresource.as_ref(), &old, wanted);
+        self.record(&old, &mut new)?;
         for field in SERVER_OWNED.into_iter().chain(["name", "namespace", "resourceVersion"]) {
             match old.at(&["metadata", field]) {
                 Some(value) => new.set_metadata(field, value.clone()),
@@ -255,30 +246,13 @@ impl Writer<'_> {
         let context = self.context(snapshot, Operation::Update, Some(&old), &options);
         self.mutate(&context, &mut new).await?;
         let step = self.target.subresource.as_ref().map_or(Step::Update(&old), |it| Step::Part(it.name, &old));
-        kind.prepare(version, &mut new, step);
-        let companions = service::allocate(&context, &mut new)?;
-        kind.count(self.target.subresource.as_ref(), &old, &mut new);
-        self.check(&new, step)?;
-        self.validate(&context, &new).await?;
+        let companions = self.finish(&context, &mut new, step).await?;
         if new == old {
-            return Ok(Written { object: stored.clone(), is_created: false });
+            return Ok(Ok(stored.clone()));
         }
-        if self.options.is_dry_run {
-            return Ok(Written { object: Arc::new(self.dry(&stored.key, &new, stored.revision)), is_created: false });
-        }
-        let is_gone = new.deletion_timestamp().is_some() && new.finalizers().next().is_none() && new.int_at(&["metadata", "deletionGracePeriodSeconds"]).unwrap_or(0) == 0;
-        let draft = self.server.draft(self.target.view(), &new).await?;
-        let change = if is_gone && is_removable(&new) { Change::Delete(draft) } else { Change::Put(draft) };
-        let mut companions = companions;
-        companions.extend(quota::charge(&context, &new)?);
-        if matches!(change, Change::Delete(_)) {
-            companions.extend(service::release(snapshot, self.target, &new));
-        }
-        let write = Write { key: stored.key.clone(), expect: Expect::At(stored.revision), change };
-        match self.submit(write, companions).await {
-            Ok(object) => Ok(Written { object, is_created: false }),
-            Err(status) if status.is_conflict() || status.is_already_exists() => Err(Attempt::Overtaken(status)),
-            Err(status) => Err(Attempt::Failed(status)),
+        match self.submit(&context, stored.key.clone(), Expect::At(stored.revision), &new, companions).await {
+            Err(status) if status.is_conflict() || status.is_already_exists() => Ok(Err(status)),
+            other => other.map(Ok),
         }
     }
 
@@ -323,66 +297,32 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn reset(&self) -> Reset<'static> {
-        match (self.target.subresource.is_some(), self.target.kind.strategy.resets_status) {
-            (false, true) => &[&["status"]],
-            (true, _) if self.target.subresource_name() == "status" => &[&["spec"]],
-            _ => &[],
-        }
-    }
-
-    /// Fails with what is wrong, and warns of what is not good.
-    fn check(&self, new: &Value, step: Step<'_>) -> Result<()> {
-        let kind = &self.target.kind;
-        let (errors, warnings) = kind.check(self.target.version(), new, step);
-        warnings.iter().for_each(|it| self.requester.warn(it));
-        if errors.is_empty() { Ok(()) } else { Err(Status::invalid(&kind.group_kind(), new.name(), errors)) }
-    }
-
     /// What a dry run answers: the object as it would be stored.
-    fn dry(&self, key: &Key, object: &Value, revision: u64) -> Stored {
+    fn dry(&self, key: Key, object: &Value) -> Stored {
         let mut value = object.clone();
         value["apiVersion"] = self.target.view().api_version().into();
         value["kind"] = self.target.kind.kind.as_ref().into();
-        if revision == 0 {
-            value.remove_metadata("resourceVersion");
-        }
-        let header = self.target.view().header(&value);
-        Stored { key: key.clone(), revision, json: value.to_string().into(), header, forms: Default::default() }
-    }
-
-    async fn submit(&self, write: Write, companions: Vec<Write>) -> Result<Arc<Stored>> {
-        let own = write.key.clone();
-        let writes = std::iter::once(write).chain(companions).collect();
-        match self.server.store.submit(Transaction { writes }).await {
-            Ok(committed) => committed.objects.into_iter().next().flatten().ok_or_else(|| Status::internal("nothing was written")),
-            Err(rejected) => Err(rejection(rejected, self.target, &own)),
-        }
+        let revision = value.resource_version().parse().unwrap_or_default();
+        Stored { key, revision, header: self.target.view().header(&value), json: value.to_string().into(), forms: Default::default() }
     }
 }
 
-type Reset<'a> = &'a [&'a [&'a str]];
 /// Makes the new object from the old one.
 pub type Make<'a> = &'a (dyn Fn(&Value) -> Result<Value> + Send + Sync);
-/// Records the managers of a new object.
-type Track<'a> = &'a (dyn Fn(&mut Value, &apply::Manager<'_>, &schema::Schema, Reset<'_>) -> Result<()> + Send + Sync);
-/// Brings old and wanted object together, and records the managers.
-type Merge<'a> = &'a (dyn Fn(&Value, Value, &apply::Manager<'_>, &schema::Schema, Reset<'_>) -> Result<Value> + Send + Sync);
-
-enum Attempt {
-    /// Somebody else wrote first: try again.
-    Overtaken(Status),
-    Failed(Status),
-}
-
-impl From<Status> for Attempt {
-    fn from(status: Status) -> Self {
-        Self::Failed(status)
+impl Server {
+    /// Submits the write of a target's object and what goes with it.
+    pub async fn submit(&self, target: &Target, write: Write, companions: Vec<Write>) -> Result<Arc<Stored>> {
+        let own = write.key.clone();
+        let writes = std::iter::once(write).chain(companions).collect();
+        match self.store.submit(Transaction { writes }).await {
+            Ok(committed) => committed.objects.into_iter().next().flatten().ok_or_else(|| Status::internal("nothing was written")),
+            Err(rejected) => Err(rejection(rejected, target, &own)),
+        }
     }
 }
 
 /// What the writer's refusal means to a client.
-pub fn rejection(rejected: Rejected, target: &Target, own: &Key) -> Status {
+fn rejection(rejected: Rejected, target: &Target, own: &Key) -> Status {
     match rejected {
         Rejected::Exists(existing) if existing.key == *own => Status::already_exists(&target.resource(), &existing.key.name),
         Rejected::Exists(_) => Status::modified(&target.resource(), &own.name),
@@ -392,11 +332,6 @@ pub fn rejection(rejected: Rejected, target: &Target, own: &Key) -> Status {
         Rejected::Full(_) => Status::new(507, "InsufficientStorage", rejected.to_string()),
         Rejected::Unavailable(why) => Status::unavailable(why),
     }
-}
-
-/// Namespaces wait for their content even without finalizers of metadata.
-fn is_removable(object: &Value) -> bool {
-    object.text("kind") != "Namespace" || object.items_at(&["spec", "finalizers"]).is_empty()
 }
 
 /// `prefix` and five random letters.

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{Change, Strategy};
 use crate::meta::{Meta, Value};
 
-pub const NAMESPACE: Strategy = Strategy { default, prepare, ..Strategy::PLAIN };
+pub const NAMESPACE: Strategy = Strategy { default, prepare, is_emptied: true, ..Strategy::PLAIN };
 
 const FINALIZER: &str = "kubernetes";
 /// Lets selectors choose a namespace by name.

@@ -60,6 +60,11 @@ impl Kind {
         }
     }
 
+    /// Whether finalizers hold an object that is to go.
+    pub fn is_held(&self, object: &Value) -> bool {
+        object.finalizers().next().is_some() || self.strategy.is_emptied && !object.items_at(&["spec", "finalizers"]).is_empty()
+    }
+
     /// All validations, in upstream's order: metadata, the schema of custom resources, the kind's own.
     /// With the errors come warnings.
     pub fn check(&self, version: &Version, new: &Value, step: Change<'_>) -> (FieldErrors, Vec<String>) {

@@ -23,6 +23,8 @@ pub struct Strategy {
     pub updates_unconditionally: bool,
     /// Seconds between the request to delete and the removal, given those that the client asks for; `None` deletes at once.
     pub grace: Option<fn(&Value, Option<i64>) -> i64>,
+    /// It goes when it has been emptied: finalizers of its spec hold it, and meanwhile it is `Terminating` (namespaces).
+    pub is_emptied: bool,
     /// Deleting it leaves its dependents when the client says nothing (`DefaultGarbageCollectionPolicy`).
     pub orphans_by_default: bool,
 }
@@ -65,6 +67,7 @@ impl Strategy {
         creates_on_update: false,
         updates_unconditionally: true,
         grace: None,
+        is_emptied: false,
         orphans_by_default: false,
     };
 }

@@ -4,13 +4,12 @@
 use std::{
     cell::RefCell,
     convert::Infallible,
-    io::{Read, Write},
+    io::{Cursor, Read},
 };
 
 use flate2::{
     Compression,
-    read::{DeflateDecoder, GzDecoder},
-    write::{DeflateEncoder, GzEncoder},
+    read::{DeflateDecoder, DeflateEncoder, GzDecoder, GzEncoder},
 };
 use html5gum::{
     Span, Tokenizer,
@@ -93,22 +92,11 @@ impl Links<'_> {
 
     /// The same of a page in this `Content-Encoding`; `None` for one that is not understood.
     pub fn encoded_page(&self, page: &[u8], encoding: &str) -> Option<Vec<u8>> {
-        let mut plain = Vec::new();
-        let fast = Compression::fast();
+        let repacked = |plain: Option<Vec<u8>>| plain.map(|it| Cursor::new(self.page(&it)));
         match encoding {
             "" => Some(self.page(page)),
-            "gzip" => {
-                GzDecoder::new(page).read_to_end(&mut plain).ok()?;
-                let mut encoder = GzEncoder::new(Vec::new(), fast);
-                encoder.write_all(&self.page(&plain)).ok()?;
-                encoder.finish().ok()
-            }
-            "deflate" => {
-                DeflateDecoder::new(page).read_to_end(&mut plain).ok()?;
-                let mut encoder = DeflateEncoder::new(Vec::new(), fast);
-                encoder.write_all(&self.page(&plain)).ok()?;
-                encoder.finish().ok()
-            }
+            "gzip" => whole(GzEncoder::new(repacked(whole(GzDecoder::new(page)))?, Compression::fast())),
+            "deflate" => whole(DeflateEncoder::new(repacked(whole(DeflateDecoder::new(page)))?, Compression::fast())),
             _ => None,
         }
     }
@@ -132,20 +120,14 @@ impl Links<'_> {
         });
         // What stands in scripts and styles is no tag.
         emitter.naively_switch_states(true);
-        Tokenizer::new_with_emitter(page, emitter).finish_quietly();
+        let _ = Tokenizer::new_with_emitter(page, emitter).count();
         changes.into_inner()
     }
 }
 
-/// Runs a tokenizer that yields nothing.
-trait Finish {
-    fn finish_quietly(self);
-}
-
-impl<T: Iterator> Finish for T {
-    fn finish_quietly(self) {
-        self.for_each(drop);
-    }
+fn whole(mut reader: impl Read) -> Option<Vec<u8>> {
+    let mut all = Vec::new();
+    reader.read_to_end(&mut all).ok().map(|_| all)
 }
 
 fn escaped(value: &str) -> String {
@@ -199,12 +181,9 @@ mod tests {
 
     #[test]
     fn packed_pages_are_packed_again() {
-        let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
-        packed.write_all(b"<a href='/x'>").expect("packs");
-        let rewritten = LINKS.encoded_page(&packed.finish().expect("packs"), "gzip").expect("a page");
-        let mut page = String::new();
-        GzDecoder::new(&*rewritten).read_to_string(&mut page).expect("unpacks");
-        assert_eq!(page, "<a href='/api/v1/p/proxy/x'>");
+        let packed = whole(GzEncoder::new(&b"<a href='/x'>"[..], Compression::fast())).expect("packs");
+        let page = whole(GzDecoder::new(&*LINKS.encoded_page(&packed, "gzip").expect("a page"))).expect("unpacks");
+        assert_eq!(String::from_utf8_lossy(&page), "<a href='/api/v1/p/proxy/x'>");
         assert_eq!(LINKS.encoded_page(b"x", "br"), None);
     }
 }

@@ -3,12 +3,13 @@
 use std::net::IpAddr;
 
 use crate::{
+    api::endpoint,
     meta::{
         FieldError, Meta, Path, Result, Status, Value,
         object::{GroupKind, GroupResource},
-        options::percent_decode,
+        options::Query,
     },
-    store::{Key, Snapshot, Stored},
+    store::{Key, Snapshot},
 };
 
 /// Where nodes listen unless they say otherwise.
@@ -16,7 +17,6 @@ const KUBELET_PORT: u16 = 10250;
 /// What of a node's addresses is tried, in this order.
 const NODE_ADDRESS_TYPES: [&str; 5] = ["InternalIP", "ExternalIP", "InternalDNS", "ExternalDNS", "Hostname"];
 const LOG_OPTIONS: [&str; 8] = ["follow", "previous", "timestamps", "sinceSeconds", "sinceTime", "tailLines", "limitBytes", "stream"];
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// A server and what is asked of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,11 +41,9 @@ pub enum Security {
 impl Target {
     /// `host:port`, without the port where it goes without saying.
     pub fn authority(&self) -> String {
-        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
-        match (self.security, self.port) {
-            (Security::None, 80) | (Security::Any | Security::Node, 443) => host,
-            (_, port) => format!("{host}:{port}"),
-        }
+        let whole = endpoint::authority(&self.host, self.port);
+        let default = if self.security == Security::None { ":80" } else { ":443" };
+        whole.strip_suffix(default).map_or_else(|| whole.clone(), str::to_owned)
     }
 
     pub fn path_and_query(&self) -> String {
@@ -70,128 +68,78 @@ pub fn split_target(id: &str) -> Option<(&str, &str, &str)> {
     (!name.is_empty() && matches!(scheme, "" | "http" | "https")).then_some((scheme, name, port))
 }
 
-/// What the path of a proxy request names.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Place<'a> {
-    pub resource: &'a str,
-    pub id: String,
-    /// Up to `/proxy`.
-    pub prefix: &'a str,
+/// The log of a container; `None` while the pod is on no node.
+pub fn log(snapshot: &Snapshot, pod: &Value, query: &Query) -> Result<Option<Target>> {
+    check_log_options(pod.name(), query)?;
+    let container = container(pod, query)?;
+    if pod.text_at(&["spec", "nodeName"]).is_empty() {
+        return Ok(None);
+    }
+    let known = LOG_OPTIONS.into_iter().filter_map(|it| Some((it, query.get(it)?)));
+    let path = format!("/containerLogs/{}/{}/{container}", pod.namespace(), pod.name());
+    Ok(Some(Target { path, query: encoded(known), ..node_of(snapshot, pod)? }))
 }
 
-impl<'a> Place<'a> {
-    /// `rest` is what follows `/proxy` in `path`.
-    pub fn of(path: &'a str, rest: &str) -> Option<Self> {
-        let prefix = path.strip_suffix(rest)?;
-        let mut segments = prefix.strip_suffix("/proxy")?.rsplit('/');
-        let (id, resource) = (percent_decode(segments.next()?), segments.next()?);
-        Some(Self { resource, id, prefix })
-    }
+pub fn exec(snapshot: &Snapshot, pod: &Value, query: &Query) -> Result<Target> {
+    let commands = query.all("command").map(|it| ("command", it));
+    container_stream("exec", snapshot, pod, query, encoded(streams(query).chain(commands)))
 }
 
-/// What else is to be known of the cluster.
-pub struct Lookup<'a> {
-    pub get: Box<dyn Fn(&Key) -> Option<Value> + Send + Sync + 'a>,
-    /// The EndpointSlices of a service: (namespace, name).
-    pub slices: Box<dyn Fn(&str, &str) -> Vec<Value> + Send + Sync + 'a>,
+pub fn attach(snapshot: &Snapshot, pod: &Value, query: &Query) -> Result<Target> {
+    container_stream("attach", snapshot, pod, query, encoded(streams(query)))
 }
 
-impl<'a> Lookup<'a> {
-    pub fn of(snapshot: &'a Snapshot) -> Self {
-        let is_of = |stored: &Stored, service: &str| stored.header.labels.iter().any(|(key, value)| &**key == SERVICE_NAME && &**value == service);
-        Self {
-            get: Box::new(move |key| Some(snapshot.get(key)?.value())),
-            slices: Box::new(move |namespace, service| {
-                let slices = snapshot.list("discovery.k8s.io/endpointslices", Some(namespace), None);
-                slices.filter(|it| is_of(it, service)).map(|it| it.value()).collect()
-            }),
-        }
-    }
+fn container_stream(what: &str, snapshot: &Snapshot, pod: &Value, query: &Query, node_query: String) -> Result<Target> {
+    let path = format!("/{what}/{}/{}/{}", pod.namespace(), pod.name(), container(pod, query)?);
+    Ok(Target { path, query: node_query, ..node_of(snapshot, pod)? })
+}
 
-    /// The log of a container; `None` while the pod is on no node.
-    pub fn log(&self, pod: &Value, query: &str) -> Result<Option<Target>> {
-        check_log_options(pod.name(), query)?;
-        let container = container(pod, value(query, "container"))?;
-        if pod.text_at(&["spec", "nodeName"]).is_empty() {
-            return Ok(None);
-        }
-        let known = pairs(query).filter(|(name, _)| LOG_OPTIONS.contains(name)).map(|(name, value)| format!("{name}={value}"));
-        let path = format!("/containerLogs/{}/{}/{container}", pod.namespace(), pod.name());
-        Ok(Some(Target { path, query: join(known), ..self.node_of(pod)? }))
-    }
+pub fn port_forward(snapshot: &Snapshot, pod: &Value, query: &Query) -> Result<Target> {
+    let ports = query.all("ports").collect::<Vec<_>>().join(",");
+    let query = encoded(Some(("port", ports.as_str())).filter(|it| !it.1.is_empty()));
+    let path = format!("/portForward/{}/{}", pod.namespace(), pod.name());
+    Ok(Target { path, query, ..node_of(snapshot, pod)? })
+}
 
-    pub fn exec(&self, pod: &Value, query: &str) -> Result<Target> {
-        let commands = pairs(query).filter(|(name, _)| *name == "command").map(|(_, value)| format!("command={value}"));
-        self.container_stream("exec", pod, query, join(streams(query).chain(commands)))
+/// The API of the node that a pod is on.
+fn node_of(snapshot: &Snapshot, pod: &Value) -> Result<Target> {
+    let name = pod.text_at(&["spec", "nodeName"]);
+    if name.is_empty() {
+        return Err(Status::bad_request(format!("pod {} does not have a host assigned", pod.name())));
     }
+    let node = snapshot.get(&Key::new("nodes", "", name)).ok_or_else(|| Status::not_found(&GroupResource::new("", "nodes"), name))?;
+    node_api(&node.value())
+}
 
-    pub fn attach(&self, pod: &Value, query: &str) -> Result<Target> {
-        self.container_stream("attach", pod, query, join(streams(query)))
-    }
+/// Where the proxy leads that is asked for: `id` names `object`, and perhaps a scheme and a port.
+pub fn proxy(snapshot: &Snapshot, resource: &str, id: &str, object: &Value) -> Result<Target> {
+    let what = resource.trim_end_matches('s');
+    let Some((scheme, name, port)) = split_target(id) else {
+        return Err(Status::bad_request(format!("invalid {what} request {id:?}")));
+    };
+    let security = if scheme == "https" { Security::Any } else { Security::None };
+    let (host, port) = match resource {
+        "pods" => pod_address(object, port, security)?,
+        "services" => pod_of_service(snapshot, object, name, id, port)?,
+        _ => return node_target(object, port, security),
+    };
+    Ok(Target { security, host, port, path: String::new(), query: String::new() })
+}
 
-    fn container_stream(&self, what: &str, pod: &Value, query: &str, node_query: String) -> Result<Target> {
-        let container = container(pod, value(query, "container"))?;
-        let path = format!("/{what}/{}/{}/{container}", pod.namespace(), pod.name());
-        Ok(Target { path, query: node_query, ..self.node_of(pod)? })
+/// A ready endpoint of a service that is a pod of its namespace and has the address.
+fn pod_of_service(snapshot: &Snapshot, service: &Value, name: &str, id: &str, port: &str) -> Result<(String, u16)> {
+    let none = |of: &str| Status::unavailable(format!("no endpoints available for service {of:?}"));
+    let port = port_name(service, name, port)?;
+    let slices = endpoint::slices(snapshot, service.namespace(), name);
+    if slices.iter().all(|it| it.items_at(&["endpoints"]).is_empty()) {
+        return Err(none(name));
     }
-
-    pub fn port_forward(&self, pod: &Value, query: &str) -> Result<Target> {
-        let ports: Vec<&str> = pairs(query).filter(|(name, _)| *name == "ports").map(|(_, value)| value).collect();
-        let query = if ports.is_empty() { String::new() } else { format!("port={}", ports.join(",")) };
-        let path = format!("/portForward/{}/{}", pod.namespace(), pod.name());
-        Ok(Target { path, query, ..self.node_of(pod)? })
-    }
-
-    /// The API of the node that a pod is on.
-    fn node_of(&self, pod: &Value) -> Result<Target> {
-        let name = pod.text_at(&["spec", "nodeName"]);
-        if name.is_empty() {
-            return Err(Status::bad_request(format!("pod {} does not have a host assigned", pod.name())));
-        }
-        let node = (self.get)(&Key::new("nodes", "", name)).ok_or_else(|| Status::not_found(&GroupResource::new("", "nodes"), name))?;
-        node_api(&node)
-    }
-
-    /// Where the proxy leads. `turn` chooses among the endpoints of a service.
-    pub fn proxy(&self, place: &Place<'_>, object: &Value, turn: usize) -> Result<Target> {
-        let what = place.resource.trim_end_matches('s');
-        let Some((scheme, name, port)) = split_target(&place.id) else {
-            return Err(Status::bad_request(format!("invalid {what} request {:?}", place.id)));
-        };
-        let security = if scheme == "https" { Security::Any } else { Security::None };
-        let (host, port) = match place.resource {
-            "pods" => pod_address(object, port, security)?,
-            "services" => self.endpoint(object, name, &place.id, port, turn)?,
-            _ => return node_target(object, port, security),
-        };
-        Ok(Target { security, host, port, path: String::new(), query: String::new() })
-    }
-
-    /// A ready endpoint of a service that is a pod of its namespace.
-    fn endpoint(&self, service: &Value, name: &str, id: &str, port: &str, turn: usize) -> Result<(String, u16)> {
-        let none = |of: &str| Status::unavailable(format!("no endpoints available for service {of:?}"));
-        let port = port_name(service, name, port)?;
-        let slices = (self.slices)(service.namespace(), name);
-        if slices.iter().all(|it| it.items_at(&["endpoints"]).is_empty()) {
-            return Err(none(name));
-        }
-        let mut addresses: Vec<(String, u16)> = Vec::new();
-        for slice in &slices {
-            let named = slice.items_at(&["ports"]).iter().find(|it| it.text("name") == port);
-            let Some(number) = named.and_then(|it| u16::try_from(it.int_at(&["port"])?).ok()) else { continue };
-            let ready = slice.items_at(&["endpoints"]).iter().filter(|it| it.at(&["conditions", "ready"]) != Some(&Value::Bool(false)));
-            addresses.extend(ready.filter_map(|it| Some((self.pod_ip(service.namespace(), it)?, number))));
-        }
-        let chosen = turn.checked_rem(addresses.len()).map(|at| addresses.swap_remove(at));
-        chosen.ok_or_else(|| none(id))
-    }
-
-    /// The address of an endpoint, if the pod that it refers to has it.
-    fn pod_ip(&self, namespace: &str, endpoint: &Value) -> Option<String> {
-        let address = endpoint.items_at(&["addresses"]).first()?.as_str()?;
-        let pod = (self.get)(&Key::new("pods", namespace, endpoint.text_at(&["targetRef", "name"])))?;
-        pod.items_at(&["status", "podIPs"]).iter().any(|it| it.text("ip") == address).then(|| address.to_owned())
-    }
+    let has_address = |endpoint: &Value, address: &str| {
+        let pod = snapshot.get(&Key::new("pods", service.namespace(), endpoint.text_at(&["targetRef", "name"])));
+        pod.is_some_and(|it| it.value().items_at(&["status", "podIPs"]).iter().any(|it| it.text("ip") == address))
+    };
+    let ready = slices.iter().flat_map(|it| endpoint::ready(it, port)).filter(|(endpoint, address, _)| has_address(endpoint, address));
+    endpoint::any(ready.map(|(_, address, port)| (address.to_owned(), port))).ok_or_else(|| none(id))
 }
 
 /// A port's name in the service: the asked one, or that of the asked number.
@@ -251,11 +199,11 @@ fn node_api(node: &Value) -> Result<Target> {
 }
 
 /// The container that is meant: the named one, or the only one.
-fn container<'a>(pod: &'a Value, asked: Option<&'a str>) -> Result<&'a str> {
+fn container<'a>(pod: &'a Value, query: &'a Query) -> Result<&'a str> {
     let of = |field: &str| pod.items_at(&["spec", field]).iter().map(|it| it.text("name")).collect::<Vec<_>>();
     let containers = of("containers");
     let all = [of("initContainers"), containers.clone(), of("ephemeralContainers")].concat();
-    match (asked.filter(|it| !it.is_empty()), containers.as_slice()) {
+    match (query.get("container").filter(|it| !it.is_empty()), containers.as_slice()) {
         (Some(asked), _) if all.contains(&asked) => Ok(asked),
         (Some(asked), _) => Err(Status::bad_request(format!("container {asked} is not valid for pod {}", pod.name()))),
         (None, [only]) => Ok(only),
@@ -268,46 +216,28 @@ fn container<'a>(pod: &'a Value, asked: Option<&'a str>) -> Result<&'a str> {
 }
 
 /// `ValidatePodLogOptions`.
-fn check_log_options(pod: &str, query: &str) -> Result<()> {
+fn check_log_options(pod: &str, query: &Query) -> Result<()> {
     let mut errors = Vec::new();
     for (name, least, detail) in [
         ("tailLines", 0, "must be greater than or equal to 0"),
         ("limitBytes", 1, "must be greater than 0"),
         ("sinceSeconds", 1, "must be greater than 0"),
     ] {
-        match value(query, name).map(str::parse::<i64>) {
-            Some(Ok(number)) if number < least => errors.push(FieldError::invalid(&Path::new(name), number, detail)),
-            Some(Err(_)) => {
-                return Err(Status::bad_request(format!("strconv.ParseInt: parsing {:?}: invalid syntax", value(query, name).unwrap_or_default())));
-            }
-            _ => (),
-        }
+        let number = query.number::<i64>(name)?.filter(|it| *it < least);
+        errors.extend(number.map(|it| FieldError::invalid(&Path::new(name), it, detail)));
     }
-    if value(query, "sinceTime").is_some() && value(query, "sinceSeconds").is_some() {
+    if query.get("sinceTime").is_some() && query.get("sinceSeconds").is_some() {
         errors.push(FieldError::forbidden(&Path::root(), "at most one of `sinceTime` or `sinceSeconds` may be specified"));
     }
     if errors.is_empty() { Ok(()) } else { Err(Status::invalid(&GroupKind::new("", "PodLogOptions"), pod, errors)) }
 }
 
 /// The streams of exec and attach in the words of the node's API.
-fn streams(query: &str) -> impl Iterator<Item = String> {
+fn streams(query: &Query) -> impl Iterator<Item = (&str, &str)> {
     let words = [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")];
-    words.into_iter().filter(|(asked, _)| value(query, asked).is_some_and(is_true)).map(|(_, word)| format!("{word}=1"))
+    words.into_iter().filter(|(asked, _)| query.flag(asked) == Some(true)).map(|(_, word)| (word, "1"))
 }
 
-fn is_true(value: &str) -> bool {
-    !(value == "0" || value.eq_ignore_ascii_case("false"))
-}
-
-/// Names and values as they stand in the query, still escaped.
-fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
-    query.split('&').filter(|it| !it.is_empty()).map(|it| it.split_once('=').unwrap_or((it, "")))
-}
-
-fn value<'a>(query: &'a str, name: &str) -> Option<&'a str> {
-    pairs(query).find(|(it, _)| *it == name).map(|(_, value)| value)
-}
-
-fn join(pairs: impl Iterator<Item = String>) -> String {
-    pairs.collect::<Vec<_>>().join("&")
+fn encoded<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
+    form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
 }

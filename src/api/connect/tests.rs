@@ -1,5 +1,3 @@
-use std::collections::HashMap;
-
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{body::Incoming, service::service_fn};
@@ -13,7 +11,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
-use crate::store::Key;
+use crate::store::{Change, Draft, Expect, Header, Key, Store, Transaction, Write, memory::Memory};
 
 fn pod() -> Value {
     json!({
@@ -28,17 +26,24 @@ fn node(address: &str, port: u16) -> Value {
     json!({"metadata": {"name": "n1"}, "status": {"addresses": addresses, "daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}})
 }
 
-fn lookup(objects: Vec<(Key, Value)>, slices: Vec<Value>) -> Lookup<'static> {
-    let objects: HashMap<Key, Value> = objects.into_iter().collect();
-    Lookup { get: Box::new(move |key| objects.get(key).cloned()), slices: Box::new(move |_, _| slices.clone()) }
+/// A cluster of these objects.
+async fn cluster(objects: Vec<(Key, Value)>) -> Snapshot {
+    let labels = |object: &Value| object.labels().map(|(key, value)| (key.into(), value.into())).collect();
+    let put = |(key, object): (Key, Value)| {
+        let change = Change::Put(Draft::new(&object, Header { labels: labels(&object), ..Header::default() }));
+        Write { key, expect: Expect::Absent, change }
+    };
+    let store = Store::open(Arc::new(Memory::new()), Arc::new(|_, _| Header::default()), &Tasks::new()).await.unwrap();
+    store.submit(Transaction { writes: objects.into_iter().map(put).collect() }).await.unwrap();
+    store.snapshot()
 }
 
-fn with_node() -> Lookup<'static> {
-    lookup(vec![(Key::new("nodes", "", "n1"), node("10.0.0.1", 10250))], vec![])
+async fn with_node() -> Snapshot {
+    cluster(vec![(Key::new("nodes", "", "n1"), node("10.0.0.1", 10250))]).await
 }
 
-#[test]
-fn streams_lead_to_the_api_of_the_node() {
+#[tokio::test]
+async fn streams_lead_to_the_api_of_the_node() {
     let base = "https://10.0.0.1:10250";
     let cases = [
         (Action::Log, "follow=true&container=c&tailLines=5&x=y", format!("{base}/containerLogs/ns/web/c?follow=true&tailLines=5")),
@@ -52,26 +57,26 @@ fn streams_lead_to_the_api_of_the_node() {
         (
             Action::Exec,
             "command=sh&command=-c&command=a%20b&stdin=true&stdout=1&stderr=false&tty=",
-            format!("{base}/exec/ns/web/c?input=1&output=1&tty=1&command=sh&command=-c&command=a%20b"),
+            format!("{base}/exec/ns/web/c?input=1&output=1&tty=1&command=sh&command=-c&command=a+b"),
         ),
         (Action::Attach, "stdout=true&container=c", format!("{base}/attach/ns/web/c?output=1")),
-        (Action::PortForward, "ports=80&ports=81", format!("{base}/portForward/ns/web?port=80,81")),
+        (Action::PortForward, "ports=80&ports=81", format!("{base}/portForward/ns/web?port=80%2C81")),
         (Action::PortForward, "", format!("{base}/portForward/ns/web")),
     ];
     for (action, query, expected) in cases {
-        let lookup = with_node();
+        let (snapshot, query) = (&with_node().await, &Query::parse(query));
         let target = match action {
-            Action::Log => lookup.log(&pod(), query).map(Option::unwrap),
-            Action::Exec => lookup.exec(&pod(), query),
-            Action::Attach => lookup.attach(&pod(), query),
-            _ => lookup.port_forward(&pod(), query),
+            Action::Log => location::log(snapshot, &pod(), query).map(Option::unwrap),
+            Action::Exec => location::exec(snapshot, &pod(), query),
+            Action::Attach => location::attach(snapshot, &pod(), query),
+            _ => location::port_forward(snapshot, &pod(), query),
         };
         assert_eq!(target.map_or_else(|status| status.message, |target| target.url()), expected);
     }
 }
 
-#[test]
-fn what_is_missing_is_told_in_upstreams_words() {
+#[tokio::test]
+async fn what_is_missing_is_told_in_upstreams_words() {
     let mut several = pod();
     several.set_at(&["spec", "containers"], json!([{"name": "a"}, {"name": "b"}]));
     several.set_at(&["spec", "initContainers"], json!([{"name": "i"}]));
@@ -85,47 +90,45 @@ fn what_is_missing_is_told_in_upstreams_words() {
         (elsewhere, "nodes \"n2\" not found"),
     ];
     for (pod, expected) in cases {
-        assert_eq!(with_node().exec(&pod, "").unwrap_err().message, expected);
+        assert_eq!(location::exec(&with_node().await, &pod, &Query::default()).unwrap_err().message, expected);
     }
-    assert_eq!(with_node().log(&unscheduled, "").unwrap(), None);
+    assert_eq!(location::log(&with_node().await, &unscheduled, &Query::default()).unwrap(), None);
 }
 
-#[test]
-fn the_proxy_finds_pods_services_and_nodes() {
+#[tokio::test]
+async fn the_proxy_finds_pods_services_and_nodes() {
     let service =
         json!({"metadata": {"name": "svc", "namespace": "ns"}, "spec": {"ports": [{"name": "http", "port": 80}, {"name": "alt", "port": 81}]}});
     let endpoint = |ip: &str, pod: &str, is_ready: bool| json!({"addresses": [ip], "conditions": {"ready": is_ready}, "targetRef": {"kind": "Pod", "name": pod}});
     let slice = json!({
+        "metadata": {"name": "slice", "namespace": "ns", "labels": {"kubernetes.io/service-name": "svc"}},
         "ports": [{"name": "http", "port": 8080}],
         "endpoints": [endpoint("10.1.0.5", "web", true), endpoint("10.1.0.6", "web", true), endpoint("10.1.0.5", "web", false)],
     });
     let mut local = pod();
     local.set_at(&["status", "podIPs"], json!([{"ip": "127.0.0.1"}]));
-    let root = "/api/v1/namespaces/ns";
     let none = || vec![];
     let slices = || vec![slice.clone()];
-    // (path before /proxy, object, slices, expected URL or message)
+    // (resource, name in the path, object, slices, expected URL or message)
     let cases = [
-        (format!("{root}/pods/web"), pod(), none(), "http://10.1.0.5:8080"),
-        (format!("{root}/pods/web:80"), pod(), none(), "http://10.1.0.5"),
-        (format!("{root}/pods/https:web:8443"), pod(), none(), "https://10.1.0.5:8443"),
-        (format!("{root}/pods/ftp:web:1"), pod(), none(), "invalid pod request \"ftp:web:1\""),
-        (format!("{root}/pods/web"), local, none(), "address not allowed"),
-        (format!("{root}/services/svc:http"), service.clone(), slices(), "http://10.1.0.5:8080"),
-        (format!("{root}/services/https:svc:80"), service.clone(), slices(), "https://10.1.0.5:8080"),
-        (format!("{root}/services/svc%3Ahttp"), service.clone(), slices(), "http://10.1.0.5:8080"),
-        (format!("{root}/services/svc:99"), service.clone(), slices(), "no service port 99 found for service \"svc\""),
-        (format!("{root}/services/svc:alt"), service.clone(), slices(), "no endpoints available for service \"svc:alt\""),
-        (format!("{root}/services/svc:http"), service, none(), "no endpoints available for service \"svc\""),
-        ("/api/v1/nodes/n1".to_owned(), node("10.0.0.1", 10250), none(), "https://10.0.0.1:10250"),
-        ("/api/v1/nodes/n1:9100".to_owned(), node("10.0.0.1", 10250), none(), "http://10.0.0.1:9100"),
+        ("pods", "web", pod(), none(), "http://10.1.0.5:8080"),
+        ("pods", "web:80", pod(), none(), "http://10.1.0.5"),
+        ("pods", "https:web:8443", pod(), none(), "https://10.1.0.5:8443"),
+        ("pods", "ftp:web:1", pod(), none(), "invalid pod request \"ftp:web:1\""),
+        ("pods", "web", local, none(), "address not allowed"),
+        ("services", "svc:http", service.clone(), slices(), "http://10.1.0.5:8080"),
+        ("services", "https:svc:80", service.clone(), slices(), "https://10.1.0.5:8080"),
+        ("services", "svc:99", service.clone(), slices(), "no service port 99 found for service \"svc\""),
+        ("services", "svc:alt", service.clone(), slices(), "no endpoints available for service \"svc:alt\""),
+        ("services", "svc:http", service, none(), "no endpoints available for service \"svc\""),
+        ("nodes", "n1", node("10.0.0.1", 10250), none(), "https://10.0.0.1:10250"),
+        ("nodes", "n1:9100", node("10.0.0.1", 10250), none(), "http://10.0.0.1:9100"),
     ];
-    for (path, object, slices, expected) in cases {
-        let path = format!("{path}/proxy/a/b");
-        let place = Place::of(&path, "/a/b").unwrap();
-        let lookup = lookup(vec![(Key::new("pods", "ns", "web"), pod())], slices);
-        let target = lookup.proxy(&place, &object, 7);
-        assert_eq!(target.map_or_else(|status| status.message, |target| target.url()), expected, "{path}");
+    for (resource, id, object, slices, expected) in cases {
+        let slices = slices.into_iter().map(|it: Value| (Key::new("discovery.k8s.io/endpointslices", "ns", it.name()), it));
+        let snapshot = cluster(slices.chain([(Key::new("pods", "ns", "web"), pod())]).collect()).await;
+        let target = location::proxy(&snapshot, resource, id, &object);
+        assert_eq!(target.map_or_else(|status| status.message, |target| target.url()), expected, "{resource} {id}");
     }
 }
 
@@ -214,11 +217,11 @@ async fn a_proxied_request_arrives_as_from_a_proxy() {
     let request = http::Request::post("/api/v1/nodes/n1/proxy/a?b=c").header("keep-alive", "5").header("authorization", "Bearer x");
     let mut request = request.body(Body::new(Full::new(Bytes::from("hello")).map_err(|never| match never {}))).unwrap();
     request.extensions_mut().insert(Peer { address: Some("10.9.8.7:6".parse().unwrap()), ..Peer::default() });
-    let response = nodes.proxy(target(port, ""), "/api/v1/nodes/n1/proxy".into(), "/a", request).await.unwrap();
+    let response = nodes.proxy(target(port, ""), "/a", request).await.unwrap();
     assert_eq!(response.headers()["x-words"], "/a?b=c /api/v1/nodes/n1/proxy/a 10.9.8.7 - -");
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "hello");
-    let bare = http::Request::get("/api/v1/nodes/n1/proxy?q").body(no_body()).unwrap();
-    let response = nodes.proxy(target(port, ""), String::new(), "", bare).await.unwrap();
+    let bare = http::Request::get("/api/v1/nodes/n1/proxy?q").body(body::empty()).unwrap();
+    let response = nodes.proxy(target(port, ""), "", bare).await.unwrap();
     assert_eq!((response.status().as_u16(), &response.headers()[header::LOCATION]), (301, &HeaderValue::from_static("/api/v1/nodes/n1/proxy/?q")));
 }
 
@@ -231,7 +234,7 @@ async fn client_of(nodes: Nodes, target: Target) -> TcpStream {
         let (nodes, target) = (&nodes, &target);
         let service = service_fn(move |request: http::Request<Incoming>| async move {
             let request = request.map(|body| Body::new(body.map_err(crate::api::BodyError::new)));
-            let answered = nodes.stream(target.clone(), request).await;
+            let answered = nodes.stream(target, request).await;
             Ok::<_, std::convert::Infallible>(answered.unwrap_or_else(|status| empty(StatusCode::from_u16(status.code).unwrap())))
         });
         hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await.unwrap();
