@@ -353,16 +353,16 @@ pub fn decode(bytes: &[u8], encoding: Encoding, kind: &str, api_version: &str, s
             (protobuf::decode(bytes, schema).map_err(explain)?, Notes::default())
         }
         Encoding::Json | Encoding::Yaml => {
-            let (value, duplicate) = match encoding {
+            let parsed = match encoding {
                 Encoding::Yaml => schema::codec::parse_yaml(bytes).map_err(explain)?,
                 _ => schema::codec::parse_object(bytes, schema).map_err(explain)?,
             };
+            let value = &parsed.0;
             if !value.is_object() {
-                return Err(explain(schema::codec::decode_value(value, schema).err().unwrap_or_else(|| Status::bad_request("the object provided is unrecognized"))));
+                return Err(explain(schema::codec::decode(parsed, schema).err().unwrap_or_else(|| Status::bad_request("the object provided is unrecognized"))));
             }
             check_type(&group_version(value.text("apiVersion")), value.text("kind"), kind, api_version)?;
-            let (value, notes) = schema::codec::decode_value(value, schema).map_err(explain)?;
-            (value, Notes { duplicate, ..notes })
+            schema::codec::decode(parsed, schema).map_err(explain)?
         }
     };
     value["apiVersion"] = api_version.into();

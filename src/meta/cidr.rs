@@ -1,8 +1,10 @@
 //! Ranges of IPv4 addresses, as `10.244.0.0/16`.
 
-use core::{fmt, net::Ipv4Addr, str::FromStr};
+use core::{fmt, net::IpAddr, net::Ipv4Addr, str::FromStr};
 
 use ipnet::Ipv4Net;
+
+use super::names;
 
 /// A range that begins at its own network address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,11 +48,10 @@ impl FromStr for Cidr {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let parse = || {
-            let (address, prefix) = text.split_once('/')?;
-            Some(Self::new(address.parse().ok()?, prefix.parse().ok().filter(|it| *it <= 32)?))
-        };
-        parse().ok_or_else(|| format!("invalid CIDR address: {text}"))
+        match names::cidr(text) {
+            Some((IpAddr::V4(address), prefix)) => Ok(Self::new(address, prefix)),
+            _ => Err(format!("invalid CIDR address: {text}")),
+        }
     }
 }
 

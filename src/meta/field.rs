@@ -32,11 +32,6 @@ impl Path {
         Self(format!("{}[{key}]", self.0))
     }
 
-    /// This path, and from there on the other one.
-    pub fn join(&self, rest: &Path) -> Self {
-        self.with(&rest.0)
-    }
-
     /// The path without its last field.
     pub fn parent(&self) -> Self {
         Self(self.0.rsplit_once('.').map_or_else(String::new, |it| it.0.to_owned()))
@@ -122,9 +117,9 @@ impl FieldError {
         Self::new(field, FieldReason::Invalid, Some(value.into()), detail)
     }
 
-    /// An invalid value that is too large to be told (`OmitValueType`).
-    pub fn invalid_untold(field: &Path, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(field, FieldReason::Invalid, None, detail)
+    /// The same, of a value that is too large to be told (`OmitValueType`).
+    pub fn untold(self) -> Self {
+        Self { value: None, ..self }
     }
 
     pub fn type_invalid(field: &Path, value: impl Into<Value>, detail: impl Into<Cow<'static, str>>) -> Self {
@@ -133,11 +128,6 @@ impl FieldError {
 
     pub fn duplicate(field: &Path, value: impl Into<Value>) -> Self {
         Self::new(field, FieldReason::Duplicate, Some(value.into()), "")
-    }
-
-    /// A duplicate that is too large to be told.
-    pub fn duplicate_untold(field: &Path) -> Self {
-        Self::new(field, FieldReason::Duplicate, None, "")
     }
 
     pub fn not_found(field: &Path, value: impl Into<Value>) -> Self {

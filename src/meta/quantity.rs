@@ -81,8 +81,7 @@ impl Quantity {
     }
 
     pub fn sub(self, other: Self) -> Self {
-        let format = if self.is_zero() { other.format } else { self.format };
-        Self { nanos: self.nanos - other.nanos, format }
+        self.add(Self { nanos: -other.nanos, ..other })
     }
 }
 

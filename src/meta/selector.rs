@@ -1,8 +1,9 @@
 //! Label and field selectors: their texts, `metav1.LabelSelector`, and what they match.
 //! Source: apimachinery `pkg/labels/selector.go`, `pkg/fields/selector.go`, `pkg/apis/meta/v1/helpers.go`.
 
-use std::{collections::BTreeMap, fmt};
+use std::{cmp::Ordering, collections::BTreeMap, fmt, sync::LazyLock};
 
+use regex::Regex;
 use serde_json::Value;
 
 use super::{names, object::Meta};
@@ -75,7 +76,7 @@ impl LabelSelector {
 
     /// Parses the text form, `a=b,c in (d,e),!f`. The error is the text after upstream's "unable to parse requirement: ".
     pub fn parse(text: &str) -> Result<Self, String> {
-        let mut parser = Parser { tokens: lex(text), at: 0 };
+        let mut parser = Parser { tokens: TOKEN.find_iter(text).map(|it| it.as_str()).collect(), at: 0 };
         let requirements = parser.requirements()?;
         requirements.iter().try_for_each(Requirement::check)?;
         Ok(Self { requirements, is_nothing: false })
@@ -104,15 +105,15 @@ impl Requirement {
             Operator::NotIn | Operator::NotEquals => !is_member(),
             Operator::Exists => value.is_some(),
             Operator::DoesNotExist => value.is_none(),
-            Operator::GreaterThan => self.compares(value, |left, right| left > right),
-            Operator::LessThan => self.compares(value, |left, right| left < right),
+            Operator::GreaterThan => self.compared(value) == Some(Ordering::Greater),
+            Operator::LessThan => self.compared(value) == Some(Ordering::Less),
         }
     }
 
-    fn compares(&self, value: Option<&str>, is_so: fn(i64, i64) -> bool) -> bool {
+    /// A label's number beside the requirement's.
+    fn compared(&self, value: Option<&str>) -> Option<Ordering> {
         let number = |text: &str| text.parse::<i64>().ok();
-        let pair = value.and_then(number).zip(self.values.first().and_then(|it| number(it)));
-        pair.is_some_and(|(left, right)| is_so(left, right))
+        Some(number(value?)?.cmp(&number(self.values.first()?)?))
     }
 
     /// `NewRequirement`'s checks.
@@ -164,23 +165,11 @@ impl fmt::Display for Requirement {
     }
 }
 
-const SYMBOLS: [&str; 10] = ["==", "!=", "!", "=", "(", ")", ",", ">", "<", "\u{0}"];
-
 /// Symbols and words.
-fn lex(text: &str) -> Vec<&str> {
-    let mut tokens = Vec::new();
-    let mut rest = text.trim_start();
-    while !rest.is_empty() {
-        let word = || rest.find(|it: char| it.is_whitespace() || "!=(),><\u{0}".contains(it)).unwrap_or(rest.len());
-        let length = SYMBOLS.iter().find(|it| rest.starts_with(**it)).map_or_else(word, |it| it.len());
-        tokens.push(&rest[..length]);
-        rest = rest[length..].trim_start();
-    }
-    tokens
-}
+static TOKEN: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"==|!=|[!=(),><\x00]|[^\s!=(),><\x00]+").expect("a constant pattern"));
 
 fn is_word(token: &str) -> bool {
-    !token.is_empty() && !SYMBOLS.contains(&token)
+    !token.is_empty() && !token.starts_with(|it: char| "!=(),><\u{0}".contains(it))
 }
 
 /// Behind the last token stand empty ones.
@@ -297,8 +286,7 @@ impl FieldSelector {
 
     /// Parses the text form. The values may escape `\`, `,` and `=` with a backslash.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let terms = split_unescaped(text).into_iter().filter(|it| !it.is_empty()).map(FieldTerm::parse);
-        Ok(Self { terms: terms.collect::<Result<_, _>>()? })
+        Ok(Self { terms: TERM.find_iter(text).map(|it| FieldTerm::parse(it.as_str())).collect::<Result<_, _>>()? })
     }
 
     /// The same terms over fields of other names.
@@ -312,39 +300,16 @@ impl FieldSelector {
     }
 }
 
+/// What stands between commas, and what a term consists of. A backslash takes its meaning from what follows it.
+static TERM: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(?s)(?:\\.|\\$|[^,\\])+").expect("a constant pattern"));
+static PARTS: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(?s)^((?:\\.|[^=\\])*?)(!=|==|=)(.*)$").expect("a constant pattern"));
+
 impl FieldTerm {
     fn parse(text: &str) -> Result<Self, String> {
-        let mut is_escaped = false;
-        let is_operator = |(_, it): &(usize, char)| {
-            let is_one = !is_escaped && matches!(*it, '=' | '!');
-            is_escaped = !is_escaped && *it == '\\';
-            is_one
-        };
-        for (at, _) in text.char_indices().filter(is_operator) {
-            let rest = &text[at..];
-            if let Some(operator) = ["!=", "==", "="].into_iter().find(|it| rest.starts_with(it)) {
-                return Ok(Self { field: text[..at].to_owned(), is_equal: operator != "!=", value: unescape(&rest[operator.len()..])? });
-            }
-        }
-        Err(format!("invalid selector: '{text}'; can't understand '{text}'"))
+        let found = PARTS.captures(text).ok_or_else(|| format!("invalid selector: '{text}'; can't understand '{text}'"))?;
+        let (_, [field, operator, value]) = found.extract();
+        Ok(Self { field: field.to_owned(), is_equal: operator != "!=", value: unescape(value)? })
     }
-}
-
-fn split_unescaped(text: &str) -> Vec<&str> {
-    let (mut terms, mut start, mut is_escaped) = (Vec::new(), 0, false);
-    for (at, char) in text.char_indices() {
-        match char {
-            _ if is_escaped => is_escaped = false,
-            '\\' => is_escaped = true,
-            ',' => {
-                terms.push(&text[start..at]);
-                start = at + 1;
-            }
-            _ => (),
-        }
-    }
-    terms.push(&text[start..]);
-    terms
 }
 
 fn unescape(text: &str) -> Result<String, String> {
@@ -398,7 +363,8 @@ mod tests {
         for (text, is_match) in [("metadata.name=a\\,b", true), ("metadata.name!=x", true), ("metadata.name==x", false), ("", true)] {
             assert_eq!(FieldSelector::parse(text).map(|it| it.matches_with(get)), Ok(is_match), "{text}");
         }
-        for text in ["metadata.name", "a=b=c", "a=\\x"] {
+        assert_eq!(FieldSelector::parse("a!b\\=c=\\\\\\,,d!=").map(|it| it.terms.len()), Ok(2));
+        for text in ["metadata.name", "a=b=c", "a=\\x", "a=\\", "a\\=b"] {
             assert!(FieldSelector::parse(text).is_err(), "{text}");
         }
     }

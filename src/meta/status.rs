@@ -47,12 +47,7 @@ impl Status {
     }
 
     fn about(mut self, resource: &GroupResource, name: &str) -> Self {
-        self.details = Some(Box::new(Details {
-            name: name.to_owned(),
-            group: resource.group.to_string(),
-            kind: resource.resource.to_string(),
-            ..Details::default()
-        }));
+        self.details = Some(Box::new(Details::of(resource, name)));
         self
     }
 
@@ -222,12 +217,16 @@ impl Status {
 
     /// `Status` of a deletion that removed the object (`kind: Status, status: Success`).
     pub fn success(resource: &GroupResource, name: &str, uid: &str) -> Value {
-        let details = Details { name: name.into(), group: resource.group.to_string(), kind: resource.resource.to_string(), uid: uid.into(), ..Details::default() };
+        let details = Details { uid: uid.into(), ..Details::of(resource, name) };
         json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details.to_value()})
     }
 }
 
 impl Details {
+    fn of(resource: &GroupResource, name: &str) -> Self {
+        Self { name: name.to_owned(), group: resource.group.to_string(), kind: resource.resource.to_string(), ..Self::default() }
+    }
+
     /// Of a Status that somebody else has made.
     pub fn from_value(details: &Value) -> Self {
         let text = |value: &Value, field: &str| value.text(field).to_owned();

@@ -77,16 +77,8 @@ fn duplicate_key(error: &serde_saphyr::Error) -> Option<String> {
     }
 }
 
-/// Decodes JSON as a value of `schema`. Unknown fields are noted and dropped (kept where the schema preserves them).
-pub fn decode_json(bytes: &[u8], schema: &Schema) -> Result<(Value, Notes)> {
-    let (value, duplicate) = parse_json(bytes)?;
-    let (value, notes) = decode_value(value, schema)?;
-    Ok((value, Notes { duplicate, ..notes }))
-}
-
-/// Decodes YAML as a value of `schema`.
-pub fn decode_yaml(bytes: &[u8], schema: &Schema) -> Result<(Value, Notes)> {
-    let (value, duplicate) = parse_yaml(bytes)?;
+/// Decodes what was parsed as a value of `schema`. Unknown fields are noted and dropped (kept where the schema preserves them).
+pub fn decode((value, duplicate): (Value, Vec<String>), schema: &Schema) -> Result<(Value, Notes)> {
     let (value, notes) = decode_value(value, schema)?;
     Ok((value, Notes { duplicate, ..notes }))
 }
@@ -270,10 +262,7 @@ impl<'s> Walk<'s> {
         let present = map.get(&field.name).filter(|it| !it.is_null());
         let is_struct = matches!(field.schema.shape, Shape::Object(_));
         match present {
-            Some(value) if !field.keeps_zero && !field.is_pointer && !is_struct && is_zero(value, &field.schema.shape) => {
-                map.remove(&field.name);
-            }
-            Some(value) if !field.keeps_zero && is_empty_collection(value, &field.schema.shape) => {
+            Some(value) if !field.keeps_zero && is_omitted(value, field) => {
                 map.remove(&field.name);
             }
             Some(_) => (),
@@ -394,20 +383,16 @@ impl Struct {
     }
 }
 
-/// Whether Go's `omitempty` drops the value of a field that is no pointer.
-fn is_zero(value: &Value, shape: &Shape) -> bool {
-    match value {
-        Value::Bool(flag) => !flag,
-        Value::Number(number) => number.as_f64() == Some(0.0) && !matches!(shape, Shape::IntOrString),
-        Value::String(text) => text.is_empty() && !matches!(shape, Shape::Quantity | Shape::IntOrString | Shape::Time),
-        _ => false,
-    }
-}
-
-fn is_empty_collection(value: &Value, shape: &Shape) -> bool {
+/// Whether Go's `omitempty` drops the value of a field.
+fn is_omitted(value: &Value, field: &Field) -> bool {
+    let shape = &field.schema.shape;
     match (value, shape) {
         (Value::Array(list), Shape::List { .. }) => list.is_empty(),
         (Value::Object(map), Shape::Map { .. }) => map.is_empty(),
+        _ if field.is_pointer => false,
+        (Value::Bool(flag), _) => !flag,
+        (Value::Number(number), _) => number.as_f64() == Some(0.0) && !matches!(shape, Shape::IntOrString),
+        (Value::String(text), _) => text.is_empty() && !matches!(shape, Shape::Quantity | Shape::IntOrString | Shape::Time),
         _ => false,
     }
 }
@@ -484,7 +469,7 @@ mod tests {
 
     fn decode(kind: &str, value: Value) -> (Value, Notes) {
         let schema = builtin(kind).expect("a type");
-        decode_json(value.to_string().as_bytes(), &schema).expect("decodes")
+        super::decode(parse_json(value.to_string().as_bytes()).expect("JSON"), &schema).expect("decodes")
     }
 
     #[test]
@@ -537,7 +522,7 @@ mod tests {
     fn unknown_and_duplicate_fields_are_noted_with_their_path() {
         let schema = builtin("io.k8s.api.core.v1.Pod").expect("Pod");
         let text = br#"{"metadata":{"name":"a","name":"b"},"spec":{"containers":[{"name":"c","foo":1}],"Containers":[]}}"#;
-        let (value, notes) = decode_json(text, &schema).expect("decodes");
+        let (value, notes) = super::decode(parse_json(text).expect("JSON"), &schema).expect("decodes");
         assert_eq!(value["metadata"]["name"], "b");
         let all: Vec<&str> = notes.all().map(String::as_str).collect();
         assert_eq!(all, ["duplicate field \"metadata.name\"", "unknown field \"spec.Containers\"", "unknown field \"spec.containers[0].foo\""]);
@@ -587,7 +572,7 @@ mod tests {
     fn yaml_reads_as_the_same_json() {
         let yaml = b"apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: a\ndata:\n  x: \"1\"\n  y: |\n    two\n    lines\n";
         let schema = builtin("io.k8s.api.core.v1.ConfigMap").expect("ConfigMap");
-        let (value, _) = decode_yaml(yaml, &schema).expect("decodes");
+        let (value, _) = super::decode(parse_yaml(yaml).expect("YAML"), &schema).expect("decodes");
         assert_eq!(value["data"], json!({"x": "1", "y": "two\nlines\n"}));
     }
 }

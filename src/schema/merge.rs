@@ -13,13 +13,9 @@ const DELETE_PRIMITIVES: &str = "$deleteFromPrimitiveList/";
 /// Applies a strategic merge patch. 400 for a patch that no object could take, with upstream's text.
 pub fn strategic(document: &mut Value, patch: Value, schema: &Schema) -> Result<()> {
     let (Value::Object(document), Value::Object(patch)) = (document, patch) else {
-        return Err(refuse("cannot unmarshal: the patch must be an object"));
+        return Err(Status::bad_request("cannot unmarshal: the patch must be an object"));
     };
     merge_map(document, patch, Some(schema))
-}
-
-fn refuse(why: impl Into<String>) -> Status {
-    Status::bad_request(why)
 }
 
 /// What the schema says of one field.
@@ -55,7 +51,7 @@ fn merge_map(document: &mut Object, mut patch: Object, schema: Option<&Schema>) 
             document.clear();
             return Ok(());
         }
-        Some(other) => return Err(refuse(format!("unknown patch type: {}", other.unwrap_or("the directive must be a string")))),
+        Some(other) => return Err(Status::bad_request(format!("unknown patch type: {}", other.unwrap_or("the directive must be a string")))),
     }
     retain_keys(document, &mut patch)?;
     let orders: Vec<String> = patch.keys().filter(|it| it.starts_with(SET_ORDER)).cloned().collect();
@@ -74,10 +70,10 @@ fn merge_map(document: &mut Object, mut patch: Object, schema: Option<&Schema>) 
 /// `$retainKeys`: of a union only the named fields stay.
 fn retain_keys(document: &mut Object, patch: &mut Object) -> Result<()> {
     let Some(keep) = patch.remove(RETAIN_KEYS) else { return Ok(()) };
-    let Value::Array(keep) = keep else { return Err(refuse("invalid patch format of retainKeys")) };
+    let Value::Array(keep) = keep else { return Err(Status::bad_request("invalid patch format of retainKeys")) };
     let is_kept = |name: &str| keep.iter().any(|it| it == name);
     if patch.iter().any(|(name, value)| !value.is_null() && !name.starts_with('$') && !is_kept(name)) {
-        return Err(refuse("invalid patch format of retainKeys"));
+        return Err(Status::bad_request("invalid patch format of retainKeys"));
     }
     document.retain(|name, _| is_kept(name));
     Ok(())
@@ -87,7 +83,7 @@ fn retain_keys(document: &mut Object, patch: &mut Object) -> Result<()> {
 fn ordered_list(document: &mut Object, patch: &mut Object, directive: &str, schema: Option<&Schema>) -> Result<()> {
     let field = &directive[SET_ORDER.len()..];
     let Some(Value::Array(order)) = patch.remove(directive) else {
-        return Err(refuse(format!("invalid patch format of setElementOrder: {directive} must be a list")));
+        return Err(Status::bad_request(format!("invalid patch format of setElementOrder: {directive} must be a list")));
     };
     let how = How::of(schema, field);
     let old = items(document.get(field));
@@ -159,7 +155,7 @@ fn merge_list(old: Vec<Value>, patch: Vec<Value>, how: &How<'_>) -> Result<Vec<V
 fn merge_objects(old: Vec<Value>, patch: Vec<Value>, how: &How<'_>) -> Result<Vec<Value>> {
     let key = how.key();
     let id = |value: &Value| {
-        let missing = || refuse(format!("map: {value} does not contain declared merge key: {key}"));
+        let missing = || Status::bad_request(format!("map: {value} does not contain declared merge key: {key}"));
         value.get(key).cloned().ok_or_else(missing)
     };
     let (mut merged, mut changes, mut replaces) = (old, Vec::new(), false);
@@ -171,7 +167,7 @@ fn merge_objects(old: Vec<Value>, patch: Vec<Value>, how: &How<'_>) -> Result<Ve
                 let gone = id(&value)?;
                 merged.retain(|it| it.get(key) != Some(&gone));
             }
-            Some(other) => return Err(refuse(format!("unknown patch type: {other}"))),
+            Some(other) => return Err(Status::bad_request(format!("unknown patch type: {other}"))),
         }
     }
     if replaces {

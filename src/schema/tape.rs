@@ -2,7 +2,7 @@
 //!
 //! For texts that this program wrote: what is not JSON may pass as something, or is an error, and is never a panic.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, str::FromStr};
 
 use crate::meta::{Result, Status};
 
@@ -112,15 +112,8 @@ impl<'a> Json<'a> {
         self.first() == b'['
     }
 
-    pub fn as_bool(&self) -> Option<bool> {
-        self.text().parse().ok()
-    }
-
-    pub fn as_i64(&self) -> Option<i64> {
-        self.text().parse().ok()
-    }
-
-    pub fn as_f64(&self) -> Option<f64> {
+    /// A boolean or a number.
+    pub fn parse<T: FromStr>(&self) -> Option<T> {
         self.text().parse().ok()
     }
 

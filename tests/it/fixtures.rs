@@ -36,8 +36,8 @@ pub fn schema_of(stem: &str) -> Option<SchemaRef> {
 /// What is wrong with one form of one fixture.
 fn mismatch(form: &str, bytes: &[u8], expected: &Value, schema: &SchemaRef) -> Option<String> {
     let read = match form {
-        "json" => codec::decode_json(bytes, schema).map(|it| it.0),
-        "yaml" => codec::decode_yaml(bytes, schema).map(|it| it.0),
+        "json" => codec::parse_json(bytes).and_then(|it| codec::decode(it, schema)).map(|it| it.0),
+        "yaml" => codec::parse_yaml(bytes).and_then(|it| codec::decode(it, schema)).map(|it| it.0),
         _ => protobuf::decode(bytes, schema),
     };
     match read {

@@ -201,8 +201,8 @@ fn feed(base: &Base, dice: &mut Dice) {
     let mut object = base.object.clone();
     let _ = merge::strategic(&mut object, broken(&value, dice), schema);
     let text = torn(value.to_string().as_bytes(), dice);
-    let _ = codec::decode_json(&text, schema);
-    let _ = codec::decode_yaml(&text[..text.len().min(600)], schema);
+    let _ = codec::parse_json(&text).and_then(|it| codec::decode(it, schema));
+    let _ = codec::parse_yaml(&text[..text.len().min(600)]).and_then(|it| codec::decode(it, schema));
     const SELECTORS: [&str; 6] = ["a=b,c!=d", "a in (b,c),!d", "a notin (b)", "metadata.name=x,spec.nodeName!=y", "a>5,b<3", "a exists"];
     let text = String::from_utf8_lossy(&torn(SELECTORS[dice.below(SELECTORS.len())].as_bytes(), dice)).into_owned();
     let _ = (LabelSelector::parse(&text), FieldSelector::parse(&text));

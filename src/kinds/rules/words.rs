@@ -22,7 +22,7 @@ const WORDS: &[(&str, Run)] = &[
     ("unsupported", |site, test, errors| errors.push(FieldError::not_supported(site.path(), site.value.clone(), &test.argument.split(',').collect::<Vec<_>>()))),
     ("notfound", |site, test, errors| errors.push(FieldError { detail: site.say(test), ..FieldError::not_found(site.path(), site.value.clone()) })),
     ("duplicate", |site, test, errors| errors.push(FieldError { detail: site.say(test), ..FieldError::duplicate(site.path(), site.value.clone()) })),
-    ("untold", |site, test, errors| errors.push(FieldError::invalid_untold(site.path(), site.say(test)))),
+    ("untold", |site, test, errors| errors.push(FieldError::invalid(site.path(), Value::Null, site.say(test)).untold())),
     ("bare", |site, test, errors| errors.push(FieldError::invalid(site.path(), Value::Null, site.say(test)))),
     ("oneof", |site, test, errors| {
         let words: Vec<&str> = test.argument.split(',').collect();

@@ -7,7 +7,7 @@ mod set;
 
 use serde_json::json;
 
-use self::set::{Node, Set, key, parts};
+use self::set::{Node, Set, parts};
 use super::{ListTopology, Schema, Shape, codec};
 use crate::meta::{Map, Meta, Result, Status, Value};
 
@@ -40,49 +40,42 @@ const NEVER_OWNED: &[&[&str]] = &[
     &["metadata", "resourceVersion"],
 ];
 
-/// One entry of `managedFields`.
+/// One entry of `managedFields`: the fields, and all else that it says.
 #[derive(Clone, Debug, PartialEq)]
 struct Entry {
-    manager: String,
-    operation: String,
-    api_version: String,
-    subresource: String,
-    time: String,
+    about: Value,
     fields: Set,
 }
 
 impl Entry {
     fn new(manager: &Manager<'_>, operation: &str) -> Self {
-        let of = [manager.name, operation, manager.api_version, manager.subresource, manager.now];
-        Self::of(of, Set::default())
-    }
-
-    fn of(texts: [&str; 5], fields: Set) -> Self {
-        let [manager, operation, api_version, subresource, time] = texts.map(str::to_owned);
-        Self { manager, operation, api_version, subresource, time, fields }
+        let mut about = json!({"manager": manager.name, "operation": operation, "apiVersion": manager.api_version, "time": manager.now, "fieldsType": "FieldsV1"});
+        if !manager.subresource.is_empty() {
+            about["subresource"] = manager.subresource.into();
+        }
+        Self { about, fields: Set::default() }
     }
 
     fn read(entry: &Value) -> Option<Self> {
         let is_known = matches!(entry.text("operation"), "Apply" | "Update") && entry.text("fieldsType") == "FieldsV1";
-        let texts = ["manager", "operation", "apiVersion", "subresource", "time"].map(|it| entry.text(it));
-        is_known.then(|| Self::of(texts, entry.get("fieldsV1").map(Set::from_value).unwrap_or_default()))
+        let about = entry.as_object()?.iter().filter(|it| it.0 != "fieldsV1").map(|(name, value)| (name.clone(), value.clone()));
+        is_known.then(|| Self { about: about.collect(), fields: entry.get("fieldsV1").map(Set::from_value).unwrap_or_default() })
     }
 
     fn to_value(&self) -> Value {
-        let mut entry = json!({
-            "manager": self.manager, "operation": self.operation, "apiVersion": self.api_version,
-            "time": self.time, "fieldsType": "FieldsV1", "fieldsV1": self.fields.to_value(),
-        });
-        if !self.subresource.is_empty() {
-            entry["subresource"] = self.subresource.as_str().into();
-        }
+        let mut entry = self.about.clone();
+        entry["fieldsV1"] = self.fields.to_value();
         entry
     }
 
+    fn text(&self, field: &str) -> &str {
+        self.about.text(field)
+    }
+
     fn is(&self, manager: &Manager<'_>, operation: &str) -> bool {
-        let is_same = self.manager == manager.name && self.operation == operation && self.subresource == manager.subresource;
+        let is_same = self.text("manager") == manager.name && self.text("operation") == operation && self.text("subresource") == manager.subresource;
         // A manager that applies in another version replaces what it applied before.
-        is_same && (operation == "Apply" || self.api_version == manager.api_version)
+        is_same && (operation == "Apply" || self.text("apiVersion") == manager.api_version)
     }
 }
 
@@ -99,7 +92,7 @@ impl Managers {
     fn write(mut self, object: &mut Value) {
         self.0.retain(|it| !it.fields.is_empty());
         self.cap();
-        let order = |it: &Entry| (it.operation.clone(), it.time.clone(), it.manager.clone(), it.api_version.clone());
+        let order = |it: &Entry| ["operation", "time", "manager", "apiVersion"].map(|field| it.text(field).to_owned());
         self.0.sort_by_key(order);
         match self.0.is_empty() {
             true => object.remove_metadata("managedFields"),
@@ -109,19 +102,17 @@ impl Managers {
 
     /// The oldest managers by update become one.
     fn cap(&mut self) {
-        let mut updates: Vec<usize> = (0..self.0.len()).filter(|at| self.0[*at].operation == "Update" && self.0[*at].subresource.is_empty()).collect();
-        updates.sort_by_key(|at| self.0[*at].time.clone());
+        let mut updates: Vec<usize> = (0..self.0.len()).filter(|at| self.0[*at].text("operation") == "Update" && self.0[*at].text("subresource").is_empty()).collect();
+        updates.sort_by_key(|at| self.0[*at].text("time").to_owned());
         let Some(surplus) = updates.len().checked_sub(UPDATE_MANAGERS_MAX).filter(|it| *it > 0) else { return };
         let mut oldest: Vec<usize> = updates[..=surplus].to_vec();
         oldest.sort_unstable();
         let mut ancient: Option<Entry> = None;
         for at in oldest.into_iter().rev() {
             let entry = self.0.remove(at);
-            match &mut ancient {
-                None => ancient = Some(Entry { manager: ANCIENT.to_owned(), ..entry }),
-                Some(all) => all.fields.union(&entry.fields),
-            }
+            ancient.get_or_insert_with(|| entry.clone()).fields.union(&entry.fields);
         }
+        ancient.iter_mut().for_each(|it| it.about["manager"] = ANCIENT.into());
         self.0.extend(ancient);
     }
 
@@ -154,10 +145,8 @@ impl Comparison {
     /// `reset` are paths that the write may not reach, so that nobody gains or loses them.
     fn of(old: &Value, new: &Value, schema: &Schema, reset: &[&[&str]]) -> Self {
         let mut comparison = compare(Some(old), Some(new), &Node::root(schema));
-        for path in NEVER_OWNED.iter().chain(reset) {
-            comparison.changed.remove_below(&Set::of_path(path));
-            comparison.removed.remove_below(&Set::of_path(path));
-        }
+        free(&mut comparison.changed, reset);
+        free(&mut comparison.removed, reset);
         comparison
     }
 
@@ -172,6 +161,11 @@ impl Comparison {
     }
 }
 
+/// Takes out what nobody owns, and what this write may not reach.
+fn free(fields: &mut Set, reset: &[&[&str]]) {
+    NEVER_OWNED.iter().chain(reset).for_each(|it| fields.remove_path(it));
+}
+
 fn compare(old: Option<&Value>, new: Option<&Value>, node: &Node<'_>) -> Comparison {
     let mut comparison = Comparison::default();
     if old == new {
@@ -181,13 +175,12 @@ fn compare(old: Option<&Value>, new: Option<&Value>, node: &Node<'_>) -> Compari
     let is_leaf = old_parts.is_empty() && new_parts.is_empty();
     comparison.changed.is_member = new.is_some() && (old.is_none() || is_leaf);
     comparison.removed.is_member = new.is_none();
-    let find = |list: &'_ [(String, set::Part<'_, '_>)], name: &str| list.iter().position(|(it, _)| it == name);
-    for (name, part) in &new_parts {
-        let before = find(&old_parts, name).map(|at| old_parts[at].1.value);
-        comparison.add(name, before, Some(part.value), &part.node);
+    for part in &new_parts {
+        let before = old_parts.iter().find(|it| it.name == part.name).map(|it| it.value);
+        comparison.add(&part.name, before, Some(part.value), &part.node);
     }
-    for (name, part) in old_parts.iter().filter(|(name, _)| find(&new_parts, name).is_none()) {
-        comparison.add(name, Some(part.value), None, &part.node);
+    for part in old_parts.iter().filter(|old| !new_parts.iter().any(|it| it.name == old.name)) {
+        comparison.add(&part.name, Some(part.value), None, &part.node);
     }
     comparison
 }
@@ -213,7 +206,7 @@ pub fn update(old: &Value, new: &mut Value, schema: &Schema, manager: &Manager<'
     entry.fields.union(&comparison.changed);
     entry.fields.remove(&comparison.removed);
     if entry.fields != before {
-        entry.time = manager.now.to_owned();
+        entry.about["time"] = manager.now.into();
     }
     managers.write(new);
 }
@@ -242,28 +235,22 @@ pub fn apply(live: &Value, applied: &Value, schema: &Schema, manager: &Manager<'
     if !live.is_null() && managers.0.is_empty() {
         // What nobody is known to have set was there before the first apply (`skipnonapplied.go`).
         let fields = Comparison::of(&nothing(schema), live, schema, reset).changed;
-        managers.0.push(Entry { manager: "before-first-apply".to_owned(), fields, ..Entry::new(manager, "Update") });
+        managers.0.push(Entry { fields, ..Entry::new(&Manager { name: "before-first-apply", ..manager.clone() }, "Update") });
     }
     let mut wanted = Set::of_applied(applied, schema);
-    for path in NEVER_OWNED.iter().chain(reset) {
-        wanted.remove_below(&Set::of_path(path));
-    }
+    free(&mut wanted, reset);
     let mut merged = match live.is_null() {
         true => applied.clone(),
         false => merge(live, applied, &Node::root(schema)),
     };
-    let others = managers.others(manager, "Apply");
+    let mut kept = managers.others(manager, "Apply");
     let entry = managers.entry(manager, "Apply");
     let mut gone = entry.fields.clone();
     gone.remove(&wanted);
-    let mut kept = others;
     kept.union(&wanted);
     prune(&mut merged, &gone, &kept, &Node::root(schema));
-    let is_changed = entry.fields != wanted || entry.api_version != manager.api_version;
-    if is_changed {
-        entry.fields = wanted;
-        entry.api_version = manager.api_version.to_owned();
-        entry.time = manager.now.to_owned();
+    if entry.fields != wanted || entry.text("apiVersion") != manager.api_version {
+        *entry = Entry { fields: wanted, ..Entry::new(manager, "Apply") };
     }
     let comparison = Comparison::of(if live.is_null() { &merged } else { live }, &merged, schema, reset);
     settle(&mut managers, &comparison, manager, is_forced)?;
@@ -290,9 +277,9 @@ fn settle(managers: &mut Managers, comparison: &Comparison, manager: &Manager<'_
 /// `"kubectl" with subresource "status" using apps/v1`; one that applied is named alone (`BuildManagerIdentifier` keeps neither its version
 /// nor anybody's time).
 fn owner(entry: &Entry) -> String {
-    let part = if entry.subresource.is_empty() { String::new() } else { format!(" with subresource {:?}", entry.subresource) };
-    let version = if entry.operation == "Update" { format!(" using {}", entry.api_version) } else { String::new() };
-    format!("{:?}{part}{version}", entry.manager)
+    let part = if entry.text("subresource").is_empty() { String::new() } else { format!(" with subresource {:?}", entry.text("subresource")) };
+    let version = if entry.text("operation") == "Update" { format!(" using {}", entry.text("apiVersion")) } else { String::new() };
+    format!("{:?}{part}{version}", entry.text("manager"))
 }
 
 /// Source: managedfields `internal/conflict.go`.
@@ -315,14 +302,12 @@ fn conflict(mut conflicts: Vec<(String, String)>) -> Status {
 
 /// `applied` over `live`: granular parts one by one, the rest as a whole.
 fn merge(live: &Value, applied: &Value, node: &Node<'_>) -> Value {
-    if node.is_atomic {
-        return applied.clone();
-    }
-    match (live, applied) {
-        (Value::Object(live), Value::Object(_)) if is_granular_map(node) => {
+    match (&node.schema.shape, live, applied) {
+        _ if node.is_atomic => applied.clone(),
+        (Shape::Object(_) | Shape::Map { .. } | Shape::Any, Value::Object(live), Value::Object(_)) => {
             let mut merged = live.clone();
-            for (name, part) in parts(applied, node) {
-                let name = name[2..].to_owned();
+            for part in parts(applied, node) {
+                let name = part.name[2..].to_owned();
                 let value = match live.get(&name) {
                     Some(before) => merge(before, part.value, &part.node),
                     None => part.value.clone(),
@@ -331,11 +316,20 @@ fn merge(live: &Value, applied: &Value, node: &Node<'_>) -> Value {
             }
             Value::Object(merged)
         }
-        (Value::Array(live_items), Value::Array(items)) => match &node.schema.shape {
-            Shape::List { items: schema, topology: ListTopology::Map(keys) } => merge_items(live_items, items, |it| key(it, keys, schema), |live, applied| merge(live, applied, &Node { schema, is_atomic: false, is_item: true })),
-            Shape::List { topology: ListTopology::Set, .. } => merge_items(live_items, items, Value::to_string, |_, applied| applied.clone()),
-            _ => applied.clone(),
-        },
+        // Items that both have are merged in their place; new ones come behind.
+        (Shape::List { topology: ListTopology::Set | ListTopology::Map(_), .. }, Value::Array(list), Value::Array(_)) => {
+            let mut merged = list.clone();
+            let mut names: Vec<String> = parts(live, node).into_iter().map(|it| it.name).collect();
+            for part in parts(applied, node) {
+                if let Some(at) = names.iter().position(|it| *it == part.name) {
+                    merged[at] = merge(&merged[at], part.value, &part.node);
+                } else {
+                    merged.push(part.value.clone());
+                    names.push(part.name);
+                }
+            }
+            merged.into()
+        }
         _ => applied.clone(),
     }
 }
@@ -352,31 +346,15 @@ fn find_atomics(value: &Value, node: &Node<'_>, path: &str, found: &mut Vec<Stri
     if node.is_atomic && (value.is_object() || value.is_array()) {
         found.push(path.to_owned());
     }
-    for (at, (name, part)) in parts(value, node).into_iter().enumerate() {
-        let step = if value.is_array() { format!("[{at}]") } else { format!(".{}", &name[2..]) };
+    for (at, part) in parts(value, node).into_iter().enumerate() {
+        let step = if value.is_array() { format!("[{at}]") } else { format!(".{}", &part.name[2..]) };
         find_atomics(part.value, &part.node, &format!("{path}{step}"), found);
     }
 }
 
-fn is_granular_map(node: &Node<'_>) -> bool {
-    matches!(node.schema.shape, Shape::Object(_) | Shape::Map { .. } | Shape::Any)
-}
-
-/// Items that both have are merged in their place; new ones come behind.
-fn merge_items(live: &[Value], applied: &[Value], id: impl Fn(&Value) -> String, merge: impl Fn(&Value, &Value) -> Value) -> Value {
-    let mut merged = live.to_vec();
-    for item in applied {
-        match merged.iter_mut().find(|it| id(it) == id(item)) {
-            Some(existing) => *existing = merge(existing, item),
-            None => merged.push(item.clone()),
-        }
-    }
-    merged.into()
-}
-
 /// Removes what is `gone` and not `kept` by anyone.
 fn prune(value: &mut Value, gone: &Set, kept: &Set, node: &Node<'_>) {
-    let places: Vec<(String, Node<'_>)> = parts(value, node).into_iter().map(|(name, part)| (name, part.node)).collect();
+    let places: Vec<(String, Node<'_>)> = parts(value, node).into_iter().map(|it| (it.name, it.node)).collect();
     let mut places = places.into_iter();
     let mut stays = |part: &mut Value| {
         let Some((name, node)) = places.next() else { return true };

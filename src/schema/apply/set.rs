@@ -16,10 +16,6 @@ pub struct Set {
 }
 
 impl Set {
-    fn member() -> Self {
-        Self { is_member: true, ..Self::default() }
-    }
-
     pub fn is_empty(&self) -> bool {
         !self.is_member && self.children.is_empty()
     }
@@ -59,22 +55,23 @@ impl Set {
     /// Takes the members of `other` away.
     pub fn remove(&mut self, other: &Self) {
         self.is_member &= !other.is_member;
-        self.each_below(other, &|own, other| own.remove(other));
+        other.children.iter().for_each(|(name, child)| self.change(name, |own| own.remove(child)));
     }
 
-    /// Takes everything below the paths of `other` away.
-    pub fn remove_below(&mut self, other: &Self) {
-        self.each_below(other, &|own, other| if other.children.is_empty() { *own = Self::default() } else { own.remove_below(other) });
+    /// Takes everything at and below a path of field names away.
+    pub fn remove_path(&mut self, path: &[&str]) {
+        match path {
+            [] => *self = Self::default(),
+            [first, rest @ ..] => self.change(&format!("f:{first}"), |own| own.remove_path(rest)),
+        }
     }
 
-    /// Changes the children that both have; what becomes empty goes.
-    fn each_below(&mut self, other: &Self, change: &dyn Fn(&mut Self, &Self)) {
-        for (name, child) in &other.children {
-            let Some(own) = self.children.get_mut(name) else { continue };
-            change(own, child);
-            if own.is_empty() {
-                self.children.remove(name);
-            }
+    /// Changes what is below a path element; when that becomes empty it goes.
+    fn change(&mut self, name: &str, change: impl FnOnce(&mut Self)) {
+        let Some(own) = self.children.get_mut(name) else { return };
+        change(own);
+        if own.is_empty() {
+            self.children.remove(name);
         }
     }
 
@@ -101,24 +98,19 @@ impl Set {
         places.iter().for_each(|(place, child)| child.collect(place, paths));
     }
 
-    /// A set with the one path of these field names.
-    pub fn of_path(path: &[&str]) -> Self {
-        match path.split_first() {
-            None => Self::member(),
-            Some((first, rest)) => Self { is_member: false, children: BTreeMap::from([(format!("f:{first}"), Self::of_path(rest))]) },
-        }
-    }
-
     /// All that `value` sets, as its manager applied it.
     pub fn of_applied(value: &Value, schema: &Schema) -> Self {
-        let mut set = Self::default();
-        set.add_applied(parts(value, &Node::root(schema)));
-        set
+        Self { is_member: false, ..Self::owned(value, &Node::root(schema)) }
     }
 
-    fn add_applied(&mut self, parts: Vec<(String, Part<'_, '_>)>) {
-        let owned = parts.into_iter().map(|(name, child)| (name, applied(&child))).filter(|it| !it.1.is_empty());
-        self.children.extend(owned);
+    fn owned(value: &Value, node: &Node<'_>) -> Self {
+        let below = parts(value, node);
+        // A list without items, where items are owned one by one, is nobody's.
+        let is_nothing = !node.is_atomic && matches!(node.schema.shape, Shape::List { .. }) && value.as_array().is_some_and(Vec::is_empty);
+        // Items of lists are members themselves; other containers only when nothing is in them.
+        let is_member = node.is_item || (below.is_empty() && !is_nothing);
+        let children = below.into_iter().map(|it| (it.name, Self::owned(it.value, &it.node))).filter(|it| !it.1.is_empty()).collect();
+        Self { is_member, children }
     }
 }
 
@@ -132,15 +124,6 @@ fn element_text(element: &str) -> String {
     let keys: Value = element.strip_prefix("k:").and_then(|it| serde_json::from_str(it).ok()).unwrap_or_default();
     let texts: Vec<String> = keys.as_object().into_iter().flatten().map(|(name, value)| format!("{name}={value}")).collect();
     format!("[{}]", texts.join(","))
-}
-
-fn applied(part: &Part<'_, '_>) -> Set {
-    let below = parts(part.value, &part.node);
-    // Items of lists are members themselves; other containers only when nothing is in them.
-    let is_member = part.node.is_item || (below.is_empty() && !part.is_nothing());
-    let mut set = Set { is_member, ..Set::default() };
-    set.add_applied(below);
-    set
 }
 
 /// A place in an object: its schema, and whether it is owned as a whole.
@@ -177,45 +160,33 @@ fn is_atomic(schema: &Schema) -> bool {
 
 /// A part of a value under its path element.
 pub struct Part<'v, 's> {
+    pub name: String,
     pub value: &'v Value,
     pub node: Node<'s>,
 }
 
-impl Part<'_, '_> {
-    /// A list without items, where items are owned one by one: it is nobody's.
-    fn is_nothing(&self) -> bool {
-        !self.node.is_atomic && matches!(self.node.schema.shape, Shape::List { .. }) && self.value.as_array().is_some_and(Vec::is_empty)
-    }
-}
-
 /// The parts of a value that are owned one by one; none of a leaf or an atomic value.
-pub fn parts<'v, 's>(value: &'v Value, node: &Node<'s>) -> Vec<(String, Part<'v, 's>)> {
+pub fn parts<'v, 's>(value: &'v Value, node: &Node<'s>) -> Vec<Part<'v, 's>> {
     static ANY: std::sync::LazyLock<Schema> = std::sync::LazyLock::new(Schema::default);
-    if node.is_atomic {
-        return Vec::new();
-    }
-    let named = |name: &str, value: &'v Value, node: Node<'s>| (format!("f:{name}"), Part { value, node });
+    let of_map = |map: &'v Map<String, Value>, node: &dyn Fn(&str) -> Node<'s>| {
+        map.iter().map(|(name, value)| Part { name: format!("f:{name}"), value, node: node(name) }).collect()
+    };
+    let of_list = |list: &'v [Value], items: &'s Schema, name: &dyn Fn(&Value) -> String| {
+        list.iter().map(|value| Part { name: name(value), value, node: Node::of(items, true) }).collect()
+    };
     match (&node.schema.shape, value) {
-        (Shape::Object(shape), Value::Object(map)) => map
-            .iter()
-            .map(|(name, value)| {
-                named(name, value, shape.field(name).map_or_else(|| Node::of(&ANY, false), Node::field))
-            })
-            .collect(),
-        (Shape::Map { values, .. }, Value::Object(map)) => map.iter().map(|(name, value)| named(name, value, Node::of(values, false))).collect(),
-        (Shape::Any, Value::Object(map)) => map.iter().map(|(name, value)| named(name, value, Node::of(&ANY, false))).collect(),
-        (Shape::List { items, topology: ListTopology::Set }, Value::Array(list)) => {
-            list.iter().map(|value| (format!("v:{value}"), Part { value, node: Node::of(items, true) })).collect()
-        }
-        (Shape::List { items, topology: ListTopology::Map(keys) }, Value::Array(list)) => {
-            list.iter().map(|value| (key(value, keys, items), Part { value, node: Node::of(items, true) })).collect()
-        }
+        _ if node.is_atomic => Vec::new(),
+        (Shape::Object(shape), Value::Object(map)) => of_map(map, &|name| shape.field(name).map_or_else(|| Node::of(&ANY, false), Node::field)),
+        (Shape::Map { values, .. }, Value::Object(map)) => of_map(map, &|_| Node::of(values, false)),
+        (Shape::Any, Value::Object(map)) => of_map(map, &|_| Node::of(&ANY, false)),
+        (Shape::List { items, topology: ListTopology::Set }, Value::Array(list)) => of_list(list, items, &|it| format!("v:{it}")),
+        (Shape::List { items, topology: ListTopology::Map(keys) }, Value::Array(list)) => of_list(list, items, &|it| key(it, keys, items)),
         _ => Vec::new(),
     }
 }
 
 /// `k:{...}` of an item: the values of its keys, the declared default where one is absent.
-pub fn key(item: &Value, keys: &[String], items: &Schema) -> String {
+fn key(item: &Value, keys: &[String], items: &Schema) -> String {
     let value = |name: &String| {
         let declared = || items.field(name)?.default.as_deref().cloned();
         Some((name.clone(), item.get(name).cloned().or_else(declared)?))

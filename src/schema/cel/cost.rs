@@ -410,22 +410,12 @@ fn number(call: &Call, at: usize) -> Option<i64> {
 
 /// How long a text can be after a replacement.
 fn replaced(text: Range, old: Range, new: Range) -> Range {
-    let (mut count, mut kept) = (Range::ZERO, Range::ZERO);
-    if old.min == 0 {
-        count.max = text.max.saturating_add(1);
-        kept.max = text.max;
-    } else if new.max <= old.min {
-        kept.max = text.max;
-    } else {
-        count.max = (text.max as f64 / old.min as f64).ceil() as u64;
-    }
-    if old.max == 0 {
-        count.min = text.min.saturating_add(1);
-        kept.min = text.min;
-    } else if old.max <= new.min {
-        kept.min = text.min;
-    } else {
-        count.min = (text.min as f64 / old.max as f64).ceil() as u64;
-    }
-    count.times(new).plus(kept)
+    // How often something is put in, and how much stays as it is, at one end of the range.
+    let end = |text: u64, old: u64, is_kept: bool| match old {
+        0 => (text.saturating_add(1), text),
+        _ if is_kept => (0, text),
+        _ => ((text as f64 / old as f64).ceil() as u64, 0),
+    };
+    let (least, most) = (end(text.min, old.max, old.max <= new.min), end(text.max, old.min, new.max <= old.min));
+    Range { min: least.0, max: most.0 }.times(new).plus(Range { min: least.1, max: most.1 })
 }

@@ -120,24 +120,20 @@ fn clause_text(clause: char, precision: Option<usize>, value: &Val<'_>) -> Resul
     Ok(match (clause, value) {
         ('X', _) => clause_text('x', precision, value)?.to_ascii_uppercase(),
         ('s', _) => shown(value, false)?,
-        ('d', Val::Int(it)) => it.to_string(),
-        ('d', Val::Uint(it)) => it.to_string(),
+        ('d', _) => value.whole().ok_or_else(refuse)?.to_string(),
         ('f', _) => fixed(double(value).ok_or_else(refuse)?, digits),
         ('e', _) => scientific(double(value).ok_or_else(refuse)?, digits),
-        ('b', Val::Int(it)) => signed(*it, |it| format!("{it:b}")),
-        ('b', Val::Uint(it)) => format!("{it:b}"),
         ('b', Val::Bool(it)) => u8::from(*it).to_string(),
-        ('o', Val::Int(it)) => signed(*it, |it| format!("{it:o}")),
-        ('o', Val::Uint(it)) => format!("{it:o}"),
-        ('x', Val::Int(it)) => signed(*it, |it| format!("{it:x}")),
-        ('x', Val::Uint(it)) => format!("{it:x}"),
         ('x', Val::String(it)) => hex(it.as_bytes()),
         ('x', Val::Bytes(it)) => hex(it),
+        ('b', _) => signed(value.whole().ok_or_else(refuse)?, |it| format!("{it:b}")),
+        ('o', _) => signed(value.whole().ok_or_else(refuse)?, |it| format!("{it:o}")),
+        ('x', _) => signed(value.whole().ok_or_else(refuse)?, |it| format!("{it:x}")),
         _ => return Err(refuse()),
     })
 }
 
-fn signed(it: i64, make: fn(u64) -> String) -> String {
+fn signed(it: i128, make: fn(u128) -> String) -> String {
     format!("{}{}", if it < 0 { "-" } else { "" }, make(it.unsigned_abs()))
 }
 

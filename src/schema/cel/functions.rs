@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     authorizer, kube, lists, strings, time,
-    types::{Type, split},
+    types::Type,
     value::{Eval, Key, List, Map, Val, fail, no_overload, or_fail},
 };
 
@@ -72,7 +72,7 @@ fn read(source: &'static str) -> HashMap<&'static str, Function> {
 fn read_overload(line: &'static str) -> Option<Overload> {
     let (id, signature) = line.split_once(' ')?;
     let (args, result) = signature.trim_start_matches('.').split_once(": ")?;
-    let args = split(args).into_iter().map(Type::parse).collect();
+    let args = args.split(", ").filter(|it| !it.is_empty()).map(Type::parse).collect();
     Some(Overload { id, is_member: signature.starts_with('.'), args, result: Type::parse(result) })
 }
 

@@ -57,15 +57,17 @@ impl Type {
         Self::Of("type", vec![of])
     }
 
-    /// Reads `list(map(string, A))`, as the table of overloads writes it; what is no type's name is a variable.
+    /// Reads `list(map(string,A))`, as the table of overloads writes it; what is no type's name is a variable.
     pub fn parse(text: &str) -> Self {
         let (name, of) = text.strip_suffix(')').and_then(|it| it.split_once('(')).unwrap_or((text, ""));
         match name {
             "duration" => Self::DURATION,
             "timestamp" => Self::TIMESTAMP,
-            name => match NAMES.iter().find(|it| it.0 == name) {
-                Some((name, _)) => Self::Of(name, split(of).into_iter().map(Self::parse).collect()),
-                None => Self::Param(name.to_owned()),
+            name => match (NAMES.iter().find(|it| it.0 == name), of.split_once(',')) {
+                (Some((name @ "map", _)), Some((key, value))) => Self::Of(name, vec![Self::parse(key), Self::parse(value)]),
+                (Some((name, 0)), _) => Self::simple(name),
+                (Some((name, _)), _) => Self::Of(name, vec![Self::parse(of)]),
+                (None, _) => Self::Param(name.to_owned()),
             },
         }
     }
@@ -157,25 +159,6 @@ impl fmt::Display for Type {
         let params: Vec<String> = self.params().iter().map(ToString::to_string).collect();
         if params.is_empty() { Ok(()) } else { write!(f, "({})", params.join(", ")) }
     }
-}
-
-/// The parts between commas that stand in no brackets.
-pub fn split(text: &str) -> Vec<&str> {
-    let (mut parts, mut depth, mut start) = (Vec::new(), 0, 0);
-    for (at, letter) in text.char_indices() {
-        match letter {
-            '(' => depth += 1,
-            ')' => depth -= 1,
-            ',' if depth == 0 => {
-                parts.push(text[start..at].trim());
-                start = at + 1;
-            }
-            _ => (),
-        }
-    }
-    parts.push(text[start..].trim());
-    parts.retain(|it| !it.is_empty());
-    parts
 }
 
 /// What type variables stand for, as far as the checker has found out.

@@ -5,7 +5,7 @@ use std::{borrow::Cow, cmp::Ordering, collections::BTreeMap, sync::Arc};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 
-use super::{authorizer::Check, decl, kube::Kube};
+use super::{authorizer::Check, decl, functions::string_of, kube::Kube};
 use crate::meta::{Meta, Value};
 
 #[derive(Clone, Debug)]
@@ -219,11 +219,7 @@ impl<'a> Val<'a> {
     /// A value as `%v` shows it in messages.
     pub fn shown(&self) -> String {
         match self {
-            Self::String(it) => it.to_string(),
-            Self::Int(it) => it.to_string(),
-            Self::Uint(it) => it.to_string(),
-            Self::Bool(it) => it.to_string(),
-            Self::Double(it) => it.to_string(),
+            Self::String(_) | Self::Int(_) | Self::Uint(_) | Self::Bool(_) | Self::Double(_) => string_of(self).unwrap_or_default(),
             other => other.to_json().map_or_else(|_| other.type_name().to_owned(), |it| it.to_string()),
         }
     }
@@ -261,7 +257,8 @@ impl<'a> Val<'a> {
         }
     }
 
-    fn whole(&self) -> Option<i128> {
+    /// The value of a whole number.
+    pub fn whole(&self) -> Option<i128> {
         match self {
             Self::Int(it) => Some(i128::from(*it)),
             Self::Uint(it) => Some(i128::from(*it)),

@@ -126,8 +126,8 @@ impl<'a> Writer<'a> {
         match &field.schema.shape {
             Shape::Bool | Shape::Int32 | Shape::Int64 => self.int(field.number, 0),
             Shape::String | Shape::Time | Shape::MicroTime => self.bytes(field.number, &[]),
-            Shape::Quantity => self.triple(field.number, None, Some((1, b"0"))),
-            Shape::IntOrString => self.triple(field.number, Some((0, 0)), Some((3, b""))),
+            Shape::Quantity => self.triple(field.number, &[], Some((1, b"0"))),
+            Shape::IntOrString => self.triple(field.number, &[0, 0], Some((3, b""))),
             Shape::Object(shape) => self.message(field.number, |it| it.object(None, shape))?,
             _ => (),
         }
@@ -148,30 +148,21 @@ impl<'a> Writer<'a> {
         match &schema.shape {
             _ if value.is_null() => self.bytes(number, b""),
             Shape::String => self.bytes(number, text()?.as_bytes()),
-            Shape::Bool => self.int(number, i64::from(value.as_bool().ok_or_else(wrong)?)),
-            Shape::Int32 | Shape::Int64 => self.int(number, value.as_i64().ok_or_else(wrong)?),
-            Shape::Float => {
-                put_varint(&mut self.out, u64::from(number) << 3 | 1);
-                self.out.extend(value.as_f64().ok_or_else(wrong)?.to_le_bytes());
-            }
+            Shape::Bool => self.int(number, value.parse::<bool>().ok_or_else(wrong)?.into()),
+            Shape::Int32 | Shape::Int64 => self.int(number, value.parse().ok_or_else(wrong)?),
+            Shape::Float => put_number(&mut self.out, number, value.parse().ok_or_else(wrong)?),
             Shape::Bytes => self.bytes(number, &BASE64.decode(text()?.as_bytes()).map_err(|_| wrong())?),
             Shape::Time | Shape::MicroTime => {
                 let at: Timestamp = text()?.parse().map_err(|_| wrong())?;
-                self.triple(number, Some((at.as_second(), i64::from(at.subsec_nanosecond()))), None);
+                self.triple(number, &[at.as_second(), i64::from(at.subsec_nanosecond())], None);
             }
-            Shape::Duration => {
-                let nanos = text()?.trim_end_matches("ns").parse().map_err(|_| wrong())?;
-                self.message(number, |it| {
-                    it.int(1, nanos);
-                    Ok(())
-                })?;
-            }
-            Shape::Quantity => self.triple(number, None, Some((1, value.as_str().unwrap_or(value.text().into()).as_bytes()))),
-            Shape::IntOrString => match value.as_i64() {
-                Some(int) => self.triple(number, Some((0, int)), Some((3, b""))),
-                None => self.triple(number, Some((1, 0)), Some((3, text()?.as_bytes()))),
+            Shape::Duration => self.triple(number, &[text()?.trim_end_matches("ns").parse().map_err(|_| wrong())?], None),
+            Shape::Quantity => self.triple(number, &[], Some((1, value.as_str().unwrap_or(value.text().into()).as_bytes()))),
+            Shape::IntOrString => match value.parse() {
+                Some(int) => self.triple(number, &[0, int], Some((3, b""))),
+                None => self.triple(number, &[1, 0], Some((3, text()?.as_bytes()))),
             },
-            Shape::Any => self.triple(number, None, Some((1, value.text().as_bytes()))),
+            Shape::Any => self.triple(number, &[], Some((1, value.text().as_bytes()))),
             Shape::Object(shape) if value.is_object() => self.message(number, |it| it.object(Some(value), shape))?,
             Shape::SchemaOrArray | Shape::SchemaOrBool | Shape::SchemaOrStrings => self.schema_union(number, value, &schema.shape)?,
             Shape::Object(_) | Shape::List { .. } | Shape::Map { .. } => return Err(wrong()),
@@ -179,11 +170,11 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    fn triple(&mut self, number: u32, ints: Option<(i64, i64)>, bytes: Option<(u32, &[u8])>) {
+    /// The small messages of times, quantities and the like: integers from one on, then some bytes.
+    fn triple(&mut self, number: u32, ints: &[i64], bytes: Option<(u32, &[u8])>) {
         let mut inner = Vec::with_capacity(32);
-        if let Some((first, second)) = ints {
-            put_int(&mut inner, 1, first);
-            put_int(&mut inner, 2, second);
+        for (at, int) in (1..).zip(ints) {
+            put_int(&mut inner, at, *int);
         }
         if let Some((at, bytes)) = bytes {
             put_bytes(&mut inner, at, bytes);
@@ -193,24 +184,24 @@ impl<'a> Writer<'a> {
 
     fn schema_union(&mut self, number: u32, value: Json<'a>, shape: &Shape) -> Result<()> {
         let is_bool = matches!(shape, Shape::SchemaOrBool);
-        self.message(number, |it| match value.as_bool() {
-            Some(allows) => {
+        self.message(number, |it| {
+            if let Some(allows) = value.parse::<bool>() {
                 it.int(1, i64::from(allows));
-                Ok(())
+                return Ok(());
             }
-            None if value.is_array() => value.items().try_for_each(|item| match item.as_str() {
-                Some(text) => {
-                    it.bytes(2, text.as_bytes());
-                    Ok(())
-                }
-                None => it.value(2, item, &SCHEMA_PROPS),
-            }),
-            None => {
-                if is_bool {
-                    it.int(1, 1);
-                }
-                it.value(if is_bool { 2 } else { 1 }, value, &SCHEMA_PROPS)
+            if value.is_array() {
+                return value.items().try_for_each(|item| match item.as_str() {
+                    Some(text) => {
+                        it.bytes(2, text.as_bytes());
+                        Ok(())
+                    }
+                    None => it.value(2, item, &SCHEMA_PROPS),
+                });
             }
+            if is_bool {
+                it.int(1, 1);
+            }
+            it.value(if is_bool { 2 } else { 1 }, value, &SCHEMA_PROPS)
         })
     }
 }

@@ -42,6 +42,14 @@ struct Place<'a> {
     uncorrelated: Option<&'a Path>,
 }
 
+impl Place<'_> {
+    /// How often what is below a list or map can stand in an object.
+    fn below(&self, bound: &str) -> Option<u64> {
+        let most = self.schema.int_at(&[bound]).map(|it| u64::try_from(it).unwrap_or(0))?;
+        self.cardinality.map(|it| it.saturating_mul(most))
+    }
+}
+
 struct Checker {
     is_unchanged: bool,
     total: u64,
@@ -52,13 +60,10 @@ struct Checker {
 impl Checker {
     fn node(&mut self, place: &Place<'_>) {
         let (schema, path) = (place.schema, place.path);
-        let below = |at: &Checker, name: &str| at.cardinality(place, name);
         if let Some(values) = schema.get("additionalProperties").filter(|it| it.is_object()) {
             let decl = place.decl.and_then(|it| it.step("@values"));
-            let cardinality = below(self, "maxProperties");
-            self.node(&Place { schema: values, decl: decl.as_ref(), cardinality, path: &path.child("additionalProperties"), ..*place });
+            self.node(&Place { schema: values, decl: decl.as_ref(), cardinality: place.below("maxProperties"), path: &path.child("additionalProperties"), ..*place });
         }
-        let own = path.clone();
         for (name, property) in schema.map_at(&["properties"]).into_iter().flatten() {
             let decl = place.decl.and_then(|it| it.property(name, property));
             self.node(&Place { schema: property, decl: decl.as_ref(), path: &path.child("properties").key(name), ..*place });
@@ -70,25 +75,15 @@ impl Checker {
         }
         if let Some(items) = schema.get("items").filter(|it| it.is_object()) {
             let decl = place.decl.and_then(|it| it.step("@items"));
-            let uncorrelated = place.uncorrelated.or((schema.text("x-kubernetes-list-type") != "map").then_some(&own));
-            let cardinality = below(self, "maxItems");
-            self.node(&Place { schema: items, decl: decl.as_ref(), cardinality, path: &path.child("items"), uncorrelated });
+            let uncorrelated = place.uncorrelated.or((schema.text("x-kubernetes-list-type") != "map").then_some(path));
+            self.node(&Place { schema: items, decl: decl.as_ref(), cardinality: place.below("maxItems"), path: &path.child("items"), uncorrelated });
         }
+        let rules: Vec<(Path, &Value)> = (0..).map(|at| path.child("x-kubernetes-validations").index(at)).zip(schema.items_at(&["x-kubernetes-validations"])).collect();
         let before = self.errors.len();
-        for (at, rule) in schema.items_at(&["x-kubernetes-validations"]).iter().enumerate() {
-            self.form(rule, schema, &path.child("x-kubernetes-validations").index(at));
-        }
+        rules.iter().for_each(|(path, rule)| self.form(rule, schema, path));
         if let (Some(decl), true) = (place.decl, self.errors.len() == before) {
-            for (at, rule) in schema.items_at(&["x-kubernetes-validations"]).iter().enumerate() {
-                self.rule(rule, decl, place, &path.child("x-kubernetes-validations").index(at));
-            }
+            rules.iter().for_each(|(path, rule)| self.rule(rule, decl, place, path));
         }
-    }
-
-    /// How often what is below a list or map can stand in an object.
-    fn cardinality(&self, place: &Place<'_>, bound: &str) -> Option<u64> {
-        let most = place.schema.int_at(&[bound]).map(|it| u64::try_from(it).unwrap_or(0))?;
-        place.cardinality.map(|it| it.saturating_mul(most))
     }
 
     /// What can be told without the expressions' meaning.

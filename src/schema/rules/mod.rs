@@ -208,7 +208,7 @@ impl Run {
 
     /// A rule that does not hold: an error, or a warning where it did not hold before either.
     fn broken<'a>(&mut self, rule: &Rule, bindings: &Bindings<'a>, place: Correlation<'a>, path: &Path) -> Result<(), Over> {
-        let path = rule.field.as_ref().map_or_else(|| path.clone(), |it| path.join(it));
+        let path = rule.field.as_ref().map_or_else(|| path.clone(), |it| path.with(it.as_str()));
         let kind = place.schema.text("type");
         let (detail, is_over) = match self.message(rule, bindings) {
             Ok(Some(message)) => (message, false),
@@ -219,9 +219,9 @@ impl Run {
             _ if is_over => FieldError::invalid(&path, kind, detail),
             "FieldValueForbidden" => FieldError::forbidden(&path, detail),
             "FieldValueRequired" => FieldError::required(&path, detail),
-            "FieldValueDuplicate" if matches!(kind, "object" | "array") => FieldError::duplicate_untold(&path),
+            "FieldValueDuplicate" if matches!(kind, "object" | "array") => FieldError::duplicate(&path, Value::Null).untold(),
             "FieldValueDuplicate" => FieldError::duplicate(&path, place.value.clone()),
-            _ if matches!(kind, "object" | "array") => FieldError::invalid_untold(&path, detail),
+            _ if matches!(kind, "object" | "array") => FieldError::invalid(&path, Value::Null, detail).untold(),
             _ => FieldError::invalid(&path, place.value.clone(), detail),
         };
         if !rule.compiled.uses_old && place.is_unchanged() {
