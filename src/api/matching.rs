@@ -359,9 +359,9 @@ impl<'a> Question<'a> {
         let schema = self.schema(form).ok_or_else(|| Status::internal("the type of the object is not known"))?;
         let decoded = codec::decode_value(value, &schema)?.0;
         let mut filled = decoded.clone();
-        default::default(&mut filled, &schema);
-        if self.is_object {
-            (view.kind.strategy.default)(&mut filled);
+        match self.is_object {
+            true => view.kind.fill(view.version, &mut filled),
+            false => default::default(&mut filled, &schema),
         }
         Ok((decoded, filled))
     }

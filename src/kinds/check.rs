@@ -2,8 +2,6 @@
 
 use crate::meta::{FieldError, FieldErrors, LabelSelector, Meta, Path, Value, names::Problems};
 
-use super::metadata::IMMUTABLE;
-
 /// A text that must be there.
 pub fn required(object: &Value, field: &str, path: &Path, errors: &mut FieldErrors) {
     if object.text(field).is_empty() {
@@ -39,14 +37,6 @@ pub fn percent(value: &Value, path: &Path, errors: &mut FieldErrors) {
         },
         Value::Number(number) if number.as_i64().is_some_and(|it| it < 0) => errors.push(wrong("must be greater than or equal to 0")),
         _ => (),
-    }
-}
-
-/// A field that may not change once the object exists (`ValidateImmutableField`).
-pub fn immutable(new: &Value, old: &Value, at: &[&str], errors: &mut FieldErrors) {
-    if new.at(at) != old.at(at) {
-        let path = at.iter().fold(Path::root(), |path, field| path.child(field));
-        errors.push(FieldError::invalid(&path, new.at(at).cloned().unwrap_or_default(), IMMUTABLE));
     }
 }
 
@@ -94,13 +84,6 @@ pub fn fill(object: &mut Value, field: &str, value: impl Into<Value>) {
     }
 }
 
-/// Sets a default of a field that is a pointer in Go: one that is there though empty stays.
-pub fn fill_absent(object: &mut Value, field: &str, value: impl Into<Value>) {
-    if object.get(field).is_none_or(Value::is_null) {
-        object[field] = value.into();
-    }
-}
-
 /// Sets a default at a path; what leads there is made.
 pub fn fill_at(object: &mut Value, path: &[&str], value: impl Into<Value>) {
     let is_missing = match object.at(path) {
@@ -110,21 +93,6 @@ pub fn fill_at(object: &mut Value, path: &[&str], value: impl Into<Value>) {
     };
     if is_missing {
         object.set_at(path, value);
-    }
-}
-
-/// A value and a list that it stands first in: the value counts where both are there (upstream's conversions). `inner` is the field of an item.
-pub fn same_first(object: &mut Value, one: &str, list: &str, inner: &str) {
-    if !object.is_object() {
-        return;
-    }
-    let first = object.items_at(&[list]).first().map(|it| if inner.is_empty() { it.clone() } else { it[inner].clone() });
-    match (object.text(one).to_owned(), first) {
-        (own, Some(first)) if own.is_empty() && first != "" => object[one] = first,
-        (own, first) if !own.is_empty() && first.as_ref().is_none_or(|it| *it != own) => {
-            object[list] = serde_json::json!([if inner.is_empty() { Value::from(own) } else { serde_json::json!({inner: own}) }]);
-        }
-        _ => (),
     }
 }
 

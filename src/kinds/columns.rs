@@ -1,19 +1,17 @@
 //! The cells of `kubectl get`, as upstream's printers fill them (`pkg/printers/internalversion/printers.go`); most are lines of `table.txt`.
 
+use std::collections::HashSet;
+
 use jiff::Timestamp;
 
-use super::{Cell, Column, expr::Expr};
-use crate::{
-    meta::{LabelSelector, Meta, Value},
-    schema::cel::{BUDGET, Budget, Val},
-};
+use super::{Cell, Column};
+use crate::meta::{LabelSelector, Meta, Value};
 
 pub type CellFn = fn(&Value, Timestamp) -> Value;
 
 /// Those that `table.txt` calls by name.
 pub const CALLS: &[(&str, CellFn)] = &[
-    ("pod_ready", pod_ready), ("pod_status", pod_status), ("pod_restarts", pod_restarts), ("pod_gates", pod_gates), ("service_external", service_external), ("event_source", event_source),
-    ("job_duration", job_duration), ("scale_metrics", scale_metrics), ("ingress_hosts", ingress_hosts), ("request_duration", request_duration),
+    ("pod_ready", pod_ready), ("pod_status", pod_status), ("pod_restarts", pod_restarts), ("job_duration", job_duration), ("request_duration", request_duration),
 ];
 
 const NONE: &str = "<none>";
@@ -39,17 +37,12 @@ impl Column {
             Cell::Age(paths) => age(paths.iter().find_map(|it| it.of(object)?.as_str().filter(|it| !it.is_empty()))?, now).into(),
             Cell::Count(path) => path.of(object).and_then(Value::as_array).map_or(0, Vec::len).into(),
             Cell::Selector(path) => selector_text(path.of(object)),
-            Cell::Expr(expr) => told(expr, object)?,
-            Cell::Some(expr) => shortened(told(expr, object)?.as_array()?)?,
+            Cell::Expr(expr) => expr.of(object)?,
+            Cell::Some(expr) => shortened(expr.of(object)?.as_array()?)?,
             Cell::Fn(read) => read(object, now),
             Cell::JsonPath(path) => return Some(super::jsonpath::cell(object, path, &self.data_type, now)),
         })
     }
-}
-
-/// What an expression makes of an object.
-fn told(expr: &Expr, object: &Value) -> Option<Value> {
-    expr.evaluate(|_| Val::json(object), &mut Budget::new(BUDGET)).ok()?.to_json().ok()
 }
 
 /// The first few of a list, and how many more there are.
@@ -91,10 +84,6 @@ fn human_duration(seconds: i64) -> String {
     }
 }
 
-fn or_none(text: &str) -> Value {
-    if text.is_empty() { NONE.into() } else { text.into() }
-}
-
 fn join<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
     texts.into_iter().collect::<Vec<_>>().join(",")
 }
@@ -105,14 +94,14 @@ fn is_sidecar(container: &Value) -> bool {
 }
 
 fn pod_ready(pod: &Value, _: Timestamp) -> Value {
-    let sidecars: Vec<&str> = pod.items_at(&["spec", "initContainers"]).iter().filter(|it| is_sidecar(it)).map(|it| it.text("name")).collect();
+    let sidecars: HashSet<&str> = pod.items_at(&["spec", "initContainers"]).iter().filter(|it| is_sidecar(it)).map(|it| it.text("name")).collect();
     let total = pod.items_at(&["spec", "containers"]).len() + sidecars.len();
     let is_ready = |it: &&Value| it.get("ready") == Some(&Value::Bool(true)) && it.at(&["state", "running"]).is_some();
     let main = pod.items_at(&["status", "containerStatuses"]).iter().filter(is_ready).count();
     let init = pod
         .items_at(&["status", "initContainerStatuses"])
         .iter()
-        .filter(|it| sidecars.contains(&it.text("name")))
+        .filter(|it| sidecars.contains(it.text("name")))
         .filter(|it| it.get("started") == Some(&Value::Bool(true)) && is_ready(it))
         .count();
     format!("{}/{total}", main + init).into()
@@ -134,12 +123,12 @@ fn container_reason(status: &Value) -> Option<String> {
 /// `Init:1/2`, `Init:Error` while the init containers run; `None` when they are done.
 fn init_reason(pod: &Value) -> Option<String> {
     let containers = pod.items_at(&["spec", "initContainers"]);
+    let sidecars: HashSet<&str> = containers.iter().filter(|it| is_sidecar(it)).map(|it| it.text("name")).collect();
     for (at, status) in pod.items_at(&["status", "initContainerStatuses"]).iter().enumerate() {
-        let spec = containers.iter().find(|it| it.text("name") == status.text("name"));
         if status.int_at(&["state", "terminated", "exitCode"]) == Some(0) {
             continue;
         }
-        if spec.is_some_and(is_sidecar) && status.get("started") == Some(&Value::Bool(true)) {
+        if sidecars.contains(status.text("name")) && status.get("started") == Some(&Value::Bool(true)) {
             continue;
         }
         let waiting = status.text_at(&["state", "waiting", "reason"]);
@@ -189,29 +178,6 @@ fn pod_restarts(pod: &Value, now: Timestamp) -> Value {
     if restarts == 0 || last.is_empty() { restarts.to_string().into() } else { format!("{restarts} ({} ago)", age(last, now)).into() }
 }
 
-fn pod_gates(pod: &Value, _: Timestamp) -> Value {
-    let gates = pod.items_at(&["spec", "readinessGates"]);
-    if gates.is_empty() {
-        return NONE.into();
-    }
-    let is_true = |gate: &&Value| pod.has_condition(gate.text("conditionType"));
-    format!("{}/{}", gates.iter().filter(is_true).count(), gates.len()).into()
-}
-
-fn service_external(service: &Value, _: Timestamp) -> Value {
-    let external = service.texts_at(&["spec", "externalIPs"]);
-    match service.text_at(&["spec", "type"]) {
-        "ExternalName" => service.text_at(&["spec", "externalName"]).into(),
-        "LoadBalancer" => {
-            let ingress = service.items_at(&["status", "loadBalancer", "ingress"]).iter();
-            let balancers = ingress.map(|it| if it.text("ip").is_empty() { it.text("hostname") } else { it.text("ip") });
-            let all = join(balancers.chain(external));
-            if all.is_empty() { "<pending>".into() } else { all.into() }
-        }
-        _ => or_none(&join(external)),
-    }
-}
-
 /// `FormatLabelSelector`.
 fn selector_text(selector: Option<&Value>) -> Value {
     match LabelSelector::from_value(selector) {
@@ -221,70 +187,12 @@ fn selector_text(selector: Option<&Value>) -> Value {
     }
 }
 
-fn event_source(event: &Value, _: Timestamp) -> Value {
-    let source = event.get("source").or_else(|| event.get("deprecatedSource")).unwrap_or(&Value::Null);
-    let component = [source.text("component"), event.text("reportingComponent"), event.text("reportingController")]
-        .into_iter()
-        .find(|it| !it.is_empty())
-        .unwrap_or_default();
-    let host = [source.text("host"), event.text("reportingInstance")].into_iter().find(|it| !it.is_empty()).unwrap_or_default();
-    if host.is_empty() { component.into() } else { format!("{component}, {host}").into() }
-}
-
 fn job_duration(job: &Value, now: Timestamp) -> Value {
     let end = job.text_at(&["status", "completionTime"]).parse().unwrap_or(now);
     match job.text_at(&["status", "startTime"]) {
         "" => "".into(),
         start => age(start, end).into(),
     }
-}
-
-fn ingress_hosts(object: &Value, _: Timestamp) -> Value {
-    const MOST: usize = 3;
-    let rules = object.items_at(&["spec", "rules"]);
-    let hosts = join(rules.iter().take(MOST).map(|it| it.text("host")).filter(|it| !it.is_empty()));
-    match (hosts.is_empty(), rules.len() > MOST) {
-        (true, _) => "*".into(),
-        (false, true) => format!("{hosts} + {} more...", rules.len() - MOST).into(),
-        (false, false) => hosts.into(),
-    }
-}
-
-/// What a metric is and is to be: `cpu: 10%/80%`.
-fn metric(spec: &Value, status: Option<&Value>) -> String {
-    let field = match spec.text("type") {
-        "ContainerResource" => "containerResource",
-        "External" => "external",
-        "Object" => "object",
-        "Pods" => "pods",
-        _ => "resource",
-    };
-    let current = |name: &str| status.and_then(|it| it.at(&[field, "current", name])).cloned();
-    let text = |value: Option<Value>| value.map_or_else(|| UNKNOWN.to_owned(), |it| it.as_str().map_or_else(|| it.to_string(), str::to_owned));
-    let target = |name: &str| spec.text_at(&[field, "target", name]).to_owned();
-    let has_average = spec.at(&[field, "target", "averageValue"]).is_some();
-    match (field, has_average) {
-        ("resource" | "containerResource", true) => format!("{}: {}/{}", spec.text_at(&[field, "name"]), text(current("averageValue")), target("averageValue")),
-        ("resource" | "containerResource", false) => {
-            let used = current("averageUtilization").map_or_else(|| UNKNOWN.to_owned(), |it| format!("{it}%"));
-            let wanted = spec.int_at(&[field, "target", "averageUtilization"]).map_or_else(|| "<auto>".to_owned(), |it| format!("{it}%"));
-            format!("{}: {used}/{wanted}", spec.text_at(&[field, "name"]))
-        }
-        ("pods", _) => format!("{}/{}", text(current("averageValue")), target("averageValue")),
-        (_, true) => format!("{}/{} (avg)", text(current("averageValue")), target("averageValue")),
-        (_, false) => format!("{}/{}", text(current("value")), target("value")),
-    }
-}
-
-fn scale_metrics(object: &Value, _: Timestamp) -> Value {
-    const MOST: usize = 2;
-    let (specs, statuses) = (object.items_at(&["spec", "metrics"]), object.items_at(&["status", "currentMetrics"]));
-    if specs.is_empty() {
-        return NONE.into();
-    }
-    let all: Vec<String> = specs.iter().enumerate().map(|(at, it)| metric(it, statuses.get(at))).collect();
-    let shown = all.iter().take(MOST).cloned().collect::<Vec<_>>().join(", ");
-    if all.len() > MOST { format!("{shown} + {} more...", all.len() - MOST).into() } else { shown.into() }
 }
 
 fn request_duration(object: &Value, _: Timestamp) -> Value {
@@ -364,7 +272,21 @@ mod tests {
         let registry = crate::kinds::table::registry();
         let cases = [
             ("HorizontalPodAutoscaler", "Targets", autoscaler, "cpu: 12%/80%"),
+            ("HorizontalPodAutoscaler", "Targets", json!({"spec": {"metrics": []}}), "<none>"),
+            ("HorizontalPodAutoscaler", "Targets", json!({"spec": {"metrics": [{"type": "Pods", "pods": {"target": {"averageValue": "5"}}}, {"type": "External", "external": {"target": {"averageValue": "1k"}}}, {"type": "Object", "object": {"target": {"value": "2"}}}]},
+                "status": {"currentMetrics": [{"pods": {"current": {"averageValue": "3"}}}]}}), "3/5, <unknown>/1k (avg) + 1 more..."),
+            ("HorizontalPodAutoscaler", "Targets", json!({"spec": {"metrics": [{"type": "Object", "object": {"target": {"value": "2"}}}, {"type": "ContainerResource", "containerResource": {"name": "cpu", "target": {"averageValue": "2"}}}]},
+                "status": {"currentMetrics": [{"object": {"current": {"value": "1"}}}]}}), "1/2, cpu: <unknown>/2"),
             ("Ingress", "Hosts", ingress, "a,b,c + 1 more..."),
+            ("Ingress", "Hosts", json!({"spec": {"rules": [{}]}}), "*"),
+            ("Pod", "Readiness Gates", json!({"spec": {"readinessGates": [{"conditionType": "a"}, {"conditionType": "b"}]}, "status": {"conditions": [{"type": "a", "status": "True"}]}}), "1/2"),
+            ("Pod", "Readiness Gates", json!({"spec": {}}), "<none>"),
+            ("Service", "External-IP", json!({"spec": {"type": "LoadBalancer", "externalIPs": ["3.3.3.3"]}, "status": {"loadBalancer": {"ingress": [{"ip": "1.1.1.1"}, {"hostname": "h"}]}}}), "1.1.1.1,h,3.3.3.3"),
+            ("Service", "External-IP", json!({"spec": {"type": "LoadBalancer"}}), "<pending>"),
+            ("Service", "External-IP", json!({"spec": {"type": "ExternalName", "externalName": "e"}}), "e"),
+            ("Service", "External-IP", json!({"spec": {"type": "ClusterIP"}}), "<none>"),
+            ("Event", "Source", json!({"source": {"component": "c", "host": "h"}}), "c, h"),
+            ("Event", "Source", json!({"reportingComponent": "", "reportingController": "k", "deprecatedSource": {}}), "k"),
             ("ResourceQuota", "Request", quota.clone(), "pods: 1/5"),
             ("ResourceQuota", "Limit", quota, "limits.cpu: 0/2"),
             ("PersistentVolume", "Access Modes", json!({"spec": {"accessModes": ["ReadOnlyMany", "ReadWriteOnce"]}}), "RWO,ROX"),

@@ -1,42 +1,25 @@
 //! A CustomResourceDefinition: its own strategy, and how it becomes a row.
 //! Source: apiextensions-apiserver `pkg/apis/apiextensions/{v1/defaults.go,validation}`, `pkg/controller/status/naming_controller.go`.
 
-use std::sync::Arc;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use serde_json::json;
 
 use super::{
     ALL_VERBS, Action, Body, Cell, Change, Column, Convert, Custom, FieldPath, Kind, Registry, Scope, Selectable, Strategy, Subresource, Version, Webhook,
-    check::fill,
-    webhooks,
 };
 use crate::{
     meta::{FieldError, FieldErrors, Json, Meta, Path, Value},
     schema::{SchemaRef, rules, structural},
 };
 
-pub const CRD: Strategy = Strategy { default, prepare, validate, ..Strategy::PLAIN };
+pub const CRD: Strategy = Strategy { prepare, validate, ..Strategy::PLAIN };
 
 /// What all custom resources share; their schema says the rest.
 const CUSTOM: Strategy = Strategy { has_generation: true, updates_unconditionally: false, ..Strategy::PLAIN };
-
-fn default(crd: &mut Value) {
-    let kind = crd.text_at(&["spec", "names", "kind"]).to_owned();
-    if let Some(names) = crd.get_mut("spec").and_then(|it| it.get_mut("names")) {
-        if !kind.is_empty() {
-            fill(names, "singular", kind.to_lowercase());
-            fill(names, "listKind", format!("{kind}List"));
-        }
-    }
-    if crd.at(&["spec", "conversion"]).is_none_or(Value::is_null) && crd["spec"].is_object() {
-        crd["spec"]["conversion"] = json!({"strategy": "None"});
-    }
-    webhooks::default_client(crd, &["spec", "conversion", "webhook", "clientConfig"]);
-    let stored = storage_version(crd);
-    if crd.items_at(&["status", "storedVersions"]).is_empty() && !stored.is_empty() {
-        crd.set_at(&["status", "storedVersions"], stored);
-    }
-}
 
 fn storage_version(crd: &Value) -> Vec<Value> {
     crd.items_at(&["spec", "versions"]).iter().filter(|it| it["storage"] == true).map(|it| it["name"].clone()).collect()
@@ -48,7 +31,8 @@ fn prepare(crd: &mut Value, change: Change<'_>) {
         // What has been stored in a version once may be there still.
         Change::Update(_) => {
             let mut stored = crd.items_at(&["status", "storedVersions"]).to_vec();
-            stored.extend(storage_version(crd).into_iter().filter(|it| !stored.contains(it)).collect::<Vec<_>>());
+            let known: HashSet<Value> = stored.iter().cloned().collect();
+            stored.extend(storage_version(crd).into_iter().filter(|it| !known.contains(it)));
             crd.set_at(&["status", "storedVersions"], stored);
         }
         Change::Part(..) => (),
@@ -62,23 +46,8 @@ fn validate(crd: &Value, change: Change<'_>) -> FieldErrors {
     if let Change::Part(..) = change {
         return errors;
     }
-    let (path, spec) = (Path::new("spec"), &crd["spec"]);
-    let expected = format!("{}.{}", spec.text_at(&["names", "plural"]), spec.text("group"));
-    for field in ["name", "generateName"].into_iter().filter(|_| change.old().is_none()) {
-        let name = crd.metadata(field);
-        if !name.is_empty() && name != expected {
-            errors.push(FieldError::invalid(&Path::new("metadata").child(field), name, "must be spec.names.plural+\".\"+spec.group"));
-        }
-    }
-    stored_versions(crd, &mut errors);
-    validate_versions(spec, &mut errors);
-    errors.extend(super::rules::errors_as(&spec["conversion"], &format!("{PACKAGE}.CustomResourceConversion"), &format!("{PACKAGE}.Conversion"), &path.child("conversion")));
+    validate_versions(&crd["spec"], &mut errors);
     validate_schemas(crd, change.old(), &mut errors);
-    if let Some(old) = change.old().filter(|it| it.has_condition("Established")) {
-        for field in [&["spec", "scope"][..], &["spec", "names", "kind"]] {
-            super::check::immutable(crd, old, field, &mut errors);
-        }
-    }
     errors
 }
 
@@ -110,8 +79,9 @@ fn validate_versions(spec: &Value, errors: &mut FieldErrors) {
             errors.extend(fields.first().map(|_| FieldError::invalid(path, "", detail)));
             continue;
         };
-        for (at, field) in fields.iter().enumerate() {
-            selectable_field(field.text("jsonPath"), schema, &path.index(at).child("jsonPath"), &fields[..at], errors);
+        let mut seen = HashSet::new();
+        for (at, field) in fields.iter().map(|it| it.text("jsonPath")).enumerate() {
+            selectable_field(field, schema, &path.index(at).child("jsonPath"), seen.insert(field), errors);
         }
         if fields.len() > SELECTABLE_MAX {
             errors.push(FieldError::too_many(path, fields.len(), SELECTABLE_MAX));
@@ -123,7 +93,7 @@ fn validate_versions(spec: &Value, errors: &mut FieldErrors) {
 const SELECTABLE_MAX: usize = 8;
 
 /// `ValidateCustomResourceSelectableFields`, for one of them.
-fn selectable_field(text: &str, schema: &Value, path: &Path, before: &[Value], errors: &mut FieldErrors) {
+fn selectable_field(text: &str, schema: &Value, path: &Path, is_first: bool, errors: &mut FieldErrors) {
     let mut wrong = |detail: String| errors.push(FieldError::invalid(path, text, detail));
     let found = if text.contains('[') { Err("array notation is not allowed".to_owned()) } else { rules::path::resolve(text, schema) };
     match found {
@@ -136,27 +106,8 @@ fn selectable_field(text: &str, schema: &Value, path: &Path, before: &[Value], e
             if !matches!(below.text("type"), "string" | "boolean" | "integer") {
                 wrong("must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.".to_owned());
             }
-            if before.iter().any(|it| it.text("jsonPath") == text) {
-                errors.push(FieldError::duplicate(path, text));
-            }
+            errors.extend((!is_first).then(|| FieldError::duplicate(path, text)));
         }
-    }
-}
-
-/// Versions in which objects may be stored stay in the definition (`ValidateCustomResourceDefinitionStoredVersions`).
-fn stored_versions(crd: &Value, errors: &mut FieldErrors) {
-    let (path, stored) = (Path::new("status").child("storedVersions"), crd.items_at(&["status", "storedVersions"]));
-    let versions = crd.items_at(&["spec", "versions"]);
-    if stored.is_empty() {
-        return errors.push(FieldError::invalid(&path, crd["status"]["storedVersions"].clone(), "must have at least one stored version"));
-    }
-    for version in versions.iter().filter(|it| it["storage"] == true && !stored.contains(&it["name"])) {
-        errors.push(FieldError::invalid(&path, stored.to_vec(), format!("must have the storage version {}", version.text("name"))));
-    }
-    for (at, name) in stored.iter().enumerate().filter(|(_, name)| versions.iter().all(|it| it["name"] != **name)) {
-        let name = name.as_str().unwrap_or_default();
-        let detail = format!("missing from spec.versions; {name} was previously a storage version, and must remain in spec.versions until a storage migration ensures no data remains persisted in {name} and removes {name} from status.storedVersions");
-        errors.push(FieldError::invalid(&path.index(at), name, detail));
     }
 }
 
@@ -164,11 +115,13 @@ fn stored_versions(crd: &Value, errors: &mut FieldErrors) {
 fn validate_schemas(crd: &Value, old: Option<&Value>, errors: &mut FieldErrors) {
     let spec = &crd["spec"];
     let has_none = spec.items_at(&["versions"]).iter().all(|it| it.at(&["schema", "openAPIV3Schema"]).is_none());
+    let is_apart = places(spec, "schema", "validation").len() > 1;
     for (at, version) in spec.items_at(&["versions"]).iter().enumerate() {
-        let is_missing = version.at(&["schema", "openAPIV3Schema"]).is_none() && (has_none || places(spec, "schema", "validation").len() > 1);
+        let is_missing = version.at(&["schema", "openAPIV3Schema"]).is_none() && (has_none || is_apart);
         let path = Path::new("spec").child("versions").index(at).child("schema").child("openAPIV3Schema");
         errors.extend(is_missing.then(|| FieldError::required(&path, "")));
     }
+    let known: HashMap<&str, &Value> = old.map_or(&[][..], |it| it.items_at(&["spec", "versions"])).iter().rev().map(|it| (it.text("name"), it)).collect();
     for (path, version) in places(spec, "schema", "validation") {
         let Some(schema) = version.at(&["schema", "openAPIV3Schema"]).filter(|_| spec["preserveUnknownFields"] != true) else { continue };
         let place = path.child("openAPIV3Schema");
@@ -176,8 +129,7 @@ fn validate_schemas(crd: &Value, old: Option<&Value>, errors: &mut FieldErrors) 
         if version.at(&["subresources", "status"]).is_some() {
             problems.extend(beside_status(schema, &place));
         }
-        let before = old.and_then(|it| it.items_at(&["spec", "versions"]).iter().find(|it| it["name"] == version["name"]));
-        let is_unchanged = before.is_some_and(|it| it.at(&["schema", "openAPIV3Schema"]) == Some(schema));
+        let is_unchanged = known.get(version.text("name")).is_some_and(|it| it.at(&["schema", "openAPIV3Schema"]) == Some(schema));
         // A schema that is not structural has no types to check rules by.
         errors.extend(if problems.is_empty() { rules::check::check(schema, &place, is_unchanged) } else { problems });
     }
@@ -340,15 +292,15 @@ mod tests {
             json!({"metadata": {"name": "xs.e.com"}, "spec": {"group": "e.com", "scope": "Namespaced", "names": {"plural": "xs", "kind": "X"}, "versions": versions, "conversion": conversion}})
         };
         let mut old = of(json!([version("v1", true)]), Value::Null);
-        default(&mut old);
+        old = crate::kinds::rules::filled("CustomResourceDefinition", old);
         prepare(&mut old, Change::Create);
         let webhook = json!({"strategy": "Webhook", "webhook": {"clientConfig": {"service": {"namespace": "n", "name": "s"}}, "conversionReviewVersions": ["v1"]}});
         let errors = |versions: Value, conversion: Value| {
             let mut new = of(versions, conversion);
             new["status"] = old["status"].clone();
-            default(&mut new);
+            new = crate::kinds::rules::filled("CustomResourceDefinition", new);
             prepare(&mut new, Change::Update(&old));
-            (new["status"]["storedVersions"].clone(), validate(&new, Change::Update(&old)).iter().map(ToString::to_string).collect::<Vec<_>>())
+            (new["status"]["storedVersions"].clone(), crate::kinds::rules::told("CustomResourceDefinition", &new, Change::Update(&old)))
         };
         let both = json!([version("v1", false), version("v2", true)]);
         assert_eq!(errors(both.clone(), webhook), (json!(["v1", "v2"]), Vec::new()));

@@ -2,7 +2,10 @@
 
 use std::{borrow::Cow, sync::OnceLock};
 
-use crate::schema::cel::{Bindings, Budget, Environment, EvalError, Program, Val};
+use crate::{
+    meta::Value,
+    schema::cel::{BUDGET, Bindings, Budget, Environment, EvalError, Program, Val},
+};
 
 /// An expression over named values, compiled when it is first asked.
 #[derive(Debug)]
@@ -27,9 +30,19 @@ impl Expr {
         })
     }
 
+    /// The names that it uses.
+    pub fn names(&self) -> &[&'static str] {
+        &self.compiled().1
+    }
+
     #[cfg(test)]
     pub fn compile(&self) {
         self.compiled();
+    }
+
+    /// What it makes of an object.
+    pub fn of(&self, object: &Value) -> Option<Value> {
+        self.evaluate(|_| Val::json(object), &mut Budget::new(BUDGET)).ok()?.to_json().ok()
     }
 
     pub fn evaluate<'a>(&self, named: impl Fn(&str) -> Val<'a>, budget: &mut Budget) -> Result<Val<'a>, EvalError> {

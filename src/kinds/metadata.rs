@@ -1,6 +1,8 @@
 //! `metadata` of every object: what it may hold and what of it may change.
 //! Source: apimachinery `pkg/api/validation/objectmeta.go`.
 
+use std::collections::HashSet;
+
 use super::Kind;
 use crate::meta::{FieldError, FieldErrors, Map, Meta, Path, Value, names, object::split_api_version};
 
@@ -123,7 +125,8 @@ pub fn validate_update(new: &Value, old: &Value) -> FieldErrors {
         }
     }
     if old.deletion_timestamp().is_some() {
-        let added: Vec<Value> = new.finalizers().filter(|it| !old.finalizers().any(|old| old == *it)).map(Value::from).collect();
+        let known: HashSet<&str> = old.finalizers().collect();
+        let added: Vec<Value> = new.finalizers().filter(|it| !known.contains(it)).map(Value::from).collect();
         if !added.is_empty() {
             let detail = format!("no new finalizers can be added if the object is being deleted, found new finalizers {}", go_strings(&added));
             errors.push(FieldError::forbidden(&path.child("finalizers"), detail));

@@ -41,6 +41,9 @@ impl Kind {
     /// Fills in defaults: those that the schema declares, then the kind's own.
     pub fn fill(&self, version: &Version, object: &mut Value) {
         schema::default::default(object, &version.schema);
+        if self.custom.is_none() {
+            rules::fill(object, &version.schema);
+        }
         (self.strategy.default)(object);
     }
 

@@ -1,18 +1,16 @@
 //! Pods, and the pod templates of workloads: defaults and checks.
 //! Source: `pkg/apis/core/v1/defaults.go`, `pkg/apis/core/validation/validation.go`, `pkg/registry/core/pod/strategy.go`.
 
-use std::sync::LazyLock;
+use std::collections::{HashMap, HashSet};
 
-use regex::Regex;
 use serde_json::json;
 
 use super::{
     Change, Strategy,
-    check::{each, fill, fill_at, same_first},
-    metadata::IMMUTABLE,
-    rules::words::ip_problem,
+    check::{each, fill_at},
+    rules::words::requested,
 };
-use crate::meta::{FieldError, FieldErrors, Meta, Path, Quantity, Value, names};
+use crate::meta::{FieldError, FieldErrors, Meta, Path, Quantity, Value};
 
 pub const POD: Strategy = Strategy {
     default: default_pod,
@@ -22,34 +20,9 @@ pub const POD: Strategy = Strategy {
     ..Strategy::PLAIN
 };
 
-const CONTAINER_LISTS: [&str; 3] = ["initContainers", "containers", "ephemeralContainers"];
-
-/// `SetDefaults_PodSpec` and what hangs below it, beside what `types.txt` says.
-pub fn default_spec(spec: &mut Value) {
-    if !spec.is_object() {
-        return;
-    }
-    if spec.int_at(&["terminationGracePeriodSeconds"]).is_some_and(|it| it < 0) {
-        spec["terminationGracePeriodSeconds"] = 1.into();
-    }
-    let account = [spec.text("serviceAccountName"), spec.text("serviceAccount")].into_iter().find(|it| !it.is_empty()).map(str::to_owned);
-    if let Some(account) = account {
-        spec["serviceAccountName"] = account.clone().into();
-        spec["serviceAccount"] = account.into();
-    }
-    for list in CONTAINER_LISTS {
-        each(spec, &[list]).for_each(default_container);
-    }
-    each(spec, &["volumes"]).for_each(default_volume);
-}
-
 /// `SetDefaults_Pod`: what holds for pods and not for templates.
 fn default_pod(pod: &mut Value) {
     let spec = &mut pod["spec"];
-    default_spec(spec);
-    if spec.is_object() && spec.get("enableServiceLinks").is_none() {
-        spec["enableServiceLinks"] = true.into();
-    }
     let is_host_network = spec.get("hostNetwork") == Some(&Value::Bool(true));
     for list in ["containers", "initContainers"] {
         for container in each(spec, &[list]) {
@@ -63,39 +36,20 @@ fn default_pod(pod: &mut Value) {
         }
     }
     request_of_pod(pod);
-    same_first(&mut pod["status"], "podIP", "podIPs", "ip");
 }
 
 /// `defaultPodRequests`: what a pod as a whole does not ask for is what its containers ask for, or its limit.
 fn request_of_pod(pod: &mut Value) {
     let Some(limits) = pod.map_at(&["spec", "resources", "limits"]).filter(|it| !it.is_empty()).cloned() else { return };
-    let sum = |pod: &Value, name: &str| {
-        let amounts = pod.items_at(&["spec", "containers"]).iter().filter_map(|it| it.text_at(&["resources", "requests", name]).parse::<Quantity>().ok());
-        amounts.reduce(Quantity::add).map(|it| it.to_string())
-    };
+    let sums = requested(pod.items_at(&["spec", "containers"])).into_iter();
+    let sums: HashMap<String, String> = sums.map(|(name, sum)| (name.to_owned(), sum.to_string())).collect();
     for name in limits.keys().filter(|it| matches!(it.as_str(), "cpu" | "memory") || it.starts_with("hugepages-")) {
         let path = ["spec", "resources", "requests", name];
         if pod.at(&path).is_none() {
-            let own = sum(pod, name).filter(|_| !name.starts_with("hugepages-")).map_or_else(|| limits[name].clone(), Value::from);
-            pod.set_at(&path, own);
+            let own = sums.get(name).filter(|_| !name.starts_with("hugepages-"));
+            pod.set_at(&path, own.map_or_else(|| limits[name].clone(), |it| it.as_str().into()));
         }
     }
-}
-
-fn default_container(container: &mut Value) {
-    let image = container.text("image");
-    let policy = if is_latest(image) { "Always" } else { "IfNotPresent" };
-    fill(container, "imagePullPolicy", policy);
-}
-
-/// Whether an image's tag is `latest`, written or not (`parsers.ParseImageName`). What is no reference to an image has none.
-fn is_latest(image: &str) -> bool {
-    static REFERENCE: LazyLock<Regex> = LazyLock::new(|| {
-        let (host, part) = ("[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?", "[a-z0-9]+(?:(?:\\.|_|__|-+)[a-z0-9]+)*");
-        Regex::new(&format!("^(?:{host}(?:\\.{host})*(?::[0-9]+)?/)?{part}(?:/{part})*(?::(?<tag>[\\w][\\w.-]{{0,127}}))?(?<digest>@[A-Za-z].*)?$")).expect("a constant pattern")
-    });
-    let parts = REFERENCE.captures(image).filter(|_| image.len() <= 255);
-    parts.is_some_and(|it| it.name("tag").map_or(it.name("digest").is_none(), |it| it.as_str() == "latest"))
 }
 
 fn request_what_is_limited(container: &mut Value) {
@@ -104,17 +58,6 @@ fn request_what_is_limited(container: &mut Value) {
         if container.at(&["resources", "requests", &name]).is_none() {
             container.set_at(&["resources", "requests", &name], limit);
         }
-    }
-}
-
-fn default_volume(volume: &mut Value) {
-    if let Some(image) = volume.get_mut("image") {
-        let policy = if is_latest(image.text("reference")) { "Always" } else { "IfNotPresent" };
-        fill(image, "pullPolicy", policy);
-    }
-    let has_source = volume.as_object().is_some_and(|it| it.len() > 1);
-    if !has_source {
-        volume["emptyDir"] = json!({});
     }
 }
 
@@ -171,10 +114,8 @@ fn grace(pod: &Value, asked: Option<i64>) -> i64 {
 
 fn validate(pod: &Value, change: Change<'_>) -> FieldErrors {
     let mut errors = FieldErrors::new();
-    match change {
-        Change::Update(old) => validate_update(pod, old, &mut errors),
-        Change::Part("status", old) => validate_status(pod, old, &mut errors),
-        Change::Create | Change::Part(..) => (),
+    if let Change::Update(old) = change {
+        validate_update(pod, old, &mut errors);
     }
     errors
 }
@@ -192,14 +133,15 @@ fn validate_update(pod: &Value, old: &Value, errors: &mut FieldErrors) {
     let timeless = |it: &Value| {
         let mut it = it.clone();
         it.remove_at(&["tolerationSeconds"]);
-        it
+        it.to_string()
     };
-    let kept: Vec<Value> = spec.items_at(&["tolerations"]).iter().map(timeless).collect();
+    let kept: HashSet<String> = spec.items_at(&["tolerations"]).iter().map(timeless).collect();
     if before.items_at(&["tolerations"]).iter().any(|it| !kept.contains(&timeless(it))) {
         errors.push(FieldError::forbidden(&path.child("tolerations"), "existing toleration can not be modified except its tolerationSeconds"));
     }
     let gates = before.items_at(&["schedulingGates"]);
-    for (at, gate) in spec.items_at(&["schedulingGates"]).iter().enumerate().filter(|(_, it)| gates.iter().all(|old| old.text("name") != it.text("name"))) {
+    let known: HashSet<&str> = gates.iter().map(|it| it.text("name")).collect();
+    for (at, gate) in spec.items_at(&["schedulingGates"]).iter().enumerate().filter(|it| !known.contains(it.1.text("name"))) {
         let detail = format!("only deletion is allowed, but found new scheduling gate '{}'", gate.text("name"));
         errors.push(FieldError::forbidden(&path.child("schedulingGates").index(at).child("name"), detail));
     }
@@ -250,35 +192,6 @@ fn without_nothing(value: &Value) -> Value {
     }
 }
 
-/// `ValidatePodStatusUpdate`, of addresses and the class; the rest is in the table.
-fn validate_status(pod: &Value, old: &Value, errors: &mut FieldErrors) {
-    let (path, status, before) = (Path::new("status"), &pod["status"], &old["status"]);
-    if status.text("qosClass") != before.text("qosClass") {
-        errors.push(FieldError::invalid(&path.child("qosClass"), status.text("qosClass"), IMMUTABLE));
-    }
-    let nominated = status.text("nominatedNodeName");
-    if nominated != before.text("nominatedNodeName") && !nominated.is_empty() {
-        let path = path.child("nominatedNodeName");
-        super::check::all(names::dns1123_subdomain(nominated), nominated, &path, errors);
-        let is_bound = !old.text_at(&["spec", "nodeName"]).is_empty();
-        errors.extend(is_bound.then(|| FieldError::forbidden(&path, "may not be set on pods that are already bound to a node")));
-    }
-    for (one, list) in [("", "podIPs"), ("hostIP", "hostIPs")] {
-        let (path, known) = (path.child(list), before.items_at(&[list]));
-        let ips: Vec<&str> = status.items_at(&[list]).iter().map(|it| it.text("ip")).collect();
-        if let Some(first) = ips.first().filter(|it| !one.is_empty() && **it != status.text(one)) {
-            errors.push(FieldError::invalid(&path.index(0).child("ip"), *first, "must be equal to `hostIP`"));
-        }
-        for (at, ip) in ips.iter().enumerate().filter(|it| known.iter().all(|old| old.text("ip") != *it.1)) {
-            errors.extend(ip_problem(ip).map(|it| FieldError::invalid(&path.index(at), *ip, it)));
-        }
-        let is_pair = ips.len() == 2 && ips[0].contains(':') != ips[1].contains(':');
-        if ips.len() > 1 && !is_pair {
-            errors.push(FieldError::invalid(&path, status[list].clone(), "may specify no more than one IP for each IP family"));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -291,8 +204,7 @@ mod tests {
     fn pods_get_upstreams_defaults() {
         let mut pod = pod(json!({"containers": [{"name": "c", "image": "web", "ports": [{"containerPort": 80}],
             "livenessProbe": {"httpGet": {"port": 80}}, "resources": {"limits": {"cpu": "1"}}}], "volumes": [{"name": "v"}, {"name": "s", "secret": {"secretName": "x"}}]}));
-        crate::schema::default::default(&mut pod, &crate::schema::builtin("io.k8s.api.core.v1.Pod").expect("Pod"));
-        (POD.default)(&mut pod);
+        pod = crate::kinds::rules::filled("Pod", pod);
         (POD.prepare)(&mut pod, Change::Create);
         let expected = json!({"containers": [{"name": "c", "image": "web", "imagePullPolicy": "Always", "terminationMessagePath": "/dev/termination-log",
             "terminationMessagePolicy": "File", "ports": [{"containerPort": 80, "protocol": "TCP"}],

@@ -3,23 +3,27 @@
 //! The format: `# package` begins a package (`core/v1`); an unindented line names a type, or rules that others `use`; an indented one is a rule for its objects: guards, the field (or several,
 //! between commas), words, and after `: ` the words of the error. Fields: `.` the object itself, `a.b`, `a[]` each item, `a{}` each key of a map, `a{=}` each value.
 //! Guards: `?a` is set, `?a=X|Y` is one of these, `?*a` is there though empty, `?old` an update, `?{…}` an expression holds at the field; `?!` turns a guard round. `|` before them: where the rule before found nothing.
-//! `?before` is there: an earlier item of the list is the same; `?before=a,b` has the same fields; `?after` a later one.
+//! `?before` is there: an earlier item of the list is the same; `?before=a,b` has the same fields, `?before={…}` is what an expression says; `?after` a later one, `?was` one of the list as it was; `?repeats` of the value, a list.
+//! `?in=path.field` is there: the value is that field of an item of a list at a path from the rule's object, or (each `^`) from one further up; between commas of several. Expressions call that item `found`.
 //! Tests pass over what is empty; `test!` looks at that too, and `test*` at what is there though empty. The tests of one line end with the first that fails.
 //! `{…}` is a value that is tested in place of the field's; `${…}` in the words of an error is what an expression says. `@place` reports the error elsewhere, each `^` a step further up.
 //! Lines that are indented further are rules for what the field is; `use=` takes those of that name (or of `package.name`), and `walk` goes into the field at once.
 //! `as=name` says the field's name in paths, `is=Type` whose rules hold below it, `skip` leaves out what is below it. `gated` fields belong to features that v1.36 has switched off; they are dropped.
+//! `default=…` writes a text, a number or what an expression says of the object (its `self`) where nothing stands, `set=…` over what stands there, `set=null` removes it.
 //! Of the fields that `one=…` or `first=…` names only the first that is set is looked into.
 //! Expressions are CEL (`expr.rs` has the names that they see). What needs more than a line is a function (`call=…`). Source: `pkg/apis/*/validation` and the `+k8s:` tags of `types.go`.
 
 mod calls;
 mod expr;
+mod fill;
 mod memory;
 pub mod words;
 
-use std::{borrow::Cow, cell::OnceCell, collections::HashMap, sync::LazyLock};
+use std::{borrow::Cow, cell::{Cell, OnceCell}, collections::HashMap, sync::LazyLock};
 
 use expr::{Message, expr};
-use memory::{Memory, Repeats};
+pub use fill::{drop_gated, fill};
+use memory::{Alike, Memory};
 
 use super::{
     Change,
@@ -55,7 +59,7 @@ struct Rule {
 
 enum When {
     Holds(Expr),
-    Repeats(Repeats),
+    Alike(Alike),
 }
 
 #[derive(Clone)]
@@ -109,6 +113,8 @@ pub struct Site<'a> {
     old_root: Option<&'a Value>,
     owner: Owner<'a>,
     item: Item<'a>,
+    /// The item that the last guard found.
+    found: Cell<&'a Value>,
     memory: &'a Memory,
     suffix: &'a str,
     place: Option<&'a Message>,
@@ -155,6 +161,8 @@ struct Rules {
     skipped: Vec<(Vec<Guard>, &'static str)>,
     /// Fields whose feature gates are closed.
     gated: Vec<&'static str>,
+    /// What is written into fields, and whether over what stands there.
+    fills: Vec<(bool, Rule)>,
     /// Fields of which only the first that is set is walked.
     exclusive: Vec<&'static str>,
 }
@@ -208,14 +216,14 @@ impl Rules {
         let mut rule = Rule { guards: Vec::new(), when: Vec::new(), targets: Vec::new(), is_else, place: None, value: None, tests: Vec::new(), walks: false, uses: None, inner: Vec::new() };
         while let Some(word) = words.next_if(|it| it.starts_with('?')) {
             let (is_negated, bare) = word[1..].strip_prefix('!').map_or((false, &word[1..]), |it| (true, it));
-            match (braced(bare), Repeats::read(bare)) {
+            match (braced(bare), Alike::read(bare)) {
                 (Some(expression), _) => rule.when.push((is_negated, When::Holds(expr(expression)))),
-                (_, Some(repeats)) => rule.when.push((is_negated, When::Repeats(repeats))),
+                (_, Some(alike)) => rule.when.push((is_negated, When::Alike(alike))),
                 _ => rule.guards.push(Guard { is_negated, is: guard(bare) }),
             }
         }
         let targets: Vec<&'static str> = words.next().unwrap_or_default().split(',').collect();
-        let mut is_rule = true;
+        let (mut is_rule, mut fills) = (true, None);
         for word in words {
             match word.split_once('=') {
                 _ if word.starts_with('@') => rule.place = Some(Message::new(&word[1..])),
@@ -223,11 +231,18 @@ impl Rules {
                 _ if self.directs(word, &targets, &rule.guards, package) => is_rule = false,
                 Some(("use", name)) => rule.uses = Some(if name.contains('.') { format!("io.k8s.{name}") } else { format!("io.k8s.{package}.{name}") }),
                 None if word == "walk" => rule.walks = true,
+                Some((verb @ ("default" | "set"), value)) => {
+                    rule.value = Some(expr(literal(value)));
+                    fills = Some(verb == "set");
+                }
                 _ => rule.tests.push(test(word, message)),
             }
         }
         is_rule |= !rule.tests.is_empty() || rule.walks;
         rule.targets = targets.into_iter().map(steps).collect();
+        if let Some(is_forced) = fills {
+            return self.fills.push((is_forced, rule));
+        }
         let list = (1..depth).fold(&mut self.rules, |list, _| &mut list.last_mut().expect("rules.txt: a rule to stand below").inner);
         list.extend(is_rule.then_some(rule));
     }
@@ -255,6 +270,11 @@ impl Rules {
     }
 }
 
+/// What is written: an expression in braces, a number or truth, or a text.
+fn literal(value: &'static str) -> &'static str {
+    braced(value).unwrap_or_else(|| if serde_json::from_str::<Value>(value).is_ok() { value } else { format!("'{value}'").leak() })
+}
+
 fn guard(word: &'static str) -> Is {
     match word.split_once('=') {
         Some((field, words)) => Is::OneOf(field, words.split('|').collect()),
@@ -265,7 +285,9 @@ fn guard(word: &'static str) -> Is {
 
 fn steps(target: &'static str) -> Vec<Step> {
     let mut steps = Vec::new();
-    for part in target.split('.').filter(|it| !it.is_empty()) {
+    // `a[b.c]` names a field with dots.
+    let (path, key) = target.strip_suffix(']').and_then(|it| it.split_once('[')).filter(|it| !it.1.is_empty() && !it.1.contains(']')).unwrap_or((target, ""));
+    for part in path.split('.').filter(|it| !it.is_empty()) {
         let name = part.trim_end_matches(['[', ']', '{', '}', '=']);
         if !name.is_empty() {
             steps.push(Step::Field(name));
@@ -277,6 +299,7 @@ fn steps(target: &'static str) -> Vec<Step> {
             _ => (),
         }
     }
+    steps.extend((!key.is_empty()).then_some(Step::Field(key)));
     steps
 }
 
@@ -319,43 +342,6 @@ impl Guard {
             },
         };
         holds != self.is_negated
-    }
-}
-
-/// Drops fields of features that are switched off, unless the object had them before (`drop…DisabledFields`).
-pub fn drop_gated(object: &mut Value, old: Option<&Value>, schema: &Schema) {
-    let collect = |object: &mut Value| {
-        let mut found = Vec::new();
-        each_gated(object, schema, &mut |_, name| found.push(name));
-        found
-    };
-    if collect(object).is_empty() {
-        return;
-    }
-    let kept = old.map(|it| collect(&mut it.clone())).unwrap_or_default();
-    each_gated(object, schema, &mut |map, name| {
-        if !kept.contains(&name) {
-            map.remove(name);
-        }
-    });
-}
-
-fn each_gated(value: &mut Value, schema: &Schema, act: &mut dyn FnMut(&mut serde_json::Map<String, Value>, &'static str)) {
-    match (&schema.shape, value) {
-        (Shape::Object(shape), Value::Object(map)) => {
-            let gated = TABLE.get(&schema.name).map_or(&[][..], |it| &it.gated);
-            for name in gated.iter().copied() {
-                if map.contains_key(name) {
-                    act(map, name);
-                }
-            }
-            for field in shape.fields.iter().filter(|it| is_walked(&it.schema)) {
-                map.get_mut(&field.name).into_iter().for_each(|it| each_gated(it, &field.schema, act));
-            }
-        }
-        (Shape::List { items, .. }, Value::Array(list)) if is_walked(items) => list.iter_mut().for_each(|it| each_gated(it, items, act)),
-        (Shape::Map { values, .. }, Value::Object(map)) if is_walked(values) => map.values_mut().for_each(|it| each_gated(it, values, act)),
-        _ => (),
     }
 }
 
@@ -417,11 +403,12 @@ impl<'a> Owner<'a> {
 #[derive(Clone, Copy)]
 struct Item<'a> {
     of: &'a Value,
+    old: Option<&'a Value>,
     at: usize,
     key: &'a str,
 }
 
-const NO_ITEM: Item<'static> = Item { of: &NOTHING, at: 0, key: "" };
+const NO_ITEM: Item<'static> = Item { of: &NOTHING, old: None, at: 0, key: "" };
 
 /// What the steps of a target lead to. With the schema comes what an absent value is in Go.
 #[derive(Clone)]
@@ -443,7 +430,7 @@ impl<'a> Reached<'a> {
 
     fn inner(&self, value: &'a Value, old: Option<&'a Value>, at: usize, key: &'a str) -> Self {
         let suffix = if key.is_empty() { format!("{}[{at}]", self.suffix) } else { format!("{}[{key}]", self.suffix) };
-        Self { value, old, schema: self.schema.and_then(inner), zero: &NOTHING, item: Item { of: self.value, at, key }, suffix }
+        Self { value, old, schema: self.schema.and_then(inner), zero: &NOTHING, item: Item { of: self.value, old: self.old, at, key }, suffix }
     }
 }
 
@@ -535,7 +522,7 @@ impl Walk<'_> {
         let shown = if at.value.is_null() { at.zero } else { at.value };
         let mut site = Site {
             value: shown, old: at.old, object: owner.value, old_object: owner.old, base: owner.path, root: self.root, old_root: self.old,
-            owner, item: at.item, memory: self.memory, suffix: &at.suffix, place: rule.place.as_ref(), path: OnceCell::new(),
+            owner, item: at.item, found: Cell::new(&NOTHING), memory: self.memory, suffix: &at.suffix, place: rule.place.as_ref(), path: OnceCell::new(),
         };
         let is_seen = |test: &&Test, value: &Value| match test.looks_at {
             LooksAt::All => true,
@@ -623,6 +610,15 @@ pub fn texts<'a>(value: Option<&'a Value>, path: &[&str]) -> Vec<&'a str> {
     value.map_or(&[][..], |it| it.items_at(path)).iter().filter_map(Value::as_str).collect()
 }
 
+/// An object of a kind with its defaults, for tests.
+#[cfg(test)]
+pub fn filled(kind: &str, mut object: Value) -> Value {
+    let registry = super::table::registry();
+    let kind = registry.iter().find(|it| it.kind == kind).expect("a kind");
+    kind.fill(&kind.versions[0], &mut object);
+    object
+}
+
 /// All that is wrong with an object of a kind, for tests.
 #[cfg(test)]
 pub fn told(kind: &str, object: &Value, change: Change<'_>) -> Vec<String> {
@@ -633,36 +629,4 @@ pub fn told(kind: &str, object: &Value, change: Change<'_>) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn compile(rules: &[Rule]) {
-        for rule in rules {
-            let asked = rule.when.iter().filter_map(|it| if let When::Holds(expr) = &it.1 { Some(expr) } else { None });
-            asked.chain(&rule.value).for_each(Expr::compile);
-            rule.place.iter().chain(rule.tests.iter().map(|it| &it.message)).for_each(Message::compile);
-            compile(&rule.inner);
-        }
-    }
-
-    #[test]
-    fn all_expressions_compile() {
-        TABLE.values().for_each(|it| compile(&it.rules));
-    }
-
-    #[test]
-    fn large_objects_are_looked_at_whole_or_refused() {
-        let container = |it: usize| json!({"name": format!("c{}", it % 1999), "image": "i", "terminationMessagePolicy": "File", "imagePullPolicy": "Always"});
-        let containers: Vec<Value> = (0..2000).map(container).collect();
-        let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": containers, "dnsPolicy": "Default", "restartPolicy": "Always", "terminationGracePeriodSeconds": 30}});
-        assert_eq!(told("Pod", &pod, Change::Create), ["spec.containers[1999].name: Duplicate value: \"c0\""]);
-        let memory = Memory::with(1000);
-        let mut walk = Walk { root: &pod, old: None, is_update: false, errors: FieldErrors::new(), part: Part::Main, memory: &memory };
-        let schema = builtin("io.k8s.api.core.v1.Pod").expect("a type");
-        walk.object(&pod, None, &schema, "", &Path::root(), true);
-        let last = walk.finish().last().map(ToString::to_string).unwrap_or_default();
-        assert!(last.ends_with("validation failed due to running out of cost budget, no further validation rules will be run"), "{last}");
-    }
-}
+mod tests;

@@ -1,43 +1,12 @@
-//! Services: defaults and checks. Addresses and node ports are allocated by the API floor.
-//! Source: `pkg/apis/core/v1/defaults.go`, `pkg/apis/core/validation/validation.go` (`ValidateService`).
+//! Services: what goes with their type. Addresses and node ports are allocated by the API floor.
+//! Source: `pkg/registry/core/service/strategy.go`.
 
 use serde_json::json;
 
-use super::{
-    Change, Strategy,
-    check::{each, fill, fill_absent},
-};
+use super::{Change, Strategy};
 use crate::meta::{Meta, Value};
 
-pub const SERVICE: Strategy = Strategy { default, prepare, ..Strategy::PLAIN };
-
-fn default(service: &mut Value) {
-    let spec = &mut service["spec"];
-    if spec.text("sessionAffinity") == "None" {
-        spec.remove_at(&["sessionAffinityConfig"]);
-    }
-    if spec.text("sessionAffinity") == "ClientIP" && spec.at(&["sessionAffinityConfig", "clientIP", "timeoutSeconds"]).is_none() {
-        spec.set_at(&["sessionAffinityConfig", "clientIP", "timeoutSeconds"], 10_800);
-    }
-    for port in each(spec, &["ports"]) {
-        let number = port.get("port").cloned().unwrap_or_default();
-        if port.get("targetPort").is_none_or(|it| *it == 0 || *it == "") {
-            port["targetPort"] = number;
-        }
-    }
-    if is_reached_from_outside(spec) {
-        fill(spec, "externalTrafficPolicy", "Cluster");
-    }
-    if matches!(spec.text("type"), "ClusterIP" | "NodePort" | "LoadBalancer") {
-        fill_absent(spec, "internalTrafficPolicy", "Cluster");
-    }
-    if is_balanced(spec) {
-        fill(spec, "allocateLoadBalancerNodePorts", true);
-        for ingress in each(service, &["status", "loadBalancer", "ingress"]).filter(|it| !it.text("ip").is_empty()) {
-            fill_absent(ingress, "ipMode", "VIP");
-        }
-    }
-}
+pub const SERVICE: Strategy = Strategy { prepare, ..Strategy::PLAIN };
 
 fn has_address(spec: &Value) -> bool {
     spec.text("type") != "ExternalName"
@@ -88,12 +57,11 @@ fn prepare(service: &mut Value, change: Change<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kinds::rules::filled;
 
     #[test]
     fn services_get_defaults() {
-        let mut service = json!({"spec": {"ports": [{"port": 80}]}});
-        crate::schema::default::default(&mut service, &crate::schema::builtin("io.k8s.api.core.v1.Service").expect("Service"));
-        default(&mut service);
+        let service = filled("Service", json!({"spec": {"ports": [{"port": 80}]}}));
         assert_eq!(
             service["spec"],
             json!({"type": "ClusterIP", "sessionAffinity": "None", "internalTrafficPolicy": "Cluster", "ports": [{"port": 80, "protocol": "TCP", "targetPort": 80}]})
@@ -120,8 +88,7 @@ mod tests {
 
     #[test]
     fn what_affinity_and_addresses_need_is_filled_in() {
-        let mut service = json!({"spec": {"type": "LoadBalancer", "sessionAffinity": "None", "sessionAffinityConfig": {}}, "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}}});
-        default(&mut service);
+        let service = filled("Service", json!({"spec": {"type": "LoadBalancer", "sessionAffinity": "None", "sessionAffinityConfig": {}}, "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}}}));
         assert_eq!(service["spec"].get("sessionAffinityConfig"), None);
         assert_eq!(service["status"]["loadBalancer"]["ingress"], json!([{"ip": "192.0.2.1", "ipMode": "VIP"}]));
     }

@@ -1,17 +1,13 @@
 //! Volumes and what provides them: defaults and checks.
 //! Source: `pkg/apis/core/v1/defaults.go`, `pkg/apis/storage/v1/defaults.go`, `pkg/apis/{core,storage}/validation`.
 
-use super::{Change, Strategy, check::fill_at};
+use super::{Change, Strategy};
 use crate::meta::{FieldError, FieldErrors, Meta, Path, Value};
 
 pub const VOLUME: Strategy =
-    Strategy { default: default_volume, prepare: prepare_volume, validate: validate_volume, ..Strategy::PLAIN };
-pub const CLAIM: Strategy = Strategy { default: default_claim, prepare: prepare_claim, validate: validate_claim, ..Strategy::PLAIN };
+    Strategy { prepare: prepare_volume, ..Strategy::PLAIN };
+pub const CLAIM: Strategy = Strategy { prepare: prepare_claim, validate: validate_claim, ..Strategy::PLAIN };
 pub const CSI_DRIVER: Strategy = Strategy { prepare: prepare_driver, ..Strategy::PLAIN };
-
-fn default_volume(object: &mut Value) {
-    fill_at(object, &["status", "phase"], "Pending");
-}
 
 fn prepare_volume(object: &mut Value, change: Change<'_>) {
     if let Change::Create = change {
@@ -19,33 +15,6 @@ fn prepare_volume(object: &mut Value, change: Change<'_>) {
         let now = object.metadata("creationTimestamp").to_owned();
         object["status"] = serde_json::json!({"phase": "Pending", "lastPhaseTransitionTime": now});
     }
-}
-
-/// Fields of a volume beside its source.
-const NOT_SOURCES: [&str; 9] =
-    ["accessModes", "capacity", "claimRef", "persistentVolumeReclaimPolicy", "storageClassName", "mountOptions", "volumeMode", "nodeAffinity", "volumeAttributesClassName"];
-
-/// What of a volume may change: not its source.
-fn validate_volume(object: &Value, change: Change<'_>) -> FieldErrors {
-    let (mut errors, path) = (FieldErrors::new(), Path::new("spec"));
-    if let Change::Update(old) = change {
-        let source = |object: &Value| object["spec"].as_object().map(|it| it.iter().filter(|(key, _)| !NOT_SOURCES.contains(&key.as_str())).map(|(key, value)| (key.clone(), value.clone())).collect::<Vec<_>>());
-        // A reference that is missing may be added.
-        const EXPAND: [&str; 3] = ["spec", "csi", "controllerExpandSecretRef"];
-        let mut object = object.clone();
-        if old.at(&EXPAND).is_none() {
-            object.remove_at(&EXPAND);
-        }
-        if source(&object) != source(old) {
-            errors.push(FieldError::forbidden(&path.child("persistentvolumesource"), "spec.persistentvolumesource is immutable after creation"));
-        }
-    }
-    errors
-}
-
-/// A claim, or a template for one.
-pub fn default_claim(object: &mut Value) {
-    fill_at(object, &["status", "phase"], "Pending");
 }
 
 fn prepare_claim(object: &mut Value, change: Change<'_>) {

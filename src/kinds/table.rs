@@ -27,10 +27,10 @@ const NO_COLLECTION: &[Verb] = &[Verb::Create, Verb::Delete, Verb::Get, Verb::Li
 #[rustfmt::skip]
 const STRATEGIES: &[(&str, Strategy)] = &[
     ("Secret", secret::SECRET), ("ServiceAccount", secret::SERVICE_ACCOUNT), ("Pod", pod::POD), ("Service", service::SERVICE),
-    ("ReplicationController", workloads::REPLICATION_CONTROLLER), ("PodTemplate", workloads::POD_TEMPLATE), ("LimitRange", policy::LIMIT_RANGE),
+    ("LimitRange", policy::LIMIT_RANGE),
     ("PersistentVolume", storage::VOLUME), ("PersistentVolumeClaim", storage::CLAIM), ("Namespace", namespace::NAMESPACE), ("Node", node::NODE),
-    ("Deployment", workloads::DEPLOYMENT), ("ReplicaSet", workloads::REPLICA_SET), ("DaemonSet", workloads::DAEMON_SET), ("StatefulSet", workloads::STATEFUL_SET),
-    ("CronJob", workloads::CRON_JOB), ("Job", workloads::JOB), ("HorizontalPodAutoscaler", policy::AUTOSCALER), ("NetworkPolicy", networking::NETWORK_POLICY),
+    ("DaemonSet", workloads::DAEMON_SET),
+    ("CronJob", workloads::CRON_JOB), ("Job", workloads::JOB), ("HorizontalPodAutoscaler", policy::AUTOSCALER),
     ("IPAddress", networking::IP_ADDRESS), ("CSIDriver", storage::CSI_DRIVER), ("ResourceClaim", policy::RESOURCE_CLAIM),
     ("ResourceClaimTemplate", policy::RESOURCE_CLAIM_TEMPLATE), ("ResourceSlice", policy::RESOURCE_SLICE), ("CertificateSigningRequest", policy::SIGNING_REQUEST),
     ("WebhookConfiguration", webhooks::CONFIGURATION), ("ValidatingAdmissionPolicy", admission::VALIDATING_POLICY),

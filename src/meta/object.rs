@@ -79,6 +79,12 @@ pub fn split_api_version(text: &str) -> (&str, &str) {
     text.split_once('/').unwrap_or(("", text))
 }
 
+/// Counts looks at fields, for tests of what a check costs.
+fn look() {
+    #[cfg(test)]
+    LOOKS.set(LOOKS.get() + 1);
+}
+
 /// Reading and writing the metadata of an untyped object. Missing or mistyped fields read as empty.
 pub trait Meta {
     fn value(&self) -> &Value;
@@ -86,10 +92,12 @@ pub trait Meta {
 
     /// The string at a top-level field, or "".
     fn text(&self, field: &str) -> &str {
+        look();
         self.value().get(field).and_then(Value::as_str).unwrap_or_default()
     }
     /// The value at a path such as `["spec", "replicas"]`.
     fn at(&self, path: &[&str]) -> Option<&Value> {
+        look();
         path.iter().try_fold(self.value(), |value, field| value.get(field))
     }
     /// The string at a path, or "".
@@ -189,6 +197,11 @@ impl Meta for Value {
     fn value_mut(&mut self) -> &mut Value {
         self
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    pub static LOOKS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! `metav1.Status`: the one error type of the API, in upstream's wording.
 //! Source: apimachinery `pkg/api/errors/errors.go`, apiserver `pkg/endpoints/handlers/responsewriters/errors.go`.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, collections::HashSet, fmt};
 
 use serde_json::{Value, json};
 
@@ -92,12 +92,8 @@ impl Status {
     }
 
     pub fn invalid(kind: &GroupKind, name: &str, errors: FieldErrors) -> Self {
-        let mut told: Vec<String> = Vec::new();
-        for error in errors.iter().map(ToString::to_string) {
-            if !told.contains(&error) {
-                told.push(error);
-            }
-        }
+        let mut seen = HashSet::new();
+        let told: Vec<String> = errors.iter().map(ToString::to_string).filter(|it| seen.insert(it.clone())).collect();
         let text = match told.as_slice() {
             [] => String::new(),
             [one] => format!(": {one}"),

@@ -1,5 +1,5 @@
 //! Expressions of the table of rules. They see `self` (the value), `old`, `owner` (the object that the rule is of), `parent` (the one that its block is of), `root`, `oldRoot`,
-//! within a list or map `list`, `at` and `key`, and `path`, where the owner is.
+//! within a list or map `list`, `at` and `key`, what a guard `found`, and `path`, where the owner is.
 
 use std::borrow::Cow;
 
@@ -11,17 +11,13 @@ use crate::{
 };
 
 pub fn expr(text: &'static str) -> Expr {
-    Expr::new(text, &["self", "old", "owner", "oldOwner", "parent", "root", "oldRoot", "list", "at", "key", "path"])
+    Expr::new(text, &["self", "old", "owner", "oldOwner", "parent", "root", "oldRoot", "list", "at", "key", "path", "found"])
 }
 
 impl<'a> Site<'a> {
     /// What an expression makes of this place.
     pub fn ask(&self, expr: &Expr) -> Option<Val<'a>> {
         self.memory.spend(|budget| expr.evaluate(|name| self.named(name), budget))
-    }
-
-    pub fn holds(&self, expr: &Expr) -> bool {
-        matches!(self.ask(expr), Some(Val::Bool(true)))
     }
 
     fn named(&self, name: &str) -> Val<'a> {
@@ -35,6 +31,7 @@ impl<'a> Site<'a> {
             "root" => Val::json(self.root),
             "oldRoot" => json(self.old_root),
             "list" => Val::json(self.item.of),
+            "found" => Val::json(self.found.get()),
             "path" => Val::String(self.base.as_str().into()),
             "at" => Val::Int(i64::try_from(self.item.at).unwrap_or(i64::MAX)),
             _ => Val::String(self.item.key.into()),

@@ -1,6 +1,7 @@
 //! The tests that a rule may name: each looks at one value.
 
 use core::net::IpAddr;
+use std::collections::HashMap;
 
 use super::{Run, Site, Test, is_zero};
 use crate::{
@@ -61,7 +62,6 @@ const WORDS: &[(&str, Run)] = &[
         let (count, most) = (length(site.value), test.argument.parse().unwrap_or(usize::MAX));
         push_if(count > most, FieldError::too_many(site.path(), count, most), errors);
     }),
-    ("unique", unique),
     ("immutable", |site, _, errors| {
         push_if(is_changed(site), FieldError::invalid(site.path(), site.value.clone(), metadata::IMMUTABLE), errors);
     }),
@@ -94,6 +94,12 @@ const WORDS: &[(&str, Run)] = &[
         if text(site.value) != old && crate::meta::names::cidr(text(site.value)).is_none() {
             errors.push(FieldError::invalid(site.path(), text(site.value), "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)"));
         }
+    }),
+    // Of an object only these fields may change.
+    ("but", |site, test, errors| {
+        let is_kept = |it: &(&String, &Value)| !it.1.is_null() && !test.argument.split(',').any(|name| it.0 == name);
+        let rest = |value: &Value| value.as_object().into_iter().flatten().filter(is_kept).map(|(key, value)| (key.clone(), value.clone())).collect::<Vec<_>>();
+        push_if(site.old.is_some_and(|old| rest(site.value) != rest(old)), FieldError::forbidden(site.path(), site.say(test)), errors);
     }),
     ("one", one),
 ];
@@ -186,25 +192,6 @@ fn named(check: fn(&str) -> names::Problems, test: &Test, site: &Site<'_>, error
     }
 }
 
-/// The items of a list, or one field of them, stand only once.
-fn unique(site: &Site<'_>, test: &Test, errors: &mut FieldErrors) {
-    let mut seen: Vec<&Value> = Vec::new();
-    for (at, item) in site.value.as_array().into_iter().flatten().enumerate() {
-        let (value, path) = match test.argument {
-            "" => (item, site.path().index(at)),
-            // `name^` tells of the item.
-            field => match field.strip_suffix('^') {
-                Some(field) => (item.get(field).unwrap_or(&Value::Null), site.path().index(at)),
-                None => (item.get(field).unwrap_or(&Value::Null), site.path().index(at).child(field)),
-            },
-        };
-        if !value.is_null() && seen.contains(&value) {
-            errors.push(FieldError::duplicate(&path, value.clone()));
-        }
-        seen.push(value);
-    }
-}
-
 fn no_steps(site: &Site<'_>, errors: &mut FieldErrors) {
     let path = text(site.value);
     push_if(path.split('/').any(|it| it == ".."), FieldError::invalid(site.path(), path, "must not contain '..'"), errors);
@@ -288,4 +275,13 @@ fn one(site: &Site<'_>, test: &Test, errors: &mut FieldErrors) {
 pub fn quantities<'a>(object: &'a Value, path: &[&str]) -> impl Iterator<Item = (&'a str, Quantity, &'a Value)> {
     let map = object.map_at(path).into_iter().flatten();
     map.filter_map(|(name, value)| Some((name.as_str(), quantity(value)?, value)))
+}
+
+/// What containers ask for, all together.
+pub fn requested(containers: &[Value]) -> HashMap<&str, Quantity> {
+    let mut sums = HashMap::new();
+    for (name, amount, _) in containers.iter().flat_map(|it| quantities(it, &["resources", "requests"])) {
+        sums.entry(name).and_modify(|it: &mut Quantity| *it = it.add(amount)).or_insert(amount);
+    }
+    sums
 }

@@ -164,6 +164,11 @@ impl Budget {
         Self(units)
     }
 
+    #[cfg(test)]
+    pub fn left(self) -> u64 {
+        self.0
+    }
+
     fn spend(&mut self, cost: u64) -> Result<(), EvalError> {
         self.0 = self.0.checked_sub(cost).ok_or(EvalError::OutOfBudget)?;
         Ok(())

@@ -8,12 +8,11 @@ use crate::{
             words::{int, push_if, text},
         },
     },
-    meta::{FieldError, FieldErrors, Meta, Path, Value, cron::Schedule},
+    meta::{FieldError, FieldErrors, Meta, Value, cron::Schedule},
 };
 
 pub const CALLS: &[(&str, Run)] = &[
     ("successpolicy", success_policy),
-    ("generated", generated),
     ("jobselector", |site, _, errors| check::labels_of_template(site.value, site.path(), errors)),
     ("jobindexes", indexes),
     ("jobtemplate", |site, _, errors| {
@@ -109,24 +108,11 @@ fn overlap(one: &str, other: &str) -> Option<i64> {
         list.split(',').filter_map(parse).collect()
     };
     let others = intervals(other);
-    intervals(one).iter().find_map(|(from, to)| others.iter().find(|it| *from <= it.1 && it.0 <= *to).map(|it| *from.max(&it.0)))
-}
-
-/// `validateGeneratedSelector`: the labels that the server gave to the template are there.
-fn generated(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
-    let (job, spec) = (site.value, &site.value["spec"]);
-    let is_manual = spec.get("manualSelector") == Some(&Value::Bool(true));
-    if site.old_object.is_some() || is_manual || spec.get("selector").is_none_or(Value::is_null) {
-        return;
-    }
-    let path = Path::new("spec").child("template").child("metadata").child("labels");
-    let labels = spec.at(&["template", "metadata", "labels"]);
-    for (label, expected) in [("controller-uid", job.uid()), ("job-name", job.name()), ("batch.kubernetes.io/controller-uid", job.uid()), ("batch.kubernetes.io/job-name", job.name())] {
-        match labels.and_then(|it| it.get(label)).map(text) {
-            None => errors.push(FieldError::required(&path.key(label), format!("must be '{expected}'"))),
-            Some(found) => push_if(found != expected, FieldError::invalid(&path.key(label), labels.cloned().unwrap_or_default(), format!("must be '{expected}'")), errors),
-        }
-    }
+    let mut others = others.iter().peekable();
+    intervals(one).iter().find_map(|(from, to)| {
+        while others.next_if(|it| it.1 < *from).is_some() {}
+        others.peek().filter(|it| it.0 <= *to).map(|it| *from.max(&it.0))
+    })
 }
 
 /// The template without what may change while a Job is suspended: where its pods run, and their resources.

@@ -15,7 +15,6 @@ use crate::{
 };
 
 pub const CALLS: &[(&str, Run)] = &[
-    ("domainname", |site, _, errors| qualified(text(site.value), site.path(), errors)),
     ("extended", |site, _, errors| {
         let is_wrong = !site.value.is_null() && !is_extended(text(site.value));
         push_if(is_wrong, FieldError::invalid(site.path(), text(site.value), "must be a valid extended resource name"), errors);
@@ -27,10 +26,6 @@ pub const CALLS: &[(&str, Run)] = &[
             check::all(names::dns1123_subdomain(part), part, site.path(), errors);
         }
     }),
-    ("nothost", |site, _, errors| {
-        let is_address = text(site.value).parse::<core::net::IpAddr>().is_ok();
-        push_if(is_address, FieldError::invalid(site.path(), text(site.value), "must be a DNS name, not an IP address"), errors);
-    }),
     ("selector", |site, test, errors| {
         let is_wrong = LabelSelector::from_value(Some(site.value)).is_err();
         push_if(is_wrong, FieldError::invalid(site.path(), Value::Null, site.say(test)), errors);
@@ -40,7 +35,8 @@ pub const CALLS: &[(&str, Run)] = &[
         push_if(!is_request, FieldError::invalid(site.path(), site.value.clone(), "PEM block type must be CERTIFICATE REQUEST"), errors);
     }),
     ("finalizer", |site, _, errors| errors.extend(metadata::bare_finalizer(text(site.value), site.path()))),
-    ("signer", |site, _, errors| signer_name(text(site.value), site.path(), errors)),
+    ("labels", |site, _, errors| labelled(text(site.value), names::dns1123_label, site.path(), errors)),
+    ("subdomains", |site, _, errors| labelled(text(site.value), names::dns1123_subdomain, site.path(), errors)),
     ("objectsize", |site, _, errors| {
         /// `MaxSecretSize`, for ConfigMaps too.
         const SIZE_MAX: usize = 1 << 20;
@@ -57,44 +53,6 @@ pub const CALLS: &[(&str, Run)] = &[
     }),
     ("quobyte", quobyte),
 ];
-
-/// `validateQualifiedName`: `[domain/]identifier`.
-fn qualified(name: &str, path: &Path, errors: &mut FieldErrors) {
-    if name.is_empty() {
-        return errors.push(FieldError::required(path, "name required"));
-    }
-    let (domain, id) = name.split_once('/').map_or((None, name), |it| (Some(it.0), it.1));
-    if let Some(domain) = domain {
-        match domain {
-            "" => errors.push(FieldError::required(path, "the domain must not be empty")),
-            _ => check::all(names::dns1123_subdomain(domain), domain, path, errors),
-        }
-    }
-    match id {
-        "" => errors.push(FieldError::required(path, "the name must not be empty")),
-        _ => {
-            push_if(id.len() > 32, FieldError::too_long(path, 32), errors);
-            check::all(names::c_identifier(id), id, path, errors);
-        }
-    }
-}
-
-/// `ValidateSignerName`: `domain/path`.
-fn signer_name(name: &str, path: &Path, errors: &mut FieldErrors) {
-    let Some((domain, rest)) = name.split_once('/').filter(|it| !it.1.contains('/')) else {
-        return errors.push(if name.is_empty() {
-            FieldError::required(path, "")
-        } else {
-            FieldError::invalid(path, name, "must be a fully qualified domain and path of the form 'example.com/signer-name'")
-        });
-    };
-    push_if(domain.len() > names::SUBDOMAIN_MAX, FieldError::too_long(path, names::SUBDOMAIN_MAX), errors);
-    labelled(domain, names::dns1123_label, path, errors);
-    push_if(!domain.contains('.'), FieldError::invalid(path, domain, "should be a domain with at least two segments separated by dots"), errors);
-    labelled(rest, names::dns1123_subdomain, path, errors);
-    const REST_MAX: usize = names::SUBDOMAIN_MAX + names::LABEL_MAX + 1;
-    push_if(rest.len() > REST_MAX, FieldError::too_long(path, REST_MAX), errors);
-}
 
 /// What is wrong with the first wrong part between dots.
 fn labelled(text: &str, check: fn(&str) -> names::Problems, path: &Path, errors: &mut FieldErrors) {

@@ -1,11 +1,13 @@
 //! What the parts of a pod say about each other, beyond rules of a line. Source: `pkg/apis/core/validation/validation.go` (`ValidatePodSpec`).
 
-use super::quantities::{container_name, requirements};
+use std::{collections::HashSet, rc::Rc};
+
 use crate::{
     kinds::{
         check,
         rules::{
             Run, Site, Test,
+            memory::Places,
             words::{int, push_if, text},
         },
     },
@@ -13,20 +15,19 @@ use crate::{
 };
 
 pub const CALLS: &[(&str, Run)] = &[
-    ("volumenames", |site, _, errors| _ = volumes(site.value, site.path(), errors)),
+    ("volumenames", |site, _, errors| {
+        let places = volumes(site, site.value);
+        for (at, volume) in site.value.items_at(&["volumes"]).iter().enumerate() {
+            let (name, path) = (volume.text("name"), site.path().child("volumes").index(at).child("name"));
+            let is_taken = places.get(&[name.to_owned()][..]).is_some_and(|it| it.0 < at);
+            push_if(is_taken, FieldError::duplicate(&path, name), errors);
+        }
+    }),
     ("hostports", host_ports),
     ("mounted", mounted),
-    ("containerresources", |site, _, errors| {
-        let claims: Vec<&str> = site.owner.parent().items_at(&["resourceClaims"]).iter().map(|it| it.text("name")).filter(|it| !it.is_empty()).collect();
-        requirements(site.value, site.path(), &claims, container_name, errors);
-    }),
     ("taken", taken),
     ("claimname", |site, _, errors| ephemeral_claims(site, errors)),
     ("selectslabels", |site, test, errors| check::selector_of_template(site.value, &site.say(test), errors)),
-    ("fieldpath", |site, _, errors| field_selector(site.value, site.path(), &ENV_FIELDS, errors)),
-    ("volumefield", |site, _, errors| field_selector(site.value, site.path(), &VOLUME_FIELDS, errors)),
-    ("resourcefield", |site, _, errors| resource_ref(site.value, site.path(), false, errors)),
-    ("volumeresource", |site, _, errors| resource_ref(site.value, site.path(), true, errors)),
     ("prefixname", |site, _, errors| {
         // A name that ends in a dash passes here: upstream takes it for a prefix.
         let name = text(site.value);
@@ -41,43 +42,36 @@ fn has(object: &Value, field: &str) -> bool {
     object.get(field).is_some_and(|it| !it.is_null())
 }
 
-/// The volumes that are right, and errors for names that stand twice.
-fn volumes<'a>(spec: &'a Value, path: &Path, errors: &mut FieldErrors) -> Vec<&'a Value> {
-    let mut fine: Vec<&Value> = Vec::new();
-    for (at, volume) in spec.items_at(&["volumes"]).iter().enumerate() {
-        let name = volume.text("name");
-        if fine.iter().any(|it| it.text("name") == name) {
-            errors.push(FieldError::duplicate(&path.child("volumes").index(at).child("name"), name));
-        } else if super::super::is_valid(volume, "io.k8s.api.core.v1.Volume") {
-            fine.push(volume);
-        }
-    }
-    fine
+/// Where the volumes of a pod that are right stand, by name.
+fn volumes(site: &Site<'_>, spec: &Value) -> Rc<Places> {
+    let is_right = |it: &Value| super::super::is_valid(it, "io.k8s.api.core.v1.Volume");
+    site.memory.places(spec.items_at(&["volumes"]), "volumes that are right", |it| is_right(it).then(|| vec![it.text("name").to_owned()]))
 }
 
-/// Ports of the host are taken once. `site` is the container; its index shows where it is.
+/// Ports of the host are taken once. The value is a list of containers, or one that stands for itself alone: so upstream checks init containers, as if each were the first.
 fn host_ports(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
-    let (container, spec, path) = (site.value, site.owner.parent(), site.path());
-    let key = |port: &Value| format!("{}/{}/{}", port.text("protocol"), port.text("hostIP"), int(&port["hostPort"]));
-    let is_init = path.up().as_str().ends_with("initContainers");
-    // Upstream checks init containers one by one, as if each were the first.
-    let before = if is_init { &[] } else { &spec.items_at(&["containers"])[..site.item.at] };
-    let own = if is_init { path.up().index(0) } else { path.clone() }.child("ports");
-    let mut seen: Vec<String> = before.iter().flat_map(|it| it.items_at(&["ports"])).map(key).collect();
-    for (at, port) in container.items_at(&["ports"]).iter().enumerate().filter(|it| int(&it.1["hostPort"]) != 0) {
-        let key = key(port);
-        push_if(seen.contains(&key), FieldError::duplicate(&own.index(at).child("hostPort"), key.as_str()), errors);
-        seen.push(key);
+    let (containers, path) = match site.value {
+        Value::Array(all) => (all.as_slice(), site.path().clone()),
+        one => (std::slice::from_ref(one), site.path().up()),
+    };
+    let mut seen = HashSet::new();
+    for (at, container) in containers.iter().enumerate() {
+        for (port_at, port) in container.items_at(&["ports"]).iter().enumerate().filter(|it| int(&it.1["hostPort"]) != 0) {
+            let key = format!("{}/{}/{}", port.text("protocol"), port.text("hostIP"), int(&port["hostPort"]));
+            let path = path.index(at).child("ports").index(port_at).child("hostPort");
+            push_if(!seen.insert(key.clone()), FieldError::duplicate(&path, key), errors);
+        }
     }
 }
 
 /// What a container mounts are volumes of its pod. `site` is the container.
 fn mounted(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
-    let (container, path) = (site.value, site.path());
-    let volumes = volumes(site.owner.parent(), path, &mut FieldErrors::new());
-    let find = |name: &str| volumes.iter().find(|it| it.text("name") == name);
+    let (container, path, spec) = (site.value, site.path(), site.owner.parent());
+    let places = volumes(site, spec);
+    let find = |name: &str| places.get(&[name.to_owned()][..]).map(|it| &spec["volumes"][it.0]);
     // The claims of a StatefulSet are volumes of its pods too (`volumesToAddForTemplates`).
-    let is_claimed = |name: &str| site.root.items_at(&["spec", "volumeClaimTemplates"]).iter().any(|it| it.name() == name);
+    let claims = site.memory.places(site.root.items_at(&["spec", "volumeClaimTemplates"]), "claims", |it| Some(vec![it.name().to_owned()]));
+    let is_claimed = |name: &str| claims.contains_key(&[name.to_owned()][..]);
     for (at, mount) in container.items_at(&["volumeMounts"]).iter().enumerate() {
         let name = mount.text("name");
         push_if(find(name).is_none() && !is_claimed(name), FieldError::not_found(&path.child("volumeMounts").index(at).child("name"), name), errors);
@@ -95,24 +89,11 @@ fn mounted(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
     }
 }
 
-/// The files of a projected volume, in the order in which upstream takes their names.
-fn files(volume: &Value) -> Vec<&Value> {
-    let mut files = Vec::new();
-    for source in volume.items_at(&["sources"]) {
-        for items in ["secret", "configMap", "downwardAPI"] {
-            files.extend(source.items_at(&[items, "items"]).iter().filter_map(|it| it.get("path")));
-        }
-        let certificates = [["clusterTrustBundle", "path"], ["podCertificate", "credentialBundlePath"], ["podCertificate", "keyPath"], ["podCertificate", "certificateChainPath"]];
-        files.extend(certificates.iter().filter_map(|it| source.at(it)));
-    }
-    files
-}
-
 /// A file's name is there once in its projected volume, which reports it with the words of the rule.
 fn taken(site: &Site<'_>, test: &Test, errors: &mut FieldErrors) {
     let Some(volume) = std::iter::successors(Some(&site.owner), |it| it.above).find(|it| it.value.get("sources").is_some()) else { return };
-    let is_taken = files(volume.value).into_iter().take_while(|it| !std::ptr::eq(*it, site.value)).any(|it| it == site.value);
-    push_if(is_taken && !text(site.value).is_empty(), FieldError::invalid(volume.path, site.say(test).as_ref(), "conflicting duplicate paths"), errors);
+    let is_taken = !text(site.value).is_empty() && !site.memory.is_first(volume.value, text(site.value));
+    push_if(is_taken, FieldError::invalid(volume.path, site.say(test).as_ref(), "conflicting duplicate paths"), errors);
 }
 
 /// The names of the claims that ephemeral volumes make. `site` is the Pod.
@@ -121,7 +102,7 @@ fn ephemeral_claims(site: &Site<'_>, errors: &mut FieldErrors) {
     let claim = |volume: &Value| format!("{}-{}", site.value.name(), volume.text("name"));
     // Of several sources only the first counts.
     let has = |volume: &Value| volume.get("ephemeral").is_some_and(|it| !it.is_null()) && volume.as_object().is_some_and(|it| it.len() == 2);
-    let made: Vec<String> = volumes.iter().filter(|it| has(it)).map(claim).collect();
+    let made: HashSet<String> = volumes.iter().filter(|it| has(it)).map(claim).collect();
     for (at, volume) in volumes.iter().enumerate() {
         if has(volume) && !volume.text("name").is_empty() && !site.value.name().is_empty() {
             let problems = names::dns1123_subdomain(&claim(volume)).into_iter().map(|it| format!("PVC name {:?}: {it}", claim(volume)).into()).collect();
@@ -129,71 +110,6 @@ fn ephemeral_claims(site: &Site<'_>, errors: &mut FieldErrors) {
         }
         let used = volume.text_at(&["persistentVolumeClaim", "claimName"]);
         let place = path.index(at).child("persistentVolumeClaim").child("claimName");
-        push_if(made.iter().any(|it| it == used), FieldError::invalid(&place, used, "must not reference a PVC that gets created for an ephemeral volume"), errors);
+        push_if(made.contains(used), FieldError::invalid(&place, used, "must not reference a PVC that gets created for an ephemeral volume"), errors);
     }
-}
-
-const ENV_FIELDS: [&str; 9] =
-    ["metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "spec.serviceAccountName", "status.hostIP", "status.hostIPs", "status.podIP", "status.podIPs"];
-const VOLUME_FIELDS: [&str; 5] = ["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
-
-/// `validateObjectFieldSelector`.
-fn field_selector(selector: &Value, path: &Path, fields: &[&str], errors: &mut FieldErrors) {
-    if selector.is_null() {
-        return;
-    }
-    let (field, version) = (selector.text("fieldPath"), selector.text("apiVersion"));
-    if version.is_empty() {
-        return errors.push(FieldError::required(&path.child("apiVersion"), ""));
-    }
-    if field.is_empty() {
-        return errors.push(FieldError::required(&path.child("fieldPath"), ""));
-    }
-    let wrong = |detail: String| FieldError::invalid(&path.child("fieldPath"), field, format!("error converting fieldPath: {detail}"));
-    if version != "v1" {
-        return errors.push(wrong(format!("unsupported pod version: {version}")));
-    }
-    if let Some((name, key)) = field.strip_suffix("']").and_then(|it| it.split_once("['")) {
-        return match name {
-            "metadata.annotations" => check::all(names::qualified_name(&key.to_lowercase()), &key.to_lowercase(), path, errors),
-            "metadata.labels" => check::all(names::qualified_name(key), key, path, errors),
-            _ => errors.push(wrong(format!("field label does not support subscript: {field}"))),
-        };
-    }
-    const KNOWN: [&str; 6] = ["metadata.annotations", "metadata.labels", "spec.restartPolicy", "spec.schedulerName", "status.phase", "spec.host"];
-    if !fields.contains(&field) {
-        let is_known = KNOWN.contains(&field) || ENV_FIELDS.contains(&field) || VOLUME_FIELDS.contains(&field);
-        errors.push(if is_known { FieldError::not_supported(&path.child("fieldPath"), field, fields) } else { wrong(format!("field label not supported: {field}")) });
-    }
-}
-
-const RESOURCE_FIELDS: [&str; 6] = ["limits.cpu", "limits.ephemeral-storage", "limits.memory", "requests.cpu", "requests.ephemeral-storage", "requests.memory"];
-const DIVISORS: [&str; 13] = ["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
-
-/// `validateContainerResourceFieldSelector`; in a volume the container must be named.
-fn resource_ref(selector: &Value, path: &Path, is_volume: bool, errors: &mut FieldErrors) {
-    if selector.is_null() {
-        return;
-    }
-    let (resource, divisor) = (selector.text("resource"), selector.text("divisor"));
-    let is_huge = resource.starts_with("limits.hugepages-") || resource.starts_with("requests.hugepages-");
-    if is_volume && selector.text("containerName").is_empty() {
-        errors.push(FieldError::required(&path.child("containerName"), ""));
-    } else if resource.is_empty() {
-        errors.push(FieldError::required(&path.child("resource"), ""));
-    } else if !RESOURCE_FIELDS.contains(&resource) && !is_huge {
-        errors.push(FieldError::not_supported(&path.child("resource"), resource, &RESOURCE_FIELDS));
-    }
-    if matches!(divisor, "" | "0") {
-        return;
-    }
-    let words = "only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the";
-    let (is_fine, detail) = match resource.split_once('.').map_or("", |it| it.1) {
-        "cpu" => (matches!(divisor, "1" | "1m"), "only divisor's values 1m and 1 are supported with the cpu resource".to_owned()),
-        "memory" => (DIVISORS.contains(&divisor), format!("{words} memory resource")),
-        "ephemeral-storage" => (DIVISORS.contains(&divisor), format!("{words} local ephemeral storage resource")),
-        _ if is_huge => (DIVISORS.contains(&divisor), format!("{words} hugepages resource")),
-        _ => return,
-    };
-    push_if(!is_fine, FieldError::invalid(&path.child("divisor"), resource, detail), errors);
 }

@@ -5,14 +5,13 @@ use crate::{
         check,
         rules::{
             Run, Site, Test,
-            words::{push_if, quantities, text},
+            words::{push_if, quantities, requested, text},
         },
     },
     meta::{FieldError, FieldErrors, Meta, Path, Quantity, Value, names},
 };
 
 pub const CALLS: &[(&str, Run)] = &[
-    ("resources", |site, _, errors| requirements(site.value, site.path(), &[], container_name, errors)),
     ("podresources", pod_resources),
     ("overhead", |site, _, errors| {
         for (name, amount, value) in quantities(site.value, &[]) {
@@ -33,18 +32,15 @@ pub const CALLS: &[(&str, Run)] = &[
             amount_of(name, amount, value, &site.path().child(name), errors);
         }
     }),
-    ("containerresource", |site, _, errors| {
-        if !text(site.value).is_empty() {
-            container_name(text(site.value), site.path(), errors);
-        }
-    }),
+    ("containerresource", |site, _, errors| container_name(text(site.value), site.path(), errors)),
+    ("resource", |site, _, errors| _ = resource_name(text(site.value), site.path(), errors)),
+    ("containerresources", |site, _, errors| requirements(site.value, site.path(), container_name, errors)),
     ("podfixed", |site, _, errors| {
         let limits = serde_json::json!({"limits": site.value});
-        requirements(&limits, &site.path().parent(), &[], container_name, errors);
+        requirements(&limits, &site.path().parent(), container_name, errors);
     }),
     ("scopes", |site, _, errors| scopes(site, errors)),
     ("scopeselector", |site, _, errors| scope_selector(site, errors)),
-    ("limitrange", limit_range),
 ];
 
 const STANDARD: [&str; 20] = [
@@ -65,7 +61,7 @@ fn is_huge_pages(name: &str) -> bool {
 }
 
 /// Unprefixed, or of `kubernetes.io` (`IsNativeResource`).
-pub fn is_native(name: &str) -> bool {
+fn is_native(name: &str) -> bool {
     !name.contains('/') || name.contains("kubernetes.io/")
 }
 
@@ -89,7 +85,7 @@ fn resource_name(name: &str, path: &Path, errors: &mut FieldErrors) -> bool {
 }
 
 /// `validateContainerResourceName`.
-pub fn container_name(name: &str, path: &Path, errors: &mut FieldErrors) {
+fn container_name(name: &str, path: &Path, errors: &mut FieldErrors) {
     resource_name(name, path, errors);
     if !name.contains('/') {
         let is_fine = matches!(name, "cpu" | "memory" | "ephemeral-storage") || is_huge_pages(name);
@@ -113,7 +109,7 @@ fn quota_name(name: &str, path: &Path, errors: &mut FieldErrors) {
 }
 
 /// `ValidateResourceQuantityValue`.
-pub fn amount_of(name: &str, amount: Quantity, value: &Value, path: &Path, errors: &mut FieldErrors) {
+fn amount_of(name: &str, amount: Quantity, value: &Value, path: &Path, errors: &mut FieldErrors) {
     push_if(amount.is_negative(), FieldError::invalid(path, value.clone(), "must be greater than or equal to 0"), errors);
     push_if(is_integer(name) && !amount.is_whole(), FieldError::invalid(path, value.clone(), "must be an integer"), errors);
 }
@@ -124,7 +120,7 @@ fn is_overcommitted(name: &str) -> bool {
 }
 
 /// `validateResourceRequirements`.
-pub fn requirements(value: &Value, path: &Path, claims: &[&str], check_name: fn(&str, &Path, &mut FieldErrors), errors: &mut FieldErrors) {
+fn requirements(value: &Value, path: &Path, check_name: fn(&str, &Path, &mut FieldErrors), errors: &mut FieldErrors) {
     for (name, amount, value) in quantities(value, &["limits"]) {
         let path = path.child("limits").key(name);
         check_name(name, &path, errors);
@@ -150,36 +146,6 @@ pub fn requirements(value: &Value, path: &Path, claims: &[&str], check_name: fn(
     if has(is_huge_pages) && !has(|it| matches!(it, "cpu" | "memory")) {
         errors.push(FieldError::forbidden(path, "HugePages require cpu or memory"));
     }
-    claim_names(value.items_at(&["claims"]), claims, &path.child("claims"), errors);
-}
-
-/// `validateResourceClaimNames`: the claims that a container uses are claims of its pod, each once.
-fn claim_names(claims: &[Value], known: &[&str], path: &Path, errors: &mut FieldErrors) {
-    let mut seen: Vec<(&str, &str)> = Vec::new();
-    for (at, claim) in claims.iter().enumerate() {
-        let (path, name, request) = (path.index(at), claim.text("name"), claim.text("request"));
-        if name.is_empty() {
-            errors.push(FieldError::required(&path, ""));
-            continue;
-        }
-        if seen.contains(&(name, "")) || (request.is_empty() && seen.iter().any(|it| it.0 == name)) {
-            errors.push(FieldError::duplicate(&path, name));
-        } else {
-            if !request.is_empty() {
-                check::all(names::dns1123_label(request), request, &path.child("request"), errors);
-            }
-            push_if(seen.contains(&(name, request)), FieldError::duplicate(&path, format!("{name}/{request}")), errors);
-        }
-        seen.push((name, request));
-        if !known.contains(&name) {
-            let mut sorted = known.to_vec();
-            sorted.sort_unstable();
-            let end = if sorted.is_empty() { " which is empty".to_owned() } else { format!(": {}", sorted.join(", ")) };
-            let mut error = FieldError::not_found(&path, name);
-            error.detail = format!("must be one of the names in pod.spec.resourceClaims{end}").into();
-            errors.push(error);
-        }
-    }
 }
 
 /// `validatePodResources`: what all containers get together.
@@ -194,12 +160,10 @@ fn pod_resources(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
     if resources.get("claims").is_some() {
         errors.push(FieldError::forbidden(&path.child("claims"), "claims may not be set for Resources at pod-level"));
     }
-    let claims: Vec<&str> = spec.items_at(&["resourceClaims"]).iter().map(|it| it.text("name")).collect();
-    requirements(resources, path, &claims, pod_name, errors);
+    requirements(resources, path, pod_name, errors);
+    let sums = requested(spec.items_at(&["containers"]));
     for (name, wanted, value) in quantities(resources, &["requests"]) {
-        let amounts = spec.items_at(&["containers"]).iter().filter_map(|it| it.text_at(&["resources", "requests", name]).parse::<Quantity>().ok());
-        let sum = amounts.fold(Quantity::default(), Quantity::add);
-        if sum > wanted {
+        if let Some(sum) = sums.get(name).filter(|it| **it > wanted) {
             let detail = format!("must be greater than or equal to aggregate container requests of {sum}");
             errors.push(FieldError::invalid(&path.child("requests").key(name), value.clone(), detail));
         }
@@ -279,66 +243,4 @@ fn scope_selector(site: &Site<'_>, errors: &mut FieldErrors) {
     let names: Vec<&str> = wanted.iter().map(|it| it.text("scopeName")).collect();
     let scopes = site.object.get("scopes").cloned().unwrap_or_default();
     push_if(conflict(&names), FieldError::invalid(&path, scopes, "conflicting scopes"), errors);
-}
-
-/// `ValidateLimitRange`, for one limit.
-fn limit_range(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
-    let (limit, path, kind) = (site.value, site.path(), site.value.text("type"));
-    let problems = names::qualified_name(kind);
-    let is_named = problems.is_empty();
-    check::all(problems, kind, &path.child("type"), errors);
-    let is_standard = kind.contains('/') || matches!(kind, "Pod" | "Container" | "PersistentVolumeClaim");
-    push_if(is_named && !is_standard, FieldError::invalid(&path.child("type"), kind, "must be a standard limit type or fully qualified"), errors);
-    let fields: &[&str] = if kind == "Pod" { &["max", "min", "maxLimitRequestRatio"] } else { &["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"] };
-    let mut names: Vec<&str> = Vec::new();
-    for field in fields {
-        for (name, ..) in quantities(limit, &[field]) {
-            let path = path.child(field).key(name);
-            if matches!(kind, "Pod" | "Container") { container_name(name, &path, errors) } else { _ = resource_name(name, &path, errors) }
-            names.push(name);
-        }
-    }
-    for field in ["default", "defaultRequest"].into_iter().filter(|it| kind == "Pod" && length(limit, it) > 0) {
-        errors.push(FieldError::forbidden(&path.child(field), "may not be specified when `type` is 'Pod'"));
-    }
-    let storage = |field: &str| limit.at(&[field, "storage"]).is_some();
-    if kind == "PersistentVolumeClaim" && !storage("min") && !storage("max") {
-        errors.push(FieldError::required(&path.child("limits"), "either minimum or maximum storage value is required, but neither was provided"));
-    }
-    names.sort_unstable();
-    names.dedup();
-    names.into_iter().for_each(|name| compare(limit, name, kind == "Pod", path, errors));
-}
-
-fn length(object: &Value, field: &str) -> usize {
-    object.map_at(&[field]).map_or(0, serde_json::Map::len)
-}
-
-/// Least, most and defaults of one resource beside each other.
-fn compare(limit: &Value, name: &str, is_pod: bool, path: &Path, errors: &mut FieldErrors) {
-    let amount = |field: &str| limit.text_at(&[field, name]).parse::<Quantity>().ok().filter(|_| !is_pod || !field.starts_with("default"));
-    // (the lesser, its words, the greater, its words, where, whose value is shown)
-    const PAIRS: [(&str, &str, &str, &str, &str, &str); 6] = [
-        ("min", "min value", "max", "max value", "min", "min"),
-        ("min", "min value", "defaultRequest", "default request value", "defaultRequest", "defaultRequest"),
-        ("defaultRequest", "default request value", "max", "max value", "defaultRequest", "defaultRequest"),
-        ("defaultRequest", "default request value", "default", "default limit value", "defaultRequest", "defaultRequest"),
-        ("min", "min value", "default", "default value", "default", "min"),
-        ("default", "default value", "max", "max value", "default", "max"),
-    ];
-    for (less, less_words, more, more_words, place, shown) in PAIRS {
-        if let (Some(low), Some(high)) = (amount(less), amount(more))
-            && low > high
-        {
-            let detail = format!("{less_words} {low} is greater than {more_words} {high}");
-            errors.push(FieldError::invalid(&path.child(place).key(name), limit[shown][name].clone(), detail));
-        }
-    }
-    let Some(ratio) = amount("maxLimitRequestRatio") else { return };
-    let (path, shown) = (path.child("maxLimitRequestRatio").key(name), limit["maxLimitRequestRatio"][name].clone());
-    push_if(ratio.millis() < 1000, FieldError::invalid(&path, shown.clone(), format!("ratio {ratio} is less than 1")), errors);
-    if let (Some(least), Some(most)) = (amount("min"), amount("max")) {
-        let bound = most.millis() as f64 / least.millis() as f64;
-        push_if(ratio.millis() as f64 / 1000.0 > bound, FieldError::invalid(&path, shown, format!("ratio {ratio} is greater than max/min = {bound:.6}")), errors);
-    }
 }
