@@ -1,20 +1,16 @@
 //! Authorization: `system:masters` may do anything, nodes what is theirs, RBAC decides about everyone else.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
-
-use arc_swap::ArcSwap;
+use std::sync::Arc;
 
 use super::{
+    derived::Derived,
     identity::{Attributes, MASTERS, User},
     node,
     rbac::Index,
 };
 use crate::{
     meta::{Result, Status, Value, object::GroupResource},
-    store::{Snapshot, Stamp},
+    store::Snapshot,
 };
 
 const ROLES: [&str; 2] = ["rbac.authorization.k8s.io/clusterroles", "rbac.authorization.k8s.io/roles"];
@@ -23,7 +19,7 @@ const BINDINGS: [&str; 2] = ["rbac.authorization.k8s.io/clusterrolebindings", "r
 /// Decides about requests. It keeps what it has read of the RBAC objects until one of them changes.
 #[derive(Default)]
 pub struct Authorizer {
-    known: ArcSwap<Known>,
+    index: Derived<Index>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,14 +27,6 @@ pub struct Decision {
     pub is_allowed: bool,
     /// If there is one to tell.
     pub reason: String,
-}
-
-/// The index of the RBAC objects as of `stamp`, which was still so at `revision`.
-#[derive(Default)]
-struct Known {
-    revision: AtomicU64,
-    stamp: Stamp,
-    index: Arc<Index>,
 }
 
 impl Authorizer {
@@ -66,19 +54,7 @@ impl Authorizer {
 
     /// The roles and bindings in `snapshot`.
     pub fn index(&self, snapshot: &Snapshot) -> Arc<Index> {
-        let known = self.known.load();
-        let revision = snapshot.revision();
-        if known.revision.load(Ordering::Relaxed) == revision {
-            return known.index.clone();
-        }
-        let stamp = snapshot.stamp(&[ROLES[0], ROLES[1], BINDINGS[0], BINDINGS[1]]);
-        if known.stamp == stamp {
-            known.revision.store(revision, Ordering::Relaxed);
-            return known.index.clone();
-        }
-        let index = Arc::new(read(snapshot));
-        self.known.store(Arc::new(Known { revision: revision.into(), stamp, index: index.clone() }));
-        index
+        self.index.get(snapshot, &[ROLES, BINDINGS].concat(), |_| read(snapshot))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Discovery: which groups, versions and resources are served; legacy documents and the aggregated one (KEP-3352).
 
-use std::collections::BTreeMap;
+use std::{cmp::Reverse, collections::BTreeMap};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::HeaderMap;
@@ -9,12 +9,12 @@ use serde_json::json;
 
 use super::{
     Response,
-    aggregation::{Delegates, availability::discovered, registration::group_priority},
+    aggregation::{Delegates, registration::group_priority},
     body,
 };
 use crate::{
-    kinds::{Kind, Registry, Verb, Version},
-    meta::{Value, object::api_version},
+    kinds::{Kind, Registry, Verb},
+    meta::{Meta, Value, object::api_version},
 };
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
@@ -65,13 +65,10 @@ fn groups(registry: &Registry, delegates: &Delegates) -> Vec<(String, Vec<String
     }
     let told = delegates.values().filter(|it| it.is_available || !it.told().resources.is_null());
     told.for_each(|it| add(&it.group, &it.version, it.group_priority));
-    let mut list: Vec<(i64, String, Vec<String>)> = groups.into_iter().map(|(name, (priority, versions))| (priority, name, versions)).collect();
-    list.sort_by(|left, right| (right.0, &left.1).cmp(&(left.0, &right.1)));
-    let by_maturity = |mut versions: Vec<String>| {
-        versions.sort_by(|left, right| version_rank(right).cmp(&version_rank(left)));
-        versions
-    };
-    list.into_iter().map(|(_, name, versions)| (name, by_maturity(versions))).collect()
+    let mut list: Vec<_> = groups.into_iter().collect();
+    list.sort_by_key(|(_, (priority, _))| Reverse(*priority));
+    list.iter_mut().for_each(|(_, (_, versions))| versions.sort_by_key(|it| Reverse(version_rank(it))));
+    list.into_iter().map(|(name, (_, versions))| (name, versions)).collect()
 }
 
 /// `v2` before `v1` before `v1beta2` before `v1alpha1` before anything else (`version.CompareKubeAwareVersionStrings`).
@@ -94,15 +91,10 @@ fn group(name: &str, versions: &[String]) -> Value {
     json!({"name": name, "versions": versions, "preferredVersion": versions.first()})
 }
 
-fn served<'a>(registry: &'a Registry, group: &'a str, version: &'a str) -> impl Iterator<Item = (&'a Kind, &'a Version)> {
-    let kinds = registry.iter().filter(move |it| it.group == group);
-    kinds.filter_map(move |kind| Some((kind.as_ref(), kind.version(version).filter(|it| it.is_served)?)))
-}
-
 /// `APIResourceList`.
 fn resources(registry: &Registry, group: &str, version: &str) -> Option<Value> {
     let mut list = Vec::new();
-    for (kind, _) in served(registry, group, version) {
+    for kind in registry.iter().filter(|it| it.group == group && it.version(version).is_some_and(|it| it.is_served)) {
         let verbs: Vec<&str> = kind.verbs.iter().copied().map(Verb::as_str).collect();
         let mut resource = json!({"name": kind.plural, "singularName": kind.singular, "namespaced": kind.is_namespaced(), "kind": kind.kind, "verbs": verbs});
         if !kind.short_names.is_empty() {
@@ -139,11 +131,10 @@ fn storage_version_hash(kind: &Kind) -> String {
 fn aggregated(registry: &Registry, delegates: &Delegates, headers: &HeaderMap, is_wanted: impl Fn(&str) -> bool) -> Response {
     let items: Vec<Value> = groups(registry, delegates).iter().filter(|(name, _)| is_wanted(name)).map(|(name, versions)| {
         let versions: Vec<Value> = versions.iter().map(|version| {
-            if let Some(delegate) = delegates.get(&(name.clone(), version.clone())) {
-                return discovered(delegate);
+            match delegates.get(&(name.clone(), version.clone())) {
+                Some(it) => aggregated_version(name, version, &it.told().resources, if it.is_available { "Current" } else { "Stale" }),
+                None => aggregated_version(name, version, &resources(registry, name, version).unwrap_or_default(), "Current"),
             }
-            let resources: Vec<Value> = served(registry, name, version).map(|(kind, _)| discovery(kind, name, version)).collect();
-            json!({"version": version, "resources": resources, "freshness": "Current"})
         }).collect();
         let metadata = if name.is_empty() { json!({"creationTimestamp": null}) } else { json!({"name": name, "creationTimestamp": null}) };
         json!({"metadata": metadata, "versions": versions})
@@ -157,26 +148,26 @@ pub fn hash(bytes: &[u8]) -> String {
     digest::digest(&digest::SHA512, bytes).as_ref().iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
-fn discovery(kind: &Kind, group: &str, version: &str) -> Value {
-    let scope = if kind.is_namespaced() { "Namespaced" } else { "Cluster" };
-    let verbs: Vec<&str> = kind.verbs.iter().copied().map(Verb::as_str).collect();
-    let mut resource = json!({"resource": kind.plural, "responseKind": {"group": group, "version": version, "kind": kind.kind}, "scope": scope, "singularResource": kind.singular, "verbs": verbs});
-    if !kind.short_names.is_empty() {
-        resource["shortNames"] = json!(kind.short_names);
+/// An `APIResourceList` as aggregated discovery tells it: each resource with its subresources (`ConvertGroupVersionIntoToDiscovery`).
+fn aggregated_version(group: &str, version: &str, list: &Value, freshness: &str) -> Value {
+    let mut resources: Vec<Value> = Vec::new();
+    for it in list.items_at(&["resources"]) {
+        let or = |field: &str, own: &str| if it.text(field).is_empty() { own.to_owned() } else { it.text(field).to_owned() };
+        let kind = json!({"group": or("group", group), "version": or("version", version), "kind": it["kind"]});
+        if let Some((whole, part)) = it.text("name").split_once('/') {
+            let whole = resources.iter_mut().rev().find(|it| it.text("resource") == whole).and_then(Value::as_object_mut);
+            let parts = whole.and_then(|it| it.entry("subresources").or_insert_with(|| json!([])).as_array_mut());
+            parts.into_iter().for_each(|parts| parts.push(json!({"subresource": part, "responseKind": kind, "verbs": it["verbs"]})));
+            continue;
+        }
+        let scope = if it["namespaced"] == true { "Namespaced" } else { "Cluster" };
+        let mut resource = json!({"resource": it["name"], "responseKind": kind, "scope": scope, "singularResource": it["singularName"], "verbs": it["verbs"]});
+        for field in ["shortNames", "categories"] {
+            it.get(field).into_iter().for_each(|it| resource[field] = it.clone());
+        }
+        resources.push(resource);
     }
-    if !kind.categories.is_empty() {
-        resource["categories"] = json!(kind.categories);
-    }
-    let parts: Vec<Value> = kind.subresources.iter().map(|part| {
-        let own = part.body.version.is_empty();
-        let (group, version) = if own { (group, version) } else { (part.body.group, part.body.version) };
-        let body_kind = if part.body.kind.is_empty() { kind.kind.as_ref() } else { part.body.kind };
-        json!({"subresource": part.name, "responseKind": {"group": group, "version": version, "kind": body_kind}, "verbs": part.verbs})
-    }).collect();
-    if !parts.is_empty() {
-        resource["subresources"] = parts.into();
-    }
-    resource
+    json!({"version": version, "resources": resources, "freshness": freshness})
 }
 
 #[cfg(test)]
@@ -186,7 +177,7 @@ mod tests {
     #[test]
     fn versions_come_in_order_of_maturity() {
         let mut versions = ["v1alpha1", "v1", "foo", "v2beta1", "v2", "v1beta2"];
-        versions.sort_by_key(|it| std::cmp::Reverse(version_rank(it)));
+        versions.sort_by_key(|it| Reverse(version_rank(it)));
         assert_eq!(versions, ["v2", "v1", "v2beta1", "v1beta2", "v1alpha1", "foo"]);
     }
 }

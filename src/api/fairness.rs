@@ -11,14 +11,16 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName};
 use tokio::{sync::oneshot, time::timeout};
 
-use super::identity::{Attributes, User};
+use super::{
+    derived::Derived,
+    identity::{Attributes, User},
+};
 use crate::{
     meta::{Meta, Result, Status, Value},
-    store::{Snapshot, Stamp},
+    store::Snapshot,
 };
 
 const SCHEMAS: &str = "flowcontrol.apiserver.k8s.io/flowschemas";
@@ -33,14 +35,12 @@ const LASTING: [&str; 5] = ["attach", "exec", "log", "portforward", "proxy"];
 /// Gives out the seats.
 #[derive(Default)]
 pub struct Fairness {
-    known: ArcSwap<Config>,
+    config: Derived<Config>,
 }
 
-/// The stored objects as of `stamp`, which was still so at `revision`.
+/// What the stored objects say.
 #[derive(Default)]
 struct Config {
-    revision: AtomicU64,
-    stamp: Stamp,
     /// In the order in which they are tried.
     schemas: Vec<Schema>,
     levels: HashMap<String, Arc<Level>>,
@@ -103,7 +103,7 @@ impl Ticket {
 impl Fairness {
     /// Waits for a seat; 429 where too many wait already, or for too long. `None` for what is not sorted: there are no schemas yet.
     pub async fn admit(&self, user: &User, attributes: &Attributes, snapshot: &Snapshot) -> Result<Option<Ticket>> {
-        let config = self.config(snapshot);
+        let config = self.config.get(snapshot, &[SCHEMAS, LEVELS], |before| Config::read(snapshot, before));
         let Some(schema) = config.schemas.iter().find(|it| it.matches(user, attributes)) else { return Ok(None) };
         let lasts = attributes.verb == "watch" || LASTING.contains(&attributes.subresource.as_str());
         let seat = match lasts || schema.level.is_exempt {
@@ -119,23 +119,7 @@ impl Fairness {
             let queues = it.queues();
             (it.name.clone(), [it.seats.load(Ordering::Relaxed), queues.running, queues.waiting.values().map(VecDeque::len).sum()], it.refused.load(Ordering::Relaxed))
         };
-        self.known.load().levels.values().map(told).collect()
-    }
-
-    fn config(&self, snapshot: &Snapshot) -> Arc<Config> {
-        let known = self.known.load_full();
-        let revision = snapshot.revision();
-        if known.revision.load(Ordering::Relaxed) == revision {
-            return known;
-        }
-        let stamp = snapshot.stamp(&[SCHEMAS, LEVELS]);
-        if known.stamp == stamp {
-            known.revision.store(revision, Ordering::Relaxed);
-            return known;
-        }
-        let config = Arc::new(Config { revision: revision.into(), stamp, ..Config::read(snapshot, &known) });
-        self.known.store(config.clone());
-        config
+        self.config.last().levels.values().map(told).collect()
     }
 }
 
@@ -158,7 +142,7 @@ impl Config {
         let mut schemas = objects(SCHEMAS);
         schemas.sort_by_key(|it| (it.int_at(&["spec", "matchingPrecedence"]).unwrap_or(1000), it.name().to_owned()));
         let schemas = schemas.iter().filter_map(|it| Schema::read(it, &levels)).collect();
-        Self { schemas, levels, ..Self::default() }
+        Self { schemas, levels }
     }
 }
 

@@ -1,7 +1,6 @@
 //! Objects, lists and events in the form that a client asked for. The common case gathers stored bytes and parses nothing.
 
 use bytes::Bytes;
-use jiff::Timestamp;
 use serde_json::json;
 
 use super::negotiation::{Encoding, Form, Include, Shape, TableOptions};
@@ -54,8 +53,7 @@ impl View<'_> {
             (Shape::Object, Encoding::Protobuf) => self.protobuf(object),
             (Shape::Metadata, Encoding::Json) => Ok(self.metadata(object)),
             (Shape::Table(options), _) => encode(&self.table(&[object], options, json!({"resourceVersion": object.revision.to_string()})), form.encoding),
-            (Shape::Object, Encoding::Yaml) => encode(&object.value(), Encoding::Yaml),
-            (Shape::Metadata, _) => encode(&parse(&self.metadata(object)), form.encoding),
+            (_, encoding) => encode(&parse(&self.encode(object, form.in_json())?), encoding),
         }
     }
 
@@ -114,20 +112,16 @@ impl View<'_> {
 
     /// `meta.k8s.io/v1` Table.
     fn table(&self, objects: &[&Stored], options: TableOptions, metadata: Value) -> Value {
-        let values: Vec<Value> = objects.iter().map(|it| it.value()).collect();
-        self.table_of(&values, options, metadata, clock::now())
-    }
-
-    pub fn table_of(&self, objects: &[Value], options: TableOptions, metadata: Value, now: Timestamp) -> Value {
+        let now = clock::now();
         let column = |it: &Column| json!({"name": it.name, "type": it.data_type, "format": it.format, "description": it.description, "priority": it.priority});
         let columns: Option<Vec<Value>> = (!options.is_headless).then(|| self.version.columns.iter().map(column).collect());
-        let rows: Vec<Value> = objects.iter().map(|object| {
-            let cells: Vec<Value> = self.version.columns.iter().map(|it| it.value(object, now)).collect();
+        let rows: Vec<Value> = objects.iter().map(|it| it.value()).map(|object| {
+            let cells: Vec<Value> = self.version.columns.iter().map(|it| it.value(&object, now)).collect();
             let mut row = json!({"cells": cells});
             match options.include {
                 Include::None => (),
-                Include::Metadata => row["object"] = partial(object),
-                Include::Object => row["object"] = object.clone(),
+                Include::Metadata => row["object"] = partial(&object),
+                Include::Object => row["object"] = object,
             }
             row
         }).collect();
@@ -166,7 +160,7 @@ fn json_list(objects: &[&Stored], metadata: &Value, api_version: &str, kind: &st
 }
 
 /// A table, metadata or a list of these under their older name.
-pub fn in_beta(mut value: Value) -> Value {
+fn in_beta(mut value: Value) -> Value {
     const BETA: &str = "meta.k8s.io/v1beta1";
     value["apiVersion"] = BETA.into();
     each(&mut value, &["items"]).for_each(|it| it["apiVersion"] = BETA.into());

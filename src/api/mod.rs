@@ -12,6 +12,7 @@ pub mod certificates;
 mod componentstatus;
 pub mod connect;
 mod conversion;
+mod derived;
 pub mod delete;
 pub mod discovery;
 mod endpoint;

@@ -116,7 +116,7 @@ impl Documents {
 
     /// The documents there are; their addresses change with their content.
     fn index(&self, registry: &Registry, delegates: &Delegates) -> String {
-        let served = |kind: &Arc<Kind>| kind.versions.iter().filter(|it| it.is_served).map(|it| place(&kind.group, &it.name)).collect::<Vec<_>>();
+        let served = |kind: &Arc<Kind>| kind.versions.iter().filter(|it| it.is_served).map(|it| paths::root(&kind.group, &it.name)).collect::<Vec<_>>();
         let places: BTreeSet<String> = registry.iter().flat_map(served).chain(routes::all(registry).into_iter().map(|it| it.place)).collect();
         let mut paths: Map<String, Value> = places
             .into_iter()
@@ -126,7 +126,7 @@ impl Documents {
             })
             .collect();
         // Documents of other servers are asked for here and passed on.
-        let others = delegates.values().filter_map(|it| Some((place(&it.group, &it.version), json!({"serverRelativeURL": it.told().openapi?}))));
+        let others = delegates.values().filter_map(|it| Some((paths::root(&it.group, &it.version), json!({"serverRelativeURL": it.told().openapi?}))));
         paths.extend(others);
         json!({"paths": paths}).to_string()
     }
@@ -171,10 +171,6 @@ fn kinds<'a>(registry: &'a Registry, place: &str) -> Vec<&'a Arc<Kind>> {
 
 fn info() -> Value {
     json!({"title": "Kubernetes", "version": super::http::GIT_VERSION})
-}
-
-fn place(group: &str, version: &str) -> String {
-    if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
 }
 
 /// The name of a kind's definition: the built-in type's, or the reversed group of a custom one.

@@ -72,6 +72,11 @@ fn title(text: &str) -> String {
     letters.next().map(|it| it.to_ascii_uppercase().to_string() + letters.as_str()).unwrap_or_default()
 }
 
+/// Where the paths of a version begin.
+pub fn root(group: &str, version: &str) -> String {
+    if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
+}
+
 /// `AppsV1`, as ids have it, and `apps_v1`, as tags.
 pub fn group_version(group: &str, version: &str) -> (String, String) {
     let group = if group.is_empty() { "core" } else { group.strip_suffix(".k8s.io").unwrap_or(group) };
@@ -83,6 +88,18 @@ pub fn group_version(group: &str, version: &str) -> (String, String) {
 fn body_definition(body: &Body) -> String {
     let group = if body.group.is_empty() { "core" } else { body.group.split('.').next().unwrap_or_default() };
     format!("io.k8s.api.{group}.{}.{}", if body.version.is_empty() { "v1" } else { body.version }, body.kind)
+}
+
+/// An answer with its code's name: of a schema in v2, of a schema for each media type in v3.
+pub fn answer(dialect: Dialect, said: &str, media_types: &[&str], schema: &Value) -> Value {
+    match dialect {
+        Dialect::V2 => json!({"description": said, "schema": schema}),
+        Dialect::V3 => json!({"description": said, "content": content(media_types, schema)}),
+    }
+}
+
+fn content(media_types: &[&str], schema: &Value) -> Value {
+    media_types.iter().map(|it| ((*it).to_owned(), json!({"schema": schema}))).collect::<Map<_, _>>().into()
 }
 
 /// Adds the paths of one version of a kind, whose definition has this name.
@@ -101,6 +118,7 @@ struct Place<'p> {
     path: &'p str,
     /// The subresource with a capital, `ForAllNamespaces`, or nothing.
     suffix: &'p str,
+    part: Option<&'p Subresource>,
 }
 
 impl Paths<'_> {
@@ -112,16 +130,16 @@ impl Paths<'_> {
         let collection = accepted(&[(Verb::List, "list"), (Verb::Create, "post"), (Verb::DeleteCollection, "deletecollection")]);
         let item = accepted(&[(Verb::Get, "get"), (Verb::Update, "put"), (Verb::Patch, "patch"), (Verb::Delete, "delete")]);
         let (named, lists, watches) = (format!("{own}/{{name}}"), kind.accepts(Verb::List), kind.accepts(Verb::Watch));
-        self.path(Place { path: &own, suffix: "" }, collection, &definition);
-        self.path(Place { path: &named, suffix: "" }, item, &definition);
+        self.path(Place { path: &own, suffix: "", part: None }, collection, &definition);
+        self.path(Place { path: &named, suffix: "", part: None }, item, &definition);
         if lists && kind.is_namespaced() {
-            self.path(Place { path: &plural, suffix: "ForAllNamespaces" }, vec![Operation::new("list")], &definition);
+            self.path(Place { path: &plural, suffix: "ForAllNamespaces", part: None }, vec![Operation::new("list")], &definition);
         }
         if watches && kind.custom.is_none() {
-            self.path(Place { path: &format!("watch/{own}"), suffix: "List" }, vec![Operation::new("watchlist")], &definition);
-            self.path(Place { path: &format!("watch/{named}"), suffix: "" }, vec![Operation::new("watch")], &definition);
+            self.path(Place { path: &format!("watch/{own}"), suffix: "List", part: None }, vec![Operation::new("watchlist")], &definition);
+            self.path(Place { path: &format!("watch/{named}"), suffix: "", part: None }, vec![Operation::new("watch")], &definition);
             if kind.is_namespaced() {
-                self.path(Place { path: &format!("watch/{plural}"), suffix: "ListForAllNamespaces" }, vec![Operation::new("watchlist")], &definition);
+                self.path(Place { path: &format!("watch/{plural}"), suffix: "ListForAllNamespaces", part: None }, vec![Operation::new("watchlist")], &definition);
             }
         }
         kind.subresources.iter().for_each(|it| self.subresource(&named, it));
@@ -129,7 +147,7 @@ impl Paths<'_> {
 
     fn subresource(&mut self, named: &str, part: &Subresource) {
         let (path, suffix) = (format!("{named}/{}", part.name), title(part.name));
-        let place = Place { path: &path, suffix: &suffix };
+        let place = Place { path: &path, suffix: &suffix, part: Some(part) };
         let connect = |methods: &[&str], names: &[Names]| methods.iter().filter_map(|it| Some(Operation::connect(it.parse().ok()?, names.to_vec()))).collect::<Vec<_>>();
         let operations = match part.action {
             Action::Exec => connect(&["GET", "POST"], &[&["command"], STREAMS]),
@@ -139,7 +157,7 @@ impl Paths<'_> {
             Action::Proxy => {
                 const METHODS: [&str; 7] = ["GET", "PUT", "POST", "DELETE", "OPTIONS", "HEAD", "PATCH"];
                 let (below, suffix) = (format!("{path}/{{path}}"), format!("{suffix}WithPath"));
-                self.path(Place { path: &below, suffix: &suffix }, connect(&METHODS, &[&["path"]]), "");
+                self.path(Place { path: &below, suffix: &suffix, part: Some(part) }, connect(&METHODS, &[&["path"]]), "");
                 connect(&METHODS, &[&["path"]])
             }
             _ => {
@@ -159,7 +177,7 @@ impl Paths<'_> {
         if operations.is_empty() {
             return;
         }
-        let root = if self.kind.group.is_empty() { format!("/api/{}", self.version.name) } else { format!("/apis/{}/{}", self.kind.group, self.version.name) };
+        let root = root(&self.kind.group, &self.version.name);
         let rendered = operations.iter().map(|it| (it.method.as_str().to_lowercase(), self.operation(it, place, definition)));
         let mut item: Map<String, Value> = rendered.collect();
         let names = ["name", "namespace", "path"].into_iter().filter(|it| place.path.contains(&format!("{{{it}}}")));
@@ -168,17 +186,19 @@ impl Paths<'_> {
             parameters.push(self.parameter("pretty", "query"));
         }
         item.insert("parameters".to_owned(), parameters.into());
-        self.into.insert(format!("{root}/{}", place.path), item.into());
+        self.into.insert(format!("/{root}/{}", place.path), item.into());
     }
 
     fn parameter(&self, name: &str, place: &str) -> Value {
         let kind = if BOOLEANS.contains(&name) { "boolean" } else if INTEGERS.contains(&name) { "integer" } else { "string" };
-        match (self.dialect, place) {
-            (Dialect::V2, "path") => json!({"name": name, "in": place, "type": kind, "uniqueItems": true, "required": true}),
-            (Dialect::V2, _) => json!({"name": name, "in": place, "type": kind, "uniqueItems": true}),
-            (Dialect::V3, "path") => json!({"name": name, "in": place, "required": true, "schema": {"type": kind, "uniqueItems": true}}),
-            (Dialect::V3, _) => json!({"name": name, "in": place, "schema": {"type": kind, "uniqueItems": true}}),
+        let mut parameter = match self.dialect {
+            Dialect::V2 => json!({"name": name, "in": place, "type": kind, "uniqueItems": true}),
+            Dialect::V3 => json!({"name": name, "in": place, "schema": {"type": kind, "uniqueItems": true}}),
+        };
+        if place == "path" {
+            parameter["required"] = true.into();
         }
+        parameter
     }
 
     fn operation(&self, it: &Operation, place: Place<'_>, definition: &str) -> Value {
@@ -201,8 +221,7 @@ impl Paths<'_> {
 
     /// What the body is of: another kind where a subresource has one.
     fn gvk(&self, place: Place<'_>, definition: &str) -> Value {
-        let part = self.kind.subresources.iter().find(|it| place.suffix == title(it.name) || place.suffix.strip_suffix("WithPath") == Some(&title(it.name)));
-        let body = part.map(|it| it.body).filter(|it| !it.kind.is_empty() && definition != self.definition);
+        let body = place.part.map(|it| it.body).filter(|it| !it.kind.is_empty() && definition != self.definition);
         match body {
             Some(it) => json!({"group": it.group, "version": if it.version.is_empty() { &self.version.name } else { it.version }, "kind": it.kind}),
             None => json!({"group": self.kind.group, "version": self.version.name, "kind": self.kind.kind}),
@@ -214,16 +233,12 @@ impl Paths<'_> {
         all.iter().copied().filter(|it| self.kind.custom.is_none() || !it.contains("protobuf") && !it.contains("strategic")).collect()
     }
 
-    fn media_types(&self) -> Vec<&'static str> {
-        self.spoken(&MEDIA_TYPES)
-    }
-
     fn set_body(&self, operation: &mut Value, takes: Takes, definition: &str) {
         let (name, media_types) = match takes {
             Takes::Nothing => return,
-            Takes::Object => (definition.to_owned(), self.media_types()),
+            Takes::Object => (definition.to_owned(), self.spoken(&MEDIA_TYPES)),
             Takes::Patch => (format!("{META}.Patch"), self.spoken(&PATCHES)),
-            Takes::Options => (format!("{META}.DeleteOptions"), self.media_types()),
+            Takes::Options => (format!("{META}.DeleteOptions"), self.spoken(&MEDIA_TYPES)),
         };
         let is_required = takes != Takes::Options;
         match self.dialect {
@@ -236,8 +251,7 @@ impl Paths<'_> {
                 operation["consumes"] = json!(media_types);
             }
             Dialect::V3 => {
-                let content: Map<String, Value> = media_types.iter().map(|it| ((*it).to_owned(), json!({"schema": self.dialect.refer(&name)}))).collect();
-                operation["requestBody"] = json!({"content": content});
+                operation["requestBody"] = json!({"content": content(&media_types, &self.dialect.refer(&name))});
                 if is_required {
                     operation["requestBody"]["required"] = true.into();
                 }
@@ -247,8 +261,7 @@ impl Paths<'_> {
 
     fn set_answers(&self, operation: &mut Value, it: &Operation, definition: &str) {
         let schema = match it.action {
-            "connect" => json!({"type": "string"}),
-            _ if definition.is_empty() => json!({"type": "string"}),
+            action if action == "connect" || definition.is_empty() => json!({"type": "string"}),
             "list" => self.dialect.refer(&list_name(self.kind, definition)),
             "watch" | "watchlist" => self.dialect.refer(&format!("{META}.WatchEvent")),
             "delete" if self.kind.returns_deleted => self.dialect.refer(definition),
@@ -260,19 +273,12 @@ impl Paths<'_> {
             202 => "Accepted",
             _ => "OK",
         };
-        let answer = |code: u16| match self.dialect {
-            Dialect::V2 => json!({"description": said(code), "schema": schema}),
-            Dialect::V3 if it.action == "connect" => json!({"description": said(code), "content": {"*/*": {"schema": schema}}}),
-            Dialect::V3 => {
-                let content: Map<String, Value> = self.media_types().into_iter().map(|it| (it.to_owned(), json!({"schema": schema}))).collect();
-                json!({"description": said(code), "content": content})
-            }
-        };
-        let mut all: Map<String, Value> = it.codes.iter().map(|code| (code.to_string(), answer(*code))).collect();
+        let media_types = if it.action == "connect" && self.dialect == Dialect::V3 { vec!["*/*"] } else { self.spoken(&MEDIA_TYPES) };
+        let mut all: Map<String, Value> = it.codes.iter().map(|code| (code.to_string(), answer(self.dialect, said(*code), &media_types, &schema))).collect();
         all.insert("401".to_owned(), json!({"description": "Unauthorized"}));
         operation["responses"] = all.into();
         if self.dialect == Dialect::V2 {
-            operation["produces"] = json!(self.media_types());
+            operation["produces"] = json!(media_types);
         }
     }
 }

@@ -4,11 +4,12 @@
 mod compiled;
 mod mutation;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use self::compiled::{Binding, Mutation, Policy, Validation};
 use super::{
     admission::Context,
+    derived::Derived,
     forms::View,
     matching::{Asks, OWN, Question, Round, Versioned, is_exempt},
 };
@@ -16,7 +17,7 @@ use crate::{
     kinds::expressions::Condition,
     meta::{LabelSelector, Meta, Result, Status, Value},
     schema::cel::{BUDGET, Bindings, Budget, EvalError, MATCH_BUDGET, Program, Val},
-    store::{Key, Revision, Snapshot},
+    store::{Key, Snapshot},
 };
 
 const GROUP: &str = "admissionregistration.k8s.io";
@@ -26,23 +27,17 @@ const MESSAGE_BYTES_MAX: usize = 5 * 1024;
 /// The policies there are, compiled anew when one of them or of their bindings has changed.
 #[derive(Default)]
 pub struct Policies {
-    validating: Kept,
-    mutating: Kept,
+    validating: Derived<Vec<Policy>>,
+    mutating: Derived<Vec<Policy>>,
 }
 
-/// The revisions of all policies and bindings, and what they say.
-type Kept = Mutex<(Vec<Revision>, Arc<[Policy]>)>;
-
-fn read(kept: &Kept, snapshot: &Snapshot, policies: &str, bindings: &str) -> Arc<[Policy]> {
-    let stored = |plural: &str| -> Vec<_> { snapshot.list(&format!("{GROUP}/{plural}"), None, None).collect() };
-    let (policies, bindings) = (stored(policies), stored(bindings));
-    let revisions: Vec<Revision> = policies.iter().chain(&bindings).map(|it| it.revision).collect();
-    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-    if kept.0 != revisions {
-        let bindings: Vec<Value> = bindings.iter().map(|it| it.value()).collect();
-        *kept = (revisions, policies.iter().map(|it| Policy::new(&it.value(), &bindings)).filter(|it| !it.bindings.is_empty()).collect());
-    }
-    kept.1.clone()
+fn read(kept: &Derived<Vec<Policy>>, snapshot: &Snapshot, policies: &str, bindings: &str) -> Arc<Vec<Policy>> {
+    let [policies, bindings] = [policies, bindings].map(|it| format!("{GROUP}/{it}"));
+    kept.get(snapshot, &[&policies, &bindings], |_| {
+        let values = |resource: &str| snapshot.list(resource, None, None).map(|it| it.value()).collect::<Vec<_>>();
+        let bindings = values(&bindings);
+        values(&policies).iter().map(|it| Policy::new(it, &bindings)).filter(|it| !it.bindings.is_empty()).collect()
+    })
 }
 
 /// A policy that is for the request, with one of its bindings and one of its parameters.

@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use super::{paths::group_version, tokens};
+use super::{
+    paths::{answer, group_version, root},
+    tokens,
+};
 use crate::{
     kinds::Registry,
     meta::{Map, Value},
@@ -23,7 +26,6 @@ const DISCOVERED: &[&str] = &["application/json", "application/vnd.kubernetes.pr
 pub struct Route {
     /// The document that has it.
     pub place: String,
-    path: String,
     id: String,
     tag: String,
     description: &'static str,
@@ -36,7 +38,6 @@ pub struct Route {
 pub fn all(registry: &Registry) -> Vec<Route> {
     let discovery = |place: &str, id: String, tag: &str, description, kind: &str| Route {
         place: place.to_owned(),
-        path: format!("/{place}/"),
         id,
         tag: tag.to_owned(),
         description,
@@ -60,8 +61,7 @@ pub fn all(registry: &Registry) -> Vec<Route> {
     let versions: BTreeSet<(&str, &str)> = kinds.flat_map(|kind| kind.versions.iter().filter(|it| it.is_served).map(|it| (kind.group.as_ref(), it.name.as_ref()))).collect();
     for (group, version) in &versions {
         let (id, tag) = group_version(group, version);
-        let place = if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") };
-        routes.push(discovery(&place, format!("get{id}APIResources"), &tag, "get available resources", "APIResourceList"));
+        routes.push(discovery(&root(group, version), format!("get{id}APIResources"), &tag, "get available resources", "APIResourceList"));
     }
     for group in versions.iter().map(|it| it.0).filter(|it| !it.is_empty()).collect::<BTreeSet<_>>() {
         let (id, tag) = group_version(group, "");
@@ -72,27 +72,23 @@ pub fn all(registry: &Registry) -> Vec<Route> {
 
 impl Route {
     pub fn add(&self, dialect: Dialect, paths: &mut Map<String, Value>, definitions: &mut Map<String, Value>) {
-        let answer = match self.answer.as_str() {
+        let schema = match self.answer.as_str() {
             "" => json!({"type": "string"}),
             name => dialect.refer(name),
         };
         match schema::builtin(&self.answer) {
-            Some(schema) => define(&schema, &self.answer, dialect, definitions),
+            Some(builtin) => define(&builtin, &self.answer, dialect, definitions),
             None if self.answer == VERSION => _ = definitions.insert(VERSION.to_owned(), version()),
             None => (),
         }
         let mut operation = json!({"description": self.description, "operationId": self.id, "tags": [self.tag]});
-        let mut answered = json!({"description": "OK"});
-        match dialect {
-            Dialect::V2 => {
-                answered["schema"] = answer;
-                operation["produces"] = json!(self.media_types);
-                operation["schemes"] = json!(["https"]);
-            }
-            Dialect::V3 => answered["content"] = self.media_types.iter().map(|it| ((*it).to_owned(), json!({"schema": answer}))).collect::<Map<_, _>>().into(),
+        if dialect == Dialect::V2 {
+            operation["produces"] = json!(self.media_types);
+            operation["schemes"] = json!(["https"]);
         }
+        let answered = answer(dialect, "OK", self.media_types, &schema);
         operation["responses"] = json!({"200": answered, "401": {"description": "Unauthorized"}});
-        paths.insert(self.path.clone(), json!({"get": operation}));
+        paths.insert(format!("/{}/", self.place), json!({"get": operation}));
     }
 }
 

@@ -47,6 +47,23 @@ fn removal(snapshot: &Snapshot, key: &Key) -> Option<Write> {
     Some(Write { key: key.clone(), expect: Expect::At(stored.revision), change })
 }
 
+/// The writes that claim what a Service holds now and did not before, and give back what it held.
+fn exchange<T: Ord + ToString>(snapshot: &Snapshot, resource: &str, before: &BTreeSet<T>, now: &BTreeSet<T>, claim: impl Fn(&T) -> Result<Write>) -> Result<Vec<Write>> {
+    let given_back = before.difference(now).filter_map(|it| removal(snapshot, &Key::new(resource, "", &it.to_string())));
+    now.difference(before).map(claim).chain(given_back.map(Ok)).collect()
+}
+
+fn is_taken(snapshot: &Snapshot, resource: &str, name: &str) -> bool {
+    snapshot.get(&Key::new(resource, "", name)).is_some()
+}
+
+/// Where something free is looked for: some places by chance, then all.
+fn tried(range: std::ops::Range<u128>) -> impl Iterator<Item = u128> {
+    let by_chance = |range: std::ops::Range<u128>| range.start + u128::from(uuid::Uuid::new_v4().as_fields().0) % (range.end - range.start);
+    let all = range.clone();
+    (0..TRIES).map(move |_| by_chance(range.clone())).chain(all)
+}
+
 fn held_ports(service: &Value) -> BTreeSet<i64> {
     let ports = service.items_at(&["spec", "ports"]).iter().filter_map(|it| it.int_at(&["nodePort"]));
     ports.chain(service.int_at(&["spec", "healthCheckNodePort"])).filter(|it| *it > 0).collect()
@@ -55,10 +72,6 @@ fn held_ports(service: &Value) -> BTreeSet<i64> {
 fn invalid(context: &Context<'_>, service: &Value, field: &str, value: Value, detail: String) -> Status {
     let error = FieldError::invalid(&Path::new("spec").child(field), value, detail);
     Status::invalid(&context.target.kind.group_kind(), service.name(), vec![error])
-}
-
-fn random() -> u32 {
-    uuid::Uuid::new_v4().as_fields().0
 }
 
 fn node_ports(context: &Context<'_>, service: &mut Value) -> Result<Vec<Write>> {
@@ -86,28 +99,18 @@ fn node_ports(context: &Context<'_>, service: &mut Value) -> Result<Vec<Write>> 
             }
         }
     }
-    let after = held_ports(service);
-    let mut writes = Vec::new();
-    for port in after.difference(&before) {
+    exchange(context.snapshot, NODE_PORTS, &before, &held_ports(service), |port| {
         check_port(context, service, *port)?;
         let object = json!({"kind": "NodePort", "metadata": {"name": port.to_string()}, "service": {"namespace": service.namespace(), "name": service.name()}});
         let key = Key::new(NODE_PORTS, "", &port.to_string());
-        writes.push(Write { key, expect: Expect::Absent, change: Change::Put(Draft::new(&object, Header::default())) });
-    }
-    writes.extend(before.difference(&after).filter_map(|port| removal(context.snapshot, &Key::new(NODE_PORTS, "", &port.to_string()))));
-    Ok(writes)
-}
-
-fn is_taken(snapshot: &Snapshot, port: i64) -> bool {
-    snapshot.get(&Key::new(NODE_PORTS, "", &port.to_string())).is_some()
+        Ok(Write { key, expect: Expect::Absent, change: Change::Put(Draft::new(&object, Header::default())) })
+    })
 }
 
 fn free_port(context: &Context<'_>, service: &Value, taken: &BTreeSet<i64>) -> Result<i64> {
-    let size = PORTS.end() - PORTS.start() + 1;
-    let by_chance = (0..TRIES).map(|_| PORTS.start() + i64::from(random()) % size);
-    let is_free = |port: &i64| !taken.contains(port) && !is_taken(context.snapshot, *port);
+    let is_free = |port: &i64| !taken.contains(port) && !is_taken(context.snapshot, NODE_PORTS, &port.to_string());
     let full = || invalid(context, service, "ports", json!([]), "failed to allocate a nodePort: range is full".to_owned());
-    by_chance.chain(PORTS).find(is_free).ok_or_else(full)
+    tried(*PORTS.start() as u128..*PORTS.end() as u128 + 1).map(|it| it as i64).find(is_free).ok_or_else(full)
 }
 
 fn check_port(context: &Context<'_>, service: &Value, port: i64) -> Result<()> {
@@ -117,7 +120,7 @@ fn check_port(context: &Context<'_>, service: &Value, port: i64) -> Result<()> {
         let detail = format!("provided port is not in the valid range. The range of valid ports is {}-{}", PORTS.start(), PORTS.end());
         return Err(invalid(context, service, &field, port.into(), detail));
     }
-    if is_taken(context.snapshot, port) {
+    if is_taken(context.snapshot, NODE_PORTS, &port.to_string()) {
         return Err(invalid(context, service, &field, port.into(), "provided port is already allocated".to_owned()));
     }
     Ok(())

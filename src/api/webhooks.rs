@@ -7,7 +7,7 @@
 mod hook;
 mod review;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use futures::future::join_all;
 use tokio::time::Instant;
@@ -18,13 +18,14 @@ use self::{
 };
 use super::{
     admission::Context,
+    derived::Derived,
     matching::{Asks, OWN, Question, Round, Versioned, is_exempt},
     policies,
 };
 use crate::{
     meta::{Result, Status, Value},
     schema::cel::{Bindings, Val},
-    store::{Revision, Snapshot},
+    store::Snapshot,
 };
 
 const GROUP: &str = "admissionregistration.k8s.io";
@@ -32,31 +33,23 @@ const GROUP: &str = "admissionregistration.k8s.io";
 /// The webhooks that are configured, read anew when a configuration has changed.
 #[derive(Default)]
 pub struct Webhooks {
-    mutating: Read,
-    validating: Read,
+    mutating: Derived<Vec<Hook>>,
+    validating: Derived<Vec<Hook>>,
 }
 
-/// The revisions of all configurations, and what they say.
-type Read = Mutex<(Vec<Revision>, Arc<[Hook]>)>;
-
 impl Webhooks {
-    fn mutating(&self, snapshot: &Snapshot) -> Arc<[Hook]> {
+    fn mutating(&self, snapshot: &Snapshot) -> Arc<Vec<Hook>> {
         read(&self.mutating, snapshot, "mutatingwebhookconfigurations")
     }
 
-    fn validating(&self, snapshot: &Snapshot) -> Arc<[Hook]> {
+    fn validating(&self, snapshot: &Snapshot) -> Arc<Vec<Hook>> {
         read(&self.validating, snapshot, "validatingwebhookconfigurations")
     }
 }
 
-fn read(kept: &Read, snapshot: &Snapshot, plural: &str) -> Arc<[Hook]> {
-    let stored: Vec<_> = snapshot.list(&format!("{GROUP}/{plural}"), None, None).collect();
-    let revisions: Vec<Revision> = stored.iter().map(|it| it.revision).collect();
-    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-    if kept.0 != revisions {
-        *kept = (revisions, stored.iter().flat_map(|it| Hook::all(&it.value())).collect());
-    }
-    kept.1.clone()
+fn read(kept: &Derived<Vec<Hook>>, snapshot: &Snapshot, plural: &str) -> Arc<Vec<Hook>> {
+    let resource = format!("{GROUP}/{plural}");
+    kept.get(snapshot, &[&resource], |_| snapshot.list(&resource, None, None).flat_map(|it| Hook::all(&it.value())).collect())
 }
 
 /// Lets the mutating webhooks change `object`, which is null for a deletion. Returns whether one of them did.

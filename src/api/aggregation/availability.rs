@@ -11,7 +11,6 @@ use bytes::Bytes;
 use futures::future::join_all;
 use http::{Request, header};
 use http_body_util::{BodyExt, Limited};
-use serde_json::json;
 
 use super::{Delegate, Told, find, set_user};
 use crate::{
@@ -164,32 +163,4 @@ async fn get(server: &Server, route: &Route, path: &str) -> std::result::Result<
         serde_json::from_slice(&body).map_err(|why| failed(&why))
     };
     tokio::time::timeout(ANSWER_WITHIN, answered).await.unwrap_or_else(|_| Err(failed(&"context deadline exceeded (Client.Timeout exceeded while awaiting headers)")))
-}
-
-/// The resources of a version in the form of aggregated discovery.
-pub fn discovered(delegate: &Delegate) -> Value {
-    let told = delegate.told();
-    let listed = told.resources.items_at(&["resources"]);
-    let kind = |it: &Value| {
-        let own = |field: &str, fallback: &str| if it.text(field).is_empty() { fallback.to_owned() } else { it.text(field).to_owned() };
-        json!({"group": own("group", &delegate.group), "version": own("version", &delegate.version), "kind": it.text("kind")})
-    };
-    let whole = listed.iter().filter(|it| !it.text("name").contains('/')).map(|it| {
-        let name = it.text("name");
-        let scope = if it["namespaced"] == true { "Namespaced" } else { "Cluster" };
-        let mut resource = json!({"resource": name, "responseKind": kind(it), "scope": scope, "singularResource": it.text("singularName"), "verbs": it["verbs"]});
-        for field in ["shortNames", "categories"] {
-            if let Some(value) = it.get(field) {
-                resource[field] = value.clone();
-            }
-        }
-        let parts = listed.iter().filter_map(|part| Some((part, part.text("name").strip_prefix(name)?.strip_prefix('/')?)));
-        let parts: Vec<Value> = parts.map(|(part, name)| json!({"subresource": name, "responseKind": kind(part), "verbs": part["verbs"]})).collect();
-        if !parts.is_empty() {
-            resource["subresources"] = parts.into();
-        }
-        resource
-    });
-    let freshness = if delegate.is_available { "Current" } else { "Stale" };
-    json!({"version": delegate.version, "resources": whole.collect::<Vec<_>>(), "freshness": freshness})
 }

@@ -6,11 +6,12 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use ipnet::IpNet;
 use serde_json::json;
 
-use super::{TRIES, invalid, random, removal};
+use super::{exchange, invalid, is_taken, tried};
 use crate::{
-    api::admission::Context,
+    api::{admission::Context, forms::header},
     base::clock,
     meta::{FieldError, Meta, Path, Result, Status, Value},
     store::{Change, Draft, Expect, Header, Key, Snapshot, Write},
@@ -27,51 +28,49 @@ const SIZE_MOST: u128 = 1 << 62;
 
 /// A range of addresses of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Range {
-    is_v6: bool,
-    first: u128,
-    size: u128,
-}
+struct Range(IpNet);
 
 impl Range {
+    /// Of four addresses at least.
     fn parse(cidr: &str) -> Option<Self> {
-        let (address, prefix) = cidr.split_once('/')?;
-        let (address, prefix): (IpAddr, u32) = (address.parse().ok()?, prefix.parse().ok()?);
-        let (bits, number): (u32, u128) = match address {
-            IpAddr::V4(ip) => (32, u128::from(u32::from(ip))),
-            IpAddr::V6(ip) => (128, u128::from(ip)),
-        };
-        let size = 1u128 << bits.checked_sub(prefix).filter(|it| (2..bits).contains(it))?;
-        Some(Self { is_v6: bits == 128, first: number & !(size - 1), size: size.min(SIZE_MOST) })
+        let net = cidr.parse::<IpNet>().ok()?.trunc();
+        (2..net.max_prefix_len()).contains(&(net.max_prefix_len() - net.prefix_len())).then_some(Self(net))
+    }
+
+    fn size(self) -> u128 {
+        (1 << (self.0.max_prefix_len() - self.0.prefix_len())).min(SIZE_MOST)
     }
 
     /// Behind the last: IPv4 ends with a broadcast address.
     fn end(self) -> u128 {
-        if self.is_v6 { self.size } else { self.size - 1 }
+        self.size() - u128::from(self.0.addr().is_ipv4())
     }
 
     /// Not the network's own address.
     fn holds(self, ip: IpAddr) -> bool {
-        let (is_v6, number) = match ip {
-            IpAddr::V4(ip) => (false, u128::from(u32::from(ip))),
-            IpAddr::V6(ip) => (true, u128::from(ip)),
-        };
-        is_v6 == self.is_v6 && (1..self.end()).contains(&number.wrapping_sub(self.first))
+        self.0.contains(&ip) && (1..self.end()).contains(&(number(ip) - number(self.0.addr())))
     }
 
     /// The lower part is left to addresses that are asked for by name (KEP-3070).
     fn dynamic(self) -> std::ops::Range<u128> {
-        let offset = (self.size / 16).clamp(16, 256).min(self.size / 2);
+        let offset = (self.size() / 16).clamp(16, 256).min(self.size() / 2);
         offset..self.end()
     }
 
     fn at(self, offset: u128) -> IpAddr {
-        let number = self.first + offset;
-        if self.is_v6 { Ipv6Addr::from(number).into() } else { Ipv4Addr::from(number as u32).into() }
+        let number = number(self.0.addr()) + offset;
+        if self.0.addr().is_ipv6() { Ipv6Addr::from(number).into() } else { Ipv4Addr::from(number as u32).into() }
     }
 
     fn family(self) -> &'static str {
-        FAMILIES[usize::from(self.is_v6)]
+        FAMILIES[usize::from(self.0.addr().is_ipv6())]
+    }
+}
+
+fn number(ip: IpAddr) -> u128 {
+    match ip {
+        IpAddr::V4(ip) => u32::from(ip).into(),
+        IpAddr::V6(ip) => ip.into(),
     }
 }
 
@@ -88,7 +87,7 @@ fn ranges(snapshot: &Snapshot) -> Vec<(String, Range)> {
 }
 
 fn texts(service: &Value, field: &str) -> Vec<String> {
-    service.items_at(&["spec", field]).iter().filter_map(Value::as_str).map(str::to_owned).collect()
+    service.texts_at(&["spec", field]).map(str::to_owned).collect()
 }
 
 pub fn held(service: &Value) -> BTreeSet<String> {
@@ -110,10 +109,7 @@ pub fn allocate(context: &Context<'_>, service: &mut Value) -> Result<Vec<Write>
         }
         set_addresses(context, service, &ranges, &before)?;
     }
-    let after = held(service);
-    let mut writes: Vec<Write> = after.difference(&before).map(|ip| claim(ip, service)).collect();
-    writes.extend(before.difference(&after).filter_map(|ip| removal(context.snapshot, &Key::new(ADDRESSES, "", ip))));
-    Ok(writes)
+    exchange(context.snapshot, ADDRESSES, &before, &held(service), |ip| Ok(claim(ip, service)))
 }
 
 /// What clients mean that know one of `clusterIP` and `clusterIPs` (`normalizeClusterIPs`), and what they leave as it was (`patchAllocatedValues`).
@@ -237,13 +233,11 @@ fn set_addresses(context: &Context<'_>, service: &mut Value, ranges: &[(String, 
 
 /// A random free address of the first range of the family that has one.
 fn free(context: &Context<'_>, service: &Value, family: &str, ranges: &[(String, Range)]) -> Result<String> {
-    let is_free = |ip: &IpAddr| context.snapshot.get(&Key::new(ADDRESSES, "", &ip.to_string())).is_none();
-    for (_, range) in ranges.iter().filter(|(_, it)| it.family() == family) {
-        let dynamic = range.dynamic();
-        let by_chance = (0..TRIES).map(|_| dynamic.start + u128::from(random()) % (dynamic.end - dynamic.start));
-        if let Some(ip) = by_chance.chain(dynamic.clone()).chain(1..dynamic.start).map(|it| range.at(it)).find(is_free) {
-            return Ok(ip.to_string());
-        }
+    let is_free = |ip: &IpAddr| !is_taken(context.snapshot, ADDRESSES, &ip.to_string());
+    let of_family = ranges.iter().map(|(_, it)| it).filter(|it| it.family() == family);
+    let all = of_family.flat_map(|range| tried(range.dynamic()).chain(1..range.dynamic().start).map(|it| range.at(it)));
+    if let Some(ip) = all.into_iter().find(is_free) {
+        return Ok(ip.to_string());
     }
     let detail = "failed to allocate a serviceIP: range is full".to_owned();
     Err(invalid(context, service, "clusterIPs", json!([]), detail))
@@ -259,10 +253,10 @@ fn check(context: &Context<'_>, service: &Value, ip: &str, ranges: &[(String, Ra
         let all: Vec<&str> = ranges.iter().filter(|(_, it)| it.family() == family_of(ip)).map(|(cidr, _)| cidr.as_str()).collect();
         return fail(format!("the provided IP ({ip}) is not in the valid range. The range of valid IPs is {}", all.join(",")));
     }
-    match context.snapshot.get(&Key::new(ADDRESSES, "", ip)) {
-        Some(_) => fail("provided IP is already allocated".to_owned()),
-        None => Ok(()),
+    if is_taken(context.snapshot, ADDRESSES, ip) {
+        return fail("provided IP is already allocated".to_owned());
     }
+    Ok(())
 }
 
 fn claim(ip: &str, service: &Value) -> Write {
@@ -270,8 +264,7 @@ fn claim(ip: &str, service: &Value) -> Write {
     let parent = json!({"group": "", "resource": "services", "namespace": service.namespace(), "name": service.name()});
     let object = json!({"apiVersion": "networking.k8s.io/v1", "kind": "IPAddress", "spec": {"parentRef": parent},
         "metadata": {"name": ip, "uid": uuid::Uuid::new_v4().to_string(), "creationTimestamp": clock::now_rfc3339(), "labels": labels}});
-    let labels = object.labels().map(|(key, value)| (key.into(), value.into())).collect();
-    let header = Header { uid: object.uid().into(), labels, fields: vec![("spec.parentRef".into(), "".into())], schema: 0 };
+    let header = Header { fields: vec![("spec.parentRef".into(), "".into())], ..header(&object, &[], 0) };
     Write { key: Key::new(ADDRESSES, "", ip), expect: Expect::Absent, change: Change::Put(Draft::new(&object, header)) }
 }
 
@@ -289,6 +282,6 @@ mod tests {
         let range = Range::parse("fd00:96::/112").expect("a range");
         assert_eq!((range.dynamic(), range.at(1).to_string().as_str()), (256..65_536, "fd00:96::1"));
         assert!(holds(range, "fd00:96::ffff") && !holds(range, "fd00:96::") && !holds(range, "10.96.0.1"));
-        assert_eq!(Range::parse("fd00::/8").expect("a range").size, SIZE_MOST);
+        assert_eq!(Range::parse("fd00::/8").expect("a range").size(), SIZE_MOST);
     }
 }
