@@ -11,19 +11,19 @@
 //! `as=name` says the field's name in paths, `is=Type` whose rules hold below it, `skip` leaves out what is below it. `gated` fields belong to features that v1.36 has switched off; they are dropped.
 //! `default=…` writes a text, a number or what an expression says of the object (its `self`) where nothing stands, `set=…` over what stands there, `set=null` removes it.
 //! Of the fields that `one=…` or `first=…` names only the first that is set is looked into.
-//! Expressions are CEL (`expr.rs` has the names that they see). What needs more than a line is a function (`call=…`). Source: `pkg/apis/*/validation` and the `+k8s:` tags of `types.go`.
+//! Expressions are CEL (`message.rs` has the names that they see). What needs more than a line is a function (`call=…`). Source: `pkg/apis/*/validation` and the `+k8s:` tags of `types.go`.
 
 mod calls;
-mod expr;
 mod fill;
 mod memory;
+mod message;
 pub mod words;
 
 use std::{borrow::Cow, cell::{Cell, OnceCell}, collections::HashMap, sync::LazyLock};
 
-use expr::{Message, expr};
 pub use fill::{drop_gated, fill};
 use memory::{Alike, Memory};
+use message::{Message, expr};
 
 use super::{
     Change,

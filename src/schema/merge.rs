@@ -1,5 +1,7 @@
 //! Strategic merge patch over plain JSON (apimachinery `pkg/util/strategicpatch`). JSON merge patch (RFC 7386) is the crate `json_patch`'s.
 
+use std::collections::{HashMap, HashSet};
+
 use super::{PatchStrategy, Schema, Shape};
 use crate::meta::{Map, Result, Status, Value};
 
@@ -71,7 +73,8 @@ fn merge_map(document: &mut Object, mut patch: Object, schema: Option<&Schema>) 
 fn retain_keys(document: &mut Object, patch: &mut Object) -> Result<()> {
     let Some(keep) = patch.remove(RETAIN_KEYS) else { return Ok(()) };
     let Value::Array(keep) = keep else { return Err(Status::bad_request("invalid patch format of retainKeys")) };
-    let is_kept = |name: &str| keep.iter().any(|it| it == name);
+    let keep: HashSet<&str> = keep.iter().filter_map(Value::as_str).collect();
+    let is_kept = |name: &str| keep.contains(name);
     if patch.iter().any(|(name, value)| !value.is_null() && !name.starts_with('$') && !is_kept(name)) {
         return Err(Status::bad_request("invalid patch format of retainKeys"));
     }
@@ -94,7 +97,7 @@ fn ordered_list(document: &mut Object, patch: &mut Object, directive: &str, sche
         Some(value) => items(without_directives(value).as_ref()),
     };
     if let Some(gone) = primitives {
-        let gone = items(Some(&gone));
+        let gone: HashSet<Value> = items(Some(&gone)).into_iter().collect();
         merged.retain(|it| !gone.contains(it));
     }
     if merged.is_empty() && !document.contains_key(field) {
@@ -105,7 +108,7 @@ fn ordered_list(document: &mut Object, patch: &mut Object, directive: &str, sche
 }
 
 fn delete_primitives(document: &mut Object, field: &str, gone: &Value) {
-    let gone = items(Some(gone));
+    let gone: HashSet<Value> = items(Some(gone)).into_iter().collect();
     if let Some(Value::Array(list)) = document.get_mut(field) {
         list.retain(|it| !gone.contains(it));
     }
@@ -141,12 +144,8 @@ fn merge_list(old: Vec<Value>, patch: Vec<Value>, how: &How<'_>) -> Result<Vec<V
         return Ok(patch);
     }
     if !patch.iter().chain(&old).any(Value::is_object) {
-        let mut all: Vec<Value> = Vec::new();
-        for value in old.iter().chain(&patch) {
-            if !all.contains(value) {
-                all.push(value.clone());
-            }
-        }
+        let mut seen = HashSet::new();
+        let all = old.iter().chain(&patch).filter(|it| seen.insert(*it)).cloned().collect();
         return Ok(in_order(all, &patch, &old, ""));
     }
     merge_objects(old, patch, how)
@@ -158,27 +157,29 @@ fn merge_objects(old: Vec<Value>, patch: Vec<Value>, how: &How<'_>) -> Result<Ve
         let missing = || Status::bad_request(format!("map: {value} does not contain declared merge key: {key}"));
         value.get(key).cloned().ok_or_else(missing)
     };
-    let (mut merged, mut changes, mut replaces) = (old, Vec::new(), false);
+    let (mut merged, mut changes, mut gone, mut replaces) = (old, Vec::new(), HashSet::new(), false);
     for value in patch {
         match value.get(DIRECTIVE).and_then(Value::as_str) {
             None | Some("merge") => changes.push(value),
             Some("replace") => replaces = true,
-            Some("delete") => {
-                let gone = id(&value)?;
-                merged.retain(|it| it.get(key) != Some(&gone));
-            }
+            Some("delete") => _ = gone.insert(id(&value)?),
             Some(other) => return Err(Status::bad_request(format!("unknown patch type: {other}"))),
         }
     }
     if replaces {
         return Ok(changes);
     }
+    merged.retain(|it| it.get(key).is_none_or(|it| !gone.contains(it)));
     let server = merged.clone();
+    let mut places = places(&merged, key);
     for change in &changes {
         let own = id(change)?;
-        match (merged.iter_mut().find(|it| it.get(key) == Some(&own)), change) {
+        match (places.get(&own).and_then(|it| merged.get_mut(*it)), change) {
             (Some(Value::Object(existing)), Value::Object(patch)) => merge_map(existing, patch.clone(), how.below)?,
-            _ => merged.extend(without_directives(change.clone())),
+            _ => {
+                places.entry(own).or_insert(merged.len());
+                merged.extend(without_directives(change.clone()));
+            }
         }
     }
     Ok(in_order(merged, &changes, &server, key))
@@ -202,17 +203,27 @@ fn without_directives(value: Value) -> Option<Value> {
     }
 }
 
+/// What tells an item from the others: the item itself where there is no key.
+fn identity(item: &Value, key: &str) -> Value {
+    if key.is_empty() { item.clone() } else { item.get(key).cloned().unwrap_or_default() }
+}
+
+/// Where each item stands.
+fn places(list: &[Value], key: &str) -> HashMap<Value, usize> {
+    list.iter().enumerate().rev().map(|(at, it)| (identity(it, key), at)).collect()
+}
+
 /// Items that the patch names come in its order, the others keep the server's; both are woven together by the server's order.
 fn in_order(items: Vec<Value>, order: &[Value], server: &[Value], key: &str) -> Vec<Value> {
-    let id = |value: &Value| if key.is_empty() { value.clone() } else { value.get(key).cloned().unwrap_or_default() };
-    let place = |list: &[Value], value: &Value| list.iter().position(|it| id(it) == id(value));
-    let (mut named, mut others): (Vec<Value>, Vec<Value>) = items.into_iter().partition(|it| place(order, it).is_some());
-    named.sort_by_key(|it| place(order, it));
-    others.sort_by_key(|it| place(server, it).unwrap_or(usize::MAX));
+    let (order, server) = (places(order, key), places(server, key));
+    let place = |places: &HashMap<Value, usize>, item: &Value| places.get(&identity(item, key)).copied();
+    let (mut named, mut others): (Vec<Value>, Vec<Value>) = items.into_iter().partition(|it| place(&order, it).is_some());
+    named.sort_by_key(|it| place(&order, it));
+    others.sort_by_key(|it| place(&server, it).unwrap_or(usize::MAX));
     let (mut named, mut others) = (named.into_iter().peekable(), others.into_iter().peekable());
     let mut woven = Vec::new();
     while let (Some(other), Some(own)) = (others.peek(), named.peek()) {
-        let other_first = matches!((place(server, other), place(server, own)), (Some(left), Some(right)) if left < right);
+        let other_first = matches!((place(&server, other), place(&server, own)), (Some(left), Some(right)) if left < right);
         woven.extend(if other_first { others.next() } else { named.next() });
     }
     woven.extend(named);

@@ -5,6 +5,8 @@
 
 mod set;
 
+use std::collections::HashMap;
+
 use serde_json::json;
 
 use self::set::{Node, Set, parts};
@@ -175,11 +177,12 @@ fn compare(old: Option<&Value>, new: Option<&Value>, node: &Node<'_>) -> Compari
     let is_leaf = old_parts.is_empty() && new_parts.is_empty();
     comparison.changed.is_member = new.is_some() && (old.is_none() || is_leaf);
     comparison.removed.is_member = new.is_none();
+    let mut before: HashMap<&str, &Value> = old_parts.iter().rev().map(|it| (it.name.as_str(), it.value)).collect();
     for part in &new_parts {
-        let before = old_parts.iter().find(|it| it.name == part.name).map(|it| it.value);
-        comparison.add(&part.name, before, Some(part.value), &part.node);
+        comparison.add(&part.name, before.get(part.name.as_str()).copied(), Some(part.value), &part.node);
     }
-    for part in old_parts.iter().filter(|old| !new_parts.iter().any(|it| it.name == old.name)) {
+    new_parts.iter().for_each(|it| _ = before.remove(it.name.as_str()));
+    for part in old_parts.iter().filter(|it| before.contains_key(it.name.as_str())) {
         comparison.add(&part.name, Some(part.value), None, &part.node);
     }
     comparison
@@ -319,13 +322,13 @@ fn merge(live: &Value, applied: &Value, node: &Node<'_>) -> Value {
         // Items that both have are merged in their place; new ones come behind.
         (Shape::List { topology: ListTopology::Set | ListTopology::Map(_), .. }, Value::Array(list), Value::Array(_)) => {
             let mut merged = list.clone();
-            let mut names: Vec<String> = parts(live, node).into_iter().map(|it| it.name).collect();
+            let mut places: HashMap<String, usize> = parts(live, node).into_iter().enumerate().rev().map(|(at, it)| (it.name, at)).collect();
             for part in parts(applied, node) {
-                if let Some(at) = names.iter().position(|it| *it == part.name) {
-                    merged[at] = merge(&merged[at], part.value, &part.node);
+                if let Some(at) = places.get(&part.name) {
+                    merged[*at] = merge(&merged[*at], part.value, &part.node);
                 } else {
+                    places.insert(part.name, merged.len());
                     merged.push(part.value.clone());
-                    names.push(part.name);
                 }
             }
             merged.into()

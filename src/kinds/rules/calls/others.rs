@@ -70,7 +70,9 @@ fn hand_size(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
     if hand <= 0 {
         return;
     }
-    let entropy = (0..hand).map(|it| ((queues - it) as f64).log2()).sum::<f64>().ceil() as i64;
+    // Each card but the last has a bit at least: so many tell whether there are too many.
+    let cards = (0..hand.min(queues)).take(HASH_BITS as usize + 2);
+    let entropy = cards.map(|it| ((queues - it) as f64).log2()).sum::<f64>().ceil() as i64;
     if hand > queues {
         errors.push(FieldError::invalid(&path, hand, format!("should not be greater than queues ({queues})")));
     } else if entropy > HASH_BITS {
