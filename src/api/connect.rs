@@ -48,15 +48,8 @@ const ERROR_MAX: usize = 64 << 10;
 /// The longest page whose links are rewritten; held in memory meanwhile.
 const PAGE_MAX: usize = 8 << 20;
 /// RFC 9110: these are between two neighbours only.
-const HOP_BY_HOP: [HeaderName; 7] = [
-    header::CONNECTION,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
+const HOP_BY_HOP: [&str; 9] =
+    ["connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
 
 /// The way to nodes: their HTTPS port, with the server's client certificate. Pods are reached directly.
 pub struct Nodes {
@@ -248,17 +241,19 @@ fn empty(status: StatusCode) -> Response {
     response
 }
 
+/// The words of `Connection`.
+fn connection(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    headers.get_all(header::CONNECTION).into_iter().filter_map(|it| it.to_str().ok()).flat_map(|it| it.split(',')).map(str::trim)
+}
+
 fn is_upgrade(headers: &HeaderMap) -> bool {
-    let tokens = headers.get_all(header::CONNECTION).into_iter().filter_map(|it| it.to_str().ok()).flat_map(|it| it.split(','));
-    headers.contains_key(header::UPGRADE) && tokens.into_iter().any(|it| it.trim().eq_ignore_ascii_case("upgrade"))
+    headers.contains_key(header::UPGRADE) && connection(headers).any(|it| it.eq_ignore_ascii_case("upgrade"))
 }
 
 /// Removes the headers between neighbours, also those that `Connection` names.
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    let values = headers.get_all(header::CONNECTION).into_iter().filter_map(|it| it.to_str().ok());
-    let named: Vec<HeaderName> = values.flat_map(|it| it.split(',')).filter_map(|it| it.trim().parse().ok()).collect();
-    let other = ["keep-alive", "proxy-connection"].map(HeaderName::from_static);
-    for name in named.into_iter().chain(HOP_BY_HOP).chain(other) {
+    let named: Vec<HeaderName> = connection(headers).filter_map(|it| it.parse().ok()).collect();
+    for name in named.into_iter().chain(HOP_BY_HOP.map(HeaderName::from_static)) {
         headers.remove(name);
     }
 }

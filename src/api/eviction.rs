@@ -28,7 +28,7 @@ pub async fn evict(call: &Call, request: Request) -> Result<Response> {
     let main = call.target.with_subresource(None);
     // The eviction was admitted; its deletion is not asked about again.
     Deletion { server: &call.server, target: &main, options: &options, requester: None }.run_with(&prepare).await?;
-    call.answer_value(201, SUCCESS.clone())
+    call.answer_value(201, &SUCCESS)
 }
 
 /// Marks the pod as disrupted, and takes one disruption from its budget, or refuses.

@@ -42,7 +42,7 @@ pub struct Fairness {
 #[derive(Default)]
 struct Config {
     /// In the order in which they are tried.
-    schemas: Vec<Schema>,
+    schemas: Vec<Arc<Schema>>,
     levels: HashMap<String, Arc<Level>>,
 }
 
@@ -86,15 +86,14 @@ impl Drop for Seat {
 
 /// What became of a request: which schema and level it fell under, and its seat while it runs.
 pub struct Ticket {
-    schema_uid: String,
-    level_uid: String,
+    schema: Arc<Schema>,
     _seat: Option<Seat>,
 }
 
 impl Ticket {
     /// Tells the client what its request fell under.
     pub fn tell(&self, headers: &mut HeaderMap) {
-        for (name, uid) in [("x-kubernetes-pf-flowschema-uid", &self.schema_uid), ("x-kubernetes-pf-prioritylevel-uid", &self.level_uid)] {
+        for (name, uid) in [("x-kubernetes-pf-flowschema-uid", &self.schema.uid), ("x-kubernetes-pf-prioritylevel-uid", &self.schema.level.uid)] {
             headers.extend(uid.parse().ok().map(|it| (HeaderName::from_static(name), it)));
         }
     }
@@ -110,7 +109,7 @@ impl Fairness {
             true => None,
             false => Some(schema.level.seat(schema.flow(user, attributes)).await?),
         };
-        Ok(Some(Ticket { schema_uid: schema.uid.clone(), level_uid: schema.level.uid.clone(), _seat: seat }))
+        Ok(Some(Ticket { schema: schema.clone(), _seat: seat }))
     }
 
     /// The levels with their seats, and what runs, waits and was refused in them.
@@ -141,7 +140,7 @@ impl Config {
         let levels: HashMap<String, Arc<Level>> = stored.iter().map(level).collect();
         let mut schemas = objects(SCHEMAS);
         schemas.sort_by_key(|it| (it.int_at(&["spec", "matchingPrecedence"]).unwrap_or(1000), it.name().to_owned()));
-        let schemas = schemas.iter().filter_map(|it| Schema::read(it, &levels)).collect();
+        let schemas = schemas.iter().filter_map(|it| Schema::read(it, &levels).map(Arc::new)).collect();
         Self { schemas, levels }
     }
 }

@@ -67,7 +67,7 @@ impl Selection {
 
     /// The narrowest scope that holds all that is selected.
     pub fn scope(&self, target: &Target) -> Scope {
-        let namespace = Some(target.namespace.as_str()).filter(|it| !it.is_empty()).or_else(|| self.fields.exact("metadata.namespace"));
+        let namespace = target.in_namespace().or_else(|| self.fields.exact("metadata.namespace"));
         // The fields of custom resources are those of the version that is asked for; the log has the stored ones.
         let terms = if target.view().selects_served() { &[] } else { self.fields.terms() };
         let field = terms.iter().find(|it| it.is_equal && !it.field.starts_with("metadata.") && !it.value.is_empty());
@@ -86,9 +86,8 @@ pub async fn list(server: &Server, target: &Target, options: &ListOptions, form:
     let selection = Selection::new(target, options)?;
     let resource = target.kind.resource();
     let page = Page::start(server, &resource, options).await?;
-    let namespace = Some(target.namespace.as_str()).filter(|it| !it.is_empty());
     let limit = options.limit.and_then(|it| usize::try_from(it).ok()).unwrap_or(usize::MAX);
-    let mut all = page.objects(&resource, namespace);
+    let mut all = page.objects(&resource, target.in_namespace());
     let mut chosen = Vec::new();
     // A page more than asked for would be converted only to be thrown away.
     while chosen.len() < limit {

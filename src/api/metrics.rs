@@ -56,15 +56,9 @@ pub struct Metrics {
     /// `mutating` and `readOnly`.
     inflight: Family<One, Gauge>,
     started: f64,
-    slis: Slis,
-}
-
-/// What service levels are judged by (component-base `metrics/prometheus/slis`).
-#[derive(Default)]
-struct Slis {
-    /// By the name of a check and where it was asked for.
-    last: Family<Two, Gauge>,
-    all: Family<(Two, One), Counter>,
+    /// By the name of a check and where it was asked for: what service levels are judged by (component-base `metrics/prometheus/slis`).
+    last_checks: Family<Two, Gauge>,
+    checks: Family<(Two, One), Counter>,
 }
 
 impl Default for Metrics {
@@ -76,7 +70,7 @@ impl Default for Metrics {
         registry.register("apiserver_request_duration_seconds", "How long requests took until their answer began", durations.clone());
         registry.register("apiserver_current_inflight_requests", "Requests that are being answered, by kind", inflight.clone());
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        Self { registry, requests, durations, inflight, started, slis: Slis::default() }
+        Self { registry, requests, durations, inflight, started, last_checks: Family::default(), checks: Family::default() }
     }
 }
 
@@ -100,15 +94,15 @@ impl Metrics {
     /// Counts a check of health.
     pub fn checked(&self, name: &str, root: &'static str, is_well: bool) {
         let labels = [("name", name.to_owned()), ("type", root.to_owned())];
-        self.slis.last.get_or_create(&labels).set(i64::from(is_well));
-        self.slis.all.get_or_create(&(labels, [("status", if is_well { "success" } else { "error" }.to_owned())])).inc();
+        self.last_checks.get_or_create(&labels).set(i64::from(is_well));
+        self.checks.get_or_create(&(labels, [("status", if is_well { "success" } else { "error" }.to_owned())])).inc();
     }
 
     /// Answers `/metrics/slis`.
     pub fn serve_slis(&self) -> Response {
         let mut registry = Registry::default();
-        registry.register("kubernetes_healthcheck", "The last result of each check of health", self.slis.last.clone());
-        registry.register("kubernetes_healthchecks", "The results of all checks of health", self.slis.all.clone());
+        registry.register("kubernetes_healthcheck", "The last result of each check of health", self.last_checks.clone());
+        registry.register("kubernetes_healthchecks", "The results of all checks of health", self.checks.clone());
         told(&[&registry])
     }
 }

@@ -27,14 +27,6 @@ impl Encoding {
         }
     }
 
-    /// The type of a stream of watch events.
-    pub fn stream_type(self) -> &'static str {
-        match self {
-            Self::Json | Self::Yaml => "application/json;stream=watch",
-            Self::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
-        }
-    }
-
     fn parse(media_type: &str) -> Option<Self> {
         match media_type {
             JSON | "*/*" | "application/*" | "text/json" => Some(Self::Json),

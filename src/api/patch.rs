@@ -4,12 +4,12 @@
 use super::{
     Request, Response, body,
     negotiation::{self, Encoding},
-    verbs::{Call, decode, strict},
+    verbs::{Call, decode},
 };
 use crate::{
     meta::{
         FieldError, Meta, Path, Result, Status, Value,
-        options::{FieldValidation, WriteOptions, invalid},
+        options::{WriteOptions, invalid},
     },
     schema::{self, codec::{self, Notes}, merge},
 };
@@ -41,19 +41,14 @@ pub async fn patch(call: &Call, request: Request) -> Result<Response> {
     if options.is_forced.is_some() {
         return Err(invalid("PatchOptions", FieldError::forbidden(&Path::new("force"), "may not be specified for non-apply patch")));
     }
-    let warnings = std::sync::Mutex::new(Vec::new());
     let change = |old: &Value| {
         let schema = &call.target.version().schema;
         let (new, notes) = codec::decode_value(patch.apply_to(old, schema)?, schema).map_err(|status| unprocessable(call, status))?;
-        if let Ok(mut warnings) = warnings.lock() {
-            *warnings = strict(&options, notes)?;
-        }
+        call.strict(&options, &notes)?;
         call.target.check_name(&new)?;
         Ok(new)
     };
-    let written = call.writer(&options).update(true, &change, None).await?;
-    let warnings = warnings.into_inner().unwrap_or_default();
-    call.written(written, warnings).await
+    call.written(call.writer(&options).update(true, &change, None).await?).await
 }
 
 /// A patch whose result is no object of the kind: 422 for what cannot be read, as upstream.
@@ -145,10 +140,7 @@ async fn apply(call: &Call, options: &WriteOptions, bytes: &[u8]) -> Result<Resp
     }
     let (mut object, notes) = decode_sparse(call, &value)?;
     undeclared(call, &object, &notes.unknown)?;
-    let warnings = match options.field_validation {
-        FieldValidation::Ignore => Vec::new(),
-        _ => strict(options, Notes { duplicate, ..Notes::default() })?,
-    };
+    call.strict(options, &Notes { duplicate, ..Notes::default() })?;
     if object.name().is_empty() {
         object.set_metadata("name", call.target.name.as_str());
     }
@@ -156,8 +148,7 @@ async fn apply(call: &Call, options: &WriteOptions, bytes: &[u8]) -> Result<Resp
     if call.target.kind.is_namespaced() {
         object.set_metadata("namespace", call.target.namespace.as_str());
     }
-    let written = call.writer(options).apply(object).await?;
-    call.written(written, warnings).await
+    call.written(call.writer(options).apply(object).await?).await
 }
 
 /// The configuration with only what its manager wrote: decoding adds empty structs, which nobody applied.

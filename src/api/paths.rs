@@ -5,7 +5,7 @@ use http::Method;
 use serde_json::json;
 
 use crate::{
-    kinds::{Action, Body, Kind, Subresource, Verb, Version},
+    kinds::{Action, Kind, Subresource, Verb, Version},
     meta::{Map, Meta, Value},
     schema::{self, openapi::Dialect},
 };
@@ -30,7 +30,7 @@ const LOG: Names = &["container", "follow", "insecureSkipTLSVerifyBackend", "lim
 struct Operation {
     method: Method,
     action: &'static str,
-    verb: String,
+    verb: &'static str,
     codes: &'static [u16],
     names: Vec<Names>,
     takes: Takes,
@@ -57,13 +57,12 @@ impl Operation {
             "delete" => (Method::DELETE, "delete", &[200, 202], vec![DELETION], Takes::Options),
             _ => (Method::GET, "read", &[200], vec![], Takes::Nothing),
         };
-        Self { method, action, verb: verb.to_owned(), codes, names, takes }
+        Self { method, action, verb, codes, names, takes }
     }
 
     /// A request that goes through to a node, a pod or a Service.
     fn connect(method: Method, names: Vec<Names>) -> Self {
-        let verb = format!("connect{}", title(&method.as_str().to_lowercase()));
-        Self { method, action: "connect", verb, codes: &[200], names, takes: Takes::Nothing }
+        Self { method, action: "connect", verb: "connect", codes: &[200], names, takes: Takes::Nothing }
     }
 }
 
@@ -82,12 +81,6 @@ pub fn group_version(group: &str, version: &str) -> (String, String) {
     let group = if group.is_empty() { "core" } else { group.strip_suffix(".k8s.io").unwrap_or(group) };
     let id: String = group.split('.').map(title).collect();
     (id + &title(version), format!("{}_{version}", group.split('.').enumerate().map(|(at, it)| if at == 0 { it.to_owned() } else { title(it) }).collect::<String>()))
-}
-
-/// The definition of a built-in type that is the body of another kind's subresource.
-fn body_definition(body: &Body) -> String {
-    let group = if body.group.is_empty() { "core" } else { body.group.split('.').next().unwrap_or_default() };
-    format!("io.k8s.api.{group}.{}.{}", if body.version.is_empty() { "v1" } else { body.version }, body.kind)
 }
 
 /// An answer with its code's name: of a schema in v2, of a schema for each media type in v3.
@@ -166,7 +159,7 @@ impl Paths<'_> {
             }
         };
         let definition = match part.action {
-            Action::Binding | Action::Eviction | Action::Token | Action::Scale { .. } => body_definition(&part.body),
+            Action::Binding | Action::Eviction | Action::Token | Action::Scale { .. } => part.body.definition(),
             Action::Status | Action::Part => self.definition.to_owned(),
             _ => String::new(),
         };
@@ -208,8 +201,8 @@ impl Paths<'_> {
         let (id, tag) = group_version(&self.kind.group, &self.version.name);
         let collection = if it.action == "deletecollection" { "Collection" } else { "" };
         let namespaced = if place.path.contains("{namespace}") { "Namespaced" } else { "" };
-        let (verb, method) = it.verb.strip_prefix("connect").map_or((it.verb.as_str(), ""), |method| ("connect", method));
-        let id = format!("{verb}{id}{method}{collection}{namespaced}{}{}", self.kind.kind, place.suffix);
+        let method = if it.action == "connect" { title(&it.method.as_str().to_lowercase()) } else { String::new() };
+        let id = format!("{}{id}{method}{collection}{namespaced}{}{}", it.verb, self.kind.kind, place.suffix);
         let mut operation = json!({"operationId": id, "tags": [tag], "parameters": parameters, "x-kubernetes-action": it.action, "x-kubernetes-group-version-kind": self.gvk(place, definition)});
         self.set_body(&mut operation, it.takes, definition);
         if operation.items_at(&["parameters"]).is_empty() {
@@ -294,7 +287,7 @@ pub fn list_name(kind: &Kind, definition: &str) -> String {
 /// The definitions of other groups that a kind's subresources refer to.
 pub fn bodies(kind: &Kind) -> impl Iterator<Item = schema::SchemaRef> + '_ {
     let others = kind.subresources.iter().filter(|it| matches!(it.action, Action::Binding | Action::Eviction | Action::Token | Action::Scale { .. }));
-    others.filter_map(|it| schema::builtin(&body_definition(&it.body)))
+    others.filter_map(|it| schema::builtin(&it.body.definition()))
 }
 
 #[cfg(test)]

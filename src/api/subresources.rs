@@ -46,7 +46,7 @@ async fn scale(call: &Call, action: &Action, request: Request) -> Result<Respons
             let media_type = negotiation::media_type(request.headers()).replace(APPLY_YAML, MERGE_PATCH);
             Patch::read(&media_type, &body::read(request.into_body()).await?, call.target.kind.custom.is_some())?
         }
-        _ => return call.answer_value(200, write::scale(&call.value().await?, action)),
+        _ => return call.answer_value(200, &write::scale(&call.value().await?, action)),
     };
     let main = call.target.with_subresource(None);
     let writer = write::Writer { target: &main, admits: Admits::Scale(&call.target, action), ..call.writer(&options) };
@@ -66,16 +66,15 @@ async fn scale(call: &Call, action: &Action, request: Request) -> Result<Respons
     };
     let written = writer.update(true, &change, None).await?;
     let object = call.server.served_one(main.view(), written.object).await?.value();
-    call.answer_value(200, write::scale(&object, action))
+    call.answer_value(200, &write::scale(&object, action))
 }
 
 /// `pods/binding`: gives a pod its node.
 pub async fn bind(call: &Call, name: &str, binding: &Value) -> Result<Response> {
-    let node = binding.text_at(&["target", "name"]).to_owned();
+    let node = binding.text_at(&["target", "name"]);
     let main = Target::stored(call.server.registry.load().find("", "pods").ok_or_else(Status::no_route)?, &call.target.namespace, name);
     let bound = main.with_subresource(main.kind.subresource("binding").cloned());
     let options = WriteOptions::from_query(&call.query)?;
-    let annotations: Vec<(String, String)> = binding.annotations().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
     let writer = write::Writer { target: &bound, admits: Admits::Nothing, ..call.writer(&options) };
     let change = |old: &Value| {
         let conflict = |why: String| Err(Status::conflict(&main.resource(), old.name(), why));
@@ -90,13 +89,13 @@ pub async fn bind(call: &Call, name: &str, binding: &Value) -> Result<Response> 
             return conflict(format!("pod {} is already assigned to node {assigned:?}", old.name()));
         }
         let mut new = old.clone();
-        new.set_at(&["spec", "nodeName"], node.as_str());
-        annotations.iter().for_each(|(key, value)| new.set_at(&["metadata", "annotations", key], value.as_str()));
+        new.set_at(&["spec", "nodeName"], node);
+        binding.annotations().for_each(|(key, value)| new.set_at(&["metadata", "annotations", key], value));
         set_condition(&mut new, json!({"type": "PodScheduled", "status": "True"}));
         Ok(new)
     };
     writer.update(true, &change, None).await?;
-    call.answer_value(201, SUCCESS.clone())
+    call.answer_value(201, &SUCCESS)
 }
 
 /// What is answered where nothing is left to be told.
@@ -116,5 +115,5 @@ async fn token(call: &Call, request: Request) -> Result<Response> {
     call.admit(&mut wanted, WriteOptions::from_query(&call.query)?.is_dry_run).await?;
     let account = call.value().await?;
     let answer = reviews::token_request(&call.server, &account, wanted).await?;
-    call.answer_value(201, answer)
+    call.answer_value(201, &answer)
 }

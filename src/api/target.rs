@@ -7,7 +7,7 @@ use crate::{
     kinds::{Kind, Registry, Subresource, Version},
     meta::{
         Meta, Result, Status, Value,
-        object::{GroupResource, api_version, split_api_version},
+        object::{GroupResource, api_version},
     },
     schema::{self, SchemaRef},
     store::{Key, Stored},
@@ -77,6 +77,11 @@ impl Target {
         self.subresource.as_ref().map_or("", |it| it.name)
     }
 
+    /// The namespace that is asked for; `None` for all of them, and for kinds outside of any.
+    pub fn in_namespace(&self) -> Option<&str> {
+        Some(self.namespace.as_str()).filter(|it| !it.is_empty())
+    }
+
     /// Whether an object says that it is the target, or of its collection (`checkName`).
     pub fn check_name(&self, object: &Value) -> Result<()> {
         match object.name() {
@@ -107,13 +112,10 @@ impl Target {
 
     /// The schema of that type; `None` where it is not known.
     pub fn body_schema(&self) -> Option<SchemaRef> {
-        let (api_version, kind) = self.body_type();
-        if kind == self.kind.kind {
+        if self.body_type().1 == self.kind.kind {
             return Some(self.version().schema.clone());
         }
-        let (group, version) = split_api_version(&api_version);
-        let package = if group.is_empty() { "core" } else { group.split('.').next().unwrap_or_default() };
-        schema::builtin(&format!("io.k8s.api.{package}.{version}.{kind}"))
+        self.subresource.as_ref().and_then(|it| schema::builtin(&it.body.definition()))
     }
 
     /// The same place, with another subresource or none.

@@ -27,7 +27,7 @@ use tokio::{
 use super::{Body, BodyError, Request, Response, identity::Attributes};
 use crate::{
     base::{Tasks, clock},
-    meta::options::Query,
+    meta::{Value, options::Query},
 };
 
 /// Lines that may wait for the disk (some 2 MB). Further ones are dropped, and the next line that is written says how many.
@@ -62,12 +62,11 @@ impl Trace {
         request.extensions_mut().insert(record.caller.clone());
         let received = record.received.clone();
         let response = respond(request.map(|body| Body::new(Counted { body, bytes: received, record: None }))).await;
-        record.why = response.extensions().get::<Why>().map(|it| it.0.clone());
-        record.answered = Some((response.status().as_u16(), record.began.elapsed().as_secs_f64()));
+        record.answered(&response);
         response.map(|body| Body::new(Counted { body, bytes: record.sent.clone(), record: Some(record) }))
     }
 
-    fn write(&self, mut line: serde_json::Value) {
+    fn write(&self, mut line: Value) {
         let dropped = self.dropped.swap(0, Ordering::Relaxed);
         if dropped > 0 {
             line["dropped"] = json!(dropped);
@@ -113,17 +112,11 @@ impl Caller {
 /// What is known of a request. Dropped with the body of its answer, it becomes a line.
 struct Record {
     trace: Arc<Trace>,
-    time: jiff::Timestamp,
     began: Instant,
-    verb: String,
-    path: String,
-    agent: String,
+    line: Value,
     caller: Caller,
     received: Arc<AtomicU64>,
     sent: Arc<AtomicU64>,
-    /// The status, and the seconds until the answer began.
-    answered: Option<(u16, f64)>,
-    why: Option<String>,
 }
 
 /// What the server says went wrong on its side; an extension of the answer.
@@ -134,36 +127,34 @@ impl Record {
     fn of(request: &Request, trace: Arc<Trace>) -> Self {
         let uri = request.uri();
         let query = Query::parse(uri.query().unwrap_or_default());
-        Self {
-            trace,
-            time: clock::now(),
-            began: Instant::now(),
-            verb: Attributes::parse(request.method(), uri.path(), &query).verb,
-            path: uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
-            agent: request.headers().get(USER_AGENT).and_then(|it| it.to_str().ok()).unwrap_or_default().to_owned(),
-            caller: Caller::default(),
-            received: Arc::default(),
-            sent: Arc::default(),
-            answered: None,
-            why: None,
+        let agent = request.headers().get(USER_AGENT).and_then(|it| it.to_str().ok()).unwrap_or_default();
+        let path = uri.path_and_query().map(ToString::to_string).unwrap_or_default();
+        let verb = Attributes::parse(request.method(), uri.path(), &query).verb;
+        // A client that goes away before the answer gets no status.
+        let line = json!({"time": clock::rfc3339_micro(clock::now()), "verb": verb, "path": path, "agent": agent, "status": null, "milliseconds": null});
+        Self { trace, began: Instant::now(), line, caller: Caller::default(), received: Arc::default(), sent: Arc::default() }
+    }
+
+    fn answered(&mut self, response: &Response) {
+        self.line["status"] = response.status().as_u16().into();
+        self.line["milliseconds"] = self.milliseconds().into();
+        if let Some(Why(why)) = response.extensions().get() {
+            self.line["message"] = why.as_str().into();
         }
+    }
+
+    fn milliseconds(&self) -> f64 {
+        (self.began.elapsed().as_secs_f64() * 1e5).round() / 100.0
     }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let milliseconds = |seconds: f64| (seconds * 1e5).round() / 100.0;
-        // A client that went away before the answer has no status.
-        let (status, seconds) = self.answered.map_or((None, None), |(status, seconds)| (Some(status), Some(milliseconds(seconds))));
-        let mut line = json!({
-            "time": clock::rfc3339_micro(self.time), "verb": self.verb, "path": self.path, "agent": self.agent,
-            "user": self.caller.0.get(), "status": status, "milliseconds": seconds,
-            "open_milliseconds": milliseconds(self.began.elapsed().as_secs_f64()),
-            "request_bytes": self.received.load(Ordering::Relaxed), "response_bytes": self.sent.load(Ordering::Relaxed),
-        });
-        if let Some(why) = self.why.take() {
-            line["message"] = why.into();
-        }
+        let mut line = self.line.take();
+        line["user"] = json!(self.caller.0.get());
+        line["open_milliseconds"] = self.milliseconds().into();
+        line["request_bytes"] = self.received.load(Ordering::Relaxed).into();
+        line["response_bytes"] = self.sent.load(Ordering::Relaxed).into();
         self.trace.write(line);
     }
 }
@@ -229,7 +220,7 @@ mod tests {
 
         assert!(tasks.stop(Duration::from_secs(10)).await);
         let text = std::fs::read_to_string(&path).unwrap();
-        let lines: Vec<serde_json::Value> = text.lines().map(|it| serde_json::from_str(it).unwrap()).collect();
+        let lines: Vec<Value> = text.lines().map(|it| serde_json::from_str(it).unwrap()).collect();
         let told = |at: usize, names: &[&str]| names.iter().map(|it| lines[at][it].clone()).collect::<serde_json::Value>();
         let names = ["verb", "path", "agent", "user", "status", "request_bytes", "response_bytes"];
         assert_eq!(told(0, &names), json!(["create", "/api/v1/namespaces/default/pods?dryRun=All", "kubectl/v1.36", "admin", 201, 2, 7]));

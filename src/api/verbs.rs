@@ -5,7 +5,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use ::http::{HeaderMap, header};
+use ::http::header;
+use bytes::Bytes;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -36,7 +37,8 @@ pub struct Call {
     pub requester: Requester,
     pub info: Attributes,
     pub query: Query,
-    pub headers: HeaderMap,
+    /// Text of the `User-Agent` header up to the first slash.
+    agent: String,
     pub target: Target,
     pub form: Form,
 }
@@ -49,7 +51,9 @@ pub async fn serve(server: Arc<Server>, user: User, info: Attributes, query: Que
     let requester = Requester::new(user, Instant::now() + within.min(ADMITTED_WITHIN));
     let action = target.subresource.as_ref().map(|it| it.action.clone()).filter(is_stream);
     let form = if action.is_some() { Form { encoding: Encoding::Json, shape: Shape::Object, is_beta: false } } else { Form::negotiate(request.headers(), &query)? };
-    let call = Call { server, requester, info, query, headers: request.headers().clone(), target, form };
+    let agent = request.headers().get(header::USER_AGENT).and_then(|it| it.to_str().ok()).unwrap_or("unknown");
+    let agent = agent.split('/').next().unwrap_or_default().to_owned();
+    let call = Call { server, requester, info, query, agent, target, form };
     let answered = match action {
         Some(action) => call.stream(&action, request).await,
         // A watch ends by a time of its own.
@@ -171,11 +175,9 @@ impl Call {
             let (view, selection) = (self.target.view(), list::Selection::new(&self.target, &options)?);
             let all = componentstatus::all(&self.server, view).await;
             let chosen: Vec<&Stored> = all.iter().map(Arc::as_ref).filter(|it| selection.matches(it)).collect();
-            let bytes = view.list(&chosen, self.form, json!({}))?;
-            return Ok(body::respond(200, self.form.encoding.media_type(), body::full(bytes)));
+            return Ok(self.respond(200, view.list(&chosen, self.form, json!({}))?));
         }
-        let bytes = list::list(&self.server, &self.target, &options, self.form).await?;
-        Ok(body::respond(200, self.form.encoding.media_type(), body::full(bytes)))
+        Ok(self.respond(200, list::list(&self.server, &self.target, &options, self.form).await?))
     }
 
     async fn watch(&self, mut request: Request) -> Result<Response> {
@@ -186,14 +188,14 @@ impl Call {
             return socket.send_events(events, &self.server.tasks);
         }
         let body = watch::watch(&self.server, self.target.clone(), &options, self.form).await?;
-        let content_type = if self.form.encoding == Encoding::Protobuf { self.form.encoding.stream_type() } else { body::JSON };
+        let content_type = if self.form.encoding == Encoding::Protobuf { "application/vnd.kubernetes.protobuf;stream=watch" } else { body::JSON };
         Ok(body::respond(200, content_type, body))
     }
 
     async fn create(&self, request: Request) -> Result<Response> {
         let options = WriteOptions::from_query(&self.query)?;
         let (object, notes) = self.read(request).await?;
-        let warnings = strict(&options, notes)?;
+        self.strict(&options, &notes)?;
         if self.target.kind.verbs == CREATE_ONLY {
             // What is not stored has neither metadata nor rows.
             if self.form.shape != Shape::Object {
@@ -202,7 +204,7 @@ impl Call {
             return self.review(object, options.is_dry_run).await;
         }
         let written = self.writer(&options).create(object).await?;
-        self.written(written, warnings).await
+        self.written(written).await
     }
 
     /// Kinds that are only an answer.
@@ -212,17 +214,17 @@ impl Call {
             return subresources::bind(self, object.name(), &object).await;
         }
         let answer = reviews::answer(&self.server, &self.requester.user, &self.target.kind, &self.target.namespace, object).await?;
-        self.answer_value(201, answer)
+        self.answer_value(201, &answer)
     }
 
     async fn update(&self, request: Request) -> Result<Response> {
         let options = WriteOptions::from_query(&self.query)?;
         let (object, notes) = self.read(request).await?;
-        let warnings = strict(&options, notes)?;
+        self.strict(&options, &notes)?;
         self.target.check_name(&object)?;
         let is_conditional = !object.resource_version().is_empty();
         let written = self.writer(&options).update(is_conditional, &|_| Ok(object.clone()), Some(object.clone())).await?;
-        self.written(written, warnings).await
+        self.written(written).await
     }
 
     async fn delete(&self, request: Request) -> Result<Response> {
@@ -230,9 +232,7 @@ impl Call {
         match self.deletion(&self.target, &options).run().await? {
             Deleted::Waiting(object) => self.answer(200, object).await,
             Deleted::Gone(object) if self.target.kind.returns_deleted => self.answer(200, object).await,
-            Deleted::Gone(object) => {
-                self.answer_value(200, Status::success(&self.target.resource(), &object.key.name, &object.header.uid))
-            }
+            Deleted::Gone(object) => self.answer_value(200, &Status::success(&self.target.resource(), &object.key.name, &object.header.uid)),
         }
     }
 
@@ -240,9 +240,8 @@ impl Call {
         let options = delete::options(&self.delete_body(request).await?, &self.query)?;
         let selection = list::Selection::new(&self.target, &ListOptions::from_query(&self.query)?)?;
         let snapshot = self.server.store.snapshot();
-        let namespace = Some(self.target.namespace.as_str()).filter(|it| !it.is_empty());
-        let resource = self.target.kind.resource();
-        let chosen = list::select(&self.server, &self.target, &selection, snapshot.list(&resource, namespace, None)).await?;
+        let all = snapshot.list(&self.target.kind.resource(), self.target.in_namespace(), None);
+        let chosen = list::select(&self.server, &self.target, &selection, all).await?;
         for object in &chosen {
             match self.deletion(&self.target.named(object), &options).run().await {
                 Err(status) if !status.is_not_found() => return Err(status),
@@ -251,8 +250,7 @@ impl Call {
         }
         let objects: Vec<&Stored> = chosen.iter().map(|it| it.as_ref()).collect();
         let metadata = json!({"resourceVersion": self.server.store.revision().to_string()});
-        let bytes = self.target.view().list(&objects, self.form, metadata)?;
-        Ok(body::respond(200, self.form.encoding.media_type(), body::full(bytes)))
+        Ok(self.respond(200, self.target.view().list(&objects, self.form, metadata)?))
     }
 
     fn deletion<'a>(&'a self, target: &'a Target, options: &'a DeleteOptions) -> Deletion<'a> {
@@ -289,27 +287,41 @@ impl Call {
     }
 
     pub fn writer<'a>(&'a self, options: &'a WriteOptions) -> Writer<'a> {
-        let agent = self.headers.get(header::USER_AGENT).and_then(|it| it.to_str().ok()).unwrap_or("unknown");
-        let agent = agent.split('/').next().unwrap_or_default();
-        Writer { server: &self.server, requester: &self.requester, target: &self.target, options, agent, admits: Admits::Object, applies: None }
+        Writer { server: &self.server, requester: &self.requester, target: &self.target, options, agent: &self.agent, admits: Admits::Object, applies: None }
     }
 
-    /// The answer to a write: the object as it is now, and the warnings in headers.
-    pub async fn written(&self, written: Written, notes: Vec<String>) -> Result<Response> {
-        let mut response = self.answer(if written.is_created { 201 } else { 200 }, written.object).await?;
-        notes.iter().for_each(|it| warn(&mut response, it));
-        Ok(response)
+    /// The answer to a write: the object as it is now.
+    pub async fn written(&self, written: Written) -> Result<Response> {
+        self.answer(if written.is_created { 201 } else { 200 }, written.object).await
     }
 
     pub async fn answer(&self, code: u16, object: Arc<Stored>) -> Result<Response> {
         let object = self.server.served_one(self.target.view(), object).await?;
-        let bytes = self.target.view().encode(&object, self.form)?;
-        Ok(body::respond(code, self.form.encoding.media_type(), body::full(bytes)))
+        Ok(self.respond(code, self.target.view().encode(&object, self.form)?))
     }
 
-    pub fn answer_value(&self, code: u16, value: Value) -> Result<Response> {
-        let bytes = forms::encode(&value, self.form.encoding)?;
-        Ok(body::respond(code, self.form.encoding.media_type(), body::full(bytes)))
+    pub fn answer_value(&self, code: u16, value: &Value) -> Result<Response> {
+        Ok(self.respond(code, forms::encode(value, self.form.encoding)?))
+    }
+
+    fn respond(&self, code: u16, bytes: Bytes) -> Response {
+        body::respond(code, self.form.encoding.media_type(), body::full(bytes))
+    }
+
+    /// What field validation makes of the notes on a body: nothing, warnings, or 400.
+    pub fn strict(&self, options: &WriteOptions, notes: &Notes) -> Result<()> {
+        let all = notes.all();
+        match options.field_validation {
+            FieldValidation::Ignore => (),
+            FieldValidation::Warn => all.for_each(|it| self.requester.warn(it)),
+            FieldValidation::Strict => {
+                let all: Vec<&str> = all.map(String::as_str).collect();
+                if !all.is_empty() {
+                    return Err(Status::bad_request(format!("strict decoding error: {}", all.join(", "))));
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -381,17 +393,6 @@ fn check_type(found_version: &str, found_kind: &str, kind: &str, api_version: &s
         return Err(Status::bad_request(message));
     }
     Ok(())
-}
-
-/// What field validation makes of the notes: nothing, warnings, or 400.
-pub fn strict(options: &WriteOptions, notes: Notes) -> Result<Vec<String>> {
-    let all: Vec<String> = notes.all().cloned().collect();
-    match options.field_validation {
-        FieldValidation::Ignore => Ok(Vec::new()),
-        FieldValidation::Warn => Ok(all),
-        FieldValidation::Strict if all.is_empty() => Ok(all),
-        FieldValidation::Strict => Err(Status::bad_request(format!("strict decoding error: {}", all.join(", ")))),
-    }
 }
 
 /// Adds a `Warning` header (RFC 7234, code 299).

@@ -83,8 +83,7 @@ impl Watcher {
     async fn begin(&mut self, options: &ListOptions) -> Result<()> {
         let snapshot = current(&self.server, options).await?;
         self.cursor = Some(self.server.store.watch(self.selection.scope(&self.target), snapshot.revision()).map_err(gone)?);
-        let namespace = Some(self.target.namespace.as_str()).filter(|it| !it.is_empty());
-        let initial = snapshot.list(&self.target.kind.resource(), namespace, None);
+        let initial = snapshot.list(&self.target.kind.resource(), self.target.in_namespace(), None);
         for object in select(&self.server, &self.target, &self.selection, initial).await? {
             self.pending.extend_from_slice(&self.target.view().frame("ADDED", &object, self.form)?);
             self.form = self.form.following();
@@ -168,22 +167,22 @@ impl Watcher {
         self.cursor = None;
     }
 
+    /// Whether an object is selected as the target's version serves it.
+    async fn selects(&self, object: &Arc<Stored>) -> Result<bool> {
+        let view = self.target.view();
+        match view.selects_served() && !self.selection.is_everything() {
+            true => Ok(self.selection.matches(&*self.server.served_one(view, object.clone()).await?)),
+            false => Ok(self.selection.matches(object)),
+        }
+    }
+
     /// What this watcher sees of an event: an object that enters or leaves the selection is added or deleted.
     async fn frame(&self, event: &Event) -> Result<Option<Bytes>> {
-        let (view, selection) = (self.target.view(), &self.selection);
-        let (mut object, mut previous) = (event.object.clone(), event.previous.clone());
-        if view.selects_served() {
-            object = self.server.served_one(view, object).await?;
-            previous = match previous {
-                Some(previous) if !selection.is_everything() => Some(self.server.served_one(view, previous).await?),
-                other => other,
-            };
-        }
-        let is_in = event.kind != EventKind::Deleted && selection.matches(&object);
-        let was_in = match (&previous, event.kind) {
-            (Some(previous), _) => selection.matches(previous),
-            (None, EventKind::Deleted) => selection.matches(&object),
-            (None, _) => false,
+        let is_deletion = event.kind == EventKind::Deleted;
+        let is_in = !is_deletion && self.selects(&event.object).await?;
+        let was_in = match &event.previous {
+            Some(previous) => self.selects(previous).await?,
+            None => is_deletion && self.selects(&event.object).await?,
         };
         let kind = match (was_in, is_in) {
             (false, false) => return Ok(None),
@@ -193,9 +192,10 @@ impl Watcher {
         };
         let object = match &event.previous {
             // It is not shown what it has become.
-            Some(previous) if kind == "DELETED" && event.kind != EventKind::Deleted => Arc::new(previous.moved(event.revision)),
-            _ => object,
+            Some(previous) if kind == "DELETED" && !is_deletion => Arc::new(previous.moved(event.revision)),
+            _ => event.object.clone(),
         };
+        let view = self.target.view();
         let object = self.server.served_one(view, object).await?;
         let is_plain = self.form.shape == Shape::Object && self.form.encoding == Encoding::Json;
         if !is_plain {

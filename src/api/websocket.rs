@@ -6,11 +6,11 @@ use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
-use hyper::upgrade::OnUpgrade;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::{
     WebSocketStream,
-    tungstenite::{Message, Utf8Bytes, handshake::derive_accept_key, protocol::Role},
+    tungstenite::{self, Message, Utf8Bytes, handshake::derive_accept_key, protocol::Role},
 };
 
 use super::{Body, Request, Response, body};
@@ -96,10 +96,7 @@ impl Socket {
 }
 
 /// Sends until the bytes end or the client goes. What the client says is not listened to, but its pings are answered.
-async fn relay<S>(socket: WebSocketStream<S>, messages: Messages, mut bytes: Body) -> std::result::Result<(), tokio_tungstenite::tungstenite::Error>
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-{
+async fn relay(socket: WebSocketStream<TokioIo<Upgraded>>, messages: Messages, mut bytes: Body) -> std::result::Result<(), tungstenite::Error> {
     let (mut sender, mut receiver) = socket.split();
     if messages != Messages::Lines {
         sender.send(message(messages, Bytes::new())).await?;

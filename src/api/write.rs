@@ -93,7 +93,6 @@ impl Writer<'_> {
         self.record(&Value::Null, object)?;
         let (snapshot, options) = (self.server.store.snapshot(), self.options.to_value("CreateOptions"));
         admission::mutate(&self.context(&snapshot, Operation::Create, None, &options), object).await?;
-        SERVER_OWNED.iter().for_each(|it| object.remove_metadata(it));
         self.place(object)
     }
 
@@ -310,27 +309,22 @@ impl Writer<'_> {
 /// Makes the new object from the old one.
 pub type Make<'a> = &'a (dyn Fn(&Value) -> Result<Value> + Send + Sync);
 impl Server {
-    /// Submits the write of a target's object and what goes with it.
+    /// Submits the write of a target's object and what goes with it; the error is what a refusal means to a client.
     pub async fn submit(&self, target: &Target, write: Write, companions: Vec<Write>) -> Result<Arc<Stored>> {
         let own = write.key.clone();
         let writes = std::iter::once(write).chain(companions).collect();
-        match self.store.submit(Transaction { writes }).await {
-            Ok(committed) => committed.objects.into_iter().next().flatten().ok_or_else(|| Status::internal("nothing was written")),
-            Err(rejected) => Err(rejection(rejected, target, &own)),
-        }
-    }
-}
-
-/// What the writer's refusal means to a client.
-fn rejection(rejected: Rejected, target: &Target, own: &Key) -> Status {
-    match rejected {
-        Rejected::Exists(existing) if existing.key == *own => Status::already_exists(&target.resource(), &existing.key.name),
-        Rejected::Exists(_) => Status::modified(&target.resource(), &own.name),
-        Rejected::Changed { key, current: None } if key == *own => Status::not_found(&target.resource(), &key.name),
-        Rejected::Changed { .. } => Status::modified(&target.resource(), &own.name),
-        Rejected::TooLarge(size) => Status::too_large(format!("Request is too large: an object of {size} bytes")),
-        Rejected::Full(_) => Status::new(507, "InsufficientStorage", rejected.to_string()),
-        Rejected::Unavailable(why) => Status::unavailable(why),
+        let rejected = match self.store.submit(Transaction { writes }).await {
+            Ok(committed) => return committed.objects.into_iter().next().flatten().ok_or_else(|| Status::internal("nothing was written")),
+            Err(rejected) => rejected,
+        };
+        Err(match rejected {
+            Rejected::Exists(existing) if existing.key == own => Status::already_exists(&target.resource(), &own.name),
+            Rejected::Changed { key, current: None } if key == own => Status::not_found(&target.resource(), &own.name),
+            Rejected::Exists(_) | Rejected::Changed { .. } => Status::modified(&target.resource(), &own.name),
+            Rejected::TooLarge(size) => Status::too_large(format!("Request is too large: an object of {size} bytes")),
+            Rejected::Full(_) => Status::new(507, "InsufficientStorage", rejected.to_string()),
+            Rejected::Unavailable(why) => Status::unavailable(why),
+        })
     }
 }
 

@@ -224,6 +224,14 @@ pub struct Body {
     pub kind: &'static str,
 }
 
+impl Body {
+    /// The name of the built-in type.
+    pub fn definition(&self) -> String {
+        let group = if self.group.is_empty() { "core" } else { self.group.split('.').next().unwrap_or_default() };
+        format!("io.k8s.api.{group}.{}.{}", if self.version.is_empty() { "v1" } else { self.version }, self.kind)
+    }
+}
+
 /// What a subresource does; the API floor has one function for each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {

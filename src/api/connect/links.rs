@@ -17,33 +17,23 @@ use html5gum::{
 };
 use http::Uri;
 
-/// Which attributes of which tags hold an address.
-const LINKS: &[(&str, &[&str])] = &[
-    ("a", &["href"]),
-    ("applet", &["codebase"]),
-    ("area", &["href"]),
-    ("audio", &["src"]),
-    ("base", &["href"]),
-    ("blockquote", &["cite"]),
-    ("body", &["background"]),
-    ("button", &["formaction"]),
-    ("command", &["icon"]),
-    ("del", &["cite"]),
-    ("embed", &["src"]),
-    ("form", &["action"]),
-    ("frame", &["longdesc", "src"]),
-    ("head", &["profile"]),
-    ("html", &["manifest"]),
-    ("iframe", &["longdesc", "src"]),
-    ("img", &["longdesc", "src", "usemap"]),
-    ("input", &["src", "usemap", "formaction"]),
-    ("ins", &["cite"]),
-    ("link", &["href"]),
-    ("object", &["classid", "codebase", "data", "usemap"]),
-    ("q", &["cite"]),
-    ("script", &["src"]),
-    ("source", &["src"]),
-    ("video", &["poster", "src"]),
+/// Which attributes hold an address, and of which tags.
+const LINKS: [(&str, &[&str]); 15] = [
+    ("action", &["form"]),
+    ("background", &["body"]),
+    ("cite", &["blockquote", "del", "ins", "q"]),
+    ("classid", &["object"]),
+    ("codebase", &["applet", "object"]),
+    ("data", &["object"]),
+    ("formaction", &["button", "input"]),
+    ("href", &["a", "area", "base", "link"]),
+    ("icon", &["command"]),
+    ("longdesc", &["frame", "iframe", "img"]),
+    ("manifest", &["html"]),
+    ("poster", &["video"]),
+    ("profile", &["head"]),
+    ("src", &["audio", "embed", "frame", "iframe", "img", "input", "script", "source", "video"]),
+    ("usemap", &["img", "input", "object"]),
 ];
 
 /// How addresses are rewritten.
@@ -104,12 +94,13 @@ impl Links<'_> {
     /// Places of attribute values and what stands there instead, in order.
     fn changes(&self, page: &[u8]) -> Vec<(usize, usize, String)> {
         let changes = RefCell::new(Vec::new());
-        let (mut links, mut is_link): (&[&str], bool) = (&[], false);
+        let (mut tag, mut is_link) = (Vec::new(), false);
         let mut emitter = CallbackEmitter::new(|event: CallbackEvent<'_>, span: Span<usize>| -> Option<Infallible> {
             match event {
-                CallbackEvent::OpenStartTag { name } => links = LINKS.iter().find(|(tag, _)| tag.as_bytes() == name).map_or(&[], |(_, names)| names),
-                CallbackEvent::CloseStartTag { .. } => links = &[],
-                CallbackEvent::AttributeName { name } => is_link = links.iter().any(|it| it.as_bytes() == name),
+                CallbackEvent::OpenStartTag { name } => tag = name.to_vec(),
+                CallbackEvent::AttributeName { name } => {
+                    is_link = LINKS.iter().any(|(link, tags)| link.as_bytes() == name && tags.iter().any(|it| it.as_bytes() == tag));
+                }
                 CallbackEvent::AttributeValue { value } if is_link => {
                     let text = std::str::from_utf8(value).ok().and_then(|it| self.rewritten(it));
                     changes.borrow_mut().extend(text.map(|it| (span.start, span.end, escaped(&it))));
