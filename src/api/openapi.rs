@@ -23,7 +23,7 @@ use crate::{
     meta::{Map, Result, Status, Value},
     schema::{
         self,
-        openapi::{self, Dialect, add_type_meta, define, metadata},
+        openapi::{self, Dialect, define},
         protobuf::gnostic,
     },
 };
@@ -194,15 +194,12 @@ fn define_kind(kind: &Kind, version: &Version, dialect: Dialect, into: &mut Map<
         Some(custom) => _ = into.insert(name.clone(), openapi::custom(&custom.schema(&version.name).unwrap_or_default(), dialect)),
     }
     into[&name]["x-kubernetes-group-version-kind"] = json!([gvk(kind, &version.name, &kind.kind)]);
-    let mut properties = Map::new();
-    add_type_meta(&mut properties);
     let items = json!({"type": "array", "items": dialect.refer(&name), "description": format!("List of {}.", kind.plural)});
-    properties.insert("items".to_owned(), items);
-    properties.insert("metadata".to_owned(), metadata(&format!("{META}.ListMeta"), dialect));
     let mut list = json!({
-        "type": "object", "required": ["items"], "properties": properties, "description": format!("{} is a list of {}", kind.list_kind, kind.kind),
+        "type": "object", "required": ["items"], "properties": {"items": items}, "description": format!("{} is a list of {}", kind.list_kind, kind.kind),
         "x-kubernetes-group-version-kind": [gvk(kind, &version.name, &kind.list_kind)],
     });
+    openapi::add_meta(&mut list, &format!("{META}.ListMeta"), dialect);
     if kind.custom.is_some() && !version.selectable.is_empty() {
         let fields: Vec<Value> = version.selectable.iter().map(|it| json!({"fieldPath": it.name})).collect();
         into[&name]["x-kubernetes-selectable-fields"] = json!(fields);

@@ -148,10 +148,8 @@ impl WriteOptions {
         if !self.field_manager.is_empty() {
             options["fieldManager"] = self.field_manager.as_str().into();
         }
-        match self.field_validation {
-            FieldValidation::Ignore => options["fieldValidation"] = "Ignore".into(),
-            FieldValidation::Strict => options["fieldValidation"] = "Strict".into(),
-            FieldValidation::Warn => (),
+        if self.field_validation != FieldValidation::Warn {
+            options["fieldValidation"] = format!("{:?}", self.field_validation).into();
         }
         options
     }

@@ -21,6 +21,16 @@ impl<'a> Correlation<'a> {
         Self { value, schema, old, parent: None, is_root: true }
     }
 
+    /// A place seen by a schema within a combination (`anyOf`), which is no node of its own.
+    pub fn part(value: &'a Value, schema: &'a Value) -> Self {
+        Self { is_root: false, ..Self::new(value, None, schema) }
+    }
+
+    /// Whether the field is one that every object has, whatever its schema says of it.
+    pub fn is_of_object(self, name: &str) -> bool {
+        (self.is_root || self.schema["x-kubernetes-embedded-resource"] == true) && matches!(name, "apiVersion" | "kind" | "metadata")
+    }
+
     fn child(self, value: &'a Value, schema: &'a Value, old: Option<&'a Value>) -> Self {
         let parent = self.old.map(|old| (self.value, old, self.schema)).or(self.parent);
         Self { value, schema, old, parent, is_root: false }

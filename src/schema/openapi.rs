@@ -60,18 +60,14 @@ pub fn define(schema: &Schema, name: &str, dialect: Dialect, into: &mut Map<Stri
 
 fn object(schema: &Schema, dialect: Dialect, into: &mut Map<String, Value>) -> Value {
     let Some(shape) = schema.as_struct() else { return node(schema, dialect, into) };
-    let mut properties = Map::new();
+    let mut definition = json!({"type": "object"});
     if shape.has_type_meta {
-        add_type_meta(&mut properties);
+        add_type_meta(&mut definition);
     }
     for field in &shape.fields {
         let mut property = property(field, dialect, into);
         describe(&schema.name, &field.name, &mut property);
-        properties.insert(field.name.clone(), property);
-    }
-    let mut definition = json!({"type": "object"});
-    if !properties.is_empty() {
-        definition["properties"] = properties.into();
+        definition["properties"][&field.name] = property;
     }
     let required: Vec<&str> = shape.fields.iter().filter(|it| it.is_required).map(|it| it.name.as_str()).collect();
     if !required.is_empty() {
@@ -83,25 +79,20 @@ fn object(schema: &Schema, dialect: Dialect, into: &mut Map<String, Value>) -> V
     definition
 }
 
-/// `apiVersion` and `kind`, as every object and list has them.
-pub fn add_type_meta(properties: &mut Map<String, Value>) {
+fn add_type_meta(definition: &mut Value) {
     for name in ["apiVersion", "kind"] {
         let mut property = json!({"type": "string"});
         describe("", name, &mut property);
-        properties.insert(name.to_owned(), property);
+        definition["properties"][name] = property;
     }
 }
 
-/// A reference to the metadata of an object or a list.
-pub fn metadata(type_name: &str, dialect: Dialect) -> Value {
-    let mut property = dialect.refer(type_name);
-    describe("", "metadata", &mut property);
-    property
-}
-
-fn add_object_meta(properties: &mut Map<String, Value>, dialect: Dialect) {
-    add_type_meta(properties);
-    properties.insert("metadata".to_owned(), metadata(OBJECT_META, dialect));
+/// What every object and list has: `apiVersion`, `kind`, and metadata of that type.
+pub fn add_meta(definition: &mut Value, type_name: &str, dialect: Dialect) {
+    add_type_meta(definition);
+    let mut metadata = dialect.refer(type_name);
+    describe("", "metadata", &mut metadata);
+    definition["properties"]["metadata"] = metadata;
 }
 
 /// A custom resource's own schema, with the metadata that every object has (`buildKubeNative`). Where kubectl would take the declared
@@ -112,17 +103,8 @@ pub fn custom(source: &Value, dialect: Dialect) -> Value {
         return json!({"type": "object"});
     }
     let mut definition = published(source, dialect);
-    if let Some(properties) = properties_of(&mut definition) {
-        add_object_meta(properties, dialect);
-    }
+    add_meta(&mut definition, OBJECT_META, dialect);
     definition
-}
-
-fn properties_of(definition: &mut Value) -> Option<&mut Map<String, Value>> {
-    if !definition["properties"].is_object() {
-        definition["properties"] = json!({});
-    }
-    definition["properties"].as_object_mut()
 }
 
 /// A node of a structural schema as it is told to clients.
@@ -142,9 +124,7 @@ fn published(source: &Value, dialect: Dialect) -> Value {
     }
     let is_open = node[OPEN] == true && dialect == Dialect::V2;
     if node["x-kubernetes-embedded-resource"] == true && !is_open {
-        if let Some(properties) = properties_of(&mut node) {
-            add_object_meta(properties, dialect);
-        }
+        add_meta(&mut node, OBJECT_META, dialect);
         let mut required = node.items_at(&["required"]).to_vec();
         required.extend(["kind", "apiVersion"].into_iter().filter(|it| !node.items_at(&["required"]).iter().any(|has| has == it)).map(Value::from));
         node["required"] = required.into();
@@ -238,14 +218,14 @@ fn node(schema: &Schema, dialect: Dialect, into: &mut Map<String, Value>) -> Val
         Shape::Map { values, .. } => json!({"type": "object", "additionalProperties": node(values, dialect, into)}),
         Shape::List { items, topology } => {
             let mut list = json!({"type": "array", "items": node(items, dialect, into)});
-            match topology {
-                ListTopology::Atomic => list["x-kubernetes-list-type"] = "atomic".into(),
-                ListTopology::Set => list["x-kubernetes-list-type"] = "set".into(),
-                ListTopology::Map(keys) => {
-                    list["x-kubernetes-list-type"] = "map".into();
-                    list["x-kubernetes-list-map-keys"] = json!(keys);
-                }
+            if let ListTopology::Map(keys) = topology {
+                list["x-kubernetes-list-map-keys"] = json!(keys);
             }
+            list["x-kubernetes-list-type"] = match topology {
+                ListTopology::Atomic => "atomic".into(),
+                ListTopology::Set => "set".into(),
+                ListTopology::Map(_) => "map".into(),
+            };
             list
         }
     }

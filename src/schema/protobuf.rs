@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use self::write::put_bytes;
 use super::{Field, Schema, Shape, Struct, codec::{self, SCHEMA_PROPS}};
-use crate::meta::{Map, Result, Status, Value};
+use crate::meta::{Map, Meta, Result, Status, Value};
 
 const MAGIC: &[u8] = b"k8s\0";
 /// Messages nested deeper than this are refused; the deepest real ones are schemas of CRDs.
@@ -34,8 +34,7 @@ pub fn decode(bytes: &[u8], schema: &Schema) -> Result<Value> {
 
 /// A JSON object as an enveloped message.
 pub fn encode(value: &Value, schema: &Schema) -> Result<Vec<u8>> {
-    let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default();
-    encode_text(text("apiVersion"), text("kind"), value.to_string().as_bytes(), schema)
+    encode_text(value.text("apiVersion"), value.text("kind"), value.to_string().as_bytes(), schema)
 }
 
 /// An object, given as its JSON text, as an enveloped message.

@@ -14,7 +14,7 @@ use crate::meta::{FieldError, FieldErrors, Meta, Path, Value, field::FieldReason
 pub fn custom(new: &Value, old: Option<&Value>, schema: &Schema) -> (FieldErrors, Vec<String>) {
     let mut errors = FieldErrors::new();
     let Some(rules) = &schema.rules else { return (errors, Vec::new()) };
-    visit(Correlation::new(new, old, &rules.source), schema, &Path::root(), &mut errors);
+    visit(Correlation::new(new, old, &rules.source), &Path::root(), &mut errors);
     if old.is_none_or(|it| lists(it, schema).is_empty()) {
         errors.extend(lists(new, schema));
     }
@@ -34,24 +34,18 @@ fn is_blocking(error: &FieldError) -> bool {
     matches!(error.reason, FieldReason::NotSupported | FieldReason::Required | FieldReason::TooLong | FieldReason::TooMany | FieldReason::TypeInvalid)
 }
 
-/// What is of a built-in type (`metadata`) is checked elsewhere.
-fn visit(place: Correlation<'_>, schema: &Schema, path: &Path, errors: &mut FieldErrors) {
-    if schema.is_builtin() {
-        return;
-    }
+fn visit(place: Correlation<'_>, path: &Path, errors: &mut FieldErrors) {
     // What has not changed need not become valid (KEP-4008).
     let is_unchanged = place.old.is_some() && place.is_unchanged();
-    if is_unchanged || (place.value.is_null() && schema.is_nullable) || !check(place.value, place.schema, path, errors) {
+    if is_unchanged || (place.value.is_null() && place.schema["nullable"] == true) || !check(place.value, place.schema, path, errors) {
         return;
     }
-    for name in place.value.as_object().into_iter().flatten().map(|it| it.0) {
-        if let (Some(below), Some(place)) = (schema.below(name), place.key(name)) {
-            visit(place, below, &path.child(name), errors);
+    for name in place.value.as_object().into_iter().flatten().map(|it| it.0).filter(|it| !place.is_of_object(it)) {
+        if let Some(below) = place.key(name) {
+            visit(below, &path.child(name), errors);
         }
     }
-    if let Shape::List { items, .. } = &schema.shape {
-        place.items().enumerate().for_each(|(at, place)| visit(place, items, &path.index(at), errors));
-    }
+    place.items().enumerate().for_each(|(at, place)| visit(place, &path.index(at), errors));
 }
 
 /// What sets and list maps hold twice, anywhere in the object.
@@ -196,10 +190,10 @@ fn least(count: usize, rules: &Value, bound: &str, noun: &str, problems: &mut Ve
 fn combinations(value: &Value, rules: &Value, path: &Path, errors: &mut FieldErrors) {
     let holds = |rules: &Value| {
         let mut errors = FieldErrors::new();
-        deep(value, rules, path, &mut errors);
+        visit(Correlation::part(value, rules), path, &mut errors);
         errors.is_empty()
     };
-    rules.items_at(&["allOf"]).iter().for_each(|it| deep(value, it, path, errors));
+    rules.items_at(&["allOf"]).iter().for_each(|it| visit(Correlation::part(value, it), path, errors));
     let mut fail = |detail: &str| errors.push(FieldError::invalid(path, value.clone(), format!("{} in body {detail}", path.as_str())));
     let any = rules.items_at(&["anyOf"]);
     if !any.is_empty() && !any.iter().any(holds) {
@@ -211,21 +205,6 @@ fn combinations(value: &Value, rules: &Value, path: &Path, errors: &mut FieldErr
     }
     if rules.get("not").is_some_and(holds) {
         fail("must not validate the schema (not)");
-    }
-}
-
-/// A schema inside a combination, which is no node of its own.
-fn deep(value: &Value, rules: &Value, path: &Path, errors: &mut FieldErrors) {
-    if !check(value, rules, path, errors) {
-        return;
-    }
-    for (name, below) in rules.map_at(&["properties"]).into_iter().flatten() {
-        if let Some(value) = value.get(name) {
-            deep(value, below, &path.child(name), errors);
-        }
-    }
-    if let (Some(items), Value::Array(list)) = (rules.get("items"), value) {
-        list.iter().enumerate().for_each(|(at, value)| deep(value, items, &path.index(at), errors));
     }
 }
 

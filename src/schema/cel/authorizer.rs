@@ -22,8 +22,6 @@ pub struct Question {
     pub subresource: String,
     pub namespace: String,
     pub name: String,
-    pub field_selector: String,
-    pub label_selector: String,
     pub verb: String,
 }
 
@@ -37,8 +35,6 @@ impl Question {
             (Stage::Resource, "subresource") => (&mut self.subresource, stage),
             (Stage::Resource, "namespace") => (&mut self.namespace, stage),
             (Stage::Resource, "name") => (&mut self.name, stage),
-            (Stage::Resource, "fieldSelector") => (&mut self.field_selector, stage),
-            (Stage::Resource, "labelSelector") => (&mut self.label_selector, stage),
             _ => return no_overload(),
         })
     }
@@ -116,6 +112,8 @@ pub fn call<'a>(function: &str, args: &[Val<'a>]) -> Eval<Val<'a>> {
             next.decision = check.authorizer.authorize(question);
             Stage::Decided
         }
+        // RBAC looks at no selectors.
+        (Stage::Resource, "fieldSelector" | "labelSelector", [_]) => Stage::Resource,
         (stage, _, [text]) => {
             let (part, stage) = question.part(stage, function)?;
             part.clone_from(text);

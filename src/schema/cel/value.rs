@@ -186,14 +186,11 @@ impl<'a> Val<'a> {
 
     /// Field or entry; `None` when it is not there.
     pub fn find(&self, key: &Val<'_>) -> Eval<Option<Val<'a>>> {
-        match self {
-            Self::Map(map) => map.find(key),
-            Self::Object(it) => match key {
-                Val::String(name) => Ok(it.1.get(name.as_ref()).cloned()),
-                _ => no_overload(),
-            },
-            Self::Optional(None) => Ok(Some(Self::none())),
-            Self::Optional(Some(it)) => Ok(Some(Self::Optional(it.find(key)?.map(Arc::new)))),
+        match (self, key) {
+            (Self::Map(map), _) => map.find(key),
+            (Self::Object(it), Val::String(name)) => Ok(it.1.get(name.as_ref()).cloned()),
+            (Self::Optional(None), _) => Ok(Some(Self::none())),
+            (Self::Optional(Some(it)), _) => Ok(Some(Self::Optional(it.find(key)?.map(Arc::new)))),
             _ => no_overload(),
         }
     }
