@@ -78,7 +78,7 @@ fn namespace(context: &Context<'_>, namespace: &Value) -> Result<()> {
     let before = context.old.map(Policy::of);
     let is_known = before.as_ref().is_some_and(|(_, before)| before.iter().map(ToString::to_string).eq(errors.iter().map(ToString::to_string)));
     if !errors.is_empty() && !is_known {
-        return Err(Status::invalid(&context.target.kind.group_kind(), namespace.name(), errors));
+        return Err(context.target.kind.invalid(namespace.name(), errors));
     }
     let Some((before, _)) = before else { return Ok(()) };
     let (now, was) = (policy.enforce, before.enforce);

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     base::clock,
     kinds::Kind,
-    meta::{FieldError, FieldErrors, GroupVersionKind, Meta, Path, Result, Status, Value, object::GroupKind, object::GroupResource},
+    meta::{FieldError, FieldErrors, GroupVersionKind, Meta, Path, Result, Status, Value, object::GroupResource},
     store::{Key, Stored},
 };
 
@@ -149,8 +149,7 @@ fn self_subject_rules_review(context: &Context<'_>, mut review: Value) -> Result
 
 fn decide(context: &Context<'_>, user: User, mut review: Value, errors: FieldErrors) -> Result<Value> {
     if !errors.is_empty() {
-        let kind = GroupKind::new(AUTHORIZATION, review.text("kind").to_owned());
-        return Err(Status::invalid(&kind, "", errors));
+        return Err(Status::invalid(AUTHORIZATION, review.text("kind"), "", errors));
     }
     let Decision { is_allowed, reason } = (context.decide)(&user, &attributes(&review));
     review["status"] = json!({"allowed": is_allowed});
@@ -263,14 +262,13 @@ fn issue(tokens: &Tokens, account: &Value, mut request: Value, find: Find<'_>, n
 
 /// Fills in what the request leaves open, and checks what it says of the account.
 fn complete(request: &mut Value, account: &Value, audiences: &[String]) -> Result<()> {
-    let kind = GroupKind::new(AUTHENTICATION, "TokenRequest");
     let fields =
         [("name", "must match the service account name if specified"), ("namespace", "must match the service account namespace if specified")];
     for (field, detail) in fields {
         let (asked, own) = (request.metadata(field), account.metadata(field));
         if !asked.is_empty() && asked != own {
             let error = FieldError::invalid(&Path::new("metadata").child(field), asked, detail);
-            return Err(Status::invalid(&kind, account.name(), vec![error]));
+            return Err(Status::invalid(AUTHENTICATION, "TokenRequest", account.name(), vec![error]));
         }
     }
     let (asked, own) = (request.uid(), account.uid());
@@ -298,7 +296,7 @@ fn check_expiration(request: &Value) -> Result<()> {
         _ => "may not specify a duration larger than 2^32 seconds",
     };
     let error = FieldError::invalid(&Path::new("spec").child("expirationSeconds"), seconds, detail);
-    Err(Status::invalid(&GroupKind::new(AUTHENTICATION, "TokenRequest"), "", vec![error]))
+    Err(Status::invalid(AUTHENTICATION, "TokenRequest", "", vec![error]))
 }
 
 /// Binds the token to the object that the request names.

@@ -71,7 +71,7 @@ fn held_ports(service: &Value) -> BTreeSet<i64> {
 
 fn invalid(context: &Context<'_>, service: &Value, field: &str, value: Value, detail: String) -> Status {
     let error = FieldError::invalid(&Path::new("spec").child(field), value, detail);
-    Status::invalid(&context.target.kind.group_kind(), service.name(), vec![error])
+    context.target.kind.invalid(service.name(), vec![error])
 }
 
 fn node_ports(context: &Context<'_>, service: &mut Value) -> Result<Vec<Write>> {

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     base::clock,
     kinds::Action,
-    meta::{FieldError, Meta, Path, Result, Status, Value, object::GroupKind, options::WriteOptions},
+    meta::{FieldError, Meta, Path, Result, Status, Value, options::WriteOptions},
     schema::codec,
 };
 
@@ -55,7 +55,7 @@ async fn scale(call: &Call, action: &Action, request: Request) -> Result<Respons
         let replicas = scale.int_at(&["spec", "replicas"]).unwrap_or(0);
         if replicas < 0 {
             let error = FieldError::invalid(&Path::new("spec").child("replicas"), replicas, "must be greater than or equal to 0");
-            return Err(Status::invalid(&GroupKind::new("autoscaling", "Scale"), old.name(), vec![error]));
+            return Err(Status::invalid("autoscaling", "Scale", old.name(), vec![error]));
         }
         let mut new = old.clone();
         if !scale.resource_version().is_empty() {

@@ -165,7 +165,7 @@ impl Writer<'_> {
         let (errors, warnings) = kind.check(self.target.version(), new, step);
         warnings.iter().for_each(|it| self.requester.warn(it));
         if !errors.is_empty() {
-            return Err(Status::invalid(&kind.group_kind(), new.name(), errors));
+            return Err(kind.invalid(new.name(), errors));
         }
         self.validate(context, new).await?;
         Ok(companions)
@@ -287,7 +287,7 @@ impl Writer<'_> {
         }
         if asked.is_empty() && !self.target.kind.strategy.updates_unconditionally {
             let errors = vec![crate::meta::FieldError::invalid(&Path::new("metadata").child("resourceVersion"), 0, "must be specified for an update")];
-            return Err(Status::invalid(&self.target.kind.group_kind(), old.name(), errors));
+            return Err(self.target.kind.invalid(old.name(), errors));
         }
         if !new.uid().is_empty() && new.uid() != old.uid() {
             let why = format!("Precondition failed: UID in precondition: {}, UID in object meta: {}", new.uid(), old.uid());

@@ -39,8 +39,8 @@ use std::sync::Arc;
 
 use crate::{
     meta::{
-        Json, Value,
-        object::{GroupKind, GroupResource, Str},
+        FieldErrors, Json, Status, Value,
+        object::{GroupResource, Str},
     },
     schema::{SchemaRef, structural},
 };
@@ -284,8 +284,9 @@ impl Kind {
         GroupResource { group: self.group.clone(), resource: self.plural.clone() }
     }
 
-    pub fn group_kind(&self) -> GroupKind {
-        GroupKind { group: self.group.clone(), kind: self.kind.clone() }
+    /// What is said of an object of this kind that is not valid.
+    pub fn invalid(&self, name: &str, errors: FieldErrors) -> Status {
+        Status::invalid(&self.group, &self.kind, name, errors)
     }
 
     /// The key of the kind's objects in the store: `pods`, `apps/deployments`.

@@ -7,12 +7,6 @@ use serde_json::{Map, Value, json};
 pub type Str = Cow<'static, str>;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct GroupKind {
-    pub group: Str,
-    pub kind: Str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupResource {
     pub group: Str,
     pub resource: Str,
@@ -25,31 +19,16 @@ pub struct GroupVersionKind {
     pub kind: Str,
 }
 
-impl fmt::Display for GroupKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        dotted(f, &self.kind, &self.group)
-    }
-}
-
 impl fmt::Display for GroupResource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        dotted(f, &self.resource, &self.group)
+        f.write_str(&self.resource)?;
+        if self.group.is_empty() { Ok(()) } else { write!(f, ".{}", self.group) }
     }
-}
-
-fn dotted(f: &mut fmt::Formatter<'_>, name: &str, group: &str) -> fmt::Result {
-    if group.is_empty() { f.write_str(name) } else { write!(f, "{name}.{group}") }
 }
 
 impl GroupResource {
     pub fn new(group: impl Into<Str>, resource: impl Into<Str>) -> Self {
         Self { group: group.into(), resource: resource.into() }
-    }
-}
-
-impl GroupKind {
-    pub fn new(group: impl Into<Str>, kind: impl Into<Str>) -> Self {
-        Self { group: group.into(), kind: kind.into() }
     }
 }
 

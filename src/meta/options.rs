@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 
 use super::{
     FieldError, duration,
-    object::GroupKind,
     selector::{FieldSelector, LabelSelector},
     status::{Result, Status},
 };
@@ -191,7 +190,7 @@ pub fn dry_run<'a>(values: impl Iterator<Item = &'a str>) -> Result<bool> {
 
 /// What `ListOptions` and the like are told of themselves (`errors.NewInvalid`).
 pub fn invalid(kind: &'static str, error: FieldError) -> Status {
-    Status::invalid(&GroupKind::new("meta.k8s.io", kind), "", vec![error])
+    Status::invalid("meta.k8s.io", kind, "", vec![error])
 }
 
 fn unsupported(option: &str, value: &str, supported: &str) -> Status {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     field::FieldErrors,
-    object::{GroupKind, GroupResource, Meta},
+    object::{GroupResource, Meta},
 };
 
 pub type Result<T> = std::result::Result<T, Status>;
@@ -91,7 +91,8 @@ impl Status {
         Self::conflict(resource, name, "the object has been modified; please apply your changes to the latest version and try again")
     }
 
-    pub fn invalid(kind: &GroupKind, name: &str, errors: FieldErrors) -> Self {
+    pub fn invalid(group: &str, kind: &str, name: &str, errors: FieldErrors) -> Self {
+        let kind = GroupResource::new(group.to_owned(), kind.to_owned());
         let mut seen = HashSet::new();
         let told: Vec<String> = errors.iter().map(ToString::to_string).filter(|it| seen.insert(it.clone())).collect();
         let text = match told.as_slice() {
@@ -99,7 +100,7 @@ impl Status {
             [one] => format!(": {one}"),
             many => format!(": [{}]", many.join(", ")),
         };
-        let mut status = Self::new(422, "Invalid", format!("{kind} \"{name}\" is invalid{text}")).about(&GroupResource::new(kind.group.clone(), kind.kind.clone()), name);
+        let mut status = Self::new(422, "Invalid", format!("{kind} \"{name}\" is invalid{text}")).about(&kind, name);
         status.details.get_or_insert_default().causes = errors.iter().map(|it| it.to_cause()).collect();
         status
     }

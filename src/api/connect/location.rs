@@ -4,11 +4,7 @@ use std::net::IpAddr;
 
 use crate::{
     api::endpoint,
-    meta::{
-        FieldError, Meta, Path, Result, Status, Value,
-        object::{GroupKind, GroupResource},
-        options::Query,
-    },
+    meta::{FieldError, Meta, Path, Result, Status, Value, object::GroupResource, options::Query},
     store::{Key, Snapshot},
 };
 
@@ -229,7 +225,7 @@ fn check_log_options(pod: &str, query: &Query) -> Result<()> {
     if query.get("sinceTime").is_some() && query.get("sinceSeconds").is_some() {
         errors.push(FieldError::forbidden(&Path::root(), "at most one of `sinceTime` or `sinceSeconds` may be specified"));
     }
-    if errors.is_empty() { Ok(()) } else { Err(Status::invalid(&GroupKind::new("", "PodLogOptions"), pod, errors)) }
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid("", "PodLogOptions", pod, errors)) }
 }
 
 /// The streams of exec and attach in the words of the node's API.

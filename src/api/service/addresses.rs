@@ -13,7 +13,7 @@ use super::{exchange, invalid, is_taken, tried};
 use crate::{
     api::{admission::Context, forms::header},
     base::clock,
-    meta::{FieldError, Meta, Path, Result, Status, Value},
+    meta::{FieldError, Meta, Path, Result, Value},
     store::{Change, Draft, Expect, Header, Key, Snapshot, Write},
 };
 
@@ -199,7 +199,7 @@ fn policy_errors(policy: &str, ips: &[String], families: &[String], old: Option<
 }
 
 fn fail(context: &Context<'_>, service: &Value, errors: Vec<FieldError>) -> Result<()> {
-    if errors.is_empty() { Ok(()) } else { Err(Status::invalid(&context.target.kind.group_kind(), service.name(), errors)) }
+    if errors.is_empty() { Ok(()) } else { Err(context.target.kind.invalid(service.name(), errors)) }
 }
 
 /// An address of each family, unless the Service wants none.
