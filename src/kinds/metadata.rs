@@ -65,7 +65,6 @@ pub fn annotations(annotations: Option<&Map<String, Value>>, path: &Path, errors
 
 /// `ValidateOwnerReferences`.
 fn owners(owners: &[Value], path: &Path, errors: &mut FieldErrors) {
-    let mut controller: Option<String> = None;
     for owner in owners {
         let version = Some(split_api_version(owner.text("apiVersion")).1).filter(|it| !it.contains('/')).unwrap_or_default();
         let parts = [("apiVersion", version, "version must not be empty"), ("kind", owner.text("kind"), EMPTY), ("name", owner.text("name"), EMPTY), ("uid", owner.text("uid"), EMPTY)];
@@ -75,19 +74,18 @@ fn owners(owners: &[Value], path: &Path, errors: &mut FieldErrors) {
         if (owner.text("apiVersion"), owner.text("kind")) == ("v1", "Event") {
             errors.push(FieldError::invalid(path, owner.clone(), "/v1, Kind=Event is disallowed from being an owner"));
         }
-        if owner.get("controller") == Some(&Value::Bool(true)) {
-            let name = format!("{}/{}", owner.text("kind"), owner.text("name"));
-            match &controller {
-                Some(first) => {
-                    let detail = format!("Only one reference can have Controller set to true. Found \"true\" in references for {first} and {name}");
-                    errors.push(FieldError::invalid(path, Value::Array(owners.to_vec()), detail));
-                }
-                None => controller = Some(name),
-            }
-        }
+    }
+    let controllers = owners.iter().filter(|it| it.get("controller") == Some(&Value::Bool(true)));
+    let mut controllers = controllers.map(|it| format!("{}/{}", it.text("kind"), it.text("name")));
+    let first = controllers.next().unwrap_or_default();
+    for name in controllers.take(CONTROLLERS_TOLD) {
+        let detail = format!("Only one reference can have Controller set to true. Found \"true\" in references for {first} and {name}");
+        errors.push(FieldError::invalid(path, Value::Array(owners.to_vec()), detail));
     }
 }
 
+/// Each of these errors has all references, so that without a bound they would be as large as the square of their number.
+const CONTROLLERS_TOLD: usize = 16;
 const EMPTY: &str = "must not be empty";
 /// Finalizers that need no domain before them.
 const STANDARD: [&str; 3] = [FINALIZER_ORPHAN, FINALIZER_FOREGROUND, "kubernetes"];

@@ -12,9 +12,22 @@ use crate::{
 };
 
 pub const CALLS: &[(&str, Run)] = &[
-    ("successpolicy", success_policy),
+    // The words say how many completions there are; where there are none, nothing is wrong.
+    ("indexes", |site, test, errors| {
+        let completions = site.say(test).parse().map(|it| parse_indexes(text(site.value), it));
+        let wrong = |why: String| FieldError::invalid(site.path(), text(site.value), format!("error parsing {}: {why}", site.suffix));
+        errors.extend(completions.ok().and_then(Result::err).map(wrong));
+    }),
+    ("indexcount", |site, _, errors| {
+        let total = parse_indexes(site.object.text("succeededIndexes"), int(&site.owner.parent()["completions"])).unwrap_or(0);
+        let detail = format!("must be less than or equal to {total} (the number of indexes in the specified succeededIndexes field)");
+        push_if(int(site.value) > total, FieldError::invalid(site.path(), site.value.clone(), detail), errors);
+    }),
+    ("overlap", |site, _, errors| {
+        let wrong = |at: i64| FieldError::invalid(site.path(), text(site.value), format!("failedIndexes and completedIndexes overlap at index: {at}"));
+        errors.extend(overlap(site.object.text("completedIndexes"), text(site.value)).map(wrong));
+    }),
     ("jobselector", |site, _, errors| check::labels_of_template(site.value, site.path(), errors)),
-    ("jobindexes", indexes),
     ("jobtemplate", |site, _, errors| {
         let Some(old) = site.old else { return };
         let is_suspended = old.get("suspend") == Some(&Value::Bool(true));
@@ -24,33 +37,6 @@ pub const CALLS: &[(&str, Run)] = &[
     ("schedule", |site, _, errors| errors.extend(Schedule::parse(text(site.value), None).err().map(|why| FieldError::invalid(site.path(), text(site.value), why)))),
     ("zone", zone),
 ];
-
-/// `validateSuccessPolicy`. The site's object is the JobSpec.
-fn success_policy(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
-    if site.value.is_null() {
-        return;
-    }
-    let (rules, path, completions) = (site.value.items_at(&["rules"]), site.path().child("rules"), int(&site.object["completions"]));
-    push_if(rules.is_empty(), FieldError::required(&path, "at least one rules must be specified when the successPolicy is specified"), errors);
-    push_if(rules.len() > 20, FieldError::too_many(&path, rules.len(), 20), errors);
-    for (at, rule) in rules.iter().enumerate() {
-        let (path, indexes, count) = (path.index(at), rule.get("succeededIndexes").map(text), rule.int_at(&["succeededCount"]));
-        push_if(indexes.is_none() && count.is_none(), FieldError::required(&path, "at least one of succeededCount or succeededIndexes must be specified"), errors);
-        let total = indexes.map(|it| parse_indexes(it, completions));
-        if let Some(Err(why)) = &total {
-            errors.push(FieldError::invalid(&path.child("succeededIndexes"), indexes.unwrap_or_default(), format!("error parsing succeededIndexes: {why}")));
-        }
-        let Some(count) = count else { continue };
-        let place = path.child("succeededCount");
-        push_if(count < 0, FieldError::invalid(&place, count, "must be greater than or equal to 0"), errors);
-        let detail = format!("must be less than or equal to {completions} (the number of specified completions)");
-        push_if(count > completions, FieldError::invalid(&place, count, detail), errors);
-        if let Some(total) = total.map(|it| it.unwrap_or(0)).filter(|it| count > *it) {
-            let detail = format!("must be less than or equal to {total} (the number of indexes in the specified succeededIndexes field)");
-            errors.push(FieldError::invalid(&place, count, detail));
-        }
-    }
-}
 
 /// How many indexes a list like `1,3-5` has (`validateIndexesFormat`).
 fn parse_indexes(list: &str, completions: i64) -> Result<i64, String> {
@@ -74,31 +60,6 @@ fn parse_indexes(list: &str, completions: i64) -> Result<i64, String> {
         last = Some(to);
     }
     Ok(total)
-}
-
-fn indexes(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
-    let (status, spec, path) = (site.value, &site.root["spec"], site.path());
-    let completions = spec.int_at(&["completions"]);
-    let (done, failed) = (status.text("completedIndexes"), status.get("failedIndexes").and_then(Value::as_str));
-    let has_limit = spec.get("backoffLimitPerIndex").is_some();
-    let mut parse = |field: &str, list: &str| {
-        if let Some(Err(why)) = completions.map(|it| parse_indexes(list, it)) {
-            errors.push(FieldError::invalid(&path.child(field), list, format!("error parsing {field}: {why}")));
-        }
-    };
-    parse("completedIndexes", done);
-    failed.filter(|_| has_limit).into_iter().for_each(|it| parse("failedIndexes", it));
-    let is_indexed = spec.text("completionMode") == "Indexed";
-    let detail = "cannot set non-empty completedIndexes when non-indexed completion mode";
-    push_if(!done.is_empty() && !is_indexed, FieldError::invalid(&path.child("completedIndexes"), done, detail), errors);
-    if let Some(failed) = failed {
-        let detail = "cannot set non-null failedIndexes when backoffLimitPerIndex is null";
-        push_if(!has_limit, FieldError::invalid(&path.child("failedIndexes"), failed, detail), errors);
-        if let Some(at) = overlap(done, failed).filter(|_| completions.is_some()) {
-            let detail = format!("failedIndexes and completedIndexes overlap at index: {at}");
-            errors.push(FieldError::invalid(&path.child("failedIndexes"), failed, detail));
-        }
-    }
 }
 
 /// The first index that two lists share.

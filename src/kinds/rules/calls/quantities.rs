@@ -193,9 +193,14 @@ fn may_scope(scope: &str, resource: &str) -> bool {
     }
 }
 
-fn are_scoped_badly<'a>(scope: &'a str, spec: &'a Value) -> impl Iterator<Item = &'a str> {
-    let hard = spec.map_at(&["hard"]).into_iter().flat_map(|it| it.keys()).map(String::as_str);
-    hard.filter(move |it| (QUOTA.contains(it) || is_huge_pages(it)) && !may_scope(scope, it))
+/// Each of these errors has all scopes, so that without a bound they would be as large as the square of their number.
+const MISPLACED_TOLD: usize = 256;
+
+/// Tells of each resource to which a scope does not apply.
+fn misplaced(scopes: &[&str], spec: &Value, path: &Path, value: &Value, errors: &mut FieldErrors) {
+    let resources: Vec<&str> = spec.map_at(&["hard"]).into_iter().flatten().map(|it| it.0.as_str()).filter(|it| QUOTA.contains(it) || is_huge_pages(it)).collect();
+    let wrong = SCOPES.iter().filter(|it| scopes.contains(it)).flat_map(|scope| resources.iter().filter(|it| !may_scope(scope, it)));
+    errors.extend(wrong.take(MISPLACED_TOLD).map(|_| FieldError::invalid(path, value.clone(), "unsupported scope applied to resource")));
 }
 
 fn conflict(scopes: &[&str]) -> bool {
@@ -205,16 +210,10 @@ fn conflict(scopes: &[&str]) -> bool {
 /// `validateResourceQuotaScopes`.
 fn scopes(site: &Site<'_>, errors: &mut FieldErrors) {
     let scopes = super::super::texts(Some(site.value), &[]);
-    let mut wrong = |detail: &'static str| errors.push(FieldError::invalid(site.path(), site.value.clone(), detail));
-    for scope in &scopes {
-        if !SCOPES.contains(scope) {
-            wrong("unsupported scope");
-        }
-        are_scoped_badly(scope, site.object).for_each(|_| wrong("unsupported scope applied to resource"));
-    }
-    if conflict(&scopes) {
-        wrong("conflicting scopes");
-    }
+    let wrong = |detail: &'static str| FieldError::invalid(site.path(), site.value.clone(), detail);
+    errors.extend(scopes.iter().filter(|it| !SCOPES.contains(it)).take(MISPLACED_TOLD).map(|_| wrong("unsupported scope")));
+    misplaced(&scopes, site.object, site.path(), site.value, errors);
+    errors.extend(conflict(&scopes).then(|| wrong("conflicting scopes")));
 }
 
 /// `validateScopedResourceSelectorRequirement`.
@@ -224,9 +223,6 @@ fn scope_selector(site: &Site<'_>, errors: &mut FieldErrors) {
     for one in wanted {
         let (scope, operator, values) = (one.text("scopeName"), one.text("operator"), one.items_at(&["values"]));
         push_if(!SCOPES.contains(&scope), FieldError::invalid(&path.child("scopeName"), scope, "unsupported scope"), errors);
-        for _ in are_scoped_badly(scope, site.object) {
-            errors.push(FieldError::invalid(&path, site.value.clone(), "unsupported scope applied to resource"));
-        }
         if !matches!(scope, "PriorityClass" | "VolumeAttributesClass") && SCOPES.contains(&scope) && operator != "Exists" {
             let detail = "must be 'Exists' when scope is any of ResourceQuotaScopeTerminating, ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, ResourceQuotaScopeNotBestEffort or ResourceQuotaScopeCrossNamespacePodAffinity";
             errors.push(FieldError::invalid(&path.child("operator"), operator, detail));
@@ -241,6 +237,7 @@ fn scope_selector(site: &Site<'_>, errors: &mut FieldErrors) {
         }
     }
     let names: Vec<&str> = wanted.iter().map(|it| it.text("scopeName")).collect();
+    misplaced(&names, site.object, &path, site.value, errors);
     let scopes = site.object.get("scopes").cloned().unwrap_or_default();
     push_if(conflict(&names), FieldError::invalid(&path, scopes, "conflicting scopes"), errors);
 }
