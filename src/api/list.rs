@@ -197,8 +197,7 @@ impl Page {
         match &self.source {
             Source::Now(snapshot) => snapshot.list(resource, namespace, after),
             Source::Exact(objects) => {
-                let place = |it: &Arc<Stored>| (it.key.namespace.to_string(), it.key.name.to_string());
-                let from = self.after.as_ref().map_or(0, |after| objects.partition_point(|it| place(it) <= *after));
+                let from = after.map_or(0, |after| objects.partition_point(|it| (&*it.key.namespace, &*it.key.name) <= after));
                 Box::new(objects[from..].iter().filter(move |it| namespace.is_none_or(|namespace| *it.key.namespace == *namespace)))
             }
         }

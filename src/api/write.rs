@@ -3,7 +3,7 @@
 //! The object is made from a snapshot, defaulted, admitted, prepared and validated outside the store's writer, then submitted
 //! under the condition that nothing has changed; when something has, all of it runs again, as upstream's `GuaranteedUpdate`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::json;
 
@@ -14,7 +14,7 @@ use super::{
     target::Target,
 };
 use crate::{
-    base::clock,
+    base::{backoff::Backoff, clock},
     kinds::{Action, Change as Step, pipeline::SERVER_OWNED},
     meta::{Meta, Path, Result, Status, Value, options::WriteOptions},
     schema::apply,
@@ -25,6 +25,9 @@ use crate::{
 const ATTEMPTS: u32 = 5;
 /// Attempts at an update whose client asked for no particular revision; the bound only stops a livelock.
 const ATTEMPTS_UNCONDITIONAL: u32 = 100;
+/// How long a create waits that was overtaken by others which write the same quota: in the longest time some dozens of them are through.
+const AGAIN_FIRST: Duration = Duration::from_millis(1);
+const AGAIN_MOST: Duration = Duration::from_millis(64);
 /// Attempts at a generated name (`maxNameGenerationCreateAttempts`).
 const NAME_ATTEMPTS: u32 = 8;
 /// The random letters of a generated name: no vowels, so that no words appear.
@@ -69,21 +72,31 @@ impl Writer<'_> {
         self.place(&mut object)?;
         self.admit_new(&mut object).await?;
         let is_generated = object.name().is_empty() && !object.metadata("generateName").is_empty();
-        for attempt in 1.. {
+        let mut names_left = if is_generated { NAME_ATTEMPTS } else { 1 };
+        let mut last = Status::modified(&self.target.resource(), object.name());
+        let mut backoff = Backoff::new(AGAIN_FIRST, AGAIN_MOST);
+        for _ in 0..ATTEMPTS_UNCONDITIONAL {
             let mut new = object.clone();
             if is_generated {
                 new.set_metadata("name", generated_name(object.metadata("generateName")));
             }
-            match self.try_create(new).await {
-                Err(status) if status.is_already_exists() && is_generated && attempt < NAME_ATTEMPTS => (),
-                Err(status) if status.is_already_exists() && is_generated => {
-                    let name = status.details.as_ref().map(|it| it.name.clone()).unwrap_or_default();
-                    return Err(Status::generate_name_conflict(&self.target.resource(), &name, 1));
+            let name = new.name().to_owned();
+            match self.try_create(new).await? {
+                Ok(object) => return Ok(Written { object, is_created: true }),
+                Err(status) if status.is_already_exists() => {
+                    names_left -= 1;
+                    if names_left == 0 {
+                        return Err(if is_generated { Status::generate_name_conflict(&self.target.resource(), &name, 1) } else { status });
+                    }
                 }
-                other => return other,
+                // Of a quota, or of the addresses, somebody else has taken meanwhile.
+                Err(overtaken) => {
+                    last = overtaken;
+                    tokio::time::sleep(backoff.next_delay_by_chance()).await;
+                }
             }
         }
-        Err(Status::internal("no attempt was made"))
+        Err(last)
     }
 
     /// What comes before the object has its name and uid: defaults, managers, and the admission that may change it.
@@ -133,7 +146,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    async fn try_create(&self, mut new: Value) -> Result<Written> {
+    async fn try_create(&self, mut new: Value) -> Attempted {
         let snapshot = self.server.store.snapshot();
         self.target.kind.start(self.target.version(), &mut new);
         new.set_metadata("uid", uuid::Uuid::new_v4().to_string());
@@ -147,10 +160,9 @@ impl Writer<'_> {
         }
         let key = self.target.key_of(new.name());
         if self.options.is_dry_run && snapshot.get(&key).is_some() {
-            return Err(Status::already_exists(&self.target.resource(), &key.name));
+            return Ok(Err(Status::already_exists(&self.target.resource(), &key.name)));
         }
-        let object = self.submit(&context, key, Expect::Absent, &new, companions).await?;
-        Ok(Written { object, is_created: true })
+        self.submit(&context, key, Expect::Absent, &new, companions).await
     }
 
     /// The last steps before an object is written: what the kind and the cluster make of it, and whether it may be so. Returns what is to be
@@ -172,11 +184,11 @@ impl Writer<'_> {
     }
 
     /// Writes the object, or says in a dry run what would be written. One that has waited only for this write goes with it.
-    async fn submit(&self, context: &Context<'_>, key: Key, expect: Expect, new: &Value, mut companions: Vec<Write>) -> Result<Arc<Stored>> {
+    async fn submit(&self, context: &Context<'_>, key: Key, expect: Expect, new: &Value, mut companions: Vec<Write>) -> Attempted {
         let (server, target) = (self.server, self.target);
         companions.extend(quota::charge(context, new)?);
         if self.options.is_dry_run {
-            return Ok(Arc::new(self.dry(key, new)));
+            return Ok(Ok(Arc::new(self.dry(key, new))));
         }
         let draft = server.draft(target.view(), new).await?;
         let grace = new.int_at(&["metadata", "deletionGracePeriodSeconds"]).unwrap_or(0);
@@ -185,7 +197,10 @@ impl Writer<'_> {
             companions.extend(service::release(context.snapshot, target, new));
         }
         let change = if is_gone { Change::Delete(draft) } else { Change::Put(draft) };
-        server.submit(target, Write { key, expect, change }, companions).await
+        match server.submit(target, Write { key, expect, change }, companions).await {
+            Err(status) if status.is_conflict() || status.is_already_exists() => Ok(Err(status)),
+            other => other.map(Ok),
+        }
     }
 
     /// Changes the object that is there: `change` gets it in the target's version and returns it as it should be.
@@ -226,8 +241,7 @@ impl Writer<'_> {
         writer.update(false, &keep, None).await
     }
 
-    /// The inner error says that somebody else wrote first: the update is to be tried again.
-    async fn try_update(&self, snapshot: &Snapshot, stored: &Arc<Stored>, change: Make<'_>) -> Result<Result<Arc<Stored>>> {
+    async fn try_update(&self, snapshot: &Snapshot, stored: &Arc<Stored>, change: Make<'_>) -> Attempted {
         let kind = &self.target.kind;
         let old = self.server.served_one(self.target.view(), stored.clone()).await?.value();
         let wanted = change(&old)?;
@@ -249,10 +263,7 @@ impl Writer<'_> {
         if new == old {
             return Ok(Ok(stored.clone()));
         }
-        match self.submit(&context, stored.key.clone(), Expect::At(stored.revision), &new, companions).await {
-            Err(status) if status.is_conflict() || status.is_already_exists() => Ok(Err(status)),
-            other => other.map(Ok),
-        }
+        self.submit(&context, stored.key.clone(), Expect::At(stored.revision), &new, companions).await
     }
 
     async fn mutate(&self, context: &Context<'_>, new: &mut Value) -> Result<()> {
@@ -306,6 +317,8 @@ impl Writer<'_> {
     }
 }
 
+/// The inner error says that somebody else wrote first: what was written, or written beside it, is no more as it was read.
+type Attempted = Result<Result<Arc<Stored>>>;
 /// Makes the new object from the old one.
 pub type Make<'a> = &'a (dyn Fn(&Value) -> Result<Value> + Send + Sync);
 impl Server {

@@ -22,6 +22,12 @@ impl Backoff {
         self.first.saturating_mul(factor).min(self.most)
     }
 
+    /// A part of that delay by chance, so that those who got in each other's way do not meet again.
+    pub fn next_delay_by_chance(&mut self) -> Duration {
+        let chance = f64::from(uuid::Uuid::new_v4().as_fields().1) / 65_536.0;
+        self.next_delay().mul_f64(chance)
+    }
+
     pub fn failures(&self) -> u32 {
         self.failures
     }

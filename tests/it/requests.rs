@@ -1,5 +1,8 @@
 //! A hundred requests that are wrong, each with the answer that upstream gives. None may leave anything behind.
 
+use std::time::Duration;
+
+use futures::future::join_all;
 use http::{Request, header};
 use http_body_util::BodyExt;
 use kube::{
@@ -7,7 +10,7 @@ use kube::{
     client::Body,
     config::{KubeConfigOptions, Kubeconfig},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
 
@@ -86,4 +89,21 @@ async fn listed(client: &Client) -> Vec<String> {
     }
     names.sort();
     names
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_charges_a_quota_at_the_same_time_as_others_is_served_until_it_is_full() {
+    let cluster = Cluster::start(&["--store", "memory", "--node", "none"]);
+    let client = client(&cluster).await;
+    let (quota, secrets) = ("/api/v1/namespaces/default/resourcequotas", "/api/v1/namespaces/default/secrets");
+    let post = async |path: &str, object: Value| ask(&client, "POST", path, "application/json", object.to_string().into_bytes()).await.0;
+    assert_eq!(post(quota, json!({"metadata": {"name": "q"}, "spec": {"hard": {"secrets": "20"}}})).await, 201);
+    let used = async || ask(&client, "GET", &format!("{quota}/q"), "-", Vec::new()).await.1["status"]["used"]["secrets"].clone();
+    while used().await.is_null() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let mut codes = join_all((0..30).map(|at| post(secrets, json!({"metadata": {"name": format!("s{at}")}})))).await;
+    codes.sort_unstable();
+    assert_eq!(codes, [[201; 20].as_slice(), &[403; 10]].concat());
+    assert_eq!(used().await, "20");
 }
