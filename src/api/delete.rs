@@ -14,7 +14,7 @@ use super::{
 use crate::{
     base::clock,
     meta::{
-        FieldError, Meta, Path, Result, Status, Value,
+        FieldError, FieldErrors, Meta, Path, Result, Status, Value,
         options::{DeleteOptions, Propagation, Query, dry_run, invalid},
     },
     store::{Change, Expect, Snapshot, Stored, Write},
@@ -36,13 +36,22 @@ pub enum Deleted {
 pub fn options(body: &Value, query: &Query) -> Result<DeleteOptions> {
     let text = |path: &[&str]| Some(body.text_at(path)).filter(|it| !it.is_empty()).map(str::to_owned);
     let policy = text(&["propagationPolicy"]).or_else(|| query.get("propagationPolicy").map(str::to_owned));
+    let (mut errors, path, by_flag) = (FieldErrors::new(), Path::new("propagationPolicy"), orphan_flag(body, query));
     let propagation = match policy.as_deref() {
-        None | Some("") => orphan_flag(body, query),
-        Some(policy) => Some(Propagation::parse(policy).ok_or_else(|| {
-            invalid("DeleteOptions", FieldError::not_supported(&Path::new("propagationPolicy"), policy, &["Background", "Foreground", "Orphan"]))
-        })?),
+        None | Some("") => by_flag,
+        Some(policy) => {
+            if by_flag.is_some() {
+                errors.push(FieldError::invalid(&path, policy, "orphanDependents and deletionPropagation cannot be both set"));
+            }
+            let known = Propagation::parse(policy);
+            errors.extend(known.is_none().then(|| FieldError::not_supported(&path, policy, &["Foreground", "Background", "Orphan", "nil"])));
+            known
+        }
     };
-    let values: Vec<&str> = body.texts_at(&["dryRun"]).chain(query.all("dryRun")).collect();
+    let is_dry_run = dry_run(body.texts_at(&["dryRun"]).chain(query.all("dryRun")), &mut errors);
+    if !errors.is_empty() {
+        return Err(invalid("DeleteOptions", errors));
+    }
     Ok(DeleteOptions {
         grace_period_seconds: match body.int_at(&["gracePeriodSeconds"]) {
             Some(seconds) => Some(seconds),
@@ -51,7 +60,7 @@ pub fn options(body: &Value, query: &Query) -> Result<DeleteOptions> {
         uid: text(&["preconditions", "uid"]),
         resource_version: text(&["preconditions", "resourceVersion"]),
         propagation,
-        is_dry_run: dry_run(values.into_iter())?,
+        is_dry_run,
     })
 }
 

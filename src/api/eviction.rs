@@ -19,7 +19,7 @@ const CAUSE: &str = "DisruptionBudget";
 
 pub async fn evict(call: &Call, request: Request) -> Result<Response> {
     let mut eviction = call.read(request).await?.0;
-    if !eviction.name().is_empty() && eviction.name() != call.target.name {
+    if eviction.name() != call.target.name {
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
     let body = eviction.get("deleteOptions").cloned().unwrap_or_default();

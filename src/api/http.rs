@@ -156,6 +156,10 @@ impl Server {
         }
         // A timeout that is none is refused on any path.
         verbs::within(&query)?;
+        let is_document = ["/api", "/apis", "/openapi", "/version"].iter().any(|it| info.path == *it || info.path.starts_with(&format!("{it}/")));
+        if is_document && request.method() != Method::GET {
+            return Err(Status::method_not_allowed());
+        }
         if let Some(response) = health::serve(self, &info.path, &query).await {
             return Ok(response);
         }

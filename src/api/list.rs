@@ -3,17 +3,18 @@
 
 use std::sync::Arc;
 
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use base64::{DecodeError, Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use serde_json::json;
 
 use super::{Server, negotiation::Form, target::Target};
 use crate::{
     meta::{
-        FieldError, FieldSelector, LabelSelector, Meta, Path, Result, Status, Value,
+        FieldError, FieldErrors, FieldSelector, LabelSelector, Meta, Path, Result, Status,
         options::{ListOptions, invalid},
         selector::FieldTerm,
     },
+    schema::codec,
     store::{ReadError, Revision, Scope, Snapshot, Stored},
 };
 
@@ -129,21 +130,30 @@ pub async fn select<'a>(
     server.served(view, objects.filter(|it| selection.matches(it)).cloned().collect()).await
 }
 
-/// `ValidateListOptions`.
+/// `ValidateListOptions`, after `SetListOptionsDefaults`.
 pub fn check(options: &ListOptions, is_watch: bool) -> Result<()> {
-    let field = Path::new("resourceVersionMatch");
-    let why = match (options.resource_version_match.as_str(), options.resource_version.as_str()) {
-        ("NotOlderThan", _) if is_watch && options.send_initial_events.is_some() => return Ok(()),
-        (_, _) if is_watch && options.send_initial_events.is_some() => "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-        ("", _) => return Ok(()),
-        (_, _) if is_watch => "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-        (_, "") => "resourceVersionMatch is forbidden unless resourceVersion is provided",
-        (_, _) if !options.continues.is_empty() => "resourceVersionMatch is forbidden when continue is provided",
-        ("Exact", "0") => "resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"",
-        ("Exact" | "NotOlderThan", _) => return Ok(()),
-        (other, _) => return Err(invalid("ListOptions", FieldError::not_supported(&field, other, &["Exact", "NotOlderThan"]))),
-    };
-    Err(invalid("ListOptions", FieldError::forbidden(&field, why)))
+    let mut errors = FieldErrors::new();
+    let (wanted, version, path) = (options.resource_version_match.as_str(), options.resource_version.as_str(), Path::new("resourceVersionMatch"));
+    let mut forbid = |is_wrong: bool, why: &'static str| errors.extend(is_wrong.then(|| FieldError::forbidden(&path, why)));
+    // A watch from nowhere begins with what is there, as if it had asked for that.
+    let begins_by_itself = is_watch && wanted.is_empty() && options.send_initial_events.is_none() && matches!(version, "" | "0");
+    if is_watch {
+        let asks = options.send_initial_events.is_some();
+        forbid(asks && wanted != "NotOlderThan", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+        forbid(!asks && !wanted.is_empty(), "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided");
+    } else {
+        forbid(!wanted.is_empty() && version.is_empty(), "resourceVersionMatch is forbidden unless resourceVersion is provided");
+        forbid((wanted, version) == ("Exact", "0"), "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
+    }
+    forbid(!options.continues.is_empty() && (begins_by_itself || !wanted.is_empty()), "resourceVersionMatch is forbidden when continue is provided");
+    let supported: &[&str] = if is_watch { &["NotOlderThan"] } else { &["Exact", "NotOlderThan", ""] };
+    if !wanted.is_empty() && !supported.contains(&wanted) {
+        errors.push(FieldError::not_supported(&path, wanted, supported));
+    }
+    if !is_watch && options.send_initial_events.is_some() {
+        errors.push(FieldError::forbidden(&Path::new("sendInitialEvents"), "sendInitialEvents is forbidden for list"));
+    }
+    if errors.is_empty() { Ok(()) } else { Err(invalid("ListOptions", errors)) }
 }
 
 /// The objects to choose from, at one revision.
@@ -166,7 +176,7 @@ impl Page {
             }
             return Self::next(server, resource, Token::decode(&options.continues)?).await;
         }
-        let revision = parse_revision(&options.resource_version)?;
+        let revision = parse_revision(&options.resource_version).map_err(|why| Status::bad_request(format!("invalid resource version: {}", why.message)))?;
         let is_exact = options.resource_version_match == "Exact" || (options.limit.is_some() && revision > 0 && options.resource_version_match.is_empty());
         if is_exact && revision > 0 {
             let objects = server.store.exact(resource, revision).map_err(|error| too_new(error, revision))?;
@@ -220,10 +230,10 @@ pub async fn reached(server: &Server, resource_version: &str) -> Result<Snapshot
 
 /// A resourceVersion as a revision; "" and "0" are any.
 pub fn parse_revision(text: &str) -> Result<Revision> {
-    let why = || format!("strconv.ParseUint: parsing {text:?}: invalid syntax");
+    let unreadable = || FieldError::invalid(&Path::new("resourceVersion"), text, format!("strconv.ParseUint: parsing {text:?}: invalid syntax"));
     match text {
         "" => Ok(0),
-        text => text.parse().map_err(|_| invalid("ListOptions", FieldError::invalid(&Path::new("resourceVersion"), text, why()))),
+        text => text.parse().map_err(|_| Status::new(500, "", unreadable().to_string())),
     }
 }
 
@@ -248,16 +258,34 @@ impl Token {
         URL_SAFE_NO_PAD.encode(text)
     }
 
+    /// `DecodeContinue`.
     fn decode(text: &str) -> Result<Self> {
-        let bad = || Status::bad_request("continue key is not valid: illegal base64 data or unrecognized token");
-        let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|_| bad())?;
-        let token: Value = serde_json::from_slice(&bytes).map_err(|_| bad())?;
-        let revision = match token.int_at(&["rv"]).ok_or_else(bad)? {
+        const VERSION: &str = "meta.k8s.io/v1";
+        let bad = |why: String| Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
+        let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|why| bad(illegal(why)))?;
+        let (token, _) = codec::parse_json(&bytes).map_err(|why| bad(why.message))?;
+        if token.text("v") != VERSION {
+            return Err(bad(format!("server does not recognize this encoded version {}", token.text("v"))));
+        }
+        let revision = match token.int_at(&["rv"]).unwrap_or(0) {
             -1 => None,
-            0 => return Err(Status::bad_request("continue key is not valid: incorrect encoded start resourceVersion (version meta.k8s.io/v1)")),
-            revision => Some(u64::try_from(revision).map_err(|_| bad())?),
+            0 => return Err(bad(format!("incorrect encoded start resourceVersion (version {VERSION})"))),
+            revision => Some(u64::try_from(revision).map_err(|_| bad(format!("incorrect encoded start resourceVersion (version {VERSION})")))?),
         };
-        let (namespace, name) = token.text("start").split_once('/').ok_or_else(bad)?;
+        let (namespace, name) = match token.text("start").split_once('/') {
+            _ if token.text("start").is_empty() => return Err(bad(format!("encoded start key empty (version {VERSION})"))),
+            Some((namespace, name)) if !namespace.starts_with("..") => (namespace, name),
+            _ => return Err(bad(token.text("start").to_owned())),
+        };
         Ok(Self { revision, namespace: namespace.to_owned(), name: name.to_owned() })
     }
+}
+
+/// Go's sentence for what is no base64.
+fn illegal(why: DecodeError) -> String {
+    let at = match why {
+        DecodeError::InvalidByte(at, _) | DecodeError::InvalidLastSymbol { offset: at, .. } => at,
+        _ => 0,
+    };
+    format!("illegal base64 data at input byte {at}")
 }

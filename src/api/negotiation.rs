@@ -3,7 +3,7 @@
 
 use http::{HeaderMap, header};
 
-use crate::meta::{Result, Status, options::Query};
+use crate::meta::{FieldError, Path, Result, Status, options::Query};
 
 pub const JSON: &str = "application/json";
 pub const YAML: &str = "application/yaml";
@@ -93,9 +93,13 @@ impl Form {
             "" | "Metadata" => Include::Metadata,
             "None" => Include::None,
             "Object" => Include::Object,
-            other => return Err(Status::bad_request(format!("unrecognized includeObject value: {other:?}"))),
+            other => {
+                let why = FieldError::invalid(&Path::new("includeObject"), other, "must be 'Metadata', 'Object', 'None', or empty");
+                return Err(Status::bad_request(format!("Unable to convert to Table as requested: {why}")));
+            }
         };
-        clauses.iter().find_map(|it| it.form(include)).ok_or_else(|| Status::not_acceptable(&ACCEPTED))
+        let is_routed = clauses.iter().any(|it| Encoding::parse(it.media_type).is_some());
+        clauses.iter().find_map(|it| it.form(include)).ok_or_else(|| if is_routed { Status::not_acceptable(&ACCEPTED) } else { Status::not_routed(406) })
     }
 }
 

@@ -1,14 +1,17 @@
 //! PATCH in its four forms: JSON patch, merge patch, strategic merge patch, and apply.
 //! Source: apiserver `pkg/endpoints/handlers/patch.go`.
 
+use json_patch::{AddOperation, PatchOperation};
+
 use super::{
-    Request, Response, body,
-    negotiation::{self, Encoding},
-    verbs::{Call, decode},
+    Request, Response, body, negotiation,
+    verbs::Call,
 };
 use crate::{
+    kinds::Kind,
     meta::{
-        FieldError, Meta, Path, Result, Status, Value,
+        FieldError, Map, Meta, Path, Result, Status, Value,
+        object::split_api_version,
         options::{WriteOptions, invalid},
     },
     schema::{self, codec::{self, Notes}, merge},
@@ -23,7 +26,8 @@ const OPERATIONS_MAX: usize = 10_000;
 
 /// What an object is to become: a patch, decoded as far as it can be without the object, or another in its place.
 pub enum Patch {
-    Json(json_patch::Patch),
+    /// `None` stands for an operation that nothing can be done with.
+    Json(Vec<Option<PatchOperation>>),
     Merge(Value),
     Strategic(Value),
     Whole(Value),
@@ -31,41 +35,41 @@ pub enum Patch {
 
 /// Patches the target, or its subresource.
 pub async fn patch(call: &Call, request: Request) -> Result<Response> {
-    let options = WriteOptions::from_query(&call.query)?;
     let media_type = negotiation::media_type(request.headers()).to_owned();
+    let options = WriteOptions::from_query(&call.query, "PatchOptions")?;
     let bytes = body::read(request.into_body()).await?;
     if media_type == APPLY_YAML {
         return apply(call, &options, &bytes).await;
     }
-    let patch = Patch::read(&media_type, &bytes, call.target.kind.custom.is_some())?;
+    let (patch, duplicate) = Patch::read(&media_type, &bytes, call.target.kind.custom.is_some())?;
     if options.is_forced.is_some() {
-        return Err(invalid("PatchOptions", FieldError::forbidden(&Path::new("force"), "may not be specified for non-apply patch")));
+        return Err(invalid("PatchOptions", vec![FieldError::forbidden(&Path::new("force"), "may not be specified for non-apply patch")]));
     }
     let change = |old: &Value| {
         let schema = &call.target.version().schema;
-        let (new, notes) = codec::decode_value(patch.apply_to(old, schema)?, schema).map_err(|status| unprocessable(call, status))?;
-        call.strict(&options, &notes)?;
+        let patched = patch.apply_to(old, schema)?;
+        patch.check_type(call, &patched)?;
+        let (new, notes) = codec::decode_value(patched.clone(), schema).map_err(|why| patch.unfit(&patched, &why.message))?;
+        let notes = Notes { duplicate: duplicate.clone(), ..notes };
+        call.strict(&options, &notes).map_err(|why| patch.unfit(&patched, &why))?;
         call.target.check_name(&new)?;
         Ok(new)
     };
     call.written(call.writer(&options).update(true, &change, None).await?).await
 }
 
-/// A patch whose result is no object of the kind: 422 for what cannot be read, as upstream.
-fn unprocessable(call: &Call, status: Status) -> Status {
-    let kind = &call.target.kind.kind;
-    Status::bad_request(format!("{kind} in version {:?} cannot be handled as a {kind}: {}", call.target.version().name, status.message))
-}
-
 impl Patch {
-    /// 415 for a patch that the kind does not take.
-    pub fn read(media_type: &str, bytes: &[u8], is_custom: bool) -> Result<Self> {
+    /// A patch, and what stands twice in it. 415 for one that the kind does not take.
+    pub fn read(media_type: &str, bytes: &[u8], is_custom: bool) -> Result<(Self, Vec<String>)> {
+        let undecodable = |why: Status| Status::bad_request(format!("error decoding patch: {}", why.message));
         match media_type {
-            JSON_PATCH => parse_json_patch(bytes).map(Self::Json),
-            MERGE_PATCH => Ok(Self::Merge(codec::parse_json(bytes)?.0)),
-            STRATEGIC_PATCH if !is_custom => Ok(Self::Strategic(codec::parse_json(bytes)?.0)),
-            _ if is_custom => Err(Status::unsupported_media_type(&[JSON_PATCH, MERGE_PATCH, APPLY_YAML])),
-            _ => Err(Status::unsupported_media_type(&[JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, APPLY_YAML])),
+            JSON_PATCH => read_operations(bytes).map_err(undecodable),
+            MERGE_PATCH => match codec::parse_json(bytes).and_then(|it| of_map(it.0, it.1)).map_err(undecodable)? {
+                (Value::Null, _) => Err(Status::bad_request("Invalid JSON Patch")),
+                (patch, duplicate) => Ok((Self::Merge(patch), duplicate)),
+            },
+            STRATEGIC_PATCH if !is_custom => codec::parse_json(bytes).and_then(|it| of_map(it.0, it.1)).map(|it| (Self::Strategic(if it.0.is_null() { Value::Object(Map::new()) } else { it.0 }), it.1)),
+            _ => Err(Status::not_routed(415)),
         }
     }
 
@@ -79,22 +83,61 @@ impl Patch {
         }
         Ok(new)
     }
+
+    /// The result is still of the target's type; a strategic patch cannot say otherwise.
+    fn check_type(&self, call: &Call, patched: &Value) -> Result<()> {
+        let (version, kind) = (patched.text("apiVersion"), patched.text("kind"));
+        match self {
+            Self::Json(_) | Self::Merge(_) if !(version.is_empty() || version == call.target.view().api_version()) || !(kind.is_empty() || kind == &*call.target.kind.kind) => {
+                Err(self.unfit(patched, &format!("no kind {kind:?} is registered for version {version:?} in scheme")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The result is no object of the kind.
+    fn unfit(&self, patched: &Value, why: &str) -> Status {
+        let shown = match self {
+            Self::Strategic(patch) => go_map(patch),
+            _ => patched.to_string(),
+        };
+        Status::invalid("", "", "", vec![FieldError::invalid(&Path::new("patch"), shown, why.to_owned())])
+    }
+}
+
+/// A patch that is an object, or null.
+fn of_map(patch: Value, duplicate: Vec<String>) -> Result<(Value, Vec<String>)> {
+    match patch {
+        Value::Object(_) | Value::Null => Ok((patch, duplicate)),
+        other => Err(Status::bad_request(format!("json: cannot unmarshal {} into Go value of type map[string]interface {{}}", codec::json_type(&other)))),
+    }
+}
+
+/// A value as Go's `%v` prints it.
+fn go_map(value: &Value) -> String {
+    let joined = |parts: Vec<String>| parts.join(" ");
+    match value {
+        Value::Null => "<nil>".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(list) => format!("[{}]", joined(list.iter().map(go_map).collect())),
+        Value::Object(map) => format!("map[{}]", joined(map.iter().map(|(key, value)| format!("{key}:{}", go_map(value))).collect())),
+        other => other.to_string(),
+    }
 }
 
 /// JSON patch as upstream's library does it, which is milder than RFC 6902 about members that are not there: they test as null, and
 /// replacing one adds it. Clients lean on it: kube-rs tests that there are no finalizers before it adds the first.
-fn apply_json_patch(object: &mut Value, patch: &json_patch::Patch) -> Result<()> {
-    use json_patch::{AddOperation, PatchOperation::{Add, Replace, Test}};
-    for (at, operation) in patch.0.iter().enumerate() {
-        let operation = match operation {
+fn apply_json_patch(object: &mut Value, patch: &[Option<PatchOperation>]) -> Result<()> {
+    use PatchOperation::{Add, Copy, Replace, Test};
+    let failed = || Status { details: Some(Box::default()), ..Status::new(422, "Invalid", "the server rejected our request due to an error in our request") };
+    for operation in patch {
+        let operation = match operation.as_ref().ok_or_else(failed)? {
             Test(it) if it.value.is_null() && is_absent(object, it.path.as_str()) => continue,
             Replace(it) if is_absent(object, it.path.as_str()) => Add(AddOperation { path: it.path.clone(), value: it.value.clone() }),
+            Copy(it) if is_absent(object, it.from.as_str()) => Add(AddOperation { path: it.path.clone(), value: Value::Null }),
             other => other.clone(),
         };
-        json_patch::patch(object, &[operation]).map_err(|mut error| {
-            error.operation = at;
-            Status::new(422, "Invalid", format!("the server rejected our request due to an error in our request: {error}"))
-        })?;
+        json_patch::patch(object, &[operation]).map_err(|_| failed())?;
     }
     Ok(())
 }
@@ -105,42 +148,67 @@ fn is_absent(object: &Value, path: &str) -> bool {
     parent.is_some_and(Value::is_object) && object.pointer(path).is_none()
 }
 
-fn parse_json_patch(bytes: &[u8]) -> Result<json_patch::Patch> {
-    let (value, _) = codec::parse_json(bytes)?;
-    let count = value.as_array().map_or(0, Vec::len);
-    if count > OPERATIONS_MAX {
-        let message = format!("The allowed maximum operations in a JSON patch is {OPERATIONS_MAX}, got {count}");
-        return Err(Status::new(413, "RequestEntityTooLarge", message));
+/// The operations of a JSON patch (`jsonPatchOp`), and what of them is unknown or stands twice. One that cannot be carried out is refused when
+/// its turn comes.
+fn read_operations(bytes: &[u8]) -> Result<(Patch, Vec<String>)> {
+    let (value, mut notes) = codec::parse_json(bytes)?;
+    let wrong = |value: &Value, into: &str| Status::bad_request(format!("json: cannot unmarshal {} into Go {into}", codec::json_type(value)));
+    let list = value.as_array().ok_or_else(|| wrong(&value, "value of type []handlers.jsonPatchOp"))?;
+    if list.len() > OPERATIONS_MAX {
+        return Err(Status::too_large(format!("The allowed maximum operations in a JSON patch is {OPERATIONS_MAX}, got {}", list.len())));
     }
-    serde_json::from_value(value).map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))
+    let mut operations = Vec::new();
+    for (at, operation) in list.iter().enumerate() {
+        for (field, value) in operation.as_object().ok_or_else(|| wrong(operation, "value of type handlers.jsonPatchOp"))? {
+            match field.as_str() {
+                "op" | "path" | "from" if !value.is_string() => return Err(wrong(value, &format!("struct field jsonPatchOp.{field} of type string"))),
+                "op" | "path" | "from" | "value" => (),
+                _ => notes.push(format!("unknown field \"[{at}].{field}\"")),
+            }
+        }
+        let mut whole = operation.clone();
+        whole.as_object_mut().map(|it| it.entry("value").or_insert(Value::Null));
+        operations.push(serde_json::from_value(whole).ok());
+    }
+    Ok((Patch::Json(operations), notes.into_iter().map(|it| format!("json patch {it}")).collect()))
 }
 
 /// Apply cannot track what no schema declares, whatever field validation is asked for (`ObjectToTyped`).
 fn undeclared(call: &Call, object: &Value, unknown: &[String]) -> Result<()> {
     let fields: Vec<&str> = unknown.iter().filter_map(|it| it.strip_prefix("unknown field \"")?.strip_suffix('"')).collect();
-    let list = match fields.as_slice() {
-        [] => return Ok(()),
-        [one] => format!(".{one}: field not declared in schema"),
-        all => format!("errors:\n{}", all.iter().map(|it| format!("  .{it}: field not declared in schema")).collect::<Vec<_>>().join("\n")),
-    };
-    let (version, kind) = (call.target.view().api_version(), &call.target.kind.kind);
-    Err(Status::new(500, "", format!("failed to create typed patch object ({}/{}; {version}, Kind={kind}): {list}", call.target.namespace, object.name())))
+    match fields.as_slice() {
+        [] => Ok(()),
+        [one] => Err(untyped(call, object, &format!(".{one}: field not declared in schema"))),
+        all => Err(untyped(call, object, &format!("errors:\n{}", all.iter().map(|it| format!("  .{it}: field not declared in schema")).collect::<Vec<_>>().join("\n")))),
+    }
+}
+
+fn untyped(call: &Call, object: &Value, why: &str) -> Status {
+    let (Kind { group, kind, .. }, version) = (&*call.target.kind, &call.target.version().name);
+    Status::new(500, "", format!("failed to create typed patch object ({}/{}; {group}/{version}, Kind={kind}): {why}", object.namespace(), object.name()))
 }
 
 /// Server-side apply: the body is the configuration that the manager wants.
 async fn apply(call: &Call, options: &WriteOptions, bytes: &[u8]) -> Result<Response> {
     if options.field_manager.is_empty() {
-        return Err(invalid("PatchOptions", FieldError::required(&Path::new("fieldManager"), "is required for apply patch")));
+        return Err(invalid("PatchOptions", vec![FieldError::required(&Path::new("fieldManager"), "is required for apply patch")]));
     }
-    let (value, duplicate) = codec::parse_yaml(bytes).map_err(|status| Status::bad_request(format!("error decoding YAML: {}", status.message)))?;
-    for field in ["apiVersion", "kind"] {
-        if value.text(field).is_empty() {
-            return Err(Status::bad_request(format!("Object '{field}' is missing in '{value}'")));
-        }
+    let undecodable = |why: String| Status::bad_request(format!("error decoding YAML: {why}"));
+    let (value, duplicate) = codec::parse_yaml(bytes).map_err(|status| undecodable(status.message))?;
+    let (value, duplicate) = of_map(value, duplicate).map_err(|status| undecodable(format!("error unmarshaling JSON: while decoding JSON: {}", status.message)))?;
+    let (group, version) = split_api_version(value.text("apiVersion"));
+    if (value.text("apiVersion"), value.text("kind")) != (&call.target.view().api_version(), &call.target.kind.kind) {
+        return Err(Status::bad_request(format!("invalid object type: {group}/{version}, Kind={}", value.text("kind"))));
     }
-    let (mut object, notes) = decode_sparse(call, &value)?;
-    undeclared(call, &object, &notes.unknown)?;
-    call.strict(options, &Notes { duplicate, ..Notes::default() })?;
+    if value.at(&["metadata", "managedFields"]).is_some_and(|it| !it.is_null()) {
+        return Err(Status::bad_request("metadata.managedFields must be nil"));
+    }
+    let (decoded, notes) = codec::decode_value(value.clone(), &call.target.version().schema).map_err(|why| untyped(call, &value, &why.message))?;
+    undeclared(call, &value, &notes.unknown)?;
+    // Decoding adds empty structs, which nobody applied.
+    let mut object = keep_written(decoded, &value);
+    let notes = Notes { duplicate, ..Notes::default() };
+    call.strict(options, &notes).map_err(|why| Status::bad_request(format!("error {}", why.replacen("decoding error", "decoding YAML", 1))))?;
     if object.name().is_empty() {
         object.set_metadata("name", call.target.name.as_str());
     }
@@ -149,14 +217,6 @@ async fn apply(call: &Call, options: &WriteOptions, bytes: &[u8]) -> Result<Resp
         object.set_metadata("namespace", call.target.namespace.as_str());
     }
     call.written(call.writer(options).apply(object).await?).await
-}
-
-/// The configuration with only what its manager wrote: decoding adds empty structs, which nobody applied.
-fn decode_sparse(call: &Call, value: &Value) -> Result<(Value, codec::Notes)> {
-    let api_version = call.target.view().api_version();
-    let schema = &call.target.version().schema;
-    let (decoded, notes) = decode(value.to_string().as_bytes(), Encoding::Json, &call.target.kind.kind, &api_version, schema)?;
-    Ok((keep_written(decoded, value), notes))
 }
 
 fn keep_written(decoded: Value, written: &Value) -> Value {
@@ -178,7 +238,7 @@ mod tests {
     #[test]
     fn members_that_are_not_there_test_as_null_and_are_replaced() {
         let object = json!({"metadata": {"name": "a", "labels": {"x/y": "1"}}, "list": [1]});
-        let failed = |at: usize, path: &str, why: &str| format!("the server rejected our request due to an error in our request: operation '/{at}' failed at path '{path}': {why}");
+        let failed = || Err("the server rejected our request due to an error in our request".to_owned());
         let cases = [
             (
                 json!([{"op": "test", "path": "/metadata/finalizers", "value": null}, {"op": "add", "path": "/metadata/finalizers", "value": ["f"]}]),
@@ -186,15 +246,14 @@ mod tests {
             ),
             (json!([{"op": "replace", "path": "/spec", "value": 2}]), Ok(json!({"metadata": {"name": "a", "labels": {"x/y": "1"}}, "list": [1], "spec": 2}))),
             (json!([{"op": "replace", "path": "/metadata/labels/x~1y", "value": "2"}]), Ok(json!({"metadata": {"name": "a", "labels": {"x/y": "2"}}, "list": [1]}))),
-            (json!([{"op": "add", "path": "/b", "value": 1}, {"op": "test", "path": "/metadata/name", "value": null}]), Err(failed(1, "/metadata/name", "value did not match"))),
-            (json!([{"op": "test", "path": "/spec/size", "value": null}]), Err(failed(0, "/spec/size", "path is invalid"))),
-            (json!([{"op": "replace", "path": "/list/1", "value": 2}]), Err(failed(0, "/list/1", "path is invalid"))),
-            (json!([{"op": "remove", "path": "/spec"}]), Err(failed(0, "/spec", "path is invalid"))),
+            (json!([{"op": "add", "path": "/b", "value": 1}, {"op": "test", "path": "/metadata/name", "value": null}]), failed()),
+            (json!([{"op": "test", "path": "/spec/size", "value": null}]), failed()),
+            (json!([{"op": "replace", "path": "/list/1", "value": 2}]), failed()),
+            (json!([{"op": "remove", "path": "/spec"}]), failed()),
         ];
         for (patch, expected) in cases {
-            let mut new = object.clone();
-            let done = apply_json_patch(&mut new, &serde_json::from_value(patch.clone()).expect("a patch"));
-            assert_eq!(done.map(|()| new).map_err(|status| status.message), expected, "{patch}");
+            let done = Patch::read(JSON_PATCH, patch.to_string().as_bytes(), false).and_then(|it| it.0.apply_to(&object, &schema::Schema::default()));
+            assert_eq!(done.map_err(|status| status.message), expected, "{patch}");
         }
     }
 }

@@ -26,7 +26,10 @@ pub async fn serve(call: &Call, action: &Action, request: Request) -> Result<Res
         Action::Scale { .. } => scale(call, action, request).await,
         Action::Binding => {
             let (mut binding, _) = call.read(request).await?;
-            call.admit(&mut binding, WriteOptions::from_query(&call.query)?.is_dry_run).await?;
+            if binding.name() != call.target.name {
+                return Err(Status::bad_request("name in URL does not match name in Binding object"));
+            }
+            call.admit(&mut binding, WriteOptions::from_query(&call.query, "CreateOptions")?.is_dry_run).await?;
             bind(call, &call.target.name, &binding).await
         }
         Action::Eviction => eviction::evict(call, request).await,
@@ -37,14 +40,14 @@ pub async fn serve(call: &Call, action: &Action, request: Request) -> Result<Res
 
 /// The scale writes one field of the main resource, under its rules.
 async fn scale(call: &Call, action: &Action, request: Request) -> Result<Response> {
-    let options = WriteOptions::from_query(&call.query)?;
+    let options = WriteOptions::from_query(&call.query, if *request.method() == Method::PATCH { "PatchOptions" } else { "UpdateOptions" })?;
     let schema = call.target.body_schema().ok_or_else(|| Status::internal("no Scale"))?;
     let wanted = match *request.method() {
         Method::PUT => Patch::Whole(call.read(request).await?.0),
         Method::PATCH => {
             // To apply a scale, which has one field, is to merge it.
             let media_type = negotiation::media_type(request.headers()).replace(APPLY_YAML, MERGE_PATCH);
-            Patch::read(&media_type, &body::read(request.into_body()).await?, call.target.kind.custom.is_some())?
+            Patch::read(&media_type, &body::read(request.into_body()).await?, call.target.kind.custom.is_some())?.0
         }
         _ => return call.answer_value(200, &write::scale(&call.value().await?, action)),
     };
@@ -74,7 +77,7 @@ pub async fn bind(call: &Call, name: &str, binding: &Value) -> Result<Response> 
     let node = binding.text_at(&["target", "name"]);
     let main = Target::stored(call.server.registry.load().find("", "pods").ok_or_else(Status::no_route)?, &call.target.namespace, name);
     let bound = main.with_subresource(main.kind.subresource("binding").cloned());
-    let options = WriteOptions::from_query(&call.query)?;
+    let options = WriteOptions::from_query(&call.query, "CreateOptions")?;
     let writer = write::Writer { target: &bound, admits: Admits::Nothing, ..call.writer(&options) };
     let change = |old: &Value| {
         let conflict = |why: String| Err(Status::conflict(&main.resource(), old.name(), why));
@@ -112,7 +115,7 @@ pub fn set_condition(pod: &mut Value, mut condition: Value) {
 
 async fn token(call: &Call, request: Request) -> Result<Response> {
     let (mut wanted, _) = call.read(request).await?;
-    call.admit(&mut wanted, WriteOptions::from_query(&call.query)?.is_dry_run).await?;
+    call.admit(&mut wanted, WriteOptions::from_query(&call.query, "CreateOptions")?.is_dry_run).await?;
     let account = call.value().await?;
     let answer = reviews::token_request(&call.server, &account, wanted).await?;
     call.answer_value(201, &answer)

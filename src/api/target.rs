@@ -86,7 +86,10 @@ impl Target {
     pub fn check_name(&self, object: &Value) -> Result<()> {
         match object.name() {
             name if name == self.name || self.name.is_empty() => (),
-            "" => return Err(Status::bad_request("name must be provided")),
+            "" => {
+                let why = format!("the name of the object ({} based on URL) was undeterminable: name must be provided", self.name);
+                return Err(Status::bad_request(why));
+            }
             name => return Err(Status::bad_request(format!("the name of the object ({name}) does not match the name on the URL ({})", self.name))),
         }
         if self.kind.is_namespaced() && !object.namespace().is_empty() && object.namespace() != self.namespace {

@@ -22,9 +22,10 @@ use super::{
     write::{Admits, Writer, Written},
 };
 use crate::{
-    kinds::{Action, CREATE_ONLY, READ_ONLY},
+    kinds::{self, Action, CREATE_ONLY, READ_ONLY},
     meta::{
         Meta, Result, Status, Value,
+        object::split_api_version,
         options::{DeleteOptions, FieldValidation, ListOptions, Query, WriteOptions},
     },
     schema::{self, codec::Notes, protobuf},
@@ -117,7 +118,7 @@ impl Call {
     /// Admission of what is created but not stored.
     pub async fn admit(&self, object: &mut Value, is_dry_run: bool) -> Result<()> {
         let snapshot = self.server.store.snapshot();
-        let options = WriteOptions { is_dry_run, ..WriteOptions::from_query(&self.query)? }.to_value("CreateOptions");
+        let options = WriteOptions { is_dry_run, ..WriteOptions::from_query(&self.query, "CreateOptions")? }.to_value("CreateOptions");
         admission::admit(&self.context(&snapshot, Operation::Create, &options, is_dry_run), object).await
     }
 
@@ -127,8 +128,11 @@ impl Call {
 
     async fn dispatch(&self, request: Request) -> Result<Response> {
         let (verb, is_named, part) = (self.info.verb.as_str(), !self.target.name.is_empty(), self.target.subresource.as_ref());
+        let is_across = self.target.kind.is_namespaced() && self.target.namespace.is_empty();
         let is_accepted = match (part, verb) {
             (Some(part), _) => part.verbs.contains(&verb),
+            // Across all namespaces objects are only read.
+            (None, "create" | "deletecollection") if is_across => false,
             // A collection is created in, an object is updated: the other way round there is no such route.
             (None, "create") if is_named => false,
             (None, "update" | "patch") if !is_named => false,
@@ -193,9 +197,9 @@ impl Call {
     }
 
     async fn create(&self, request: Request) -> Result<Response> {
-        let options = WriteOptions::from_query(&self.query)?;
+        let options = WriteOptions::from_query(&self.query, "CreateOptions")?;
         let (object, notes) = self.read(request).await?;
-        self.strict(&options, &notes)?;
+        self.strict(&options, &notes).map_err(|why| self.unfit(&why))?;
         if self.target.kind.verbs == CREATE_ONLY {
             // What is not stored has neither metadata nor rows.
             if self.form.shape != Shape::Object {
@@ -218,12 +222,16 @@ impl Call {
     }
 
     async fn update(&self, request: Request) -> Result<Response> {
-        let options = WriteOptions::from_query(&self.query)?;
+        let options = WriteOptions::from_query(&self.query, "UpdateOptions")?;
         let (object, notes) = self.read(request).await?;
-        self.strict(&options, &notes)?;
+        self.strict(&options, &notes).map_err(|why| self.unfit(&why))?;
         self.target.check_name(&object)?;
         let is_conditional = !object.resource_version().is_empty();
-        let written = self.writer(&options).update(is_conditional, &|_| Ok(object.clone()), Some(object.clone())).await?;
+        let replace = |old: &Value| match object.uid().is_empty() || object.uid() == old.uid() {
+            true => Ok(object.clone()),
+            false => Err(Status::conflict(&self.target.resource(), old.name(), format!("Precondition failed: UID in precondition: {}, UID in object meta: {}", object.uid(), old.uid()))),
+        };
+        let written = self.writer(&options).update(is_conditional, &replace, Some(object.clone())).await?;
         self.written(written).await
     }
 
@@ -267,12 +275,12 @@ impl Call {
         let encoding = negotiation::content_encoding(&headers)?;
         let schema = schema::builtin("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions").ok_or_else(|| Status::internal("no DeleteOptions"))?;
         let value = match encoding {
-            Encoding::Json => schema::codec::parse_json(&bytes)?.0,
+            Encoding::Json => schema::codec::parse_json(&bytes).map_err(|it| Status::bad_request(format!("couldn't get version/kind; json parse error: {}", it.message)))?.0,
             Encoding::Yaml => schema::codec::parse_yaml(&bytes)?.0,
             Encoding::Protobuf => return protobuf::decode(&bytes, &schema),
         };
         if !matches!(value.text("kind"), "" | "DeleteOptions") {
-            return Err(Status::bad_request(format!("decoded object cannot be converted to DeleteOptions: unexpected kind {:?}", value.text("kind"))));
+            return Err(Status::bad_request(format!("no kind {:?} is registered for version {:?} in scheme", value.text("kind"), value.text("apiVersion"))));
         }
         Ok(schema::codec::decode_value(value, &schema)?.0)
     }
@@ -284,6 +292,12 @@ impl Call {
         let (api_version, kind) = self.target.body_type();
         let schema = self.target.body_schema().ok_or_else(|| Status::internal("no such type"))?;
         decode(&bytes, encoding, kind, &api_version, &schema)
+    }
+
+    /// The body is no object of its type.
+    fn unfit(&self, why: &str) -> Status {
+        let (api_version, kind) = self.target.body_type();
+        unfit(kind, &api_version, kind, why)
     }
 
     pub fn writer<'a>(&'a self, options: &'a WriteOptions) -> Writer<'a> {
@@ -308,8 +322,8 @@ impl Call {
         body::respond(code, self.form.encoding.media_type(), body::full(bytes))
     }
 
-    /// What field validation makes of the notes on a body: nothing, warnings, or 400.
-    pub fn strict(&self, options: &WriteOptions, notes: &Notes) -> Result<()> {
+    /// What field validation makes of the notes on a body: nothing, warnings, or an error's text.
+    pub fn strict(&self, options: &WriteOptions, notes: &Notes) -> std::result::Result<(), String> {
         let all = notes.all();
         match options.field_validation {
             FieldValidation::Ignore => (),
@@ -317,7 +331,7 @@ impl Call {
             FieldValidation::Strict => {
                 let all: Vec<&str> = all.map(String::as_str).collect();
                 if !all.is_empty() {
-                    return Err(Status::bad_request(format!("strict decoding error: {}", all.join(", "))));
+                    return Err(format!("strict decoding error: {}", all.join(", ")));
                 }
             }
         }
@@ -348,32 +362,30 @@ fn connect_options(target: &Target, query: &Query, rest: &str) -> Value {
     options
 }
 
-/// Decodes an object that must be of `kind`; 400 with upstream's sentence where it is not.
+/// Decodes an object that must be of `kind`; 400 with upstream's sentence where it is not (`transformDecodeError`).
 pub fn decode(bytes: &[u8], encoding: Encoding, kind: &str, api_version: &str, schema: &schema::Schema) -> Result<(Value, Notes)> {
-    let group_version = |text: &str| if text.is_empty() { api_version.to_owned() } else { text.to_owned() };
-    let explain = |status: Status| match status.code {
-        400 => {
-            let (_, version) = crate::meta::object::split_api_version(api_version);
-            Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {}", status.message))
-        }
-        _ => status,
-    };
+    let unrecognized = |why: &str| Status::bad_request(format!("the object provided is unrecognized (must be of type {kind}): {why} ({})", summary(bytes)));
+    let explain = |status: Status| if status.code == 400 { unfit(kind, api_version, kind, &status.message) } else { status };
+    let no_json = |why: &str| unrecognized(&format!("couldn't get version/kind; json parse error: {why}"));
     let (mut value, notes) = match encoding {
         Encoding::Protobuf => {
-            let (found_version, found_kind) = protobuf::type_of(bytes)?;
-            check_type(&group_version(&found_version), &found_kind, kind, api_version)?;
+            let (found_version, found_kind) = protobuf::type_of(bytes).map_err(|it| unrecognized(&it.message))?;
+            check_type(&found_version, &found_kind, kind, api_version)?;
             (protobuf::decode(bytes, schema).map_err(explain)?, Notes::default())
         }
         Encoding::Json | Encoding::Yaml => {
-            let parsed = match encoding {
-                Encoding::Yaml => schema::codec::parse_yaml(bytes).map_err(explain)?,
-                _ => schema::codec::parse_object(bytes, schema).map_err(explain)?,
+            let mut parsed = match encoding {
+                Encoding::Yaml => schema::codec::parse_yaml(bytes).map_err(|it| unrecognized(&it.message))?,
+                _ => schema::codec::parse_object(bytes, schema).map_err(|it| no_json(&it.message))?,
             };
+            if parsed.0.is_null() {
+                parsed.0 = json!({});
+            }
             let value = &parsed.0;
             if !value.is_object() {
-                return Err(explain(schema::codec::decode(parsed, schema).err().unwrap_or_else(|| Status::bad_request("the object provided is unrecognized"))));
+                return Err(no_json(&format!("json: cannot unmarshal {} into Go value of type {TYPE_META}", schema::codec::json_type(value))));
             }
-            check_type(&group_version(value.text("apiVersion")), value.text("kind"), kind, api_version)?;
+            check_type(value.text("apiVersion"), value.text("kind"), kind, api_version)?;
             schema::codec::decode(parsed, schema).map_err(explain)?
         }
     };
@@ -382,17 +394,39 @@ pub fn decode(bytes: &[u8], encoding: Encoding, kind: &str, api_version: &str, s
     Ok((value, notes))
 }
 
+/// What Go calls the type that it reads an object's type into.
+const TYPE_META: &str = r#"struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" }"#;
+
+/// An object of type `found` is not one of `kind`.
+fn unfit(found: &str, found_version: &str, kind: &str, why: &str) -> Status {
+    let version = split_api_version(found_version).1;
+    Status::bad_request(format!("{found} in version {version:?} cannot be handled as a {kind}: {why}"))
+}
+
+/// The beginning of a body, as errors show it (`summarizeData`).
+fn summary(bytes: &[u8]) -> String {
+    const MOST: usize = 30;
+    let (shown, more) = (&bytes[..bytes.len().min(MOST)], if bytes.len() > MOST { " ..." } else { "" });
+    match bytes.first() {
+        None => "<empty>".to_owned(),
+        Some(b'{') => String::from_utf8_lossy(shown).into_owned() + more,
+        Some(_) => shown.iter().map(|it| format!("{it:02x}")).collect::<String>() + more,
+    }
+}
+
+/// What says nothing of its type is what is expected.
 fn check_type(found_version: &str, found_kind: &str, kind: &str, api_version: &str) -> Result<()> {
-    if !found_kind.is_empty() && found_kind != kind {
-        let version = crate::meta::object::split_api_version(found_version).1;
-        return Err(Status::bad_request(format!("{found_kind} in version {version:?} cannot be handled as a {kind}: no kind {found_kind:?} is registered for version {found_version:?} in scheme")));
-    }
+    let or = |text: &'_ str, default: &'_ str| if text.is_empty() { default.to_owned() } else { text.to_owned() };
+    let (version, found) = (or(found_version, api_version), or(found_kind, kind));
     // Evictions are taken in their older version too (`EvictionREST.AcceptsGroupVersion`).
-    if found_version != api_version && (kind, found_version) != ("Eviction", "policy/v1beta1") {
-        let message = format!("the API version in the data ({found_version}) does not match the expected API version ({api_version})");
-        return Err(Status::bad_request(message));
+    if (version.as_str(), found.as_str()) == (api_version, kind) || (kind, version.as_str()) == ("Eviction", "policy/v1beta1") {
+        return Ok(());
     }
-    Ok(())
+    let (group, name) = split_api_version(&version);
+    if found != kind || schema::builtin(&kinds::definition(group, name, kind)).is_none() {
+        return Err(unfit(&found, &version, kind, &format!("no kind {found:?} is registered for version {version:?} in scheme")));
+    }
+    Err(Status::bad_request(format!("the API version in the data ({version}) does not match the expected API version ({api_version})")))
 }
 
 /// Adds a `Warning` header (RFC 7234, code 299).

@@ -156,7 +156,7 @@ impl Writer<'_> {
         let context = self.context(&snapshot, Operation::Create, None, &options);
         let companions = self.finish(&context, &mut new, Step::Create).await?;
         if !new.resource_version().is_empty() {
-            return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
+            return Err(Status::new(500, "", "resourceVersion should not be set on objects to be created"));
         }
         let key = self.target.key_of(new.name());
         if self.options.is_dry_run && snapshot.get(&key).is_some() {
@@ -248,12 +248,7 @@ impl Writer<'_> {
         self.preconditions(&old, &wanted)?;
         let mut new = kind.confine(self.target.subresource.as_ref(), &old, wanted);
         self.record(&old, &mut new)?;
-        for field in SERVER_OWNED.into_iter().chain(["name", "namespace", "resourceVersion"]) {
-            match old.at(&["metadata", field]) {
-                Some(value) => new.set_metadata(field, value.clone()),
-                None => new.remove_metadata(field),
-            }
-        }
+        kind.keep(&old, &mut new);
         self.target.fill(&mut new);
         let options = self.options.to_value("UpdateOptions");
         let context = self.context(snapshot, Operation::Update, Some(&old), &options);
@@ -293,16 +288,15 @@ impl Writer<'_> {
     fn preconditions(&self, old: &Value, new: &Value) -> Result<()> {
         let resource = self.target.resource();
         let asked = new.resource_version();
+        if asked != old.resource_version() && asked.parse::<u64>().is_err() && !asked.is_empty() {
+            return Err(Status::new(500, "", format!("strconv.ParseUint: parsing {asked:?}: invalid syntax")));
+        }
         if !asked.is_empty() && asked != old.resource_version() {
             return Err(Status::modified(&resource, old.name()));
         }
         if asked.is_empty() && !self.target.kind.strategy.updates_unconditionally {
             let errors = vec![crate::meta::FieldError::invalid(&Path::new("metadata").child("resourceVersion"), 0, "must be specified for an update")];
             return Err(self.target.kind.invalid(old.name(), errors));
-        }
-        if !new.uid().is_empty() && new.uid() != old.uid() {
-            let why = format!("Precondition failed: UID in precondition: {}, UID in object meta: {}", new.uid(), old.uid());
-            return Err(Status::conflict(&resource, old.name(), why));
         }
         Ok(())
     }

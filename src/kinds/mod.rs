@@ -227,9 +227,14 @@ pub struct Body {
 impl Body {
     /// The name of the built-in type.
     pub fn definition(&self) -> String {
-        let group = if self.group.is_empty() { "core" } else { self.group.split('.').next().unwrap_or_default() };
-        format!("io.k8s.api.{group}.{}.{}", if self.version.is_empty() { "v1" } else { self.version }, self.kind)
+        definition(self.group, if self.version.is_empty() { "v1" } else { self.version }, self.kind)
     }
+}
+
+/// The name of a type of Kubernetes' own API groups, as OpenAPI has it.
+pub fn definition(group: &str, version: &str, kind: &str) -> String {
+    let package = if group.is_empty() { "core" } else { group.split('.').next().unwrap_or_default() };
+    format!("io.k8s.api.{package}.{version}.{kind}")
 }
 
 /// What a subresource does; the API floor has one function for each.

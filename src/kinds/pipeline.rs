@@ -38,6 +38,20 @@ impl Kind {
         }
     }
 
+    /// Metadata that an update leaves as it is, whatever it says; what it may not even say otherwise is refused later (`BeforeUpdate`).
+    pub fn keep(&self, old: &Value, new: &mut Value) {
+        let is_once = |field: &str| matches!(field, "uid" | "deletionGracePeriodSeconds") || field == "deletionTimestamp" && old.deletion_timestamp().is_none();
+        for field in SERVER_OWNED.into_iter().chain(["name", "namespace", "resourceVersion"]) {
+            if is_once(field) && new.at(&["metadata", field]).is_some_and(|it| !it.is_null() && *it != "") {
+                continue;
+            }
+            match old.at(&["metadata", field]) {
+                Some(value) => new.set_metadata(field, value.clone()),
+                None => new.remove_metadata(field),
+            }
+        }
+    }
+
     /// Fills in defaults: those that the schema declares, then the kind's own.
     pub fn fill(&self, version: &Version, object: &mut Value) {
         schema::default::default(object, &version.schema);

@@ -127,7 +127,7 @@ pub fn qualified_name(text: &str) -> Problems {
         }
         _ => {
             let error = &QUALIFIED_NAME.error;
-            return vec![format!("a qualified name {error} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')").into()];
+            return vec![format!("a valid label key {error} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')").into()];
         }
     };
     if name.is_empty() {

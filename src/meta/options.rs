@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{
-    FieldError, duration,
+    FieldError, FieldErrors, Path, duration,
     selector::{FieldSelector, LabelSelector},
     status::{Result, Status},
 };
@@ -97,7 +97,10 @@ impl Query {
     pub fn number<T: std::str::FromStr>(&self, key: &str) -> Result<Option<T>> {
         match self.get(key) {
             None | Some("") => Ok(None),
-            Some(text) => text.parse().map(Some).map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))),
+            Some(text) => text.parse().map(Some).map_err(|_| {
+                let is_number = text.strip_prefix('-').unwrap_or(text).bytes().all(|it| it.is_ascii_digit());
+                Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: {}", if is_number { "value out of range" } else { "invalid syntax" }))
+            }),
         }
     }
 }
@@ -109,8 +112,7 @@ pub fn percent_decode(text: &str) -> String {
 
 impl ListOptions {
     pub fn from_query(query: &Query) -> Result<Self> {
-        let labels = LabelSelector::parse(query.get("labelSelector").unwrap_or_default())
-            .map_err(|why| Status::bad_request(format!("unable to parse requirement: {why}")))?;
+        let labels = LabelSelector::parse(query.get("labelSelector").unwrap_or_default()).map_err(Status::bad_request)?;
         let fields = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default()).map_err(Status::bad_request)?;
         Ok(Self {
             labels,
@@ -126,19 +128,34 @@ impl ListOptions {
     }
 }
 
+/// The longest name of a field manager (`FieldManagerMaxLength`).
+const MANAGER_MAX: usize = 128;
+
 impl WriteOptions {
-    pub fn from_query(query: &Query) -> Result<Self> {
-        Ok(Self {
-            is_dry_run: dry_run(query.all("dryRun"))?,
-            field_manager: query.text("fieldManager"),
-            field_validation: match query.get("fieldValidation").unwrap_or_default() {
-                "" | "Warn" => FieldValidation::Warn,
-                "Ignore" => FieldValidation::Ignore,
-                "Strict" => FieldValidation::Strict,
-                other => return Err(unsupported("fieldValidation", other, r#""", "Ignore", "Strict", "Warn""#)),
-            },
-            is_forced: query.flag("force"),
-        })
+    /// `ValidateCreateOptions` and its kin; `kind` is `CreateOptions`, `UpdateOptions` or `PatchOptions`.
+    pub fn from_query(query: &Query, kind: &'static str) -> Result<Self> {
+        let mut errors = FieldErrors::new();
+        let (field_manager, path) = (query.text("fieldManager"), Path::new("fieldManager"));
+        if field_manager.len() > MANAGER_MAX {
+            errors.push(FieldError::too_long(&path, MANAGER_MAX));
+        }
+        for (at, letter) in field_manager.char_indices().filter(|(_, it)| it.is_control()) {
+            errors.push(FieldError::invalid(&path, field_manager.as_str(), format!("invalid character U+{:04X} (at position {at})", u32::from(letter))));
+        }
+        let is_dry_run = dry_run(query.all("dryRun"), &mut errors);
+        let field_validation = match query.get("fieldValidation").unwrap_or_default() {
+            "" | "Warn" => FieldValidation::Warn,
+            "Ignore" => FieldValidation::Ignore,
+            "Strict" => FieldValidation::Strict,
+            other => {
+                errors.push(FieldError::not_supported(&Path::new("fieldValidation"), other, &["", "Ignore", "Strict", "Warn"]));
+                FieldValidation::Strict
+            }
+        };
+        if !errors.is_empty() {
+            return Err(invalid(kind, errors));
+        }
+        Ok(Self { is_dry_run, field_manager, field_validation, is_forced: query.flag("force") })
     }
 
     /// The options as admission sees them: a `CreateOptions` or `UpdateOptions`.
@@ -181,20 +198,18 @@ fn typed(kind: &str, is_dry_run: bool) -> Value {
     options
 }
 
-/// Whether any of the values is `All`; anything else is refused.
-pub fn dry_run<'a>(values: impl Iterator<Item = &'a str>) -> Result<bool> {
-    let mut given = values.filter(|it| !it.is_empty()).peekable();
-    let is_dry_run = given.peek().is_some();
-    given.find(|it| *it != "All").map_or(Ok(is_dry_run), |other| Err(unsupported("dryRun", other, r#""All""#)))
+/// Whether `All` is given (`ValidateDryRun`); anything else is wrong.
+pub fn dry_run<'a>(values: impl Iterator<Item = &'a str>, errors: &mut FieldErrors) -> bool {
+    let given: Vec<&str> = values.filter(|it| !it.is_empty()).collect();
+    if given.iter().any(|it| *it != "All") {
+        errors.push(FieldError::not_supported(&Path::new("dryRun"), given.clone(), &["All"]));
+    }
+    !given.is_empty()
 }
 
 /// What `ListOptions` and the like are told of themselves (`errors.NewInvalid`).
-pub fn invalid(kind: &'static str, error: FieldError) -> Status {
-    Status::invalid("meta.k8s.io", kind, "", vec![error])
-}
-
-fn unsupported(option: &str, value: &str, supported: &str) -> Status {
-    Status::new(422, "Invalid", format!("invalid options: {option}: Unsupported value: {value:?}: supported values: {supported}"))
+pub fn invalid(kind: &'static str, errors: FieldErrors) -> Status {
+    Status::invalid("meta.k8s.io", kind, "", errors)
 }
 
 impl Propagation {
@@ -215,6 +230,6 @@ mod tests {
         assert_eq!(query.get("bad"), Some("%zz"));
         let options = ListOptions::from_query(&query).expect("valid options");
         assert_eq!(options.timeout_seconds, Some(30));
-        assert!(WriteOptions::from_query(&query).expect("valid options").is_dry_run);
+        assert!(WriteOptions::from_query(&query, "CreateOptions").expect("valid options").is_dry_run);
     }
 }

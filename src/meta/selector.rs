@@ -74,12 +74,10 @@ impl LabelSelector {
         Ok(res)
     }
 
-    /// Parses the text form, `a=b,c in (d,e),!f`. The error is the text after upstream's "unable to parse requirement: ".
+    /// Parses the text form, `a=b,c in (d,e),!f`; the error is upstream's text.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut parser = Parser { tokens: TOKEN.find_iter(text).map(|it| it.as_str()).collect(), at: 0 };
-        let requirements = parser.requirements()?;
-        requirements.iter().try_for_each(Requirement::check)?;
-        Ok(Self { requirements, is_nothing: false })
+        Ok(Self { requirements: parser.requirements()?, is_nothing: false })
     }
 
     pub fn matches_with<'a>(&self, get: impl Fn(&str) -> Option<&'a str>) -> bool {
@@ -119,7 +117,7 @@ impl Requirement {
     /// `NewRequirement`'s checks.
     fn check(&self) -> Result<(), String> {
         if let Some(problem) = names::qualified_name(&self.key).first() {
-            return Err(format!("key: Invalid value: {:?}: {problem}", self.key));
+            return Err(format!("<nil>: Invalid value: {:?}: {problem}", self.key));
         }
         match self.operator {
             Operator::In | Operator::NotIn if self.values.is_empty() => {
@@ -191,7 +189,11 @@ impl<'a> Parser<'a> {
     fn requirements(&mut self) -> Result<Vec<Requirement>, String> {
         let mut res = Vec::new();
         while !self.peek().is_empty() {
-            res.push(self.requirement()?);
+            if !is_word(self.peek()) && self.peek() != "!" {
+                return Err(format!("found '{}', expected: !, identifier, or 'end of string'", self.peek()));
+            }
+            let requirement = self.requirement().and_then(|it| it.check().map(|()| it));
+            res.push(requirement.map_err(|why| format!("unable to parse requirement: {why}"))?);
             match self.next() {
                 "" => break,
                 "," if is_word(self.peek()) || self.peek() == "!" => (),
@@ -235,7 +237,7 @@ impl<'a> Parser<'a> {
         }
         let mut values = Vec::new();
         loop {
-            values.push(self.value(&[",", ")"], "',', or ')' or identifier")?);
+            values.push(self.value(&[",", ")"], "',', ')' or identifier")?);
             match self.next() {
                 "," => (),
                 ")" => break,

@@ -132,6 +132,15 @@ impl Status {
         Self::new(406, "NotAcceptable", format!("only the following media types are accepted: {}", served.join(", ")))
     }
 
+    /// What no route of the path takes or answers: said before the API is asked (go-restful's `CurlyRouter`).
+    pub fn not_routed(code: u16) -> Self {
+        let (reason, message) = match code {
+            406 => ("NotAcceptable", "406: Not Acceptable\n\nAvailable representations: application/json, application/yaml, application/vnd.kubernetes.protobuf"),
+            _ => ("UnsupportedMediaType", "415: Unsupported Media Type"),
+        };
+        Self { details: Some(Box::default()), ..Self::new(code, reason, message) }
+    }
+
     pub fn unsupported_media_type(accepted: &[&str]) -> Self {
         let message = format!("the body of the request was in an unknown format - accepted media types include: {}", accepted.join(", "));
         Self::new(415, "UnsupportedMediaType", message)
@@ -164,7 +173,7 @@ impl Status {
 
     /// The reader asks for a revision that has not been reached (`storage.NewTooLargeResourceVersionError`).
     pub fn too_large_resource_version(asked: u64, current: u64) -> Self {
-        Self::new(504, "Timeout", format!("Too large resource version: {asked}, current: {current}"))
+        Self::new(504, "Timeout", format!("Timeout: Too large resource version: {asked}, current: {current}"))
             .with_cause("ResourceVersionTooLarge", "Too large resource version", "")
             .with_retry_after(1)
     }
@@ -199,6 +208,9 @@ impl Status {
             "kind": "Status", "apiVersion": "v1", "metadata": {},
             "status": "Failure", "message": self.message, "reason": self.reason, "code": self.code,
         });
+        if self.reason.is_empty() {
+            _ = body.remove_at(&["reason"]);
+        }
         if let Some(details) = &self.details {
             let value = details.to_value();
             if !details.continues.is_empty() {

@@ -43,7 +43,7 @@ fn parse(bytes: &[u8], schema: Option<&Schema>) -> Result<(Value, Vec<String>)> 
     let mut notes = Vec::new();
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let seed = Tree { path: &Place::Root, schema, notes: &mut notes };
-    let value = seed.deserialize(&mut reader).and_then(|value| reader.end().map(|()| value)).map_err(|error| bad_json(&error))?;
+    let value = seed.deserialize(&mut reader).and_then(|value| reader.end().map(|()| value)).map_err(|error| bad_json(&error, bytes))?;
     Ok((value, notes))
 }
 
@@ -56,7 +56,10 @@ pub fn parse_object(bytes: &[u8], schema: &Schema) -> Result<(Value, Vec<String>
 /// Parses one YAML document without a schema, and notes the first key that stands twice in its map. 400 where it is no YAML.
 pub fn parse_yaml(bytes: &[u8]) -> Result<(Value, Vec<String>)> {
     let text = std::str::from_utf8(bytes).map_err(|_| Status::bad_request("error converting YAML to JSON: yaml: invalid leading UTF-8 octet"))?;
-    let bad = |error: serde_saphyr::Error| Status::bad_request(format!("error converting YAML to JSON: yaml: {error}"));
+    let bad = |error: serde_saphyr::Error| {
+        let text = error.without_snippet().to_string();
+        Status::bad_request(format!("error converting YAML to JSON: yaml: {}", text.strip_prefix("error: ").unwrap_or(&text)))
+    };
     match serde_saphyr::from_str(text) {
         Ok(value) => Ok((value, Vec::new())),
         Err(error) => {
@@ -94,17 +97,44 @@ pub fn prune(value: &mut Value, schema: &Schema) {
     _ = Walk::over(value, schema);
 }
 
-fn bad_json(error: &serde_json::Error) -> Status {
+/// What serde_json says, and how Go goes on after `invalid character 'x'` at the same place.
+const SYNTAX: [(&str, &str); 10] = [
+    ("expected value", "looking for beginning of value"),
+    ("key must be a string", "looking for beginning of object key string"),
+    ("expected `:`", "after object key"),
+    ("expected `,` or `}`", "after object key:value pair"),
+    ("expected `,` or `]`", "after array element"),
+    ("trailing characters", "after top-level value"),
+    ("trailing comma", "looking for beginning of object key string"),
+    ("control character (\\u0000-\\u001F) found while parsing a string", "in string literal"),
+    ("invalid escape", "in string escape code"),
+    ("invalid number", "in numeric literal"),
+];
+
+/// The error of Go's decoder in place of serde_json's.
+fn bad_json(error: &serde_json::Error, bytes: &[u8]) -> Status {
     let text = error.to_string();
     let reason = text.split(" at line ").next().unwrap_or_default();
-    let message = match reason {
-        "EOF while parsing a value" | "EOF while parsing an object" | "EOF while parsing a list" | "EOF while parsing a string" => {
-            "unexpected end of JSON input".to_owned()
-        }
-        "recursion limit exceeded" => "exceeded max depth".to_owned(),
-        other => format!("invalid JSON: {other} (line {}, column {})", error.line(), error.column()),
-    };
-    Status::bad_request(format!("json: {message}"))
+    let line = bytes.split(|it| *it == b'\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
+    let letter = error.column().checked_sub(1).and_then(|it| line.get(it)).map_or('\n', |it| char::from(*it));
+    Status::bad_request(match SYNTAX.iter().find(|it| it.0 == reason) {
+        Some((_, place)) => format!("invalid character {letter:?} {place}"),
+        None if error.is_eof() => "unexpected end of JSON input".to_owned(),
+        None if reason == "recursion limit exceeded" => "exceeded max depth".to_owned(),
+        None => format!("invalid JSON: {reason} (line {}, column {})", error.line(), error.column()),
+    })
+}
+
+/// What Go calls the type of a value.
+pub fn json_type(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
 }
 
 /// Where the walk is, for notes: `spec.containers[0].image`.
@@ -351,13 +381,8 @@ impl<'s> Walk<'s> {
             return Ok(());
         }
         let found = match value {
-            Value::Null => "null".to_owned(),
-            Value::Bool(_) => "bool".to_owned(),
             Value::Number(number) if matches!(schema.shape, Shape::Int32 | Shape::Int64) => format!("number {number}"),
-            Value::Number(_) => "number".to_owned(),
-            Value::String(_) => "string".to_owned(),
-            Value::Array(_) => "array".to_owned(),
-            Value::Object(_) => "object".to_owned(),
+            other => json_type(other).to_owned(),
         };
         let wanted = go_type(schema);
         let owner = self.owner.rsplit('.').next().unwrap_or_default();
