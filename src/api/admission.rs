@@ -17,6 +17,7 @@ use super::{
     webhooks,
 };
 use crate::{
+    kinds::check::{each, fill_at},
     meta::{Meta, Result, Status, Value, object::GroupResource},
     store::{Key, Snapshot},
 };
@@ -86,8 +87,24 @@ pub struct Context<'a> {
 type Mutate = fn(&Context<'_>, &mut Value) -> Result<()>;
 type Validate = fn(&Context<'_>, &Value) -> Result<()>;
 
-/// In upstream's order. Each looks at what it is for and lets the rest pass.
-const MUTATING: &[Mutate] = &[namespace_lifecycle, certificates::requester, limits::default, service_account, node_taint, priority, toleration_seconds, runtime_class, storage_class, storage_protection, ingress_class];
+const NEW: &[Operation] = &[Operation::Create];
+const WRITTEN: &[Operation] = &[Operation::Create, Operation::Update];
+/// In upstream's order: when each is asked and for which resource.
+const MUTATING: &[(&[Operation], &str, &str, Mutate)] = &[
+    (NEW, "certificates.k8s.io", "certificatesigningrequests", certificates::requester),
+    (NEW, "", "pods", limits::default),
+    (NEW, "", "pods", service_account),
+    (NEW, "", "nodes", node_taint),
+    (NEW, "", "pods", priority),
+    (WRITTEN, "", "pods", toleration_seconds),
+    (NEW, "", "pods", runtime_class),
+    (NEW, "", "persistentvolumeclaims", storage_class),
+    (NEW, "", "persistentvolumes", |_, object| protect(object, "kubernetes.io/pv-protection")),
+    (NEW, "", "persistentvolumeclaims", |_, object| protect(object, "kubernetes.io/pvc-protection")),
+    (NEW, "storage.k8s.io", "volumeattributesclasses", |_, object| protect(object, "kubernetes.io/vac-protection")),
+    (NEW, "networking.k8s.io", "ingresses", ingress_class),
+];
+/// Each looks at what it is for and lets the rest pass.
 const VALIDATING: &[Validate] = &[limits::check, node::restrict, certificates::check, podsecurity::check, rbac_escalation];
 
 /// Changes a new object, or refuses it: the plugins first, then policies, then webhooks. What policies and webhooks have changed the plugins
@@ -105,16 +122,18 @@ pub async fn mutate(context: &Context<'_>, object: &mut Value) -> Result<()> {
     Ok(())
 }
 
-/// Connections are for webhooks alone.
 fn plugins(context: &Context<'_>, object: &mut Value) -> Result<()> {
-    let is_write = matches!(context.operation, Operation::Create | Operation::Update);
-    MUTATING.iter().filter(|_| is_write).try_for_each(|plugin| plugin(context, object))
+    if context.is_create() {
+        namespace_lifecycle(context, object)?;
+    }
+    let due = MUTATING.iter().filter(|(operations, group, plural, _)| operations.contains(&context.operation) && context.is(group, plural));
+    due.into_iter().try_for_each(|(.., plugin)| plugin(context, object))
 }
 
 /// Refuses an object that may not be stored so.
 pub async fn validate(context: &Context<'_>, object: &Value) -> Result<()> {
-    let is_write = matches!(context.operation, Operation::Create | Operation::Update);
-    VALIDATING.iter().filter(|_| is_write).try_for_each(|plugin| plugin(context, object))?;
+    // Connections are for webhooks alone.
+    VALIDATING.iter().filter(|_| WRITTEN.contains(&context.operation)).try_for_each(|plugin| plugin(context, object))?;
     policies::validate(context, object).await?;
     webhooks::validate(context, object).await
 }
@@ -143,7 +162,12 @@ impl Context<'_> {
         self.operation == Operation::Create
     }
 
-    fn find(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
+    /// Why an object may not be as it is.
+    pub fn forbid(&self, object: &Value, why: impl std::fmt::Display) -> Status {
+        Status::forbidden(&self.target.resource(), object.name(), why)
+    }
+
+    pub fn find(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
         Some(self.snapshot.get(&Key::new(resource, namespace, name))?.value())
     }
 }
@@ -151,7 +175,7 @@ impl Context<'_> {
 /// Nothing is made in a namespace that is not there, or that ends.
 fn namespace_lifecycle(context: &Context<'_>, object: &mut Value) -> Result<()> {
     let namespace = &context.target.namespace;
-    if !context.is_create() || namespace.is_empty() || context.is("authorization.k8s.io", "localsubjectaccessreviews") {
+    if namespace.is_empty() || context.is("authorization.k8s.io", "localsubjectaccessreviews") {
         return Ok(());
     }
     let found = context.find("namespaces", "", namespace).ok_or_else(|| Status::not_found(&GroupResource::new("", "namespaces"), namespace))?;
@@ -160,7 +184,7 @@ fn namespace_lifecycle(context: &Context<'_>, object: &mut Value) -> Result<()> 
     }
     let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
     let cause = format!("namespace {namespace} is being terminated");
-    Err(Status::forbidden(&context.target.resource(), object.name(), why).with_cause("NamespaceTerminating", cause, "metadata.namespace"))
+    Err(context.forbid(object, why).with_cause("NamespaceTerminating", cause, "metadata.namespace"))
 }
 
 const TOKEN_VOLUME: &str = "kube-api-access-";
@@ -170,16 +194,14 @@ const TOKEN_SECONDS: u32 = 3607;
 
 /// Gives a pod its service account, and the account's token as a volume.
 fn service_account(context: &Context<'_>, pod: &mut Value) -> Result<()> {
-    if !context.is("", "pods") || !context.is_create() || pod.annotations().any(|(key, _)| key == "kubernetes.io/config.mirror") {
+    if pod.annotations().any(|(key, _)| key == "kubernetes.io/config.mirror") {
         return Ok(());
     }
-    if pod.text_at(&["spec", "serviceAccountName"]).is_empty() {
-        pod.set_at(&["spec", "serviceAccountName"], "default");
-    }
+    fill_at(pod, &["spec", "serviceAccountName"], "default");
     let name = pod.text_at(&["spec", "serviceAccountName"]).to_owned();
     let Some(account) = context.find("serviceaccounts", &context.target.namespace, &name) else {
         let why = format!("error looking up service account {}/{name}: serviceaccount \"{name}\" not found", context.target.namespace);
-        return Err(Status::forbidden(&context.target.resource(), pod.name(), why));
+        return Err(context.forbid(pod, why));
     };
     pod.set_at(&["spec", "serviceAccount"], name.as_str());
     let wants = |object: &Value, path: &[&str]| object.at(path).and_then(Value::as_bool);
@@ -197,37 +219,26 @@ fn mount_token(pod: &mut Value) {
     let volume = existing.map_or_else(|| format!("{TOKEN_VOLUME}{}", &random[..5]), str::to_owned);
     let mut is_used = false;
     for list in ["initContainers", "containers"] {
-        for container in crate::kinds::check::each(pod, &["spec", list]) {
-            let mut mounts = container.items_at(&["volumeMounts"]).to_vec();
-            if mounts.iter().all(|it| it.text("mountPath") != TOKEN_PATH) {
-                mounts.push(json!({"name": volume, "mountPath": TOKEN_PATH, "readOnly": true}));
-                container["volumeMounts"] = mounts.into();
-                is_used = true;
-            }
+        for container in each(pod, &["spec", list]).filter(|it| it.items_at(&["volumeMounts"]).iter().all(|it| it.text("mountPath") != TOKEN_PATH)) {
+            container.list_at(&["volumeMounts"]).push(json!({"name": volume, "mountPath": TOKEN_PATH, "readOnly": true}));
+            is_used = true;
         }
     }
     if has_volume || !is_used {
         return;
     }
-    let mut volumes = pod.items_at(&["spec", "volumes"]).to_vec();
-    volumes.push(json!({"name": volume, "projected": {"defaultMode": 0o644, "sources": [
+    pod.list_at(&["spec", "volumes"]).push(json!({"name": volume, "projected": {"defaultMode": 0o644, "sources": [
         {"serviceAccountToken": {"expirationSeconds": TOKEN_SECONDS, "path": "token"}},
         {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
         {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}]}},
     ]}}));
-    pod.set_at(&["spec", "volumes"], volumes);
 }
 
 /// A new node is not ready: nothing is scheduled onto it before it says so.
-fn node_taint(context: &Context<'_>, node: &mut Value) -> Result<()> {
+fn node_taint(_: &Context<'_>, node: &mut Value) -> Result<()> {
     const NOT_READY: &str = "node.kubernetes.io/not-ready";
-    if !context.is("", "nodes") || !context.is_create() {
-        return Ok(());
-    }
-    let mut taints = node.items_at(&["spec", "taints"]).to_vec();
-    if taints.iter().all(|it| it.text("key") != NOT_READY) {
-        taints.push(json!({"key": NOT_READY, "effect": "NoSchedule"}));
-        node.set_at(&["spec", "taints"], taints);
+    if node.items_at(&["spec", "taints"]).iter().all(|it| it.text("key") != NOT_READY) {
+        node.list_at(&["spec", "taints"]).push(json!({"key": NOT_READY, "effect": "NoSchedule"}));
     }
     Ok(())
 }
@@ -235,41 +246,32 @@ fn node_taint(context: &Context<'_>, node: &mut Value) -> Result<()> {
 /// The priority of a pod from its class, or from the default class.
 fn priority(context: &Context<'_>, pod: &mut Value) -> Result<()> {
     const CLASSES: &str = "scheduling.k8s.io/priorityclasses";
-    if !context.is("", "pods") || !context.is_create() {
-        return Ok(());
-    }
     let name = pod.text_at(&["spec", "priorityClassName"]).to_owned();
     let class = match name.as_str() {
         "" => context.snapshot.list(CLASSES, None, None).map(|it| it.value()).find(|it| it["globalDefault"] == true),
         name => {
             let class = context.find(CLASSES, "", name);
-            let why = || Status::forbidden(&context.target.resource(), pod.name(), format!("no PriorityClass with name {name} was found"));
-            Some(class.ok_or_else(why)?)
+            Some(class.ok_or_else(|| context.forbid(pod, format!("no PriorityClass with name {name} was found")))?)
         }
     };
     let value = class.as_ref().and_then(|it| it.int_at(&["value"])).unwrap_or(0);
     if pod.int_at(&["spec", "priority"]).is_some_and(|it| it != value) {
         let why = format!("the integer value of priority ({}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name", pod["spec"]["priority"]);
-        return Err(Status::forbidden(&context.target.resource(), pod.name(), why));
+        return Err(context.forbid(pod, why));
     }
-    let policy = class.as_ref().map(|it| it.text("preemptionPolicy").to_owned()).filter(|it| !it.is_empty());
-    if let (Some(class), true) = (&class, name.is_empty()) {
-        pod.set_at(&["spec", "priorityClassName"], class.name());
+    if let Some(class) = &class {
+        fill_at(pod, &["spec", "priorityClassName"], class.name());
     }
     pod.set_at(&["spec", "priority"], value);
-    if pod.text_at(&["spec", "preemptionPolicy"]).is_empty() {
-        pod.set_at(&["spec", "preemptionPolicy"], policy.unwrap_or_else(|| "PreemptLowerPriority".to_owned()));
-    }
+    let policy = class.as_ref().map(|it| it.text("preemptionPolicy")).filter(|it| !it.is_empty());
+    fill_at(pod, &["spec", "preemptionPolicy"], policy.unwrap_or("PreemptLowerPriority"));
     Ok(())
 }
 
 /// A pod stays for five minutes on a node that is not ready or not reached, unless it says otherwise; at every update too.
-fn toleration_seconds(context: &Context<'_>, pod: &mut Value) -> Result<()> {
+fn toleration_seconds(_: &Context<'_>, pod: &mut Value) -> Result<()> {
     const SECONDS: u32 = 300;
-    if !context.is("", "pods") || context.target.subresource.is_some() {
-        return Ok(());
-    }
-    let mut tolerations = pod.items_at(&["spec", "tolerations"]).to_vec();
+    let tolerations = pod.list_at(&["spec", "tolerations"]);
     for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
         let covers = |it: &Value| matches!(it.text("key"), "" ) && it.text("operator") == "Exists" || it.text("key") == key;
         let has_effect = |it: &Value| matches!(it.text("effect"), "" | "NoExecute");
@@ -277,82 +279,65 @@ fn toleration_seconds(context: &Context<'_>, pod: &mut Value) -> Result<()> {
             tolerations.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": SECONDS}));
         }
     }
-    pod.set_at(&["spec", "tolerations"], tolerations);
     Ok(())
 }
 
 /// A pod costs what its runtime class says, and goes where that is served.
 fn runtime_class(context: &Context<'_>, pod: &mut Value) -> Result<()> {
     let name = pod.text_at(&["spec", "runtimeClassName"]).to_owned();
-    if !context.is("", "pods") || !context.is_create() || name.is_empty() {
+    if name.is_empty() {
         return Ok(());
     }
-    let pod_name = pod.name().to_owned();
-    let refuse = |why: String| Status::forbidden(&context.target.resource(), &pod_name, why);
-    let class = context.find("node.k8s.io/runtimeclasses", "", &name).ok_or_else(|| refuse(format!("pod rejected: RuntimeClass {name:?} not found")))?;
+    let class = context.find("node.k8s.io/runtimeclasses", "", &name);
+    let class = class.ok_or_else(|| context.forbid(pod, format!("pod rejected: RuntimeClass {name:?} not found")))?;
     if let Some(overhead) = class.at(&["overhead", "podFixed"]) {
         if pod.at(&["spec", "overhead"]).is_some_and(|it| it != overhead) {
-            return Err(refuse("pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead".to_owned()));
+            return Err(context.forbid(pod, "pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead"));
         }
         pod.set_at(&["spec", "overhead"], overhead.clone());
     }
     for (key, value) in class.map_at(&["scheduling", "nodeSelector"]).into_iter().flatten() {
         if pod.at(&["spec", "nodeSelector", key]).is_some_and(|it| it != value) {
-            return Err(refuse(format!("conflict: cannot overwrite nodeSelector {key}")));
+            return Err(context.forbid(pod, format!("conflict: cannot overwrite nodeSelector {key}")));
         }
         pod.set_at(&["spec", "nodeSelector", key], value.clone());
     }
-    let more = class.items_at(&["scheduling", "tolerations"]);
-    if !more.is_empty() {
-        let all: Vec<Value> = pod.items_at(&["spec", "tolerations"]).iter().chain(more).cloned().collect();
-        pod.set_at(&["spec", "tolerations"], all);
-    }
+    pod.list_at(&["spec", "tolerations"]).extend_from_slice(class.items_at(&["scheduling", "tolerations"]));
     Ok(())
 }
 
 /// A claim that names no class gets the default one.
 fn storage_class(context: &Context<'_>, claim: &mut Value) -> Result<()> {
     const DEFAULT: [&str; 2] = ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
-    if context.is("", "persistentvolumeclaims") {
-        default_class(context, claim, "storageClassName", "storage.k8s.io/storageclasses", &DEFAULT);
-    }
-    Ok(())
+    default_class(context, claim, "storageClassName", "storage.k8s.io/storageclasses", &DEFAULT)
 }
 
 /// What stores data is removed only when nothing uses it: the controllers of `volumeprotection.rs` take the finalizers away.
-fn storage_protection(context: &Context<'_>, object: &mut Value) -> Result<()> {
-    const KINDS: [(&str, &str, &str); 3] = [
-        ("", "persistentvolumes", "kubernetes.io/pv-protection"),
-        ("", "persistentvolumeclaims", "kubernetes.io/pvc-protection"),
-        ("storage.k8s.io", "volumeattributesclasses", "kubernetes.io/vac-protection"),
-    ];
-    let finalizer = KINDS.iter().filter(|_| context.is_create()).find(|(group, plural, _)| context.is(group, plural)).map(|it| it.2);
-    if let Some(finalizer) = finalizer.filter(|it| object.finalizers().all(|present| present != *it)) {
-        let all: Vec<&str> = object.finalizers().chain([finalizer]).collect();
-        let all = Value::from(all);
-        object.set_metadata("finalizers", all);
+fn protect(object: &mut Value, finalizer: &str) -> Result<()> {
+    if object.finalizers().all(|it| it != finalizer) {
+        object.list_at(&["metadata", "finalizers"]).push(finalizer.into());
     }
     Ok(())
 }
 
 /// So does an Ingress, unless it says its class in the older annotation.
 fn ingress_class(context: &Context<'_>, ingress: &mut Value) -> Result<()> {
-    let has_own = ingress.annotations().any(|it| it.0 == "kubernetes.io/ingress.class");
-    if context.is("networking.k8s.io", "ingresses") && !has_own {
-        default_class(context, ingress, "ingressClassName", "networking.k8s.io/ingressclasses", &["ingressclass.kubernetes.io/is-default-class"]);
+    if ingress.annotations().any(|it| it.0 == "kubernetes.io/ingress.class") {
+        return Ok(());
     }
-    Ok(())
+    default_class(context, ingress, "ingressClassName", "networking.k8s.io/ingressclasses", &["ingressclass.kubernetes.io/is-default-class"])
 }
 
 /// Names in `spec` of a new object the class that is the default by an annotation; of several the newest.
-fn default_class(context: &Context<'_>, object: &mut Value, field: &str, classes: &str, annotations: &[&str]) {
-    if !context.is_create() || object.at(&["spec", field]).is_some() {
-        return;
+fn default_class(context: &Context<'_>, object: &mut Value, field: &str, classes: &str, annotations: &[&str]) -> Result<()> {
+    if object.at(&["spec", field]).is_some() {
+        return Ok(());
     }
     let is_default = |it: &Value| it.annotations().any(|(key, value)| annotations.contains(&key) && value == "true");
     let classes = context.snapshot.list(classes, None, None).map(|it| it.value()).filter(is_default);
     let newest = classes.min_by_key(|it| (std::cmp::Reverse(it.metadata("creationTimestamp").to_owned()), it.name().to_owned()));
     newest.into_iter().for_each(|it| object.set_at(&["spec", field], it.name()));
+    Ok(())
 }
 
 /// Nobody grants what they do not hold.
@@ -360,8 +345,15 @@ fn rbac_escalation(context: &Context<'_>, object: &Value) -> Result<()> {
     if context.target.kind.group != rbac::GROUP {
         return Ok(());
     }
-    let authorizer = &context.server.authorizer;
-    let index = authorizer.index(context.snapshot);
-    let allowed = |attributes: &super::identity::Attributes| authorizer.authorize(&context.requester.user, attributes, context.snapshot).is_allowed;
-    rbac::check_escalation(&index, &context.requester.user, &context.target.kind.plural, &context.target.namespace, object, context.old, allowed)
+    let (authorizer, user, target) = (&context.server.authorizer, &context.requester.user, context.target);
+    let grant = rbac::Grant {
+        index: &authorizer.index(context.snapshot),
+        user,
+        resource: &target.kind.plural,
+        namespace: &target.namespace,
+        object,
+        old: context.old,
+        is_authorized: &|attributes| authorizer.authorize(user, attributes, context.snapshot).is_allowed,
+    };
+    grant.check()
 }

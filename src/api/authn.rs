@@ -11,8 +11,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
     bootstrap_tokens,
-    authz::{Decision, forbidden},
-    identity::{ANONYMOUS, AUTHENTICATED, Attributes, Peer, UNAUTHENTICATED, User},
+    authz::forbidden,
+    identity::{ANONYMOUS, AUTHENTICATED, Attributes, Decision, Peer, UNAUTHENTICATED, User},
     tokens::{CREDENTIAL_ID, Find, Tokens},
     websocket,
 };
@@ -142,7 +142,7 @@ pub fn remove_credentials(headers: &mut HeaderMap) {
 pub fn impersonate(user: User, headers: &HeaderMap, authorize: impl Fn(&User, &Attributes) -> Decision) -> Result<User> {
     let Some(asked) = Impersonation::of(headers)? else { return Ok(user) };
     for attributes in asked.questions() {
-        if let Decision { is_allowed: false, reason } = authorize(&user, &attributes) {
+        if let Decision { is_allowed: false, reason, .. } = authorize(&user, &attributes) {
             return Err(forbidden(&user, &attributes, &reason));
         }
     }
@@ -150,7 +150,6 @@ pub fn impersonate(user: User, headers: &HeaderMap, authorize: impl Fn(&User, &A
 }
 
 /// What the headers ask for.
-#[derive(Default)]
 struct Impersonation {
     user: String,
     groups: Vec<String>,
@@ -162,48 +161,41 @@ impl Impersonation {
     fn of(headers: &HeaderMap) -> Result<Option<Self>> {
         let all = |name: &str| headers.get_all(name).iter().map(|it| String::from_utf8_lossy(it.as_bytes()).into_owned()).collect::<Vec<_>>();
         let first = |name: &str| all(name).into_iter().next().unwrap_or_default();
-        let mut asked = Self { user: first(IMPERSONATE_USER), groups: all(IMPERSONATE_GROUP), uid: first(IMPERSONATE_UID), ..Self::default() };
-        for name in headers.keys() {
-            if let Some(key) = name.as_str().strip_prefix(IMPERSONATE_EXTRA) {
-                asked.extra.insert(unescape(key), all(name.as_str()));
-            }
+        let extra = headers.keys().filter_map(|it| Some((unescape(it.as_str().strip_prefix(IMPERSONATE_EXTRA)?), all(it.as_str()))));
+        let asked = Self { user: first(IMPERSONATE_USER), groups: all(IMPERSONATE_GROUP), uid: first(IMPERSONATE_UID), extra: extra.collect() };
+        if !asked.user.is_empty() {
+            return Ok(Some(asked));
         }
-        let has_more = !asked.groups.is_empty() || !asked.uid.is_empty() || !asked.extra.is_empty();
-        match (asked.user.is_empty(), has_more) {
-            (true, true) => Err(Status::bad_request(format!("requested {} without impersonating a user", asked.describe()))),
-            (true, false) => Ok(None),
-            (false, _) => Ok(Some(asked)),
+        match (&asked.groups[..], &*asked.uid, asked.extra.is_empty()) {
+            ([], "", true) => Ok(None),
+            _ => Err(Status::bad_request(format!("requested {} without impersonating a user", asked.describe()))),
         }
+    }
+
+    /// What is asked for beside the user: kind, resource, name, and a key of extra.
+    fn others(&self) -> impl Iterator<Item = (&'static str, &'static str, &str, &str)> {
+        let groups = self.groups.iter().map(|it| ("Group", "groups", it.as_str(), ""));
+        let extra = self.extra.iter().flat_map(|(key, values)| values.iter().map(move |it| ("UserExtra", "userextras", it.as_str(), key.as_str())));
+        let uid = Some(self.uid.as_str()).filter(|it| !it.is_empty()).map(|it| ("UID", "uids", it, ""));
+        groups.chain(extra).chain(uid)
     }
 
     /// The references as Go prints them.
     fn describe(&self) -> String {
-        let reference = |kind: &str, name: &str, version: &str, field: &str| format!("{{{kind}  {name}  {version}  {field}}}");
-        let groups = self.groups.iter().map(|it| reference("Group", it, "", ""));
-        let extra =
-            self.extra.iter().flat_map(|(key, values)| values.iter().map(move |it| reference("UserExtra", it, "authentication.k8s.io/v1", key)));
-        let uid = Some(&self.uid).filter(|it| !it.is_empty()).map(|it| reference("UID", it, "authentication.k8s.io/v1", ""));
-        let all: Vec<String> = groups.chain(extra).chain(uid).collect();
+        let version = |kind: &str| if kind == "Group" { "" } else { "authentication.k8s.io/v1" };
+        let all: Vec<String> = self.others().map(|(kind, _, name, field)| format!("{{{kind}  {name}  {}  {field}}}", version(kind))).collect();
         format!("[{}]", all.join(" "))
     }
 
     fn questions(&self) -> Vec<Attributes> {
-        let ask = |resource: &str, name: &str| Attributes {
-            verb: "impersonate".into(),
-            resource: resource.into(),
-            name: name.into(),
-            ..Attributes::default()
-        };
-        let identity = |resource: &str, name: &str| Attributes { group: "authentication.k8s.io".into(), version: "v1".into(), ..ask(resource, name) };
+        let ask = |resource: &str, name: &str| Attributes { name: name.into(), ..Attributes::new("impersonate", "", resource) };
         let user = match service_account(&self.user) {
             Some((namespace, name)) => Attributes { namespace: namespace.into(), ..ask("serviceaccounts", name) },
             None => ask("users", &self.user),
         };
-        let groups = self.groups.iter().map(|it| ask("groups", it));
-        let extra = self.extra.iter().flat_map(|(key, values)| values.iter().map(move |it| (key, it)));
-        let extra = extra.map(|(key, value)| Attributes { subresource: key.clone(), ..identity("userextras", value) });
-        let uid = Some(&self.uid).filter(|it| !it.is_empty()).map(|it| identity("uids", it));
-        [user].into_iter().chain(groups).chain(extra).chain(uid).collect()
+        let group = |kind: &str| if kind == "Group" { "" } else { "authentication.k8s.io" };
+        let others = self.others().map(|(kind, resource, name, key)| Attributes { group: group(kind).into(), subresource: key.into(), ..ask(resource, name) });
+        [user].into_iter().chain(others).collect()
     }
 
     fn into_user(self) -> User {
@@ -227,26 +219,18 @@ fn service_account(user: &str) -> Option<(&str, &str)> {
     (!namespace.is_empty() && !name.is_empty() && !name.contains(':')).then_some((namespace, name))
 }
 
-/// Decodes `%2f`; what is no valid escape stays as it is.
+/// Decodes `%2f`; a key with what is no valid escape stays as it is.
 fn unescape(key: &str) -> String {
-    let bytes = key.as_bytes();
-    let (mut out, mut at) = (Vec::with_capacity(bytes.len()), 0);
-    while let Some(&byte) = bytes.get(at) {
-        let escaped = (byte == b'%').then(|| u8::from_str_radix(key.get(at + 1..at + 3)?, 16).ok()).flatten();
-        if byte == b'%' && escaped.is_none() {
-            return key.to_owned();
-        }
-        out.push(escaped.unwrap_or(byte));
-        at += if escaped.is_some() { 3 } else { 1 };
-    }
-    String::from_utf8(out).unwrap_or_else(|_| key.to_owned())
+    let is_escape = |it: &str| it.len() > 1 && it.bytes().take(2).all(|it| it.is_ascii_hexdigit());
+    let decoded = percent_encoding::percent_decode_str(key).decode_utf8().ok().filter(|_| key.split('%').skip(1).all(is_escape));
+    decoded.map_or_else(|| key.to_owned(), |it| it.into_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        api::tokens::{Grant, ISSUER, Reference, generate_key},
+        api::tokens::{Bound, Grant, ISSUER, Reference, generate_key},
         store::{Key, Stored},
     };
 
@@ -269,8 +253,8 @@ mod tests {
     fn credentials_name_their_user() {
         let tokens = Arc::new(Tokens::new(ISSUER, &generate_key()).unwrap());
         let account = Reference { name: "bot".into(), uid: "u".into() };
-        let grant = Grant { namespace: "ns".into(), account, audiences: vec![ISSUER.into()], seconds: 600, ..Grant::default() };
-        let token = tokens.issue(&grant, clock::now());
+        let bound = Bound { namespace: "ns".into(), account, ..Bound::default() };
+        let token = tokens.issue(Grant { bound, audiences: vec![ISSUER.into()], seconds: 600, ..Grant::default() }, clock::now());
         let encoded = format!("{BEARER_PROTOCOL}{}", URL_SAFE_NO_PAD.encode(&token));
         let authenticator = Authenticator::new(tokens);
         let bearer = format!("Bearer {token}");
@@ -332,7 +316,7 @@ mod tests {
         ];
         for (lines, allowed, expected) in cases {
             let me = User { name: "me".into(), ..User::default() };
-            let decide = |_: &User, it: &Attributes| Decision { is_allowed: allowed.split(' ').any(|allowed| allowed == it.resource), reason: String::new() };
+            let decide = |_: &User, it: &Attributes| Decision { is_allowed: allowed.split(' ').any(|allowed| allowed == it.resource), ..Decision::default() };
             let got = impersonate(me, &headers(&lines), decide).map(|it| format!("{}|{}", it.name, it.groups.join(",")));
             assert_eq!(got.as_deref().map_err(|it| it.message.as_str()), expected);
         }

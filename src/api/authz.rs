@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     derived::Derived,
-    identity::{Attributes, MASTERS, User},
+    identity::{Attributes, Decision, MASTERS, User},
     node,
     rbac::Index,
 };
@@ -13,8 +13,13 @@ use crate::{
     store::Snapshot,
 };
 
-const ROLES: [&str; 2] = ["rbac.authorization.k8s.io/clusterroles", "rbac.authorization.k8s.io/roles"];
-const BINDINGS: [&str; 2] = ["rbac.authorization.k8s.io/clusterrolebindings", "rbac.authorization.k8s.io/rolebindings"];
+/// Roles, then bindings.
+const OBJECTS: [&str; 4] = [
+    "rbac.authorization.k8s.io/clusterroles",
+    "rbac.authorization.k8s.io/roles",
+    "rbac.authorization.k8s.io/clusterrolebindings",
+    "rbac.authorization.k8s.io/rolebindings",
+];
 
 /// Decides about requests. It keeps what it has read of the RBAC objects until one of them changes.
 #[derive(Default)]
@@ -22,29 +27,19 @@ pub struct Authorizer {
     index: Derived<Index>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Decision {
-    pub is_allowed: bool,
-    /// If there is one to tell.
-    pub reason: String,
-}
-
 impl Authorizer {
-    pub fn new() -> Self {
-        Self::default()
-    }
-
     pub fn authorize(&self, user: &User, attributes: &Attributes, snapshot: &Snapshot) -> Decision {
+        let may = |is_allowed, reason| Decision { is_allowed, reason, ..Decision::default() };
         if user.is_in(MASTERS) {
-            return Decision { is_allowed: true, reason: String::new() };
+            return may(true, String::new());
         }
         let index = self.index(snapshot);
         if let Some(node) = node::name_of(user)
             && node::decide(node, attributes, snapshot).unwrap_or_else(|| index.role_allows(node::ROLE, attributes))
         {
-            return Decision { is_allowed: true, reason: String::new() };
+            return may(true, String::new());
         }
-        decide(&index, user, attributes)
+        index.decide(user, attributes).map_or_else(|why| may(false, why), |reason| may(true, reason))
     }
 
     /// [`Authorizer::authorize`], with upstream's 403 for everything but an allowance.
@@ -54,7 +49,8 @@ impl Authorizer {
 
     /// The roles and bindings in `snapshot`.
     pub fn index(&self, snapshot: &Snapshot) -> Arc<Index> {
-        self.index.get(snapshot, &[ROLES, BINDINGS].concat(), |_| read(snapshot))
+        let objects = |resources: &[&str]| -> Vec<Value> { resources.iter().flat_map(|it| snapshot.list(it, None, None)).map(|it| it.value()).collect() };
+        self.index.get(snapshot, &OBJECTS, |_| Index::new(&objects(&OBJECTS[..2]), &objects(&OBJECTS[2..])))
     }
 }
 
@@ -83,18 +79,6 @@ fn forbidden_message(user: &User, attributes: &Attributes) -> String {
     format!("User {name:?} cannot {verb} resource {resource:?} in API group {group:?} {scope}")
 }
 
-fn decide(index: &Index, user: &User, attributes: &Attributes) -> Decision {
-    match index.decide(user, attributes) {
-        Ok(reason) => Decision { is_allowed: true, reason },
-        Err(reason) => Decision { is_allowed: false, reason },
-    }
-}
-
-fn read(snapshot: &Snapshot) -> Index {
-    let objects = |resources: [&str; 2]| -> Vec<Value> { resources.iter().flat_map(|it| snapshot.list(it, None, None)).map(|it| it.value()).collect() };
-    Index::new(&objects(ROLES), &objects(BINDINGS))
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -106,7 +90,7 @@ mod tests {
     async fn decisions_follow_the_stored_objects() {
         let tasks = crate::base::Tasks::new();
         let store = Store::open(Arc::new(Memory::new()), Arc::new(|_, _| Header::default()), &tasks).await.unwrap();
-        let authorizer = Authorizer::new();
+        let authorizer = Authorizer::default();
         let jane = User { name: "jane".into(), ..User::default() };
         let question = Attributes { verb: "get".into(), resource: "pods".into(), ..Attributes::default() };
         let role = json!({"metadata": {"name": "r"}, "rules": [{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}]});
@@ -115,12 +99,12 @@ mod tests {
             json!({"metadata": {"name": "b"}, "roleRef": {"kind": "ClusterRole", "name": "r"}, "subjects": [{"kind": "User", "name": "jane"}]});
         // (resource, what is stored there or deleted, whether jane may)
         let steps = [
-            (ROLES[0], Some(&role), false),
-            (BINDINGS[0], Some(&binding), true),
+            (OBJECTS[0], Some(&role), false),
+            (OBJECTS[2], Some(&binding), true),
             ("pods", Some(&other), true),
-            (ROLES[0], Some(&other), false),
-            (ROLES[0], Some(&role), true),
-            (BINDINGS[0], None, false),
+            (OBJECTS[0], Some(&other), false),
+            (OBJECTS[0], Some(&role), true),
+            (OBJECTS[2], None, false),
         ];
         for (resource, object, expected) in steps {
             let change = match object {

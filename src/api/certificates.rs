@@ -10,28 +10,19 @@ use super::{
 };
 use crate::{
     base::pki::Request,
-    meta::{Meta, Result, Status, Value},
+    meta::{Meta, Result, Value},
 };
 
 const GROUP: &str = "certificates.k8s.io";
 const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";
 
-fn is_request(context: &Context<'_>) -> bool {
-    context.target.kind.group == GROUP && context.target.kind.plural == "certificatesigningrequests"
-}
-
 /// A new request says who made it.
 pub fn requester(context: &Context<'_>, request: &mut Value) -> Result<()> {
-    if !is_request(context) || context.operation != Operation::Create || context.target.subresource.is_some() {
-        return Ok(());
-    }
-    let user = &context.requester.user;
-    request.set_at(&["spec", "username"], user.name.as_str());
-    request.set_at(&["spec", "groups"], json!(user.groups));
-    for (field, value) in [("uid", json!(user.uid)), ("extra", json!(user.extra))] {
-        match user.uid.is_empty() && field == "uid" || user.extra.is_empty() && field == "extra" {
-            true => _ = request.remove_at(&["spec", field]),
-            false => request.set_at(&["spec", field], value),
+    let user = json!(context.requester.user);
+    for field in ["username", "uid", "groups", "extra"] {
+        match user.get(field) {
+            Some(value) => request.set_at(&["spec", field], value.clone()),
+            None => _ = request.remove_at(&["spec", field]),
         }
     }
     Ok(())
@@ -39,13 +30,12 @@ pub fn requester(context: &Context<'_>, request: &mut Value) -> Result<()> {
 
 /// Who approves may use the signer so, and who signs too. Nobody becomes an administrator by a certificate.
 pub fn check(context: &Context<'_>, request: &Value) -> Result<()> {
-    if !is_request(context) {
+    if context.target.kind.group != GROUP || context.target.kind.plural != "certificatesigningrequests" {
         return Ok(());
     }
     let signer = request.text_at(&["spec", "signerName"]);
-    let forbidden = |why: String| Status::forbidden(&context.target.resource(), request.name(), why);
-    let part = context.target.subresource.as_ref().map(|it| it.name.as_ref()).unwrap_or_default();
-    match part {
+    let forbidden = |why: String| context.forbid(request, why);
+    match context.target.subresource_name() {
         "" if context.operation == Operation::Create && signer == CLIENT_SIGNER && asks_for_masters(request) => {
             Err(forbidden(format!("use of {CLIENT_SIGNER} signer with {MASTERS} group is not allowed")))
         }
@@ -72,14 +62,7 @@ fn has_new_certificate(context: &Context<'_>, request: &Value) -> bool {
 fn may(context: &Context<'_>, verb: &str, signer: &str) -> bool {
     let domain = format!("{}/*", signer.split('/').next().unwrap_or_default());
     [signer, domain.as_str()].into_iter().any(|name| {
-        let attributes = Attributes {
-            verb: verb.to_owned(),
-            group: GROUP.to_owned(),
-            version: "*".to_owned(),
-            resource: "signers".to_owned(),
-            name: name.to_owned(),
-            ..Attributes::default()
-        };
+        let attributes = Attributes { name: name.to_owned(), ..Attributes::new(verb, GROUP, "signers") };
         context.server.authorizer.authorize(&context.requester.user, &attributes, context.snapshot).is_allowed
     })
 }

@@ -13,11 +13,11 @@ use tokio::time::Instant;
 use super::{
     Server,
     forms::{View, header, parse},
-    outgoing::Destination,
+    outgoing::{Destination, Review},
 };
 use crate::{
     kinds::{Convert, Webhook, metadata},
-    meta::{FieldErrors, GroupVersionKind, Map, Meta, Path, Result, Status, Value},
+    meta::{FieldErrors, GroupVersionKind, Map, Meta, Path, Result, Status, Value, status::aggregate},
     schema::{codec, default},
     store::{Draft, Header, Stored},
 };
@@ -93,13 +93,12 @@ impl Server {
         let mut others: Vec<&mut Value> = values.iter_mut().filter(|it| it.text("apiVersion") != wanted).collect();
         let Some(first) = others.first() else { return Ok(()) };
         let what = GroupVersionKind::of(first);
-        let what = format!("{}/{}, Kind={}", what.group, what.version, what.kind);
         let failed = |why: String| Status::new(500, "", format!("conversion webhook for {what} {why}"));
         let objects: Vec<Value> = others.iter().map(|it| Value::clone(it)).collect();
         let destination = Destination::new(&webhook.client_config).map_err(|why| failed(format!("failed: {why}")))?;
-        let review = Review::new(webhook, wanted, objects).map_err(|why| Status::new(500, "", why))?;
-        let answer = self.outgoing.post(&destination, &review.request, Some(Instant::now() + TIMEOUT)).await;
-        let converted = answer.and_then(|it| review.read(it)).map_err(|why| failed(format!("failed: {why}")))?;
+        let review = review(webhook, wanted, objects).ok_or_else(|| Status::new(500, "", "no supported conversion review versions"))?;
+        let answer = self.outgoing.post(&destination, &review.value, Some(Instant::now() + TIMEOUT)).await;
+        let converted = answer.and_then(|it| read(&review, it)).map_err(|why| failed(format!("failed: {why}")))?;
         if converted.len() != others.len() {
             return Err(failed(format!("returned {} objects, expected {}", converted.len(), others.len())));
         }
@@ -168,44 +167,19 @@ const BY_FUNCTION: u64 = 1 << 63;
 /// Or why not, in words that end up in the error of the request.
 type Told<T> = std::result::Result<T, String>;
 
-/// A `ConversionReview` on its way.
-struct Review {
-    uid: String,
-    version: &'static str,
-    request: Value,
+fn review(webhook: &Webhook, wanted: &str, objects: Vec<Value>) -> Option<Review> {
+    Review::new("apiextensions.k8s.io", "ConversionReview", &webhook.review_versions, json!({"desiredAPIVersion": wanted, "objects": objects}))
 }
 
-impl Review {
-    /// In the first version that the webhook names and this server knows.
-    fn new(webhook: &Webhook, wanted: &str, objects: Vec<Value>) -> Told<Self> {
-        let known = webhook.review_versions.iter().find_map(|it| ["v1", "v1beta1"].into_iter().find(|known| known == it));
-        let version = known.ok_or("no supported conversion review versions")?;
-        let uid = uuid::Uuid::new_v4().to_string();
-        let request = json!({"kind": "ConversionReview", "apiVersion": format!("apiextensions.k8s.io/{version}"),
-            "request": {"uid": uid, "desiredAPIVersion": wanted, "objects": objects}});
-        Ok(Self { uid, version, request })
-    }
-
-    /// The converted objects of an answer (`getConvertedObjectsFromResponse`); of v1beta1 neither type nor uid was ever checked.
-    fn read(&self, mut answer: Value) -> Told<Vec<Value>> {
-        let (api_version, kind) = (answer.text("apiVersion"), answer.text("kind"));
-        if self.version == "v1" && (api_version != "apiextensions.k8s.io/v1" || kind != "ConversionReview") {
-            let found = GroupVersionKind::of(&answer);
-            return Err(format!(
-                "expected webhook response of apiextensions.k8s.io/v1, Kind=ConversionReview, got {}/{}, Kind={}",
-                found.group, found.version, found.kind
-            ));
-        }
-        let Some(response) = answer.get_mut("response").filter(|it| it.is_object()) else { return Err("no response provided".to_owned()) };
-        if self.version == "v1" && response.text("uid") != self.uid {
-            return Err(format!("expected response.uid={:?}, got {:?}", self.uid, response.text("uid")));
-        }
-        match (response.text_at(&["result", "status"]), response.text_at(&["result", "message"])) {
-            ("Success", _) => (),
-            (status, "") => return Err(format!("response.result.status was '{status}', not 'Success'")),
-            (_, message) => return Err(message.to_owned()),
-        }
-        Ok(response.get_mut("convertedObjects").and_then(Value::as_array_mut).map(std::mem::take).unwrap_or_default())
+/// The converted objects of an answer (`getConvertedObjectsFromResponse`).
+fn read(review: &Review, mut answer: Value) -> Told<Vec<Value>> {
+    review.check_type(&answer)?;
+    let response = answer.get_mut("response").filter(|it| it.is_object()).ok_or("no response provided")?;
+    review.check_uid(response)?;
+    match (response.text_at(&["result", "status"]), response.text_at(&["result", "message"])) {
+        ("Success", _) => Ok(response.get_mut("convertedObjects").and_then(Value::as_array_mut).map(std::mem::take).unwrap_or_default()),
+        (status, "") => Err(format!("response.result.status was '{status}', not 'Success'")),
+        (_, message) => Err(message.to_owned()),
     }
 }
 
@@ -251,11 +225,7 @@ fn check_texts(field: &str, given: &Value, before: Option<&Value>) -> Told<()> {
         "labels" => metadata::labels(Some(map), &Path::new("metadata").child("labels"), &mut errors),
         _ => metadata::annotations(Some(map), &Path::new("metadata").child("annotation"), &mut errors),
     }
-    match errors.iter().map(ToString::to_string).collect::<Vec<_>>().as_slice() {
-        [] => Ok(()),
-        [one] => Err(one.clone()),
-        all => Err(format!("[{}]", all.join(", "))),
-    }
+    aggregate(&errors.iter().map(ToString::to_string).collect::<Vec<_>>()).map_or(Ok(()), Err)
 }
 
 #[cfg(test)]
@@ -268,12 +238,12 @@ mod tests {
 
     #[test]
     fn an_answer_is_taken_only_when_it_answers() {
-        let review = Review::new(&webhook(&["v3", "v1", "v1beta1"]), "g/v2", vec![json!({})]).expect("a known version");
-        assert_eq!(review.request["request"]["desiredAPIVersion"], "g/v2");
+        let review = super::review(&webhook(&["v3", "v1", "v1beta1"]), "g/v2", vec![json!({})]).expect("a known version");
+        assert_eq!(review.value["request"]["desiredAPIVersion"], "g/v2");
         let answer = |uid: &str, result: Value| {
             json!({"kind": "ConversionReview", "apiVersion": "apiextensions.k8s.io/v1", "response": {"uid": uid, "result": result, "convertedObjects": [{"a": 1}]}})
         };
-        let uid = review.uid.clone();
+        let uid = review.uid().to_owned();
         let cases = [
             (answer(&uid, json!({"status": "Success"})), Ok(vec![json!({"a": 1})])),
             (answer(&uid, json!({"status": "Failed", "message": "no"})), Err("no".to_owned())),
@@ -286,9 +256,9 @@ mod tests {
             ),
         ];
         for (answer, expected) in cases {
-            assert_eq!(review.read(answer.clone()), expected, "{answer}");
+            assert_eq!(read(&review, answer.clone()), expected, "{answer}");
         }
-        assert!(Review::new(&webhook(&["v2"]), "g/v2", Vec::new()).is_err());
+        assert!(super::review(&webhook(&["v2"]), "g/v2", Vec::new()).is_none());
     }
 
     #[test]

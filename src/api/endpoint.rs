@@ -2,9 +2,11 @@
 //! be on a node, so that it goes to the endpoints and not to the cluster address.
 //! Source: apiserver `pkg/util/proxy/proxy.go` (`ResolveEndpoint`).
 
+use std::sync::Arc;
+
 use crate::{
     meta::{Meta, Result, Status, Value, object::GroupResource},
-    store::{Key, Snapshot},
+    store::{Key, Snapshot, Stored},
 };
 
 const SLICES: &str = "discovery.k8s.io/endpointslices";
@@ -18,8 +20,7 @@ pub fn resolve(snapshot: &Snapshot, namespace: &str, name: &str, port: i64) -> R
     if !matches!(kind, "ClusterIP" | "LoadBalancer" | "NodePort") {
         return Err(Status::internal(format!("unsupported service type {kind:?}")));
     }
-    let declared = service.items_at(&["spec", "ports"]).iter().find(|it| it.int_at(&["port"]) == Some(port));
-    let declared = declared.ok_or_else(|| Status::unavailable(format!("no service port {port} found for service {name:?}")))?;
+    let declared = declared(&service, port).ok_or_else(|| Status::unavailable(format!("no service port {port} found for service {name:?}")))?;
     let family = service.items_at(&["spec", "ipFamilies"]).first().and_then(Value::as_str).unwrap_or("IPv4");
     choose(&slices(snapshot, namespace, name), declared.text("name"), family)
         .ok_or_else(|| Status::unavailable(format!("no endpoints available for service {name:?}")))
@@ -32,9 +33,18 @@ fn choose(slices: &[Value], port: &str, family: &str) -> Option<(String, u16)> {
     found(preferred).or_else(|| found(others))
 }
 
+/// The port of this number in a Service.
+pub fn declared(service: &Value, port: i64) -> Option<&Value> {
+    service.items_at(&["spec", "ports"]).iter().find(|it| it.int_at(&["port"]) == Some(port))
+}
+
 /// The EndpointSlices of a Service.
 pub fn slices(snapshot: &Snapshot, namespace: &str, name: &str) -> Vec<Value> {
-    snapshot.list(SLICES, Some(namespace), None).filter(|it| it.header.label(SERVICE_NAME) == Some(name)).map(|it| it.value()).collect()
+    stored_slices(snapshot, namespace, name).map(|it| it.value()).collect()
+}
+
+pub fn stored_slices<'a>(snapshot: &'a Snapshot, namespace: &'a str, name: &'a str) -> impl Iterator<Item = &'a Arc<Stored>> {
+    snapshot.list(SLICES, Some(namespace), None).filter(move |it| it.header.label(SERVICE_NAME) == Some(name))
 }
 
 /// The ready endpoints of a slice, each with its address and the number of the port of this name; none without the port.

@@ -1,13 +1,22 @@
-//! Who asks, and what for: the two values that authentication and authorization exchange.
+//! Who asks, and what for: the values that authentication and authorization exchange.
 
 use std::collections::BTreeMap;
 
-/// `user.Info`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+use serde::Serialize;
+
+/// Expressions ask the same questions as requests.
+pub use crate::schema::cel::authorizer::{Attributes, Decision};
+
+/// `user.Info`; as JSON `UserInfo`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct User {
+    #[serde(rename = "username")]
     pub name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub uid: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub extra: BTreeMap<String, Vec<String>>,
 }
 
@@ -31,27 +40,6 @@ impl User {
 
     pub fn is_in(&self, group: &str) -> bool {
         self.groups.iter().any(|it| it == group)
-    }
-}
-
-/// `authorizer.Attributes`: one question to the authorizer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Attributes {
-    /// `get`, `list`, `create`, `impersonate` …; for other paths the HTTP method in lower case.
-    pub verb: String,
-    /// A path that is no resource (`/healthz`); empty for resources.
-    pub path: String,
-    pub group: String,
-    pub version: String,
-    pub resource: String,
-    pub subresource: String,
-    pub namespace: String,
-    pub name: String,
-}
-
-impl Attributes {
-    pub fn is_resource(&self) -> bool {
-        self.path.is_empty()
     }
 }
 

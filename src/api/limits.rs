@@ -3,8 +3,12 @@
 
 use super::admission::Context;
 use crate::{
-    kinds::{check::each, quota},
-    meta::{Meta, Quantity, Result, Status, Value},
+    kinds::{
+        check::each,
+        quota::{self, amounts},
+        rules::words::quantity,
+    },
+    meta::{Meta, Quantity, Result, Value, status::aggregate},
 };
 
 const ANNOTATION: &str = "kubernetes.io/limit-ranger";
@@ -20,9 +24,6 @@ fn items<'a>(range: &'a Value, kind: &'a str) -> impl Iterator<Item = &'a Value>
 
 /// Fills in requests and limits, and says so in an annotation.
 pub fn default(context: &Context<'_>, pod: &mut Value) -> Result<()> {
-    if !context.is("", "pods") || !context.is_create() {
-        return Ok(());
-    }
     let mut notes = Vec::new();
     for range in ranges(context) {
         for item in items(&range, "Container") {
@@ -63,43 +64,34 @@ pub fn check(context: &Context<'_>, object: &Value) -> Result<()> {
     let mut errors = Vec::new();
     for range in ranges(context) {
         if is_claim {
-            items(&range, "PersistentVolumeClaim").for_each(|it| judge(it, "PersistentVolumeClaim", &|kind, name| amount(object.at(&["spec", "resources", kind, name])), &mut errors));
+            items(&range, "PersistentVolumeClaim").for_each(|it| judge(it, "PersistentVolumeClaim", &|kind, name| object.at(&["spec", "resources", kind, name]).and_then(quantity), &mut errors));
             continue;
         }
         for container in LISTS.iter().flat_map(|it| object.items_at(&["spec", it])) {
-            items(&range, "Container").for_each(|it| judge(it, "Container", &|kind, name| amount(container.at(&["resources", kind, name])), &mut errors));
+            items(&range, "Container").for_each(|it| judge(it, "Container", &|kind, name| container.at(&["resources", kind, name]).and_then(quantity), &mut errors));
         }
         let usage = quota::usage("", "pods", object);
         items(&range, "Pod").for_each(|it| judge(it, "Pod", &|kind, name| usage.get(&format!("{kind}.{name}")).copied(), &mut errors));
     }
-    match errors.as_slice() {
-        [] => Ok(()),
-        [one] => Err(Status::forbidden(&context.target.resource(), object.name(), one.as_str())),
-        all => Err(Status::forbidden(&context.target.resource(), object.name(), format!("[{}]", all.join(", ")))),
-    }
-}
-
-fn amount(value: Option<&Value>) -> Option<Quantity> {
-    value.and_then(Value::as_str).and_then(|it| it.parse().ok())
+    aggregate(&errors).map_or(Ok(()), |why| Err(context.forbid(object, why)))
 }
 
 /// Judges what is asked for by one item of a LimitRange. `of` gives the amount of `requests` or `limits` by resource.
 fn judge(item: &Value, kind: &str, of: &dyn Fn(&str, &str) -> Option<Quantity>, errors: &mut Vec<String>) {
-    let list = |field: &'static str| item.map_at(&[field]).into_iter().flatten().filter_map(|(name, value)| Some((name, amount(Some(value))?)));
-    for (name, least) in list("min") {
+    for (name, least) in amounts(item, &["min"]) {
         let head = format!("minimum {name} usage per {kind} is {least}");
-        match (of("requests", name), of("limits", name)) {
+        match (of("requests", &name), of("limits", &name)) {
             (None, _) => errors.push(format!("{head}.  No request is specified")),
             (Some(request), _) if request < least => errors.push(format!("{head}, but request is {request}")),
             (_, Some(limit)) if limit < least => errors.push(format!("{head}, but limit is {limit}")),
             _ => (),
         }
     }
-    for (name, most) in list("max") {
+    for (name, most) in amounts(item, &["max"]) {
         let head = format!("maximum {name} usage per {kind} is {most}");
         // Claims have requests only.
-        let limit = if kind == "PersistentVolumeClaim" { of("requests", name) } else { of("limits", name) };
-        match (limit, of("requests", name)) {
+        let limit = if kind == "PersistentVolumeClaim" { of("requests", &name) } else { of("limits", &name) };
+        match (limit, of("requests", &name)) {
             (None, _) => errors.push(format!("{head}.  No limit is specified")),
             (Some(limit), _) if limit > most && kind == "PersistentVolumeClaim" => errors.push(format!("{head}, but request is {limit}")),
             (Some(limit), _) if limit > most => errors.push(format!("{head}, but limit is {limit}")),
@@ -107,9 +99,9 @@ fn judge(item: &Value, kind: &str, of: &dyn Fn(&str, &str) -> Option<Quantity>, 
             _ => (),
         }
     }
-    for (name, most) in list("maxLimitRequestRatio") {
+    for (name, most) in amounts(item, &["maxLimitRequestRatio"]) {
         let head = format!("{name} max limit to request ratio per {kind} is {most}");
-        match (of("requests", name).filter(|it| !it.is_zero()), of("limits", name)) {
+        match (of("requests", &name).filter(|it| !it.is_zero()), of("limits", &name)) {
             (None, _) => errors.push(format!("{head}, but no request is specified or request is 0")),
             (_, None) => errors.push(format!("{head}, but no limit is specified")),
             (Some(request), Some(limit)) => {

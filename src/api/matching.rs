@@ -3,31 +3,30 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use serde::Deserialize;
 use serde_json::json;
 
 use super::{
     admission::{Context, Operation},
-    authz::Decision,
     forms::View,
-    identity::{Attributes, User},
-    reviews::user_info,
+    identity::{Attributes, Decision, User},
 };
 use crate::{
     kinds::Kind,
     meta::{
-        LabelSelector, Meta, Result, Status, Value,
-        object::{GroupResource, split_api_version},
+        GroupVersionKind, LabelSelector, Meta, Result, Status, Value,
+        object::GroupResource,
     },
     schema::{
-        SchemaRef,
-        cel::{Bindings, Val, authorizer::{self, Check}},
-        codec, default,
+        self, SchemaRef,
+        cel::{Bindings, Val, authorizer::{Authorizer, Check}},
+        codec,
     },
     store::Key,
 };
 
-const NAMESPACES: &str = "namespaces";
-const GROUP: &str = "admissionregistration.k8s.io";
+pub const NAMESPACES: &str = "namespaces";
+pub const GROUP: &str = "admissionregistration.k8s.io";
 /// Kinds whose objects nobody is asked about, so that a bad one can be removed (`IsExemptAdmissionConfigurationResource`).
 const EXEMPT: [&str; 6] = [
     "ValidatingWebhookConfiguration",
@@ -55,15 +54,17 @@ pub struct Criteria {
     objects: std::result::Result<LabelSelector, String>,
 }
 
-#[derive(Debug)]
+/// `NamedRuleWithOperations`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 struct Rule {
     operations: Vec<String>,
-    groups: Vec<String>,
-    versions: Vec<String>,
+    api_groups: Vec<String>,
+    api_versions: Vec<String>,
     resources: Vec<String>,
     scope: String,
     /// Names of objects; none means all.
-    names: Vec<String>,
+    resource_names: Vec<String>,
 }
 
 /// What a rule is held against.
@@ -98,22 +99,19 @@ impl Criteria {
         }
     }
 
-    /// The place under which the request is known: its own, or an equivalent one by the first rule that has any.
-    fn matched<'a>(&self, operation: Operation, name: &str, own: &'a Place, equivalents: &'a [Place]) -> Option<&'a Place> {
-        let find = |rules: &[Rule]| self.find(rules, operation, name, own, equivalents);
+    /// Under which of its places the request is meant: its own, or an equivalent one by the first rule that has any.
+    fn matched(&self, operation: Operation, name: &str, places: &[Place]) -> Option<usize> {
+        let find = |rules: &[Rule]| self.find(rules, operation, name, places);
         match &self.rules {
             _ if find(&self.excluded).is_some() => None,
-            None => Some(own),
+            None => Some(OWN),
             Some(rules) => find(rules),
         }
     }
 
-    fn find<'a>(&self, rules: &[Rule], operation: Operation, name: &str, own: &'a Place, equivalents: &'a [Place]) -> Option<&'a Place> {
-        if rules.iter().any(|it| it.matches(operation, name, own)) {
-            return Some(own);
-        }
-        let others = || equivalents.iter().filter(|it| self.is_equivalent && *it != own);
-        rules.iter().find_map(|rule| others().find(|it| rule.matches(operation, name, it)))
+    fn find(&self, rules: &[Rule], operation: Operation, name: &str, places: &[Place]) -> Option<usize> {
+        let among = |places: &[Place]| rules.iter().find_map(|rule| places.iter().position(|it| rule.matches(operation, name, it)));
+        among(&places[..=OWN]).or_else(|| among(places).filter(|_| self.is_equivalent))
     }
 }
 
@@ -125,33 +123,19 @@ fn selector(owner: &Value, field: &str) -> std::result::Result<LabelSelector, St
     }
 }
 
-fn texts(object: &Value, field: &str) -> Vec<String> {
-    object.texts_at(&[field]).map(str::to_owned).collect()
-}
-
+/// A rule that does not read as one is for nothing.
 fn rules(owner: &Value, field: &str) -> Vec<Rule> {
-    owner.items_at(&[field]).iter().map(Rule::new).collect()
+    owner.items_at(&[field]).iter().map(|it| Rule::deserialize(it).unwrap_or_default()).collect()
 }
 
 impl Rule {
-    fn new(rule: &Value) -> Self {
-        Self {
-            operations: texts(rule, "operations"),
-            groups: texts(rule, "apiGroups"),
-            versions: texts(rule, "apiVersions"),
-            resources: texts(rule, "resources"),
-            scope: rule.text("scope").to_owned(),
-            names: texts(rule, "resourceNames"),
-        }
-    }
-
     fn matches(&self, operation: Operation, name: &str, place: &Place) -> bool {
         let has = |list: &[String], wanted: &str| list.iter().any(|it| it == "*" || it == wanted);
         self.is_in_scope(place)
             && has(&self.operations, operation.as_str())
-            && has(&self.groups, &place.group)
-            && has(&self.versions, &place.version)
-            && (self.names.is_empty() || self.names.iter().any(|it| it == name))
+            && has(&self.api_groups, &place.group)
+            && has(&self.api_versions, &place.version)
+            && (self.resource_names.is_empty() || self.resource_names.iter().any(|it| it == name))
             && self.resources.iter().any(|it| {
                 let (resource, subresource) = it.split_once('/').unwrap_or((it, ""));
                 (resource == "*" || resource == place.resource) && (subresource == "*" || subresource == place.subresource)
@@ -213,9 +197,8 @@ pub struct Versioned {
 
 /// How a request can be put: in its own version, or in another one of the same objects.
 pub struct Form {
-    place: Place,
-    kind: Arc<Kind>,
-    version: usize,
+    pub kind: Arc<Kind>,
+    pub version: usize,
 }
 
 impl Form {
@@ -231,6 +214,7 @@ pub const OWN: usize = 0;
 pub struct Question<'a> {
     pub context: &'a Context<'a>,
     forms: Vec<Form>,
+    /// Of the forms.
     places: Vec<Place>,
     /// Whether what is sent is the object itself; what a subresource takes beside it has one form only.
     is_object: bool,
@@ -246,20 +230,19 @@ impl<'a> Question<'a> {
         let resource = target.kind.resource();
         let rows = registry.iter().filter(|it| it.resource() == resource);
         let served = rows.flat_map(|kind| (0..kind.versions.len()).filter(|at| kind.versions[*at].is_served).map(move |at| (kind.clone(), at)));
-        let form = |kind: Arc<Kind>, version: usize| Form { place: place(&kind, version, target.subresource_name()), kind, version };
-        let own = form(target.kind.clone(), target.version_at());
         let has_part = |kind: &Kind| target.subresource.is_none() || kind.subresource(target.subresource_name()).is_some();
-        let others = served.filter(|(kind, _)| has_part(kind)).map(|(kind, at)| form(kind, at)).filter(|it| it.place != own.place);
-        let forms: Vec<Form> = others.collect();
-        let forms: Vec<Form> = std::iter::once(own).chain(forms).collect();
+        let others = served.filter(|(kind, _)| has_part(kind)).map(|(kind, version)| Form { kind, version });
+        let own = Form { kind: target.kind.clone(), version: target.version_at() };
+        let place = |it: &Form| place(&it.kind, it.version, target.subresource_name());
+        let own_place = place(&own);
+        let forms: Vec<Form> = std::iter::once(own).chain(others.filter(|it| place(it) != own_place)).collect();
         let name = if target.name.is_empty() { object.name() } else { &target.name };
-        let is_namespace = resource == NAMESPACES;
         Self {
             context,
-            places: forms.iter().map(|it| it.place.clone()).collect(),
+            places: forms.iter().map(place).collect(),
             forms,
             is_object: target.body_type().1 == target.kind.kind,
-            namespace: if is_namespace { name } else { &target.namespace }.to_owned(),
+            namespace: if resource == NAMESPACES { name } else { &target.namespace }.to_owned(),
             name: name.to_owned(),
         }
     }
@@ -270,10 +253,10 @@ impl<'a> Question<'a> {
         if namespace == Ok(false) || !self.matches_object(criteria, object).unwrap_or(true) {
             return Ok(None);
         }
-        let Some(place) = criteria.matched(self.context.operation, &self.name, &self.places[OWN], &self.places) else { return Ok(None) };
+        let Some(form) = criteria.matched(self.context.operation, &self.name, &self.places) else { return Ok(None) };
         namespace?;
         self.matches_object(criteria, object)?;
-        Ok(self.places.iter().position(|it| it == place))
+        Ok(Some(form))
     }
 
     fn matches_namespace(&self, criteria: &Criteria, object: &Value) -> Result<bool> {
@@ -324,11 +307,11 @@ impl<'a> Question<'a> {
 
     /// An `AdmissionRequest` without its objects: the `request` of expressions.
     pub fn attributes(&self, form: usize) -> Value {
-        let (context, form) = (self.context, &self.forms[form]);
+        let context = self.context;
         let mut request = json!({
-            "kind": self.kind(form), "resource": resource(&form.place),
-            "requestKind": self.kind(&self.forms[OWN]), "requestResource": resource(&self.places[OWN]),
-            "operation": context.operation.as_str(), "userInfo": user_info(&context.requester.user),
+            "kind": self.kind(form), "resource": resource(&self.places[form]),
+            "requestKind": self.kind(OWN), "requestResource": resource(&self.places[OWN]),
+            "operation": context.operation.as_str(), "userInfo": context.requester.user,
             "dryRun": context.is_dry_run, "options": context.options,
         });
         let subresource = context.target.subresource_name();
@@ -345,11 +328,10 @@ impl<'a> Question<'a> {
         if self.is_object { Some(self.forms[form].view().version.schema.clone()) } else { self.context.target.body_schema() }
     }
 
-    fn kind(&self, form: &Form) -> Value {
-        let (own_version, kind) = self.context.target.body_type();
-        let api_version = if self.is_object { form.view().api_version() } else { own_version };
-        let kind = if self.is_object { form.kind.kind.as_ref() } else { kind };
-        let (group, version) = split_api_version(&api_version);
+    fn kind(&self, form: usize) -> Value {
+        let form = &self.forms[form];
+        let (api_version, kind) = if self.is_object { (form.view().api_version(), form.kind.kind.as_ref()) } else { self.context.target.body_type() };
+        let GroupVersionKind { group, version, kind } = GroupVersionKind::of(&json!({"apiVersion": api_version, "kind": kind}));
         json!({"group": group, "version": version, "kind": kind})
     }
 
@@ -361,51 +343,28 @@ impl<'a> Question<'a> {
         let mut filled = decoded.clone();
         match self.is_object {
             true => view.kind.fill(view.version, &mut filled),
-            false => default::default(&mut filled, &schema),
+            false => schema::default::default(&mut filled, &schema),
         }
         Ok((decoded, filled))
     }
 }
 
-/// Answers what expressions ask of the authorizer, for the user of the request.
-pub struct Asks<'a> {
-    pub question: &'a Question<'a>,
-}
-
-impl Asks<'_> {
+impl Question<'_> {
     /// With `authorizer` and `authorizer.requestResource`, which is what the request itself is about.
     pub fn bind<'v>(&'v self, bindings: Bindings<'v>) -> Bindings<'v> {
-        let place = &self.question.places[OWN];
-        let own = authorizer::Question {
-            group: place.group.clone(),
-            resource: place.resource.clone(),
-            subresource: place.subresource.clone(),
-            namespace: self.question.namespace.clone(),
-            name: self.question.name.clone(),
-            ..Default::default()
-        };
+        let Place { group, resource, subresource, .. } = self.places[OWN].clone();
+        let own = Attributes { group, resource, subresource, namespace: self.namespace.clone(), name: self.name.clone(), ..Default::default() };
         let check = |it: Check<'v>| Val::Check(it.into());
         bindings.with("authorizer", check(Check::new(self))).with("authorizer.requestResource", check(Check::of_resource(self, own)))
     }
 }
 
-impl authorizer::Authorizer for Asks<'_> {
-    fn authorize(&self, asked: &authorizer::Question) -> authorizer::Decision {
-        let context = self.question.context;
+/// Answers what expressions ask of the authorizer, for the user of the request.
+impl Authorizer for Question<'_> {
+    fn authorize(&self, asked: &Attributes) -> Decision {
+        let context = self.context;
         let account = asked.service_account.as_ref().map(|(namespace, name)| User::service_account(namespace, name));
-        let attributes = Attributes {
-            verb: asked.verb.clone(),
-            path: asked.path.clone(),
-            group: asked.group.clone(),
-            version: "*".to_owned(),
-            resource: asked.resource.clone(),
-            subresource: asked.subresource.clone(),
-            namespace: asked.namespace.clone(),
-            name: asked.name.clone(),
-        };
-        let user = account.as_ref().unwrap_or(&context.requester.user);
-        let Decision { is_allowed, reason } = context.server.authorizer.authorize(user, &attributes, context.snapshot);
-        authorizer::Decision { is_allowed, reason, error: String::new() }
+        context.server.authorizer.authorize(account.as_ref().unwrap_or(&context.requester.user), asked, context.snapshot)
     }
 }
 
@@ -461,20 +420,19 @@ mod tests {
         ];
         for (rule, asked, is_namespaced, expected) in cases {
             let (hook, own) = (hook(rule.clone(), "Exact"), place(asked, is_namespaced));
-            assert_eq!(hook.matched(Operation::Create, "", &own, &[]).is_some(), expected, "{rule} {asked}");
+            assert_eq!(hook.matched(Operation::Create, "", &[own]).is_some(), expected, "{rule} {asked}");
         }
     }
 
     #[test]
     fn equivalent_places_match_in_the_order_of_the_rules() {
         let rule = |versions: &[&str]| json!({"operations": ["*"], "apiGroups": ["g"], "apiVersions": versions, "resources": ["xs"]});
-        let (v1, v2, v3) = (place("g|v1|xs", true), place("g|v2|xs", true), place("g|v3|xs", true));
-        let all = [v1.clone(), v2.clone(), v3.clone()];
-        let matched = |policy: &str, versions: &[&str], own: &Place| hook(rule(versions), policy).matched(Operation::Update, "", own, &all).cloned();
-        assert_eq!(matched("Equivalent", &["v2"], &v1), Some(v2.clone()));
-        assert_eq!(matched("Equivalent", &["v2", "v1"], &v1), Some(v1.clone()));
-        assert_eq!(matched("Exact", &["v2"], &v1), None);
+        let all = ["g|v1|xs", "g|v2|xs", "g|v3|xs"].map(|it| place(it, true));
+        let matched = |policy: &str, versions: &[&str]| hook(rule(versions), policy).matched(Operation::Update, "", &all);
+        assert_eq!(matched("Equivalent", &["v2"]), Some(1));
+        assert_eq!(matched("Equivalent", &["v2", "v1"]), Some(OWN));
+        assert_eq!(matched("Exact", &["v2"]), None);
         let ordered = Criteria::of_webhook(&json!({"rules": [rule(&["v3"]), rule(&["v2"])]}));
-        assert_eq!(ordered.matched(Operation::Update, "", &v1, &all), Some(&v3));
+        assert_eq!(ordered.matched(Operation::Update, "", &all), Some(2));
     }
 }

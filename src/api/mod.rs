@@ -121,7 +121,7 @@ impl Server {
             is_bootstrapped: AtomicBool::default(),
             runs_roles: AtomicBool::default(),
             authenticator: authn::Authenticator::new(tokens.clone()),
-            authorizer: authz::Authorizer::new(),
+            authorizer: authz::Authorizer::default(),
             tokens,
             nodes,
             documents: openapi::Documents::default(),

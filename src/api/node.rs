@@ -95,7 +95,7 @@ fn is_bound_here(node: &str, volume: &str, snapshot: &Snapshot) -> bool {
 pub fn restrict(context: &Context<'_>, object: &Value) -> Result<()> {
     let Some(node) = name_of(&context.requester.user) else { return Ok(()) };
     let target = context.target;
-    let part = target.subresource.as_ref().map(|it| it.name.as_ref()).unwrap_or_default();
+    let part = target.subresource_name();
     let refusal = match (target.kind.group.as_ref(), target.kind.plural.as_ref(), part) {
         ("", "pods", _) => pod_refusal(node, context, part, object),
         ("", "nodes", _) => node_refusal(node, context, object),
@@ -162,8 +162,7 @@ fn is_own_label(key: &str) -> bool {
 fn token_refusal(node: &str, context: &Context<'_>, request: &Value) -> Option<String> {
     let bound = request.at(&["spec", "boundObjectRef"]);
     let Some(bound) = bound.filter(|it| it.text("kind") == "Pod" && !it.text("name").is_empty()) else { return Some("node requested token not bound to a pod".to_owned()) };
-    let pod = context.snapshot.get(&Key::new("pods", &context.target.namespace, bound.text("name"))).map(|it| it.value());
-    match pod {
+    match context.find("pods", &context.target.namespace, bound.text("name")) {
         Some(pod) if pod.text_at(&["spec", "nodeName"]) != node => Some("node requested token bound to a pod scheduled on a different node".to_owned()),
         Some(pod) if pod.uid() != bound.text("uid") => Some(format!("the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated", bound.text("uid"))),
         None => Some(format!("node requested token bound to a pod that is not there: {}", bound.text("name"))),

@@ -6,9 +6,7 @@ use std::{
     collections::HashMap,
     future::Future,
     io,
-    pin::Pin,
     sync::{Arc, LazyLock, Mutex, PoisonError},
-    task::{Context, Poll},
     time::Duration,
 };
 
@@ -31,16 +29,18 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
     server::ParsedCertificate,
 };
+use serde_json::json;
 use tokio::{
     net::TcpStream,
     time::{Instant, timeout_at},
 };
+use tower::{service_fn, util::BoxCloneSyncService};
 
 use super::endpoint;
 use crate::{
     base::Tasks,
-    meta::{Meta, Value},
-    store::Store,
+    meta::{GroupVersionKind, Meta, Value},
+    store::{Snapshot, Store},
 };
 
 /// Servers whose connections are kept; the cache is emptied when more are called.
@@ -99,6 +99,47 @@ fn cleaned(path: &str) -> String {
     format!("/{}", path.trim_matches('/'))
 }
 
+/// A question to a webhook: an object of `request` with an id, in the first version that the webhook names and this server knows.
+pub struct Review {
+    group: &'static str,
+    kind: &'static str,
+    version: &'static str,
+    pub value: Value,
+}
+
+impl Review {
+    /// `None` where the webhook knows none of the versions.
+    pub fn new(group: &'static str, kind: &'static str, versions: &[String], mut request: Value) -> Option<Self> {
+        let version = versions.iter().find_map(|it| ["v1", "v1beta1"].into_iter().find(|known| known == it))?;
+        request["uid"] = uuid::Uuid::new_v4().to_string().into();
+        Some(Self { group, kind, version, value: json!({"kind": kind, "apiVersion": format!("{group}/{version}"), "request": request}) })
+    }
+
+    /// In v1beta1 answers were hardly checked.
+    pub fn is_strict(&self) -> bool {
+        self.version == "v1"
+    }
+
+    pub fn uid(&self) -> &str {
+        self.value.text_at(&["request", "uid"])
+    }
+
+    pub fn check_type(&self, answer: &Value) -> Result<(), String> {
+        let (wanted, found) = (GroupVersionKind::new(self.group, "v1", self.kind), GroupVersionKind::of(answer));
+        match self.is_strict() && wanted != found {
+            true => Err(format!("expected webhook response of {wanted}, got {found}")),
+            false => Ok(()),
+        }
+    }
+
+    pub fn check_uid(&self, response: &Value) -> Result<(), String> {
+        match response.text("uid") {
+            found if self.is_strict() && found != self.uid() => Err(format!("expected response.uid={:?}, got {found:?}", self.uid())),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// All servers that have been called.
 pub struct Outgoing {
     store: Store,
@@ -141,7 +182,7 @@ impl Outgoing {
         if let Some(pool) = clients.get(&key) {
             return Ok(pool.clone());
         }
-        let dialer = Dialer { store: self.store.clone(), service: destination.service.clone() };
+        let dialer = dialer(self.store.clone(), destination.service.clone());
         // The name in the certificate is the one in the URL, wherever the Service leads to.
         let connector = HttpsConnectorBuilder::new().with_tls_config(tls(&destination.authorities)?).https_only().enable_http1().wrap_connector(dialer);
         let mut builder = Client::builder(Spawner(self.tasks.clone()));
@@ -222,39 +263,25 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Spawner
     }
 }
 
-/// Dials one server anew: a Service is resolved each time.
-#[derive(Clone)]
-struct Dialer {
-    store: Store,
-    service: Option<(String, String, i64)>,
+/// Dials one server anew each time: a Service is resolved then.
+type Dialer = BoxCloneSyncService<Uri, TokioIo<TcpStream>, io::Error>;
+
+fn dialer(store: Store, service: Option<(String, String, i64)>) -> Dialer {
+    BoxCloneSyncService::new(service_fn(move |uri: Uri| {
+        let (snapshot, service) = (store.snapshot(), service.clone());
+        async move { dial(&snapshot, service, &uri).await.map(TokioIo::new).map_err(io::Error::other) }
+    }))
 }
 
-impl tower::Service<Uri> for Dialer {
-    type Response = TokioIo<TcpStream>;
-    type Error = DialError;
-    type Future = Pin<Box<dyn Future<Output = Result<TokioIo<TcpStream>, DialError>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), DialError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let dialer = self.clone();
-        Box::pin(async move { dialer.dial(&uri).await.map(TokioIo::new).map_err(DialError) })
-    }
-}
-
-impl Dialer {
-    async fn dial(self, uri: &Uri) -> Result<TcpStream, String> {
-        let (host, port) = match &self.service {
-            Some((namespace, name, port)) => endpoint::resolve(&self.store.snapshot(), namespace, name, *port).map_err(|it| it.message)?,
-            None => (uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned(), uri.port_u16().unwrap_or(443)),
-        };
-        let stream = TcpStream::connect((host.as_str(), port)).await;
-        let stream = stream.map_err(|why| format!("dial tcp {}: connect: {}", endpoint::authority(&host, port), errno(&why)))?;
-        let _ = stream.set_nodelay(true);
-        Ok(stream)
-    }
+async fn dial(snapshot: &Snapshot, service: Option<(String, String, i64)>, uri: &Uri) -> Result<TcpStream, String> {
+    let (host, port) = match service {
+        Some((namespace, name, port)) => endpoint::resolve(snapshot, &namespace, &name, port).map_err(|it| it.message)?,
+        None => (uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned(), uri.port_u16().unwrap_or(443)),
+    };
+    let stream = TcpStream::connect((host.as_str(), port)).await;
+    let stream = stream.map_err(|why| format!("dial tcp {}: connect: {}", endpoint::authority(&host, port), errno(&why)))?;
+    let _ = stream.set_nodelay(true);
+    Ok(stream)
 }
 
 /// The system's word for an error, as Go prints it: without the number and in lower case.
@@ -262,10 +289,6 @@ fn errno(error: &io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or_default().to_lowercase()
 }
-
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct DialError(String);
 
 static SYSTEM: LazyLock<Vec<CertificateDer<'static>>> = LazyLock::new(|| rustls_native_certs::load_native_certs().certs);
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashSet};
 use super::admission::Context;
 use crate::{
     kinds::podsecurity::{Level, Policy, Standard, details, reasons, violations},
-    meta::{Meta, Result, Status, Value},
+    meta::{Meta, Result, Value},
     store::Key,
 };
 
@@ -62,7 +62,7 @@ fn evaluate(context: &Context<'_>, pod: &Value, is_enforced: bool) -> Result<()>
         let broken = violations(policy.enforce, pod);
         if !broken.is_empty() {
             let why = format!("violates PodSecurity {:?}: {}", policy.enforce.to_string(), details(&broken));
-            return Err(Status::forbidden(&context.target.resource(), pod.name(), why));
+            return Err(context.forbid(pod, why));
         }
     }
     let broken = violations(policy.warn, pod);

@@ -3,8 +3,8 @@
 
 use super::admission::Context;
 use crate::{
-    kinds::quota::{self, Usage},
-    meta::{Meta, Quantity, Result, Status, Value},
+    kinds::quota::{self, Usage, amounts},
+    meta::{Meta, Result, Value},
     store::{Change, Draft, Expect, Write},
 };
 
@@ -43,7 +43,7 @@ pub fn charge(context: &Context<'_>, object: &Value) -> Result<Vec<Write>> {
 
 /// The quota after the write; `None` when it does not change.
 fn charged(context: &Context<'_>, found: &Value, (group, plural): (&str, &str), object: &Value) -> Result<Option<Value>> {
-    let hard = amounts(found, "hard");
+    let hard = amounts(found, &["status", "hard"]);
     // What comes under the quota only by this change is charged as a whole.
     let counted = context.old.filter(|it| quota::is_in_scope(found, group, plural, it));
     let before = counted.map(|it| quota::usage(group, plural, it)).unwrap_or_default();
@@ -55,14 +55,14 @@ fn charged(context: &Context<'_>, found: &Value, (group, plural): (&str, &str), 
             (!more.is_zero() && !more.is_negative()).then_some((name, more))
         })
         .collect();
-    let refuse = |why: String| Err(Status::forbidden(&context.target.resource(), object.name(), why));
+    let refuse = |why: String| Err(context.forbid(object, why));
     if group.is_empty() && plural == "pods" {
         let missing = quota::missing(found, object);
         if !missing.is_empty() {
             return refuse(format!("failed quota: {}: must specify {missing}", found.name()));
         }
     }
-    let used = amounts(found, "used");
+    let used = amounts(found, &["status", "used"]);
     let unknown: Vec<&str> = more.keys().filter(|it| !used.contains_key(*it)).map(String::as_str).collect();
     if !unknown.is_empty() {
         return refuse(format!("status unknown for quota: {}, resources: {}", found.name(), unknown.join(",")));
@@ -80,9 +80,4 @@ fn charged(context: &Context<'_>, found: &Value, (group, plural): (&str, &str), 
         charged.set_at(&["status", "used", name], used[name].add(*more).to_string());
     }
     Ok(Some(charged))
-}
-
-fn amounts(found: &Value, field: &str) -> Usage {
-    let list = found.map_at(&["status", field]).into_iter().flatten();
-    list.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.parse::<Quantity>().ok()?))).collect()
 }

@@ -16,7 +16,7 @@ use super::{
     identity::{Attributes, User},
     tokens::quoted,
 };
-use crate::meta::{LabelSelector, Meta, Result, Status, Value, object::GroupResource};
+use crate::meta::{LabelSelector, Meta, Result, Status, Value, object::GroupResource, status};
 
 pub const GROUP: &str = "rbac.authorization.k8s.io";
 const ALL: &str = "*";
@@ -87,16 +87,6 @@ struct Roles {
     rules: HashMap<(String, String), Rules>,
 }
 
-/// What a walk over the rules of a user found.
-pub enum Found<'a> {
-    Rule {
-        rule: &'a Rule,
-        source: Source<'a>,
-    },
-    /// A binding whose role cannot be read.
-    Error(&'a str),
-}
-
 /// The binding and the subject in it by which a rule applies; prints as upstream describes it.
 #[derive(Clone, Copy)]
 pub struct Source<'a> {
@@ -148,9 +138,9 @@ impl Rule {
 
     /// Whether this rule allows all that `part` (of [`Rule::parts`]) allows.
     fn covers(&self, part: &Rule) -> bool {
-        let has_names = self.resource_names.is_empty() || (!part.resource_names.is_empty() && has_all(&self.resource_names, &part.resource_names));
-        (self.verbs.iter().any(|it| it == ALL) || has_all(&self.verbs, &part.verbs))
-            && (self.api_groups.iter().any(|it| it == ALL) || has_all(&self.api_groups, &part.api_groups))
+        let has_names = self.resource_names.is_empty() || (!part.resource_names.is_empty() && part.resource_names.iter().all(|it| self.has_name(it)));
+        part.verbs.iter().all(|it| holds(&self.verbs, it))
+            && part.api_groups.iter().all(|it| holds(&self.api_groups, it))
             && part.resources.iter().all(|it| self.covers_resource(it))
             && has_names
             && part.non_resource_urls.iter().all(|url| self.non_resource_urls.iter().any(|it| url_covers(it, url)))
@@ -218,25 +208,20 @@ impl Index {
         bindings.add(Binding { name, namespace, role, subjects, rules });
     }
 
-    /// Calls `visit` with the rules that apply to `user` in `namespace`, those of the cluster first, until it returns true.
-    pub fn find<'a>(&'a self, user: &User, namespace: &str, mut visit: impl FnMut(Found<'a>) -> bool) {
-        if !self.cluster.find(user, &mut visit) && !namespace.is_empty() {
-            if let Some(bindings) = self.namespaces.get(namespace) {
-                bindings.find(user, &mut visit);
-            }
-        }
+    /// The bindings by which rules apply to `user` in `namespace`, those of the cluster first.
+    fn sources<'a, 'u>(&'a self, user: &'u User, namespace: &str) -> impl Iterator<Item = Source<'a>> + use<'a, 'u> {
+        [&self.cluster].into_iter().chain(self.namespaces.get(namespace)).flat_map(move |it| it.sources(user))
     }
 
     /// The rules that apply to `user` in `namespace`, and the bindings' errors.
-    pub fn rules_for(&self, user: &User, namespace: &str) -> (Vec<&Rule>, Vec<&str>) {
+    pub fn rules_for<'a>(&'a self, user: &User, namespace: &str) -> (Vec<&'a Rule>, Vec<&'a str>) {
         let (mut rules, mut errors) = (Vec::new(), Vec::new());
-        self.find(user, namespace, |found| {
-            match found {
-                Found::Rule { rule, .. } => rules.push(rule),
-                Found::Error(error) => errors.push(error),
+        for source in self.sources(user, namespace) {
+            match &source.binding.rules {
+                Ok(found) => rules.extend(found.iter()),
+                Err(error) => errors.push(error.as_str()),
             }
-            false
-        });
+        }
         (rules, errors)
     }
 
@@ -247,16 +232,15 @@ impl Index {
 
     /// The reason why RBAC allows it, or the errors met on the way, if any.
     pub fn decide(&self, user: &User, attributes: &Attributes) -> std::result::Result<String, String> {
-        let (mut reason, mut errors) = (None, Vec::new());
-        self.find(user, &attributes.namespace, |found| {
-            match found {
-                Found::Rule { rule, source } if rule.allows(attributes) => reason = Some(format!("RBAC: allowed by {source}")),
-                Found::Rule { .. } => (),
-                Found::Error(error) => errors.push(error),
+        let mut errors = Vec::new();
+        for source in self.sources(user, &attributes.namespace) {
+            match &source.binding.rules {
+                Ok(rules) if rules.iter().any(|it| it.allows(attributes)) => return Ok(format!("RBAC: allowed by {source}")),
+                Ok(_) => (),
+                Err(error) => errors.push(error),
             }
-            reason.is_some()
-        });
-        reason.ok_or_else(|| aggregate_errors(&errors).map(|it| format!("RBAC: {it}")).unwrap_or_default())
+        }
+        Err(status::aggregate(&errors).map(|it| format!("RBAC: {it}")).unwrap_or_default())
     }
 
     /// Refuses rules that `user` does not hold itself (`ConfirmNoEscalation`).
@@ -268,7 +252,7 @@ impl Index {
         }
         let described: BTreeSet<String> = compact(missing).iter().map(ToString::to_string).collect();
         let described: Vec<String> = described.into_iter().collect();
-        let errors = aggregate_errors(&errors).map(|it| format!("; resolution errors: [{it}]")).unwrap_or_default();
+        let errors = status::aggregate(&errors).map(|it| format!("; resolution errors: [{it}]")).unwrap_or_default();
         let (name, groups) = (&user.name, quoted(&user.groups));
         Err(format!("user {name:?} (groups={groups}) is attempting to grant RBAC permissions not currently held:\n{}{errors}", described.join("\n")))
     }
@@ -291,23 +275,16 @@ impl Bindings {
         self.bindings.push(binding);
     }
 
-    /// Visits in the order of the bindings; returns whether the visitor was satisfied.
-    fn find<'a>(&'a self, user: &User, visit: &mut impl FnMut(Found<'a>) -> bool) -> bool {
+    /// In the order of the bindings.
+    fn sources<'a>(&'a self, user: &User) -> impl Iterator<Item = Source<'a>> + use<'a> {
         let of_groups = user.groups.iter().filter_map(|group| self.groups.get(group));
         let mut places: Vec<(u32, u32)> = self.users.get(&user.name).into_iter().chain(of_groups).flatten().copied().collect();
         places.sort_unstable();
         places.dedup_by_key(|(binding, _)| *binding);
-        places.into_iter().any(|(binding, subject)| self.bindings[binding as usize].visit(subject as usize, visit))
-    }
-}
-
-impl Binding {
-    fn visit<'a>(&'a self, subject: usize, visit: &mut impl FnMut(Found<'a>) -> bool) -> bool {
-        let source = Source { binding: self, subject: &self.subjects[subject] };
-        match &self.rules {
-            Ok(rules) => rules.iter().any(|rule| visit(Found::Rule { rule, source })),
-            Err(error) => visit(Found::Error(error)),
-        }
+        places.into_iter().map(|(binding, subject)| {
+            let binding = &self.bindings[binding as usize];
+            Source { binding, subject: &binding.subjects[subject as usize] }
+        })
     }
 }
 
@@ -323,76 +300,58 @@ impl Roles {
     }
 }
 
-/// Refuses a create (`old` is `None`) or update of a role or binding by which `user` would grant more than it holds. `resource` is the plural
-/// in the group `rbac.authorization.k8s.io`; other resources pass. `is_authorized` asks the authorizer about the verbs `escalate` and `bind`.
-pub fn check_escalation(
-    index: &Index,
-    user: &User,
-    resource: &str,
-    namespace: &str,
-    object: &Value,
-    old: Option<&Value>,
-    is_authorized: impl Fn(&Attributes) -> bool,
-) -> Result<()> {
-    if user.is_in(super::identity::MASTERS) || old.is_some_and(|old| is_only_collecting_garbage(object, old)) {
-        return Ok(());
-    }
-    let checked = match resource {
-        "roles" | "clusterroles" => check_role(index, user, resource, namespace, object, old, is_authorized),
-        "rolebindings" | "clusterrolebindings" => check_binding(index, user, namespace, object, is_authorized)?,
-        _ => Ok(()),
-    };
-    checked.map_err(|why| Status::forbidden(&GroupResource::new(GROUP, resource.to_owned()), object.name(), why))
+/// A create (`old` is `None`) or an update of an object of the group `rbac.authorization.k8s.io`, by which nobody may grant more than he holds.
+pub struct Grant<'a> {
+    pub index: &'a Index,
+    pub user: &'a User,
+    /// The plural.
+    pub resource: &'a str,
+    pub namespace: &'a str,
+    pub object: &'a Value,
+    pub old: Option<&'a Value>,
+    /// Asks the authorizer about the verbs `escalate` and `bind`.
+    pub is_authorized: &'a dyn Fn(&Attributes) -> bool,
 }
 
-fn check_role(
-    index: &Index,
-    user: &User,
-    resource: &str,
-    namespace: &str,
-    object: &Value,
-    old: Option<&Value>,
-    is_authorized: impl Fn(&Attributes) -> bool,
-) -> std::result::Result<(), String> {
-    let name = if old.is_some() { object.name() } else { "" };
-    if is_authorized(&question("escalate", resource, namespace, name)) {
-        return Ok(());
+impl Grant<'_> {
+    pub fn check(&self) -> Result<()> {
+        if self.user.is_in(super::identity::MASTERS) || self.old.is_some_and(|old| is_only_collecting_garbage(self.object, old)) {
+            return Ok(());
+        }
+        let checked = match self.resource {
+            "roles" | "clusterroles" => self.check_role(),
+            "rolebindings" | "clusterrolebindings" => self.check_binding()?,
+            _ => Ok(()),
+        };
+        checked.map_err(|why| Status::forbidden(&GroupResource::new(GROUP, self.resource.to_owned()), self.object.name(), why))
     }
-    index.confirm(user, namespace, &rules_of(object))?;
-    let aggregates = |role: &Value| !role.items_at(&["aggregationRule", "clusterRoleSelectors"]).is_empty();
-    if aggregates(object) || old.is_some_and(aggregates) {
-        let cluster_admin = index.confirm(user, namespace, &full_authority());
-        cluster_admin.map_err(|_| "must have cluster-admin privileges to use the aggregationRule".to_owned())?;
-    }
-    Ok(())
-}
 
-fn check_binding(
-    index: &Index,
-    user: &User,
-    namespace: &str,
-    object: &Value,
-    is_authorized: impl Fn(&Attributes) -> bool,
-) -> Result<std::result::Result<(), String>> {
-    let (kind, name) = (object.text_at(&["roleRef", "kind"]), object.text_at(&["roleRef", "name"]));
-    let resource = if kind == "ClusterRole" { "clusterroles" } else { "roles" };
-    if is_authorized(&question("bind", resource, namespace, name)) {
-        return Ok(Ok(()));
+    fn check_role(&self) -> std::result::Result<(), String> {
+        if self.may("escalate", self.resource, self.old.map_or("", Value::name)) {
+            return Ok(());
+        }
+        self.index.confirm(self.user, self.namespace, &rules_of(self.object))?;
+        let aggregates = |role: &Value| !role.items_at(&["aggregationRule", "clusterRoleSelectors"]).is_empty();
+        if aggregates(self.object) || self.old.is_some_and(aggregates) {
+            let cluster_admin = self.index.confirm(self.user, self.namespace, &full_authority());
+            cluster_admin.map_err(|_| "must have cluster-admin privileges to use the aggregationRule".to_owned())?;
+        }
+        Ok(())
     }
-    let missing = |_| Status::not_found(&GroupResource::new(GROUP, kind.to_lowercase()), name);
-    let rules = index.roles.referred(kind, name, namespace).map_err(missing)?;
-    Ok(index.confirm(user, namespace, &rules))
-}
 
-fn question(verb: &str, resource: &str, namespace: &str, name: &str) -> Attributes {
-    Attributes {
-        verb: verb.to_owned(),
-        group: GROUP.to_owned(),
-        version: ALL.to_owned(),
-        resource: resource.to_owned(),
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-        ..Attributes::default()
+    fn check_binding(&self) -> Result<std::result::Result<(), String>> {
+        let (kind, name) = (self.object.text_at(&["roleRef", "kind"]), self.object.text_at(&["roleRef", "name"]));
+        if self.may("bind", if kind == "ClusterRole" { "clusterroles" } else { "roles" }, name) {
+            return Ok(Ok(()));
+        }
+        let missing = |_| Status::not_found(&GroupResource::new(GROUP, kind.to_lowercase()), name);
+        let rules = self.index.roles.referred(kind, name, self.namespace).map_err(missing)?;
+        Ok(self.index.confirm(self.user, self.namespace, &rules))
+    }
+
+    fn may(&self, verb: &str, resource: &str, name: &str) -> bool {
+        let namespace = self.namespace.to_owned();
+        (self.is_authorized)(&Attributes { namespace, name: name.to_owned(), ..Attributes::new(verb, GROUP, resource) })
     }
 }
 
@@ -467,27 +426,8 @@ fn holds(texts: &[String], text: &str) -> bool {
     texts.iter().any(|it| it == ALL || it == text)
 }
 
-fn has_all(texts: &[String], wanted: &[String]) -> bool {
-    wanted.iter().all(|it| texts.contains(it))
-}
-
 fn url_covers(rule: &str, path: &str) -> bool {
     rule == path || (rule.ends_with('*') && path.starts_with(rule.trim_end_matches('*')))
-}
-
-/// `utilerrors.NewAggregate`: each error once, in brackets when several.
-fn aggregate_errors(errors: &[&str]) -> Option<String> {
-    let mut distinct: Vec<&str> = Vec::new();
-    for error in errors {
-        if !distinct.contains(error) {
-            distinct.push(error);
-        }
-    }
-    match distinct.as_slice() {
-        [] => None,
-        [one] => Some((*one).to_owned()),
-        many => Some(format!("[{}]", many.join(", "))),
-    }
 }
 
 #[cfg(test)]

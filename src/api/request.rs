@@ -32,7 +32,7 @@ impl Attributes {
         };
         let part = |at: usize| parts.get(at).copied().unwrap_or_default().to_owned();
         let (verb, path) = Default::default();
-        let mut asked = Self { verb, path, group: group.to_owned(), version: version.to_owned(), resource: part(0), name: part(1), subresource: part(2), namespace: namespace.to_owned() };
+        let mut asked = Self { verb, path, group: group.to_owned(), version: version.to_owned(), resource: part(0), name: part(1), subresource: part(2), namespace: namespace.to_owned(), ..Self::default() };
         asked.verb = asked.verb_of(method, is_watch_path, query).to_owned();
         if matches!(asked.verb.as_str(), "list" | "watch" | "deletecollection") && asked.name.is_empty() {
             let selector = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default()).unwrap_or_default();

@@ -1,39 +1,34 @@
 //! Kinds that are only the answer to a question: TokenReview, SubjectAccessReview and its relatives, SelfSubjectReview, TokenRequest.
-//! Source: kubernetes `pkg/registry/{authentication,authorization}`, `pkg/registry/core/serviceaccount/storage/token.go`,
-//! `pkg/apis/{authentication,authorization}/validation`.
-
-use std::sync::Arc;
+//! Source: kubernetes `pkg/registry/{authentication,authorization}`, `pkg/registry/core/serviceaccount/storage/token.go`.
 
 use jiff::{Timestamp, ToSpan};
+use serde::Deserialize;
 use serde_json::json;
 
 use super::{
     Server,
-    authz::Decision,
-    identity::{Attributes, User},
+    identity::{Attributes, Decision, User},
     rbac::Rule,
-    tokens::{Find, Grant, Reference, Tokens},
+    tokens::{Bound, Find, Grant, Reference, Tokens},
 };
 use crate::{
     base::clock,
-    kinds::Kind,
+    kinds::{Change, Kind, rules},
     meta::{FieldError, FieldErrors, GroupVersionKind, Meta, Path, Result, Status, Value, object::GroupResource},
-    store::{Key, Stored},
+    schema,
+    store::Key,
 };
 
-const AUTHENTICATION: &str = "authentication.k8s.io";
-const AUTHORIZATION: &str = "authorization.k8s.io";
-
 const EXPIRATION_SECONDS: i64 = 3600;
-const MIN_EXPIRATION_SECONDS: i64 = 600;
-const MAX_EXPIRATION_SECONDS: i64 = 1 << 32;
 /// What nodes ask for in volumes of every pod. Such a token lives for a year, as clients may not re-read it, but is remarked after
 /// this time (`--service-account-extend-token-expiration`).
 const WARN_ONLY_SECONDS: i64 = 3607;
 const EXTENDED_SECONDS: i64 = 365 * 86_400;
+const TOKEN_REQUEST: (&str, &str) = ("authentication.k8s.io", "TokenRequest");
 
 /// What the answers are made from.
 struct Context<'a> {
+    kind: &'a Kind,
     user: &'a User,
     /// That of the path.
     namespace: &'a str,
@@ -44,24 +39,12 @@ struct Context<'a> {
     now: Timestamp,
 }
 
-type Answer = fn(&Context<'_>, Value) -> Result<Value>;
-
-const ANSWERS: [(&str, &str, Answer); 6] = [
-    (AUTHENTICATION, "TokenReview", token_review),
-    (AUTHENTICATION, "SelfSubjectReview", self_subject_review),
-    (AUTHORIZATION, "SubjectAccessReview", subject_access_review),
-    (AUTHORIZATION, "LocalSubjectAccessReview", local_subject_access_review),
-    (AUTHORIZATION, "SelfSubjectAccessReview", self_subject_access_review),
-    (AUTHORIZATION, "SelfSubjectRulesReview", self_subject_rules_review),
-];
-
 /// Answers a create of a review kind: the object with its status. `namespace` is that of the path.
 pub async fn answer(server: &Server, user: &User, kind: &Kind, namespace: &str, review: Value) -> Result<Value> {
-    let found = ANSWERS.iter().find(|(group, name, _)| *group == kind.group && *name == kind.kind);
-    let (_, _, answer) = found.ok_or_else(Status::method_not_allowed)?;
     let snapshot = server.store.snapshot();
     let index = server.authorizer.index(&snapshot);
     let context = Context {
+        kind,
         user,
         namespace,
         decide: &|user, attributes| server.authorizer.authorize(user, attributes, &snapshot),
@@ -70,7 +53,7 @@ pub async fn answer(server: &Server, user: &User, kind: &Kind, namespace: &str, 
         find: &|key| snapshot.get(key),
         now: clock::now(),
     };
-    answer(&context, review)
+    context.answer(review)
 }
 
 /// `serviceaccounts/{name}/token`: a TokenRequest with its status. `account` is the stored ServiceAccount.
@@ -79,202 +62,123 @@ pub async fn token_request(server: &Server, account: &Value, request: Value) -> 
     issue(&server.tokens, account, request, &|key| snapshot.get(key), clock::now())
 }
 
-fn token_review(context: &Context<'_>, mut review: Value) -> Result<Value> {
-    let token = review.text_at(&["spec", "token"]);
-    if token.is_empty() {
-        return Err(Status::bad_request("token is required for TokenReview in authentication"));
+impl Context<'_> {
+    fn answer(&self, mut review: Value) -> Result<Value> {
+        let status = match self.kind.kind.as_ref() {
+            "TokenReview" => self.token(&review)?,
+            "SelfSubjectReview" => {
+                review["metadata"] = json!({"creationTimestamp": clock::rfc3339(self.now)});
+                json!({"userInfo": self.user})
+            }
+            "SelfSubjectRulesReview" => self.rules(&mut review)?,
+            "SelfSubjectAccessReview" | "SubjectAccessReview" | "LocalSubjectAccessReview" => self.access(&mut review)?,
+            _ => return Err(Status::method_not_allowed()),
+        };
+        review["status"] = status;
+        Ok(review)
     }
-    let audiences = texts(&review, &["spec", "audiences"]);
-    review["status"] = match context.tokens.verify(token, &audiences, context.now, context.find) {
-        Ok(Some(verified)) => json!({"authenticated": true, "user": user_info(&verified.user), "audiences": verified.audiences}),
-        Ok(None) => json!({"user": {}, "error": "invalid bearer token"}),
-        Err(why) => json!({"user": {}, "error": format!("[invalid bearer token, {why}]")}),
-    };
-    Ok(review)
-}
 
-fn self_subject_review(context: &Context<'_>, mut review: Value) -> Result<Value> {
-    review["metadata"] = json!({"creationTimestamp": clock::rfc3339(context.now)});
-    review["status"] = json!({"userInfo": user_info(context.user)});
-    Ok(review)
-}
+    fn token(&self, review: &Value) -> Result<Value> {
+        let token = review.text_at(&["spec", "token"]);
+        if token.is_empty() {
+            return Err(Status::bad_request("token is required for TokenReview in authentication"));
+        }
+        Ok(match self.tokens.verify(token, &texts(&review["spec"], "audiences"), self.now, self.find) {
+            Ok(Some(verified)) => json!({"authenticated": true, "user": verified.user, "audiences": verified.audiences}),
+            Ok(None) => json!({"user": {}, "error": "invalid bearer token"}),
+            Err(why) => json!({"user": {}, "error": format!("[invalid bearer token, {why}]")}),
+        })
+    }
 
-fn self_subject_access_review(context: &Context<'_>, review: Value) -> Result<Value> {
-    let mut errors = check_attributes(&review);
-    errors.extend(check_metadata(&review, "must be empty", &[]));
-    decide(context, context.user.clone(), review, errors)
-}
+    fn access(&self, review: &mut Value) -> Result<Value> {
+        let is_local = self.kind.is_namespaced();
+        if is_local && review.namespace().is_empty() {
+            review.set_metadata("namespace", self.namespace);
+        }
+        refuse(rules::check(review, &self.kind.stored_version().schema, Change::Create, true), &self.kind.group, &self.kind.kind)?;
+        if is_local && review.namespace() != self.namespace {
+            return Err(Status::bad_request(format!("spec.resourceAttributes.namespace must match namespace: {}", self.namespace)));
+        }
+        let spec = &review["spec"];
+        let asked = ["nonResourceAttributes", "resourceAttributes"].into_iter().map(|it| &spec[it]).find(|it| it.is_object());
+        let attributes = Attributes::deserialize(asked.unwrap_or(&Value::Null)).map_err(Status::internal)?;
+        let decision = match self.kind.kind == "SelfSubjectAccessReview" {
+            true => (self.decide)(self.user, &attributes),
+            false => (self.decide)(&subject(spec), &attributes),
+        };
+        let mut status = json!({"allowed": decision.is_allowed});
+        if !decision.reason.is_empty() {
+            status["reason"] = decision.reason.into();
+        }
+        Ok(status)
+    }
 
-fn subject_access_review(context: &Context<'_>, review: Value) -> Result<Value> {
-    let mut errors = check_attributes(&review);
-    errors.extend(check_subject(&review));
-    errors.extend(check_metadata(&review, "must be empty", &[]));
-    decide(context, subject(&review), review, errors)
-}
-
-fn local_subject_access_review(context: &Context<'_>, mut review: Value) -> Result<Value> {
-    if review.namespace().is_empty() {
-        review.set_metadata("namespace", context.namespace);
-    }
-    let mut errors = check_attributes(&review);
-    errors.extend(check_subject(&review));
-    errors.extend(check_metadata(&review, "must be empty except for namespace", &["namespace"]));
-    let namespace = review.text_at(&["spec", "resourceAttributes", "namespace"]);
-    if present(&review, "resourceAttributes").is_some() && namespace != review.namespace() {
-        errors.push(FieldError::invalid(&Path::new("spec.resourceAttributes.namespace"), namespace, "must match metadata.namespace"));
-    }
-    if let Some(attributes) = present(&review, "nonResourceAttributes") {
-        errors.push(FieldError::invalid(&Path::new("spec.nonResourceAttributes"), attributes.clone(), "disallowed on this kind of request"));
-    }
-    if errors.is_empty() && review.namespace() != context.namespace {
-        return Err(Status::bad_request(format!("spec.resourceAttributes.namespace must match namespace: {}", context.namespace)));
-    }
-    decide(context, subject(&review), review, errors)
-}
-
-fn self_subject_rules_review(context: &Context<'_>, mut review: Value) -> Result<Value> {
-    let namespace = review.text_at(&["spec", "namespace"]);
-    if namespace.is_empty() {
-        return Err(Status::bad_request("no namespace on request"));
-    }
-    let rules = (context.rules)(context.user, namespace);
-    let resources: Vec<Value> =
-        rules.iter().filter(|it| !it.resources.is_empty()).map(|it| json!(Rule { non_resource_urls: vec![], ..it.clone() })).collect();
-    let urls = rules.iter().filter(|it| !it.non_resource_urls.is_empty());
-    let urls: Vec<Value> = urls.map(|it| json!({"verbs": it.verbs, "nonResourceURLs": it.non_resource_urls})).collect();
-    review["spec"] = json!({});
-    review["status"] = json!({"resourceRules": resources, "nonResourceRules": urls, "incomplete": false});
-    Ok(review)
-}
-
-fn decide(context: &Context<'_>, user: User, mut review: Value, errors: FieldErrors) -> Result<Value> {
-    if !errors.is_empty() {
-        return Err(Status::invalid(AUTHORIZATION, review.text("kind"), "", errors));
-    }
-    let Decision { is_allowed, reason } = (context.decide)(&user, &attributes(&review));
-    review["status"] = json!({"allowed": is_allowed});
-    if !reason.is_empty() {
-        review["status"]["reason"] = reason.into();
-    }
-    Ok(review)
-}
-
-/// The question in a review's spec.
-fn attributes(review: &Value) -> Attributes {
-    if let Some(path) = present(review, "nonResourceAttributes") {
-        return Attributes { verb: path.text("verb").to_owned(), path: path.text("path").to_owned(), ..Attributes::default() };
-    }
-    let asked = |field: &str| review.text_at(&["spec", "resourceAttributes", field]).to_owned();
-    let version = Some(asked("version")).filter(|it| !it.is_empty()).unwrap_or_else(|| "*".to_owned());
-    Attributes {
-        verb: asked("verb"),
-        path: String::new(),
-        group: asked("group"),
-        version,
-        resource: asked("resource"),
-        subresource: asked("subresource"),
-        namespace: asked("namespace"),
-        name: asked("name"),
+    fn rules(&self, review: &mut Value) -> Result<Value> {
+        let namespace = review.text_at(&["spec", "namespace"]);
+        if namespace.is_empty() {
+            return Err(Status::bad_request("no namespace on request"));
+        }
+        let rules = (self.rules)(self.user, namespace);
+        let resources = rules.iter().filter(|it| !it.resources.is_empty());
+        let resources: Vec<Value> = resources.map(|it| json!(Rule { non_resource_urls: vec![], ..it.clone() })).collect();
+        let urls = rules.iter().filter(|it| !it.non_resource_urls.is_empty());
+        let urls: Vec<Value> = urls.map(|it| json!({"verbs": it.verbs, "nonResourceURLs": it.non_resource_urls})).collect();
+        review["spec"] = json!({});
+        Ok(json!({"resourceRules": resources, "nonResourceRules": urls, "incomplete": false}))
     }
 }
 
-fn subject(review: &Value) -> User {
-    let extra = review.map_at(&["spec", "extra"]).into_iter().flatten();
+fn refuse(errors: FieldErrors, group: &str, kind: &str) -> Result<()> {
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid(group, kind, "", errors)) }
+}
+
+/// Whom a review is about.
+fn subject(spec: &Value) -> User {
+    let extra = spec.map_at(&["extra"]).into_iter().flatten();
     User {
-        name: review.text_at(&["spec", "user"]).to_owned(),
-        uid: review.text_at(&["spec", "uid"]).to_owned(),
-        groups: texts(review, &["spec", "groups"]),
-        extra: extra.map(|(key, values)| (key.clone(), texts(values, &[]))).collect(),
+        name: spec.text("user").to_owned(),
+        uid: spec.text("uid").to_owned(),
+        groups: texts(spec, "groups"),
+        extra: extra.map(|(key, _)| (key.clone(), texts(&spec["extra"], key))).collect(),
     }
 }
 
-fn present<'a>(review: &'a Value, field: &str) -> Option<&'a Value> {
-    review.at(&["spec", field]).filter(|it| !it.is_null())
-}
-
-fn texts(value: &Value, path: &[&str]) -> Vec<String> {
-    value.texts_at(path).map(str::to_owned).collect()
-}
-
-fn check_attributes(review: &Value) -> FieldErrors {
-    let spec = Path::new("spec");
-    match (present(review, "resourceAttributes"), present(review, "nonResourceAttributes")) {
-        (Some(_), Some(path)) => {
-            let detail = "cannot be specified in combination with resourceAttributes";
-            vec![FieldError::invalid(&spec.child("nonResourceAttributes"), path.clone(), detail)]
-        }
-        (None, None) => {
-            let detail = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
-            vec![FieldError::invalid(&spec.child("resourceAttributes"), Value::Null, detail)]
-        }
-        _ => Vec::new(),
-    }
-}
-
-fn check_subject(review: &Value) -> Option<FieldError> {
-    let is_missing = review.text_at(&["spec", "user"]).is_empty() && review.items_at(&["spec", "groups"]).is_empty();
-    is_missing.then(|| FieldError::invalid(&Path::new("spec").child("user"), "", "at least one of user or group must be specified"))
-}
-
-fn check_metadata(review: &Value, detail: &'static str, allowed: &[&str]) -> Option<FieldError> {
-    let mut fields = review.map_at(&["metadata"])?.iter();
-    let is_set = fields.any(|(name, value)| !value.is_null() && name != "managedFields" && !allowed.contains(&name.as_str()));
-    is_set.then(|| FieldError::invalid(&Path::new("metadata"), review["metadata"].clone(), detail))
-}
-
-/// `UserInfo`.
-pub fn user_info(user: &User) -> Value {
-    let mut info = json!({"username": user.name});
-    if !user.uid.is_empty() {
-        info["uid"] = user.uid.as_str().into();
-    }
-    if !user.groups.is_empty() {
-        info["groups"] = json!(user.groups);
-    }
-    if !user.extra.is_empty() {
-        info["extra"] = json!(user.extra);
-    }
-    info
+fn texts(object: &Value, field: &str) -> Vec<String> {
+    object.texts_at(&[field]).map(str::to_owned).collect()
 }
 
 /// Answers a TokenRequest for `account`.
 fn issue(tokens: &Tokens, account: &Value, mut request: Value, find: Find<'_>, now: Timestamp) -> Result<Value> {
     complete(&mut request, account, tokens.audiences())?;
-    check_expiration(&request)?;
+    let schema = schema::builtin("io.k8s.api.authentication.v1.TokenRequest").unwrap_or_default();
+    refuse(rules::check(&request, &schema, Change::Create, true), TOKEN_REQUEST.0, TOKEN_REQUEST.1)?;
     request["metadata"]["creationTimestamp"] = clock::rfc3339(now).into();
     let seconds = request.int_at(&["spec", "expirationSeconds"]).unwrap_or(EXPIRATION_SECONDS);
-    let mut grant = Grant {
-        namespace: account.namespace().to_owned(),
-        account: reference(account),
-        audiences: texts(&request, &["spec", "audiences"]),
-        seconds,
-        ..Grant::default()
-    };
-    bind(&mut grant, &request, find)?;
-    let is_for_server = grant.audiences.iter().all(|it| tokens.audiences().contains(it));
-    if grant.pod.is_some() && seconds == WARN_ONLY_SECONDS && is_for_server {
-        (grant.seconds, grant.warn_after_seconds) = (EXTENDED_SECONDS, Some(seconds));
-    }
+    let (audiences, bound) = (texts(&request["spec"], "audiences"), bind(account, &request["spec"]["boundObjectRef"], find)?);
+    let is_extended = bound.pod.is_some() && seconds == WARN_ONLY_SECONDS && audiences.iter().all(|it| tokens.audiences().contains(it));
+    let (lasts, warn_after_seconds) = if is_extended { (EXTENDED_SECONDS, Some(seconds)) } else { (seconds, None) };
+    let token = tokens.issue(Grant { bound, audiences, seconds: lasts, warn_after_seconds }, now);
     let expires = now.checked_add(seconds.seconds()).map_err(Status::internal)?;
-    request["status"] = json!({"token": tokens.issue(&grant, now), "expirationTimestamp": clock::rfc3339(expires)});
+    request["status"] = json!({"token": token, "expirationTimestamp": clock::rfc3339(expires)});
     Ok(request)
 }
 
 /// Fills in what the request leaves open, and checks what it says of the account.
 fn complete(request: &mut Value, account: &Value, audiences: &[String]) -> Result<()> {
+    let (group, kind) = TOKEN_REQUEST;
     let fields =
         [("name", "must match the service account name if specified"), ("namespace", "must match the service account namespace if specified")];
     for (field, detail) in fields {
         let (asked, own) = (request.metadata(field), account.metadata(field));
         if !asked.is_empty() && asked != own {
             let error = FieldError::invalid(&Path::new("metadata").child(field), asked, detail);
-            return Err(Status::invalid(AUTHENTICATION, "TokenRequest", account.name(), vec![error]));
+            return Err(Status::invalid(group, kind, account.name(), vec![error]));
         }
     }
     let (asked, own) = (request.uid(), account.uid());
     if !asked.is_empty() && asked != own {
         let why = format!("the UID in the token request ({asked}) does not match the UID of the service account ({own})");
-        return Err(Status::conflict(&GroupResource::new(AUTHENTICATION, "TokenRequest"), account.name(), why));
+        return Err(Status::conflict(&GroupResource::new(group, kind), account.name(), why));
     }
     for field in ["name", "namespace", "uid"] {
         request.set_metadata(field, account.metadata(field));
@@ -288,62 +192,34 @@ fn complete(request: &mut Value, account: &Value, audiences: &[String]) -> Resul
     Ok(())
 }
 
-fn check_expiration(request: &Value) -> Result<()> {
-    let seconds = request.int_at(&["spec", "expirationSeconds"]).unwrap_or_default();
-    let detail = match seconds {
-        ..MIN_EXPIRATION_SECONDS => "may not specify a duration less than 10 minutes",
-        MIN_EXPIRATION_SECONDS..=MAX_EXPIRATION_SECONDS => return Ok(()),
-        _ => "may not specify a duration larger than 2^32 seconds",
-    };
-    let error = FieldError::invalid(&Path::new("spec").child("expirationSeconds"), seconds, detail);
-    Err(Status::invalid(AUTHENTICATION, "TokenRequest", "", vec![error]))
-}
-
-/// Binds the token to the object that the request names.
-fn bind(grant: &mut Grant, request: &Value, find: Find<'_>) -> Result<()> {
-    let Some(bound) = present(request, "boundObjectRef") else { return Ok(()) };
-    let (kind, name) = (GroupVersionKind::of(bound), bound.text("name"));
-    let namespace = grant.namespace.clone();
-    let read = |resource: &'static str, namespace: &str| read(find, resource, namespace, name);
-    let object = match (kind.group.as_ref(), kind.kind.as_ref()) {
-        ("", "Pod") => read("pods", &namespace)?,
-        ("", "Node") => read("nodes", "")?,
-        ("", "Secret") => read("secrets", &namespace)?,
-        _ => return Err(Status::bad_request(format!("cannot bind token to object of type {}", described(&kind)))),
-    };
-    if kind.kind == "Pod" && object.text_at(&["spec", "serviceAccountName"]) != grant.account.name {
-        let account = &grant.account.name;
-        return Err(Status::bad_request(format!(
-            "cannot bind token for serviceaccount {account:?} to pod running with different serviceaccount name."
-        )));
+/// What the token is bound to: the account, and the object that the request names, if it does.
+fn bind(account: &Value, wanted: &Value, find: Find<'_>) -> Result<Bound> {
+    let mut bound = Bound { namespace: account.namespace().to_owned(), account: Reference::to(account), ..Bound::default() };
+    if wanted.is_null() {
+        return Ok(bound);
     }
-    let uid = bound.text("uid");
+    let (kind, name, uid) = (GroupVersionKind::of(wanted), wanted.text("name"), wanted.text("uid"));
+    let (resource, namespace, place) = match (kind.group.as_ref(), kind.kind.as_ref()) {
+        ("", "Pod") => ("pods", account.namespace(), &mut bound.pod),
+        ("", "Node") => ("nodes", "", &mut bound.node),
+        ("", "Secret") => ("secrets", account.namespace(), &mut bound.secret),
+        _ => return Err(Status::bad_request(format!("cannot bind token to object of type {kind}"))),
+    };
+    let found = find(&Key::new(resource, namespace, name)).ok_or_else(|| Status::not_found(&GroupResource::new("", resource), name))?;
+    let object = found.value();
+    if resource == "pods" && object.text_at(&["spec", "serviceAccountName"]) != account.name() {
+        let account = account.name();
+        return Err(Status::bad_request(format!("cannot bind token for serviceaccount {account:?} to pod running with different serviceaccount name.")));
+    }
     if !uid.is_empty() && uid != object.uid() {
-        let why = format!(
-            "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
-        );
+        let why = format!("the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated");
         return Err(Status::conflict(&GroupResource::new(kind.group, kind.kind), name, why));
     }
-    match kind.kind.as_ref() {
-        "Pod" => (grant.pod, grant.node) = (Some(reference(&object)), node_of(&object, find)),
-        "Node" => grant.node = Some(reference(&object)),
-        _ => grant.secret = Some(reference(&object)),
+    *place = Some(Reference::to(&object));
+    if resource == "pods" {
+        bound.node = node_of(&object, find);
     }
-    Ok(())
-}
-
-/// `schema.GroupVersionKind.String`.
-fn described(kind: &GroupVersionKind) -> String {
-    format!("{}/{}, Kind={}", kind.group, kind.version, kind.kind)
-}
-
-fn read(find: Find<'_>, resource: &'static str, namespace: &str, name: &str) -> Result<Value> {
-    let stored: Arc<Stored> = find(&Key::new(resource, namespace, name)).ok_or_else(|| Status::not_found(&GroupResource::new("", resource), name))?;
-    Ok(stored.value())
-}
-
-fn reference(object: &Value) -> Reference {
-    Reference { name: object.name().to_owned(), uid: object.uid().to_owned() }
+    Ok(bound)
 }
 
 /// The node that a pod is on; without its UID if the node is gone.
@@ -357,13 +233,15 @@ fn node_of(pod: &Value, find: Find<'_>) -> Option<Reference> {
 mod tests {
     use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
+    use std::sync::Arc;
+
     use super::*;
     use crate::{
         api::{
             identity::AUTHENTICATED,
             tokens::{ISSUER, generate_key},
         },
-        store::Header,
+        store::{Header, Stored},
     };
 
     fn stored(key: &Key, object: Value) -> Arc<Stored> {
@@ -391,14 +269,17 @@ mod tests {
     }
 
     /// Asks as jane, who may get pods in namespace a.
-    fn ask(answer: Answer, namespace: &str, tokens: &Tokens, review: Value) -> Result<Value> {
+    fn ask(kind: &str, namespace: &str, tokens: &Tokens, review: Value) -> Result<Value> {
         let jane = User { name: "jane".into(), groups: vec![AUTHENTICATED.into()], ..User::default() };
+        let registry = crate::kinds::table::registry();
+        let kind = registry.iter().find(|it| it.kind == kind).expect("a kind");
         let context = Context {
+            kind,
             user: &jane,
             namespace,
             decide: &|user, it| match user.name == "jane" && it.verb == "get" && (it.namespace == "a" || it.path == "/x") {
-                true => Decision { is_allowed: true, reason: "because".into() },
-                false => Decision { is_allowed: false, reason: String::new() },
+                true => Decision { is_allowed: true, reason: "because".into(), ..Decision::default() },
+                false => Decision::default(),
             },
             rules: &|_, _| {
                 let one = |it: &str| vec![it.to_owned()];
@@ -409,7 +290,7 @@ mod tests {
             find: &objects,
             now: clock::now(),
         };
-        answer(&context, review)
+        context.answer(review)
     }
 
     #[test]
@@ -417,54 +298,54 @@ mod tests {
         let pods = |namespace: &str| json!({"resource": "pods", "verb": "get", "namespace": namespace});
         let allowed = json!({"allowed": true, "reason": "because"});
         let refused = json!({"allowed": false});
-        let cases: [(Answer, Value, Value); 6] = [
-            (self_subject_access_review, json!({"resourceAttributes": pods("a")}), allowed.clone()),
-            (self_subject_access_review, json!({"resourceAttributes": pods("b")}), refused.clone()),
-            (self_subject_access_review, json!({"nonResourceAttributes": {"path": "/x", "verb": "get"}}), allowed.clone()),
-            (subject_access_review, json!({"user": "jane", "resourceAttributes": pods("a")}), allowed.clone()),
-            (subject_access_review, json!({"groups": ["jane"], "resourceAttributes": pods("a")}), refused),
-            (local_subject_access_review, json!({"user": "jane", "resourceAttributes": pods("a")}), allowed),
+        let cases: [(&str, Value, Value); 6] = [
+            ("SelfSubjectAccessReview", json!({"resourceAttributes": pods("a")}), allowed.clone()),
+            ("SelfSubjectAccessReview", json!({"resourceAttributes": pods("b")}), refused.clone()),
+            ("SelfSubjectAccessReview", json!({"nonResourceAttributes": {"path": "/x", "verb": "get"}}), allowed.clone()),
+            ("SubjectAccessReview", json!({"user": "jane", "resourceAttributes": pods("a")}), allowed.clone()),
+            ("SubjectAccessReview", json!({"groups": ["jane"], "resourceAttributes": pods("a")}), refused),
+            ("LocalSubjectAccessReview", json!({"user": "jane", "resourceAttributes": pods("a")}), allowed),
         ];
-        for (answer, spec, expected) in cases {
+        for (kind, spec, expected) in cases {
             let review = json!({"kind": "R", "metadata": {"creationTimestamp": null}, "spec": spec});
-            assert_eq!(ask(answer, "a", &tokens(), review).unwrap()["status"], expected);
+            assert_eq!(ask(kind, "a", &tokens(), review).unwrap()["status"], expected);
         }
     }
 
     #[test]
     fn questions_that_make_no_sense_are_refused() {
         let pods = json!({"resource": "pods", "verb": "get", "namespace": "b"});
-        let cases: [(Answer, Value, &str); 6] = [
+        let cases: [(&str, Value, &str); 6] = [
             (
-                self_subject_access_review,
+                "SelfSubjectAccessReview",
                 json!({"spec": {}}),
                 "spec.resourceAttributes: Invalid value: null: exactly one of nonResourceAttributes or resourceAttributes must be specified",
             ),
             (
-                subject_access_review,
+                "SubjectAccessReview",
                 json!({"spec": {"resourceAttributes": pods}}),
                 "spec.user: Invalid value: \"\": at least one of user or group must be specified",
             ),
             (
-                local_subject_access_review,
+                "LocalSubjectAccessReview",
                 json!({"spec": {"user": "x", "resourceAttributes": pods}}),
                 "spec.resourceAttributes.namespace: Invalid value: \"b\": must match metadata.namespace",
             ),
-            (self_subject_access_review, json!({"metadata": {"name": "x"}, "spec": {"resourceAttributes": pods}}), "must be empty"),
-            (self_subject_rules_review, json!({"spec": {}}), "no namespace on request"),
-            (token_review, json!({"spec": {}}), "token is required for TokenReview in authentication"),
+            ("SelfSubjectAccessReview", json!({"metadata": {"name": "x"}, "spec": {"resourceAttributes": pods}}), "must be empty"),
+            ("SelfSubjectRulesReview", json!({"spec": {}}), "no namespace on request"),
+            ("TokenReview", json!({"spec": {}}), "token is required for TokenReview in authentication"),
         ];
-        for (answer, review, expected) in cases {
-            let message = ask(answer, "a", &tokens(), review).unwrap_err().message;
+        for (kind, review, expected) in cases {
+            let message = ask(kind, "a", &tokens(), review).unwrap_err().message;
             assert!(message.contains(expected), "{message}");
         }
     }
 
     #[test]
     fn reviews_tell_the_user_and_its_rules() {
-        let review = ask(self_subject_review, "", &tokens(), json!({})).unwrap();
+        let review = ask("SelfSubjectReview", "", &tokens(), json!({})).unwrap();
         assert_eq!(review["status"]["userInfo"], json!({"username": "jane", "groups": ["system:authenticated"]}));
-        let review = ask(self_subject_rules_review, "", &tokens(), json!({"spec": {"namespace": "a"}})).unwrap();
+        let review = ask("SelfSubjectRulesReview", "", &tokens(), json!({"spec": {"namespace": "a"}})).unwrap();
         let expected = json!({
             "resourceRules": [{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}],
             "nonResourceRules": [{"verbs": ["get"], "nonResourceURLs": ["/x"]}],
@@ -504,10 +385,10 @@ mod tests {
             assert_eq!(claims.int_at(&["exp"]).unwrap() - claims.int_at(&["iat"]).unwrap(), seconds);
             assert_eq!(bound.int_at(&["warnafter"]).map(|it| it - claims.int_at(&["iat"]).unwrap()), warn);
             assert_eq!(answer["spec"]["audiences"], json!([ISSUER]));
-            let review = ask(token_review, "", &tokens, json!({"spec": {"token": token}})).unwrap();
+            let review = ask("TokenReview", "", &tokens, json!({"spec": {"token": token}})).unwrap();
             assert_eq!(review["status"]["user"]["username"], "system:serviceaccount:ns:bot", "{review}");
         }
-        let review = ask(token_review, "", &tokens, json!({"spec": {"token": "x.y.z"}})).unwrap();
+        let review = ask("TokenReview", "", &tokens, json!({"spec": {"token": "x.y.z"}})).unwrap();
         assert_eq!(review["status"], json!({"user": {}, "error": "invalid bearer token"}));
     }
 

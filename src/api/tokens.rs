@@ -61,15 +61,28 @@ pub struct BadKey(String);
 /// What a token is about and how long it lives.
 #[derive(Clone, Debug, Default)]
 pub struct Grant {
-    pub namespace: String,
-    pub account: Reference,
-    pub pod: Option<Reference>,
-    pub node: Option<Reference>,
-    pub secret: Option<Reference>,
+    pub bound: Bound,
     pub audiences: Vec<String>,
     pub seconds: i64,
     /// After this many seconds the use of the token is remarked, though still accepted.
     pub warn_after_seconds: Option<i64>,
+}
+
+/// The account and the objects whose end is the token's end: its private claims.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Bound {
+    pub namespace: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<Reference>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Reference>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret: Option<Reference>,
+    #[serde(rename = "serviceaccount")]
+    pub account: Reference,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    /// The second from which on the use of the token is remarked.
+    pub warnafter: Option<i64>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +91,12 @@ pub struct Reference {
     pub name: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub uid: String,
+}
+
+impl Reference {
+    pub fn to(object: &Value) -> Self {
+        Self { name: object.name().to_owned(), uid: object.uid().to_owned() }
+    }
 }
 
 /// A token that holds: whose it is, and which of the asked audiences it is for.
@@ -124,20 +143,6 @@ impl Default for Audience {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-struct Bound {
-    namespace: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    node: Option<Reference>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pod: Option<Reference>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    secret: Option<Reference>,
-    serviceaccount: Reference,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    warnafter: Option<i64>,
-}
-
 /// A new signing key, as PKCS#8 DER.
 pub fn generate_key() -> Vec<u8> {
     let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new());
@@ -159,28 +164,19 @@ impl Tokens {
     }
 
     /// The signed token of `grant`, valid from `now` on.
-    pub fn issue(&self, grant: &Grant, now: Timestamp) -> String {
-        let header = Header { alg: "ES256".to_owned(), kid: self.key_id.clone() };
+    pub fn issue(&self, grant: Grant, now: Timestamp) -> String {
         let now = now.as_second();
-        let bound = Bound {
-            namespace: grant.namespace.clone(),
-            node: grant.node.clone(),
-            pod: grant.pod.clone(),
-            secret: grant.secret.clone(),
-            serviceaccount: grant.account.clone(),
-            warnafter: grant.warn_after_seconds.map(|it| now + it),
-        };
         let claims = Claims {
-            aud: Audience::Many(grant.audiences.clone()),
+            aud: Audience::Many(grant.audiences),
             exp: now + grant.seconds,
             iat: now,
             iss: self.issuer.clone(),
             jti: uuid::Uuid::new_v4().to_string(),
-            kubernetes: bound,
             nbf: now,
-            sub: User::service_account(&grant.namespace, &grant.account.name).name,
+            sub: User::service_account(&grant.bound.namespace, &grant.bound.account.name).name,
+            kubernetes: Bound { warnafter: grant.warn_after_seconds.map(|it| now + it), ..grant.bound },
         };
-        self.sign(&header, &claims)
+        self.sign(&Header { alg: "ES256".to_owned(), kid: self.key_id.clone() }, &claims)
     }
 
     fn sign(&self, header: &Header, claims: &Claims) -> String {
@@ -276,7 +272,7 @@ fn check_times(claims: &Claims, now: Timestamp) -> Result<(), String> {
 
 /// The account, and the one object that the token is bound to, must still be the ones that they were.
 fn check_bound(bound: &Bound, now: Timestamp, find: Find<'_>) -> Result<(), String> {
-    let (namespace, account) = (bound.namespace.as_str(), &bound.serviceaccount);
+    let (namespace, account) = (bound.namespace.as_str(), &bound.account);
     let Some(stored) = find(&Key::new("serviceaccounts", namespace, &account.name)) else {
         return Err(format!("serviceaccounts {:?} not found", account.name));
     };
@@ -286,24 +282,21 @@ fn check_bound(bound: &Bound, now: Timestamp, find: Find<'_>) -> Result<(), Stri
     if is_deleted(&stored, now) {
         return Err(format!("service account {namespace}/{} has been deleted", account.name));
     }
-    if let Some(secret) = &bound.secret {
-        check_reference("secret", "secrets", namespace, secret, now, find)?;
-    }
-    match (&bound.pod, &bound.node) {
-        (Some(pod), _) => check_reference("pod", "pods", namespace, pod, now, find),
-        (None, Some(node)) => check_reference("node", "nodes", "", node, now, find),
-        (None, None) => Ok(()),
-    }
+    // A pod's token does not end with the node.
+    let node = bound.node.as_ref().filter(|_| bound.pod.is_none());
+    let objects = [("secret", namespace, bound.secret.as_ref()), ("pod", namespace, bound.pod.as_ref()), ("node", "", node)];
+    objects.into_iter().try_for_each(|(what, namespace, reference)| reference.map_or(Ok(()), |it| check_reference(what, namespace, it, now, find)))
 }
 
-fn check_reference(what: &str, resource: &str, namespace: &str, reference: &Reference, now: Timestamp, find: Find<'_>) -> Result<(), String> {
-    let invalidated = || "service account token has been invalidated".to_owned();
-    let stored = find(&Key::new(resource, namespace, &reference.name)).ok_or_else(invalidated)?;
-    if *stored.header.uid != *reference.uid {
-        let uid = &stored.header.uid;
-        return Err(format!("{what} UID ({uid}) does not match service account {what} ref claim ({})", reference.uid));
+fn check_reference(what: &str, namespace: &str, reference: &Reference, now: Timestamp, find: Find<'_>) -> Result<(), String> {
+    let found = find(&Key::new(&format!("{what}s"), namespace, &reference.name));
+    match found {
+        Some(it) if *it.header.uid != *reference.uid => {
+            Err(format!("{what} UID ({}) does not match service account {what} ref claim ({})", it.header.uid, reference.uid))
+        }
+        Some(it) if !is_deleted(&it, now) => Ok(()),
+        _ => Err("service account token has been invalidated".to_owned()),
     }
-    if is_deleted(&stored, now) { Err(invalidated()) } else { Ok(()) }
 }
 
 /// Deletion began longer ago than the leeway. Objects are parsed only if they may hold a deletionTimestamp at all.
@@ -320,24 +313,11 @@ fn is_deleted(stored: &Stored, now: Timestamp) -> bool {
 /// `ServiceAccountInfo.UserInfo`.
 fn user_of(claims: &Claims) -> User {
     let bound = &claims.kubernetes;
-    let mut user = User::service_account(&bound.namespace, &bound.serviceaccount.name);
-    user.uid = bound.serviceaccount.uid.clone();
-    let mut extra = |key: &str, value: String| {
-        if !value.is_empty() {
-            user.extra.insert(key.to_owned(), vec![value]);
-        }
-    };
-    if let Some(pod) = &bound.pod {
-        extra(POD_NAME, pod.name.clone());
-        extra(POD_UID, pod.uid.clone());
-    }
-    if let Some(node) = &bound.node {
-        extra(NODE_NAME, node.name.clone());
-        extra(NODE_UID, node.uid.clone());
-    }
-    if !claims.jti.is_empty() {
-        extra(CREDENTIAL_ID, format!("JTI={}", claims.jti));
-    }
+    let mut user = User { uid: bound.account.uid.clone(), ..User::service_account(&bound.namespace, &bound.account.name) };
+    let of = |reference: &Option<Reference>, names: [&'static str; 2]| reference.clone().map(|it| [(names[0], it.name), (names[1], it.uid)]);
+    let objects = [of(&bound.pod, [POD_NAME, POD_UID]), of(&bound.node, [NODE_NAME, NODE_UID])].into_iter().flatten().flatten();
+    let credential = (!claims.jti.is_empty()).then(|| (CREDENTIAL_ID, format!("JTI={}", claims.jti)));
+    user.extra = objects.chain(credential).filter(|it| !it.1.is_empty()).map(|(key, value)| (key.to_owned(), vec![value])).collect();
     user
 }
 
@@ -365,23 +345,15 @@ mod tests {
     const NOW: i64 = 1_800_000_000;
 
     fn grant() -> Grant {
-        let pod = Some(reference("web", "p1"));
-        let node = Some(reference("n1", "u9"));
-        Grant {
-            namespace: "default".into(),
-            account: reference("bot", "s1"),
-            pod,
-            node,
-            audiences: vec![ISSUER.into()],
-            seconds: 600,
-            ..Grant::default()
-        }
+        let (pod, node) = (Some(reference("web", "p1")), Some(reference("n1", "u9")));
+        let bound = Bound { namespace: "default".into(), account: reference("bot", "s1"), pod, node, ..Bound::default() };
+        Grant { bound, audiences: vec![ISSUER.into()], seconds: 600, ..Grant::default() }
     }
 
     #[test]
     fn a_token_tells_whose_it_is() {
         let tokens = Tokens::new(ISSUER, &generate_key()).unwrap();
-        let token = tokens.issue(&grant(), at(NOW));
+        let token = tokens.issue(grant(), at(NOW));
         let find = |key: &Key| Some(stored(if &*key.resource == "pods" { "p1" } else { "s1" }, ""));
         let user = tokens.verify(&token, &[], at(NOW), &find).unwrap().unwrap().user;
         assert_eq!((user.name.as_str(), user.uid.as_str()), ("system:serviceaccount:default:bot", "s1"));
@@ -394,7 +366,7 @@ mod tests {
     #[test]
     fn tokens_end_with_their_time_and_their_objects() {
         let tokens = Tokens::new(ISSUER, &generate_key()).unwrap();
-        let token = tokens.issue(&grant(), at(NOW));
+        let token = tokens.issue(grant(), at(NOW));
         let long_ago = at(NOW - 100).to_string();
         let just_now = at(NOW - 10).to_string();
         // (seconds later, account uid and deletion, pod uid and deletion, expected error)
@@ -432,8 +404,8 @@ mod tests {
         ];
         for (of_token, asked, expected) in cases {
             let texts = |list: &[&str]| list.iter().map(|it| it.to_string()).collect::<Vec<_>>();
-            let grant = Grant { audiences: texts(&of_token), pod: None, node: None, ..grant() };
-            let token = tokens.issue(&grant, at(NOW));
+            let bound = Bound { pod: None, node: None, ..grant().bound };
+            let token = tokens.issue(Grant { bound, audiences: texts(&of_token), ..grant() }, at(NOW));
             let got = tokens.verify(&token, &texts(&asked), at(NOW), &find).map(|it| it.unwrap().audiences);
             assert_eq!(got, expected.map(|it| texts(&it)));
         }
@@ -442,9 +414,9 @@ mod tests {
     #[test]
     fn foreign_and_tampered_tokens_are_refused() {
         let tokens = Tokens::new(ISSUER, &generate_key()).unwrap();
-        let other_issuer = Tokens::new("https://elsewhere", &generate_key()).unwrap().issue(&grant(), at(NOW));
-        let other_key = Tokens::new(ISSUER, &generate_key()).unwrap().issue(&grant(), at(NOW));
-        let own = tokens.issue(&grant(), at(NOW));
+        let other_issuer = Tokens::new("https://elsewhere", &generate_key()).unwrap().issue(grant(), at(NOW));
+        let other_key = Tokens::new(ISSUER, &generate_key()).unwrap().issue(grant(), at(NOW));
+        let own = tokens.issue(grant(), at(NOW));
         let (message, signature) = own.rsplit_once('.').unwrap();
         let (header, claims) = message.split_once('.').unwrap();
         let admin = String::from_utf8(decode(claims).unwrap()).unwrap().replace("bot", "admin");

@@ -12,49 +12,35 @@ use std::sync::Arc;
 use futures::future::join_all;
 use tokio::time::Instant;
 
-use self::{
-    hook::Hook,
-    review::{Review, Verdict},
-};
+use self::{hook::Hook, review::Verdict};
 use super::{
     admission::Context,
     derived::Derived,
-    matching::{Asks, OWN, Question, Round, Versioned, is_exempt},
-    policies,
+    matching::{GROUP, OWN, Question, Round, Versioned, is_exempt},
+    outgoing::Review,
 };
 use crate::{
+    kinds::expressions::meets,
     meta::{Result, Status, Value},
     schema::cel::{Bindings, Val},
     store::Snapshot,
 };
 
-const GROUP: &str = "admissionregistration.k8s.io";
-
-/// The webhooks that are configured, read anew when a configuration has changed.
+/// The webhooks that are configured.
 #[derive(Default)]
 pub struct Webhooks {
     mutating: Derived<Vec<Hook>>,
     validating: Derived<Vec<Hook>>,
 }
 
-impl Webhooks {
-    fn mutating(&self, snapshot: &Snapshot) -> Arc<Vec<Hook>> {
-        read(&self.mutating, snapshot, "mutatingwebhookconfigurations")
-    }
-
-    fn validating(&self, snapshot: &Snapshot) -> Arc<Vec<Hook>> {
-        read(&self.validating, snapshot, "validatingwebhookconfigurations")
-    }
-}
-
-fn read(kept: &Derived<Vec<Hook>>, snapshot: &Snapshot, plural: &str) -> Arc<Vec<Hook>> {
-    let resource = format!("{GROUP}/{plural}");
-    kept.get(snapshot, &[&resource], |_| snapshot.list(&resource, None, None).flat_map(|it| Hook::all(&it.value())).collect())
+fn read(derived: &Derived<Vec<Hook>>, snapshot: &Snapshot, kind: &str) -> Arc<Vec<Hook>> {
+    let resource = format!("{GROUP}/{kind}webhookconfigurations");
+    derived.get(snapshot, &[&resource], |_| snapshot.list(&resource, None, None).flat_map(|it| Hook::all(&it.value())).collect())
 }
 
 /// Lets the mutating webhooks change `object`, which is null for a deletion. Returns whether one of them did.
 pub async fn mutate(context: &Context<'_>, object: &mut Value, round: &mut Round) -> Result<bool> {
-    let hooks = context.server.webhooks.mutating(context.snapshot);
+    let hooks = read(&context.server.webhooks.mutating, context.snapshot, "mutating");
     if hooks.is_empty() || is_exempt(context) {
         return Ok(false);
     }
@@ -86,7 +72,7 @@ pub async fn mutate(context: &Context<'_>, object: &mut Value, round: &mut Round
 
 /// Asks all validating webhooks about `object`, which is null for a deletion.
 pub async fn validate(context: &Context<'_>, object: &Value) -> Result<()> {
-    let hooks = context.server.webhooks.validating(context.snapshot);
+    let hooks = read(&context.server.webhooks.validating, context.snapshot, "validating");
     if hooks.is_empty() || is_exempt(context) {
         return Ok(());
     }
@@ -122,14 +108,17 @@ enum Failure {
 /// Asks one webhook; an answer that allows.
 async fn ask(context: &Context<'_>, hook: &Hook, request: Value, is_mutating: bool) -> std::result::Result<Verdict, Failure> {
     if context.is_dry_run && !hook.is_harmless {
-        return Err(Failure::Refused(review::dry_run_unsupported(&hook.name)));
+        // `NewDryRunUnsupportedErr`
+        return Err(Failure::Refused(Status::bad_request(format!("admission webhook {:?} does not support dry run", hook.name))));
     }
-    let review = Review::new(hook, request).map_err(Failure::Call)?;
+    let review = Review::new("admission.k8s.io", "AdmissionReview", &hook.review_versions, request);
+    let unknown = || Failure::Call("could not create admission objects: webhook does not accept known AdmissionReview versions (v1, v1beta1)".to_owned());
+    let review = review.ok_or_else(unknown)?;
     let destination = hook.destination.as_ref().map_err(|why| Failure::Call(format!("could not get REST client: {why}")))?;
     let deadline = context.requester.deadline.min(Instant::now() + hook.timeout);
-    let answer = context.server.outgoing.post(destination, &review.request, Some(deadline)).await;
+    let answer = context.server.outgoing.post(destination, &review.value, Some(deadline)).await;
     let answer = answer.map_err(|why| Failure::Call(format!("failed to call webhook: {why}")))?;
-    let verdict = review.read(&answer, is_mutating).map_err(|why| Failure::Call(format!("received invalid webhook response: {why}")))?;
+    let verdict = Verdict::read(&review, &answer, is_mutating).map_err(|why| Failure::Call(format!("received invalid webhook response: {why}")))?;
     verdict.warnings.iter().for_each(|it| context.requester.warn(it));
     match verdict.is_allowed {
         true => Ok(verdict),
@@ -156,13 +145,13 @@ impl Question<'_> {
         if hook.conditions.is_empty() {
             return Ok(true);
         }
-        let (request, asks) = (self.attributes(object.form), Asks { question: self });
-        let bindings = asks.bind(Bindings::default())
+        let request = self.attributes(object.form);
+        let bindings = self.bind(Bindings::default())
             .with("object", Val::json(&object.value))
             .with("oldObject", Val::json(old))
             .with("request", Val::json(&request))
             .with("namespaceObject", Val::Null);
-        policies::meets(&hook.conditions, &bindings, hook.fails_open).map_err(|why| Status::forbidden(&self.context.target.resource(), &self.name, why))
+        meets(&hook.conditions, &bindings, hook.fails_open).map_err(|why| Status::forbidden(&self.context.target.resource(), &self.name, why))
     }
 
     /// Asks a mutating webhook: the object with what it has changed and its defaults, and whether that is anything. `None` without a patch.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::Controller;
 use crate::{
     client::{Error, ObjectKey, Result, writes},
-    kinds::{self, Registry, expressions::Scope},
+    kinds::{self, Registry, expressions::Seen},
     meta::{Meta, object::split_api_version},
     schema::cel::Decl,
 };
@@ -158,8 +158,8 @@ fn check(spec: &Value, known: &Types) -> Vec<Value> {
         for field in ["expression", "messageExpression"] {
             let text = validation.text(field);
             let complaint = |(name, decl): &Named| {
-                let scope = scope(spec, decl, params.as_ref());
-                scope.compile(text, &[]).err().map(|why| format!("{name}: {why}\n"))
+                let seen = Seen::with(spec, Some(decl.clone()), params.clone());
+                seen.scope.compile(text, &[]).err().map(|why| format!("{name}: {why}\n"))
             };
             let told: Vec<String> = types.iter().filter(|_| !text.is_empty()).filter_map(complaint).collect();
             if !told.is_empty() {
@@ -168,17 +168,6 @@ fn check(spec: &Value, known: &Types) -> Vec<Value> {
         }
     }
     warnings
-}
-
-/// What an expression of the policy sees of an object of that type.
-fn scope(spec: &Value, object: &Decl, params: Option<&Decl>) -> Scope {
-    let mut scope = Scope { has_params: spec["paramKind"].is_object(), has_authorizer: true, object: Some(object.clone()), params: params.cloned(), ..Scope::default() };
-    for variable in spec.items_at(&["variables"]) {
-        if let Ok(program) = scope.compile(variable.text("expression"), &[]) {
-            scope.variables.push((variable.text("name").to_owned(), program.output().clone()));
-        }
-    }
-    scope
 }
 
 #[cfg(test)]

@@ -294,7 +294,7 @@ mod tests {
         let mut old = of(json!([version("v1", true)]), Value::Null);
         old = crate::kinds::rules::filled("CustomResourceDefinition", old);
         prepare(&mut old, Change::Create);
-        let webhook = json!({"strategy": "Webhook", "webhook": {"clientConfig": {"service": {"namespace": "n", "name": "s"}}, "conversionReviewVersions": ["v1"]}});
+        let webhook = json!({"strategy": "Webhook", "webhook": {"clientConfig": {"service": {"namespace": "n", "name": "s", "port": 443}}, "conversionReviewVersions": ["v1"]}});
         let errors = |versions: Value, conversion: Value| {
             let mut new = of(versions, conversion);
             new["status"] = old["status"].clone();

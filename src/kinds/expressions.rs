@@ -4,12 +4,9 @@
 use std::sync::LazyLock;
 
 use crate::{
-    meta::{FieldError, FieldErrors, Meta, Path, Value, names},
-    schema::cel::{Decl, Environment, Program, Type},
+    meta::{Meta, Value, names, status::aggregate},
+    schema::cel::{Bindings, Budget, Decl, Environment, EvalError, MATCH_BUDGET, Object, Program, Type, Val, decl},
 };
-
-/// The most match conditions of one webhook or policy.
-const CONDITIONS_MAX: usize = 64;
 
 /// What an expression may use beyond the request itself.
 #[derive(Clone, Debug, Default)]
@@ -48,6 +45,29 @@ impl Scope {
         if self.makes_objects { environment.with_objects() } else { environment }
     }
 
+    pub fn expression(&self, purpose: &str, text: &str) -> Expression {
+        Expression { text: text.to_owned(), program: self.compile_for(purpose, text) }
+    }
+
+    /// The `matchConditions` of a webhook or a policy's specification.
+    pub fn conditions(&self, owner: &Value) -> Vec<Expression> {
+        owner.items_at(&["matchConditions"]).iter().map(|it| self.expression("condition", it.text("expression"))).collect()
+    }
+
+    /// The program of an expression by what it is for: `condition`, `validation`, `message`, `annotation`, or the type of a patch.
+    pub fn compile_for(&self, purpose: &str, text: &str) -> Result<Program, String> {
+        let made = |name: &str| Type::Object(Object { name: name.to_owned(), ..Object::default() }.into());
+        let scope = self.clone();
+        match purpose {
+            "condition" => Self { variables: Vec::new(), ..scope }.compile(text, &[Type::BOOL]),
+            "message" => Self { has_authorizer: false, ..scope }.compile(text, &[Type::STRING]),
+            "annotation" => self.compile(text, &[Type::STRING, Type::NULL]),
+            "ApplyConfiguration" => Self { makes_objects: true, ..scope }.compile(text, &[made("Object")]),
+            "JSONPatch" => Self { makes_objects: true, ..scope }.compile(text, &[Type::list(made("JSONPatch"))]),
+            _ => self.compile(text, &[Type::BOOL]),
+        }
+    }
+
     /// The program of a text whose result is of one of the types wanted; any will do when none is named.
     pub fn compile(&self, text: &str, wanted: &[Type]) -> Result<Program, String> {
         let program = Program::compile(&self.environment(), text).map_err(|it| it.to_string())?;
@@ -58,6 +78,49 @@ impl Scope {
             [one] => Err(format!("must evaluate to {} but got {}", shown(one), shown(found))),
             many => Err(format!("must evaluate to one of [{}] but got {}", many.iter().map(shown).collect::<Vec<_>>().join(" "), shown(found))),
         }
+    }
+}
+
+/// An expression, compiled once, or what is wrong with it.
+#[derive(Debug)]
+pub struct Expression {
+    pub text: String,
+    program: Result<Program, String>,
+}
+
+/// What came of an expression: its value, or what is wrong with it. The outer error is a budget that is spent.
+pub type Ran<'v> = Result<Result<Val<'v>, String>, String>;
+
+impl Expression {
+    pub fn run<'v>(&self, bindings: &Bindings<'v>, budget: &mut Budget) -> Ran<'v> {
+        let program = match &self.program {
+            Ok(program) => program,
+            Err(why) => return Ok(Err(format!("compilation error: {why}"))),
+        };
+        match program.evaluate(bindings, budget) {
+            Err(EvalError::OutOfBudget) => Err(EvalError::OutOfBudget.to_string()),
+            Err(why) => Ok(Err(format!("expression '{}' resulted in error: {why}", self.text))),
+            Ok(value) => Ok(Ok(value)),
+        }
+    }
+}
+
+/// Whether the match conditions hold; one that is false outdoes errors of others (`matchconditions.Matcher`).
+pub fn meets(conditions: &[Expression], bindings: &Bindings<'_>, fails_open: bool) -> Result<bool, String> {
+    let (mut budget, mut errors) = (Budget::new(MATCH_BUDGET), Vec::new());
+    for condition in conditions {
+        match condition.run(bindings, &mut budget) {
+            Ok(Ok(Val::Bool(false))) => return Ok(false),
+            Ok(Ok(_)) => (),
+            Ok(Err(why)) => errors.push(why),
+            Err(_) if fails_open => return Ok(false),
+            Err(why) => return Err(why),
+        }
+    }
+    match aggregate(&errors) {
+        None => Ok(true),
+        Some(_) if fails_open => Ok(false),
+        Some(why) => Err(why),
     }
 }
 
@@ -94,67 +157,36 @@ static NAMESPACE: LazyLock<Decl> = LazyLock::new(|| {
     ])
 });
 
-/// A condition under which a webhook or a policy is for a request.
-#[derive(Clone, Debug)]
-pub struct Condition {
-    pub name: String,
-    pub expression: String,
-    pub program: Result<Program, String>,
+/// What the expressions of a policy see, after its variables.
+pub struct Seen {
+    pub scope: Scope,
+    /// Compiled one after the other; those that do not compile with their complaint.
+    pub variables: Vec<(String, Result<Program, String>)>,
 }
 
-/// The `matchConditions` of a webhook or a policy's specification.
-pub fn conditions(owner: &Value, scope: &Scope) -> Vec<Condition> {
-    let condition = |it: &Value| Condition {
-        name: it.text("name").to_owned(),
-        expression: it.text("expression").to_owned(),
-        program: scope.compile(it.text("expression"), &[Type::BOOL]),
-    };
-    owner.items_at(&["matchConditions"]).iter().map(condition).collect()
+impl Seen {
+    /// By a policy's specification, or by none.
+    pub fn by_policy(spec: &Value) -> Self {
+        Self::with(spec, None, None)
+    }
+
+    /// The same where the types of objects and parameters are known.
+    pub fn with(spec: &Value, object: Option<Decl>, params: Option<Decl>) -> Self {
+        let mut scope = Scope { has_params: spec["paramKind"].is_object(), has_authorizer: true, object, params, ..Scope::default() };
+        let mut variables = Vec::new();
+        for variable in spec.items_at(&["variables"]) {
+            let (name, program) = (variable.text("name").to_owned(), scope.compile(variable.text("expression"), &[]));
+            scope.variables.extend(program.as_ref().ok().map(|it| (name.clone(), it.output().clone())));
+            variables.push((name, program));
+        }
+        Self { scope, variables }
+    }
 }
 
-/// `validateMatchConditions`
-pub fn validate_conditions(conditions: &[Value], has_params: bool, path: &Path, errors: &mut FieldErrors) {
-    if conditions.len() > CONDITIONS_MAX {
-        errors.push(FieldError::too_many(path, conditions.len(), CONDITIONS_MAX));
-    }
-    let scope = Scope { has_params, has_authorizer: true, ..Scope::default() };
-    for (at, condition) in conditions.iter().enumerate() {
-        let (path, name) = (path.index(at), condition.text("name"));
-        match condition.text("expression").trim() {
-            "" => errors.push(FieldError::required(&path.child("expression"), "")),
-            text => errors.extend(scope.compile(text, &[Type::BOOL]).err().map(|why| FieldError::invalid(&path.child("expression"), text, why))),
-        }
-        match name {
-            "" => errors.push(FieldError::required(&path.child("name"), "")),
-            name => errors.extend(names::qualified_name(name).into_iter().map(|why| FieldError::invalid(&path.child("name"), name, why))),
-        }
-        if !name.is_empty() && conditions[..at].iter().any(|it| it.text("name") == name) {
-            errors.push(FieldError::duplicate(&path.child("name"), name));
-        }
-    }
+/// Whether expressions can name a variable so.
+pub fn is_identifier(name: &str) -> bool {
+    names::c_identifier(name).is_empty() && decl::escape(name).is_some_and(|it| it == name || name.contains("__"))
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn conditions_are_checked_against_what_they_see() {
-        let check = |name: &str, expression: &str, expected: &[&str]| {
-            let mut errors = FieldErrors::new();
-            validate_conditions(&[json!({"name": name, "expression": expression})], false, &Path::new("m"), &mut errors);
-            let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            assert_eq!(errors.len(), expected.len(), "{expression}: {errors:?}");
-            errors.iter().zip(expected).for_each(|(error, start)| assert!(error.starts_with(start), "{error}"));
-        };
-        check("a", "object.metadata.name != 'skip-me' && request.userInfo.username != 'x'", &[]);
-        check("a", "authorizer.requestResource.check('update').allowed() || has(request.subResource)", &[]);
-        check("a", "namespaceObject.metadata.labels['x'] == 'y' && oldObject == null", &[]);
-        check("a", "... [] bad expression", &["m[0].expression: Invalid value: \"... [] bad expression\": compilation failed: ERROR: <input>:1:"]);
-        check("a", "request.nothing == 1", &["m[0].expression: Invalid value: \"request.nothing == 1\": compilation failed: ERROR: <input>:1:8: undefined field 'nothing'"]);
-        check("a", "object.metadata.name", &["m[0].expression: Invalid value: \"object.metadata.name\": must evaluate to bool but got dyn"]);
-        check("", " ", &["m[0].expression: Required value", "m[0].name: Required value"]);
-    }
-}
+mod tests;

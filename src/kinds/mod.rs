@@ -3,7 +3,6 @@
 //!
 //! Read `table.txt` first. A kind with behaviour of its own has a file for it, reached through its [`Strategy`].
 
-pub mod admission;
 pub mod check;
 pub mod columns;
 pub mod crd;
@@ -28,7 +27,6 @@ pub mod service;
 pub mod storage;
 pub mod strategy;
 pub mod table;
-pub mod webhooks;
 pub mod workloads;
 
 pub use expr::Expr;

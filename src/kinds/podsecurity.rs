@@ -1,8 +1,9 @@
 //! The Pod Security Standards: what a pod may not ask for at the levels `baseline` and `restricted`, by version. Pure.
 //! Source: pod-security-admission `policy/check_*.go`, `api/helpers.go`.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt};
 
+use self::Level::{Baseline, Privileged, Restricted};
 use crate::meta::{FieldError, FieldErrors, Meta, Path, Value};
 
 /// How strict, from the least.
@@ -30,23 +31,22 @@ pub struct Policy {
 
 const PREFIX: &str = "pod-security.kubernetes.io/";
 
-impl std::fmt::Display for Standard {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let level = match self.level {
-            Level::Privileged => "privileged",
-            Level::Baseline => "baseline",
-            Level::Restricted => "restricted",
-        };
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&format!("{self:?}").to_lowercase())
+    }
+}
+
+impl fmt::Display for Standard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.minor {
-            Some(minor) => write!(f, "{level}:v1.{minor}"),
-            None => write!(f, "{level}:latest"),
+            Some(minor) => write!(f, "{}:v1.{minor}", self.level),
+            None => write!(f, "{}:latest", self.level),
         }
     }
 }
 
 impl Standard {
-    const NONE: Self = Self { level: Level::Privileged, minor: None };
-
     fn holds_from(self, minor: u32) -> bool {
         self.minor.is_none_or(|it| it >= minor)
     }
@@ -56,47 +56,41 @@ impl Policy {
     /// What a namespace asks for, and what is wrong with its labels. A level that is none is taken for `restricted` where it is enforced.
     pub fn of(namespace: &Value) -> (Self, FieldErrors) {
         let mut errors = FieldErrors::new();
-        let label = |name: &str| namespace.labels().find(|(key, _)| key.strip_prefix(PREFIX) == Some(name)).map(|(_, value)| value.to_owned());
-        let mut read = |mode: &str, fallback: Level| {
-            let mut fail = |name: &str, value: String, why: &'static str| {
-                errors.push(FieldError::invalid(&Path::new("metadata").child("labels").key(&format!("{PREFIX}{name}")), value, why));
-            };
-            let level = label(mode).map(|text| {
-                parse_level(&text).ok_or_else(|| fail(mode, text, "must be one of privileged, baseline, restricted"))
-            });
-            let name = format!("{mode}-version");
-            let minor = label(&name).map(|text| {
-                parse_version(&text).unwrap_or_else(|| {
-                    fail(&name, text, "must be \"latest\" or \"v1.x\"");
-                    None
-                })
-            });
-            let is_told = (level.is_some(), minor.is_some(), matches!(level, Some(Ok(_))));
-            let level = level.map_or(Level::Privileged, |it| it.unwrap_or(fallback));
-            (Standard { level, minor: minor.flatten() }, is_told)
+        let mut read = |mode: &str| {
+            let level = label(namespace, mode, parse_level, "must be one of privileged, baseline, restricted", &mut errors);
+            let minor = label(namespace, &format!("{mode}-version"), parse_version, "must be \"latest\" or \"v1.x\"", &mut errors);
+            (level, minor.map(Option::flatten))
         };
-        let (enforce, (.., is_enforced)) = read("enforce", Level::Restricted);
-        let (audit, _) = read("audit", Level::Privileged);
-        let (mut warn, (has_warn_level, has_warn_version, _)) = read("warn", Level::Privileged);
-        if !has_warn_level && is_enforced && enforce.level > warn.level {
-            warn.level = enforce.level;
-            warn.minor = if has_warn_version { warn.minor } else { enforce.minor };
+        let (enforced, audited, warned) = (read("enforce"), read("audit"), read("warn"));
+        let level = |read: Option<Option<Level>>, fallback: Level| read.map_or(Privileged, |it| it.unwrap_or(fallback));
+        let enforce = Standard { level: level(enforced.0, Restricted), minor: enforced.1.flatten() };
+        let audit = Standard { level: level(audited.0, Privileged), minor: audited.1.flatten() };
+        let mut warn = Standard { level: level(warned.0, Privileged), minor: warned.1.flatten() };
+        // Who is not told otherwise is warned of what is enforced.
+        if warned.0.is_none() && enforced.0.flatten().is_some_and(|it| it > warn.level) {
+            warn = Standard { level: enforce.level, minor: warned.1.unwrap_or(enforce.minor) };
         }
         (Self { enforce, audit, warn }, errors)
     }
 
     pub fn is_fully_privileged(&self) -> bool {
-        [self.enforce, self.audit, self.warn].iter().all(|it| it.level == Standard::NONE.level)
+        [self.enforce, self.audit, self.warn].iter().all(|it| it.level == Privileged)
     }
 }
 
-fn parse_level(text: &str) -> Option<Level> {
-    match text {
-        "privileged" => Some(Level::Privileged),
-        "baseline" => Some(Level::Baseline),
-        "restricted" => Some(Level::Restricted),
-        _ => None,
+/// What a label says, where it is there; what cannot be read is told and no value.
+fn label<T>(namespace: &Value, name: &str, parse: fn(&str) -> Option<T>, why: &'static str, errors: &mut FieldErrors) -> Option<Option<T>> {
+    let key = format!("{PREFIX}{name}");
+    let text = namespace.at(&["metadata", "labels", &key])?.as_str()?;
+    let parsed = parse(text);
+    if parsed.is_none() {
+        errors.push(FieldError::invalid(&Path::new("metadata").child("labels").key(&key), text, why));
     }
+    Some(parsed)
+}
+
+fn parse_level(text: &str) -> Option<Level> {
+    [Privileged, Baseline, Restricted].into_iter().find(|it| it.to_string() == text)
 }
 
 /// `latest` is `Some(None)`.
@@ -128,38 +122,45 @@ pub fn reasons(violations: &[Violation]) -> String {
 
 /// What `pod` (its metadata and spec, of a pod or a template) breaks, in upstream's order: the rules of `baseline` by name, then those of `restricted`.
 pub fn violations(standard: Standard, pod: &Value) -> Vec<Violation> {
-    if standard.level == Level::Privileged {
-        return Vec::new();
-    }
     let pod = Pod::of(pod, standard);
-    let is_restricted = standard.level == Level::Restricted;
-    let since = |minor| standard.holds_from(minor);
-    let baseline = [
-        pod.app_armor(),
-        (!(is_restricted && since(22))).then(|| pod.capabilities()).flatten(),
-        pod.host_namespaces(),
-        (!is_restricted).then(|| pod.host_paths()).flatten(),
-        pod.host_ports(),
-        since(34).then(|| pod.host_probes()).flatten(),
-        pod.privileged(),
-        (!(is_restricted && since(35))).then(|| pod.proc_mount()).flatten(),
-        pod.selinux(),
-        (!(is_restricted && since(19))).then(|| pod.seccomp()).flatten(),
-        pod.sysctls(),
-        pod.windows_host_process(),
-    ];
-    let restricted = [
-        since(8).then(|| pod.privilege_escalation()).flatten(),
-        since(22).then(|| pod.restricted_capabilities()).flatten(),
-        since(35).then(|| pod.restricted_proc_mount()).flatten(),
-        pod.restricted_volumes(),
-        pod.run_as_non_root(),
-        since(23).then(|| pod.run_as_user()).flatten(),
-        since(19).then(|| pod.restricted_seccomp()).flatten(),
-    ];
-    let restricted = restricted.into_iter().filter(|_| is_restricted);
-    baseline.into_iter().chain(restricted).flatten().collect()
+    let is_replaced = |from: Option<u32>| standard.level == Restricted && from.is_some_and(|it| standard.holds_from(it));
+    let rules = RULES.iter().filter(|(level, since, until, ..)| *level <= standard.level && standard.holds_from(*since) && !is_replaced(*until));
+    rules.filter_map(|(.., reason, check)| Some(Violation { reason, detail: check(&pod)? })).collect()
 }
+
+/// What breaks a rule, in words.
+type Check = fn(&Pod<'_>) -> Option<String>;
+
+/// The level of a rule, the version that brought it, the one from which on `restricted` has a stricter rule in its place, the reason, the test.
+const RULES: [(Level, u32, Option<u32>, &str, Check); 20] = [
+    (Baseline, 0, None, "forbidden AppArmor profile", |pod| pod.app_armor(|count| count == 1)),
+    (Baseline, 0, None, "forbidden AppArmor profiles", |pod| pod.app_armor(|count| count > 1)),
+    (Baseline, 0, Some(22), "non-default capabilities", |pod| pod.added_capabilities(&CAPABILITIES)),
+    (Baseline, 0, None, "host namespaces", |pod| pod.host_namespaces()),
+    (Baseline, 0, Some(0), "hostPath volumes", |pod| pod.host_paths()),
+    (Baseline, 0, None, "hostPort", |pod| pod.host_ports()),
+    (Baseline, 34, None, "probe or lifecycle host", |pod| pod.host_probes()),
+    (Baseline, 0, None, "privileged", |pod| {
+        pod.must(false, "not set securityContext.privileged=true", |it| is(it, &["privileged"], true))
+    }),
+    (Baseline, 0, Some(35), "procMount", |pod| if pod.has_own_users() { None } else { pod.proc_mount() }),
+    (Baseline, 0, None, "seLinuxOptions", |pod| pod.selinux()),
+    (Baseline, 0, Some(19), "seccompProfile", |pod| pod.seccomp()),
+    (Baseline, 0, None, "forbidden sysctls", |pod| pod.sysctls()),
+    (Baseline, 0, None, "hostProcess", |pod| {
+        pod.must(true, "not set securityContext.windowsOptions.hostProcess=true", |it| is(it, &["windowsOptions", "hostProcess"], true))
+    }),
+    (Restricted, 8, None, "allowPrivilegeEscalation != false", |pod| {
+        let is_free = |it: &Value| !pod.is_windows() && !is(it, &["allowPrivilegeEscalation"], false);
+        pod.must(false, "set securityContext.allowPrivilegeEscalation=false", is_free)
+    }),
+    (Restricted, 22, None, "unrestricted capabilities", |pod| pod.restricted_capabilities()),
+    (Restricted, 35, None, "procMount", |pod| pod.proc_mount()),
+    (Restricted, 0, None, "restricted volume types", |pod| pod.restricted_volumes()),
+    (Restricted, 0, None, "runAsNonRoot != true", |pod| pod.run_as_non_root()),
+    (Restricted, 23, None, "runAsUser=0", |pod| pod.must(true, "not set runAsUser=0", |it| !pod.has_own_users() && is(it, &["runAsUser"], 0))),
+    (Restricted, 19, None, "seccompProfile", |pod| pod.restricted_seccomp()),
+];
 
 const CAPABILITIES: [&str; 13] = [
     "AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT",
@@ -192,20 +193,21 @@ struct Pod<'a> {
     standard: Standard,
 }
 
+fn joined<T: AsRef<str>>(items: impl IntoIterator<Item = T>) -> String {
+    items.into_iter().map(|it| it.as_ref().to_owned()).collect::<Vec<_>>().join(", ")
+}
+
 fn quoted<T: AsRef<str>>(items: impl IntoIterator<Item = T>) -> String {
-    items.into_iter().map(|it| format!("\"{}\"", it.as_ref())).collect::<Vec<_>>().join(", ")
+    joined(items.into_iter().map(|it| format!("\"{}\"", it.as_ref())))
 }
 
-fn plural(singular: &'static str, plural: &'static str, count: usize) -> &'static str {
-    if count == 1 { singular } else { plural }
+/// The word for so many: with an `s` unless it is one.
+fn plural(word: &str, count: usize) -> String {
+    format!("{word}{}", if count == 1 { "" } else { "s" })
 }
 
-fn containers(names: &[&str]) -> String {
-    format!("{} {}", plural("container", "containers", names.len()), quoted(names))
-}
-
-fn broken(reason: &'static str, detail: String) -> Option<Violation> {
-    Some(Violation { reason, detail })
+fn uses(count: usize) -> &'static str {
+    if count == 1 { "uses" } else { "use" }
 }
 
 /// A field of the security context of a pod or a container.
@@ -213,9 +215,8 @@ fn context<'a>(place: &'a Value, field: &str) -> Option<&'a Value> {
     place.at(&["securityContext", field])
 }
 
-/// Bad without a value that would be told.
-fn bad(is_bad: bool) -> Option<Vec<String>> {
-    is_bad.then(Vec::new)
+fn is(place: &Value, path: &[&str], value: impl Into<Value>) -> bool {
+    place["securityContext"].at(path) == Some(&value.into())
 }
 
 /// Who sets something bad, and to what.
@@ -229,13 +230,9 @@ struct Found<'a> {
 impl Found<'_> {
     /// `pod and container "c"`; nothing where nobody does.
     fn who(&self) -> String {
-        let pod = self.is_pod.then(|| "pod".to_owned());
-        let all: Vec<String> = pod.into_iter().chain((!self.names.is_empty()).then(|| containers(&self.names))).collect();
+        let names = (!self.names.is_empty()).then(|| format!("{} {}", plural("container", self.names.len()), quoted(&self.names)));
+        let all: Vec<String> = self.is_pod.then(|| "pod".to_owned()).into_iter().chain(names).collect();
         all.join(" and ")
-    }
-
-    fn uses(&self) -> &'static str {
-        plural("uses", "use", self.names.len())
     }
 }
 
@@ -260,6 +257,16 @@ impl<'a> Pod<'a> {
         (is_pod || !names.is_empty()).then_some(Found { is_pod, names, values })
     }
 
+    /// The containers that have any of what `list` says.
+    fn listed<I: Iterator<Item = String>>(&self, list: impl Fn(&'a Value) -> I) -> Option<Found<'a>> {
+        self.found(false, |it| Some(list(it).collect::<Vec<_>>()).filter(|it| !it.is_empty()))
+    }
+
+    /// What those at which something is bad must do.
+    fn must(&self, with_pod: bool, what: &str, is_bad: impl Fn(&'a Value) -> bool) -> Option<String> {
+        Some(format!("{} must {what}", self.found(with_pod, |it| is_bad(it).then(Vec::new))?.who()))
+    }
+
     /// A pod of Windows is spared what only Linux has.
     fn is_windows(&self) -> bool {
         self.spec.text_at(&["os", "name"]) == "windows" && self.standard.holds_from(25)
@@ -275,178 +282,133 @@ impl<'a> Pod<'a> {
         self.found(true, |it| context(it, field).map(|it| it.text("type")).filter(|it| !allowed.contains(it)).map(|it| vec![it.to_owned()]))
     }
 
-    fn app_armor(&self) -> Option<Violation> {
+    /// Where so many profiles are forbidden as `is_meant` says.
+    fn app_armor(&self, is_meant: fn(usize) -> bool) -> Option<String> {
         let found = self.profiles("appArmorProfile", &["RuntimeDefault", "Localhost"]).unwrap_or_default();
         let is_fine = |value: &str| value.is_empty() || value == "runtime/default" || value.starts_with("localhost/");
-        let mut annotations: Vec<String> =
-            self.pod.annotations().filter(|(key, value)| key.starts_with(APP_ARMOR) && !is_fine(value)).map(|(key, value)| format!("{key}={value:?}")).collect();
-        annotations.sort();
-        let told = (!annotations.is_empty()).then(|| plural("annotation", "annotations", annotations.len()).to_owned());
+        let annotations = self.pod.annotations().filter(|(key, value)| key.starts_with(APP_ARMOR) && !is_fine(value));
+        let annotations: BTreeSet<String> = annotations.map(|(key, value)| format!("{key}={value:?}")).collect();
+        let told = (!annotations.is_empty()).then(|| plural("annotation", annotations.len()));
         let who: Vec<String> = [found.who()].into_iter().chain(told).filter(|it| !it.is_empty()).collect();
         let values: Vec<String> = found.values.into_iter().chain(annotations).collect();
-        let reason = plural("forbidden AppArmor profile", "forbidden AppArmor profiles", values.len());
-        (!who.is_empty()).then(|| Violation { reason, detail: format!("{} must not set AppArmor profile type to {}", who.join(" and "), quoted(values)) })
+        is_meant(values.len()).then(|| format!("{} must not set AppArmor profile type to {}", who.join(" and "), quoted(values)))
     }
 
     fn added_capabilities(&self, allowed: &[&str]) -> Option<String> {
-        let found = self.found(false, |it| {
-            let added = it.texts_at(&["securityContext", "capabilities", "add"]).filter(|it| !allowed.contains(it)).map(str::to_owned);
-            Some(added.collect::<Vec<_>>()).filter(|it| !it.is_empty())
-        })?;
+        let added = |it: &'a Value| it.texts_at(&["securityContext", "capabilities", "add"]).filter(|it| !allowed.contains(it)).map(str::to_owned);
+        let found = self.listed(added)?;
         Some(format!("{} must not include {} in securityContext.capabilities.add", found.who(), quoted(&found.values)))
     }
 
-    fn capabilities(&self) -> Option<Violation> {
-        broken("non-default capabilities", self.added_capabilities(&CAPABILITIES)?)
+    fn host_namespaces(&self) -> Option<String> {
+        let set = ["hostNetwork", "hostPID", "hostIPC"].iter().filter(|it| self.spec[**it] == true).map(|it| format!("{it}=true"));
+        Some(joined(set)).filter(|it| !it.is_empty())
     }
 
-    fn host_namespaces(&self) -> Option<Violation> {
-        let set: Vec<String> = ["hostNetwork", "hostPID", "hostIPC"].iter().filter(|it| self.spec[**it] == true).map(|it| format!("{it}=true")).collect();
-        (!set.is_empty()).then(|| Violation { reason: "host namespaces", detail: set.join(", ") })
-    }
-
-    fn host_paths(&self) -> Option<Violation> {
+    fn host_paths(&self) -> Option<String> {
         let volumes: Vec<&str> = self.spec.items_at(&["volumes"]).iter().filter(|it| it.get("hostPath").is_some()).map(|it| it.text("name")).collect();
-        let detail = || format!("{} {}", plural("volume", "volumes", volumes.len()), quoted(&volumes));
-        (!volumes.is_empty()).then(|| Violation { reason: "hostPath volumes", detail: detail() })
+        (!volumes.is_empty()).then(|| format!("{} {}", plural("volume", volumes.len()), quoted(&volumes)))
     }
 
-    fn host_ports(&self) -> Option<Violation> {
-        let found = self.found(false, |it| {
-            let ports = it.items_at(&["ports"]).iter().filter_map(|it| it.int_at(&["hostPort"])).filter(|it| *it != 0).map(|it| it.to_string());
-            Some(ports.collect::<Vec<_>>()).filter(|it| !it.is_empty())
-        })?;
-        let listed = found.values.iter().cloned().collect::<Vec<_>>().join(", ");
-        broken("hostPort", format!("{} {} {} {listed}", found.who(), found.uses(), plural("hostPort", "hostPorts", found.values.len())))
+    fn host_ports(&self) -> Option<String> {
+        let ports = |it: &'a Value| it.items_at(&["ports"]).iter().filter_map(|it| it.int_at(&["hostPort"])).filter(|it| *it != 0).map(|it| it.to_string());
+        let found = self.listed(ports)?;
+        Some(format!("{} {} {} {}", found.who(), uses(found.names.len()), plural("hostPort", found.values.len()), joined(&found.values)))
     }
 
-    fn host_probes(&self) -> Option<Violation> {
+    fn host_probes(&self) -> Option<String> {
         const PLACES: [&[&str]; 5] = [&["livenessProbe"], &["readinessProbe"], &["startupProbe"], &["lifecycle", "postStart"], &["lifecycle", "preStop"]];
-        let mut found = self.found(false, |it| {
+        let mut found = self.listed(|it| {
             let handlers = PLACES.iter().filter_map(|place| it.at(place));
-            let hosts = handlers.flat_map(|it| ["httpGet", "tcpSocket"].map(|kind| it.text_at(&[kind, "host"]))).filter(|it| !it.is_empty()).map(str::to_owned);
-            Some(hosts.collect::<Vec<_>>()).filter(|it| !it.is_empty())
+            handlers.flat_map(|it| ["httpGet", "tcpSocket"].map(|kind| it.text_at(&[kind, "host"]))).filter(|it| !it.is_empty()).map(str::to_owned)
         })?;
         found.names.sort_unstable();
-        let what = plural("probe or lifecycle host", "probe or lifecycle hosts", found.values.len());
-        broken("probe or lifecycle host", format!("{} {} {what} {}", found.who(), found.uses(), quoted(&found.values)))
+        let what = plural("probe or lifecycle host", found.values.len());
+        Some(format!("{} {} {what} {}", found.who(), uses(found.names.len()), quoted(&found.values)))
     }
 
-    fn privileged(&self) -> Option<Violation> {
-        let found = self.found(false, |it| bad(context(it, "privileged") == Some(&Value::Bool(true))))?;
-        broken("privileged", format!("{} must not set securityContext.privileged=true", found.who()))
-    }
-
-    fn proc_mount(&self) -> Option<Violation> {
-        if self.has_own_users() { None } else { self.restricted_proc_mount() }
-    }
-
-    fn restricted_proc_mount(&self) -> Option<Violation> {
+    fn proc_mount(&self) -> Option<String> {
         let found = self.found(false, |it| context(it, "procMount")?.as_str().filter(|it| *it != "Default").map(|it| vec![it.to_owned()]))?;
-        broken("procMount", format!("{} must not set securityContext.procMount to {}", found.who(), quoted(&found.values)))
+        Some(format!("{} must not set securityContext.procMount to {}", found.who(), quoted(&found.values)))
     }
 
-    fn selinux(&self) -> Option<Violation> {
+    fn selinux(&self) -> Option<String> {
         let mut allowed = vec!["", "container_t", "container_init_t", "container_kvm_t"];
         allowed.extend(self.standard.holds_from(31).then_some("container_engine_t"));
         let options = |it: &'a Value, field: &str| context(it, "seLinuxOptions").map_or("", |it| it.text(field));
-        let sets = |field: &str| self.found(true, |it| bad(!options(it, field).is_empty())).is_some();
+        let sets = |field: &str| self.must(true, "", |it| !options(it, field).is_empty()).is_some();
         let found = self.found(true, |it| {
             let kind = options(it, "type");
             let is_bad = !allowed.contains(&kind) || ["user", "role"].iter().any(|field| !options(it, field).is_empty());
             is_bad.then(|| (!allowed.contains(&kind)).then(|| kind.to_owned()).into_iter().collect())
         })?;
-        let kinds = (!found.values.is_empty()).then(|| format!("{} {}", plural("type", "types", found.values.len()), quoted(&found.values)));
+        let kinds = (!found.values.is_empty()).then(|| format!("{} {}", plural("type", found.values.len()), quoted(&found.values)));
         let rest = ["user", "role"].into_iter().filter(|it| sets(it)).map(|it| format!("{it} may not be set"));
         let what: Vec<String> = kinds.into_iter().chain(rest).collect();
-        broken("seLinuxOptions", format!("{} set forbidden securityContext.seLinuxOptions: {}", found.who(), what.join("; ")))
+        Some(format!("{} set forbidden securityContext.seLinuxOptions: {}", found.who(), what.join("; ")))
     }
 
-    fn seccomp(&self) -> Option<Violation> {
+    fn seccomp(&self) -> Option<String> {
         if !self.standard.holds_from(19) {
             return self.seccomp_annotations();
         }
         let found = self.profiles("seccompProfile", &["Localhost", "RuntimeDefault"])?;
-        broken("seccompProfile", format!("{} must not set securityContext.seccompProfile.type to {}", found.who(), quoted(&found.values)))
+        Some(format!("{} must not set securityContext.seccompProfile.type to {}", found.who(), quoted(&found.values)))
     }
 
     /// Before profiles were fields.
-    fn seccomp_annotations(&self) -> Option<Violation> {
+    fn seccomp_annotations(&self) -> Option<String> {
         let is_fine = |value: &str| matches!(value, "runtime/default" | "docker/default") || value.starts_with("localhost/");
         let names = self.containers.iter().map(|it| format!("{SECCOMP_CONTAINER}{}", it.text("name")));
         let keys: BTreeSet<String> = [SECCOMP_POD.to_owned()].into_iter().chain(names).collect();
         let bad: BTreeSet<String> =
             self.pod.annotations().filter(|(key, value)| keys.contains(*key) && !is_fine(value)).map(|(key, value)| format!("{key}={value:?}")).collect();
-        let listed = || bad.iter().cloned().collect::<Vec<_>>().join(", ");
-        let detail = || format!("forbidden {} {}", plural("annotation", "annotations", bad.len()), listed());
-        (!bad.is_empty()).then(|| Violation { reason: "seccompProfile", detail: detail() })
+        (!bad.is_empty()).then(|| format!("forbidden {} {}", plural("annotation", bad.len()), joined(&bad)))
     }
 
-    fn sysctls(&self) -> Option<Violation> {
+    fn sysctls(&self) -> Option<String> {
         let is_fine = |name: &str| SYSCTLS.iter().any(|(it, since)| *it == name && self.standard.holds_from(*since));
         let bad: Vec<&str> = self.spec.items_at(&["securityContext", "sysctls"]).iter().map(|it| it.text("name")).filter(|it| !is_fine(it)).collect();
-        (!bad.is_empty()).then(|| Violation { reason: "forbidden sysctls", detail: bad.join(", ") })
+        (!bad.is_empty()).then(|| joined(bad))
     }
 
-    fn windows_host_process(&self) -> Option<Violation> {
-        let found = self.found(true, |it| bad(it.at(&["securityContext", "windowsOptions", "hostProcess"]) == Some(&Value::Bool(true))))?;
-        broken("hostProcess", format!("{} must not set securityContext.windowsOptions.hostProcess=true", found.who()))
-    }
-
-    fn privilege_escalation(&self) -> Option<Violation> {
-        let found = self.found(false, |it| bad(!self.is_windows() && context(it, "allowPrivilegeEscalation") != Some(&Value::Bool(false))))?;
-        broken("allowPrivilegeEscalation != false", format!("{} must set securityContext.allowPrivilegeEscalation=false", found.who()))
-    }
-
-    fn restricted_capabilities(&self) -> Option<Violation> {
+    fn restricted_capabilities(&self) -> Option<String> {
         if self.is_windows() {
             return None;
         }
-        let keeping = self.found(false, |it| bad(it.texts_at(&["securityContext", "capabilities", "drop"]).all(|it| it != "ALL")));
-        let kept = keeping.map(|it| format!("{} must set securityContext.capabilities.drop=[\"ALL\"]", it.who()));
+        let keeps = |it: &Value| it.texts_at(&["securityContext", "capabilities", "drop"]).all(|it| it != "ALL");
+        let kept = self.must(false, "set securityContext.capabilities.drop=[\"ALL\"]", keeps);
         let all: Vec<String> = kept.into_iter().chain(self.added_capabilities(&["NET_BIND_SERVICE"])).collect();
-        (!all.is_empty()).then(|| Violation { reason: "unrestricted capabilities", detail: all.join("; ") })
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
-    fn restricted_volumes(&self) -> Option<Violation> {
+    fn restricted_volumes(&self) -> Option<String> {
         let is_fine = |it: &Value| VOLUMES.iter().any(|kind| it.get(kind).is_some());
         let volumes: Vec<&Value> = self.spec.items_at(&["volumes"]).iter().filter(|it| !is_fine(it)).collect();
-        if volumes.is_empty() {
-            return None;
-        }
         let source = |it: &&Value| it.as_object().into_iter().flatten().map(|(key, _)| key.as_str()).find(|it| *it != "name").unwrap_or("unknown").to_owned();
         let kinds: BTreeSet<String> = volumes.iter().map(source).collect();
         let names = quoted(volumes.iter().map(|it| it.text("name")));
-        let (what, uses) = (plural("volume", "volumes", volumes.len()), plural("uses", "use", volumes.len()));
-        broken("restricted volume types", format!("{what} {names} {uses} {} {}", plural("restricted volume type", "restricted volume types", kinds.len()), quoted(kinds)))
+        let (what, uses) = (plural("volume", volumes.len()), uses(volumes.len()));
+        (!volumes.is_empty()).then(|| format!("{what} {names} {uses} {} {}", plural("restricted volume type", kinds.len()), quoted(kinds)))
     }
 
-    fn run_as_non_root(&self) -> Option<Violation> {
-        const REASON: &str = "runAsNonRoot != true";
-        let of = |it: &Value| context(it, "runAsNonRoot").and_then(Value::as_bool);
+    fn run_as_non_root(&self) -> Option<String> {
         if self.has_own_users() {
             return None;
         }
-        if let Some(found) = self.found(true, |it| bad(of(it) == Some(false))) {
-            return broken(REASON, format!("{} must not set securityContext.runAsNonRoot=false", found.who()));
-        }
-        let silent = self.found(false, |it| bad(of(it).is_none() && of(self.spec) != Some(true)))?;
-        broken(REASON, format!("pod or {} must set securityContext.runAsNonRoot=true", silent.who()))
+        let of = |it: &Value| context(it, "runAsNonRoot").and_then(Value::as_bool);
+        let wrong = self.must(true, "not set securityContext.runAsNonRoot=false", |it| of(it) == Some(false));
+        let silent = || self.must(false, "set securityContext.runAsNonRoot=true", |it| of(it).is_none() && of(self.spec) != Some(true));
+        wrong.or_else(|| Some(format!("pod or {}", silent()?)))
     }
 
-    fn run_as_user(&self) -> Option<Violation> {
-        let found = self.found(true, |it| bad(!self.has_own_users() && it.int_at(&["securityContext", "runAsUser"]) == Some(0)))?;
-        broken("runAsUser=0", format!("{} must not set runAsUser=0", found.who()))
-    }
-
-    fn restricted_seccomp(&self) -> Option<Violation> {
+    fn restricted_seccomp(&self) -> Option<String> {
         if self.is_windows() {
             return None;
         }
-        self.seccomp().or_else(|| {
-            let silent = self.found(false, |it| bad(context(it, "seccompProfile").or(context(self.spec, "seccompProfile")).is_none()))?;
-            broken("seccompProfile", format!("pod or {} must set securityContext.seccompProfile.type to \"RuntimeDefault\" or \"Localhost\"", silent.who()))
-        })
+        let is_silent = |it: &Value| context(it, "seccompProfile").or(context(self.spec, "seccompProfile")).is_none();
+        let silent = || self.must(false, "set securityContext.seccompProfile.type to \"RuntimeDefault\" or \"Localhost\"", is_silent);
+        self.seccomp().or_else(|| Some(format!("pod or {}", silent()?)))
     }
 }
 

@@ -17,61 +17,53 @@ pub const RESOURCE_CLAIM: Strategy = Strategy { default: |object| default_claim(
 pub const RESOURCE_CLAIM_TEMPLATE: Strategy = Strategy { default: |object| default_claim(&mut object["spec"]["spec"]), ..Strategy::PLAIN };
 
 fn default_autoscaler(object: &mut Value) {
-    let is_first = object.text("apiVersion") == "autoscaling/v1";
-    let spec = &mut object["spec"];
-    if is_first {
+    if object.text("apiVersion") == "autoscaling/v1" {
         // What v2 has for metrics may stand in an annotation.
         if object.at(&["metadata", "annotations", METRICS]).is_none() {
             fill(&mut object["spec"], "targetCPUUtilizationPercentage", 80);
         }
         return;
     }
+    let spec = &mut object["spec"];
     if spec.items_at(&["metrics"]).is_empty() {
         spec["metrics"] = json!([{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}}]);
     }
-    let rules = |percent: i64, pods: Option<i64>, window: Option<i64>| {
-        let mut policies = vec![json!({"type": "Percent", "value": percent, "periodSeconds": 15})];
-        if let Some(pods) = pods {
-            policies.insert(0, json!({"type": "Pods", "value": pods, "periodSeconds": 15}));
-        }
-        let mut rules = json!({"selectPolicy": "Max", "policies": policies});
-        if let Some(window) = window {
-            rules["stabilizationWindowSeconds"] = window.into();
-        }
-        rules
-    };
+    let percent = json!({"type": "Percent", "value": 100, "periodSeconds": 15});
+    let pods = json!({"type": "Pods", "value": 4, "periodSeconds": 15});
+    let up = json!({"selectPolicy": "Max", "policies": [pods, percent], "stabilizationWindowSeconds": 0});
+    let down = json!({"selectPolicy": "Max", "policies": [percent]});
     let Some(behavior) = spec.get_mut("behavior") else { return };
-    for (direction, defaults) in [("scaleUp", rules(100, Some(4), Some(0))), ("scaleDown", rules(100, None, None))] {
-        for field in ["selectPolicy", "policies", "stabilizationWindowSeconds"] {
-            if let Some(value) = defaults.get(field) {
-                fill_at(behavior, &[direction, field], value.clone());
-            }
+    for (direction, defaults) in [("scaleUp", up), ("scaleDown", down)] {
+        for (field, value) in defaults.as_object().into_iter().flatten() {
+            fill_at(behavior, &[direction, field], value.clone());
         }
     }
 }
 
+const METRICS: &str = "autoscaling.alpha.kubernetes.io/metrics";
+/// What v1 has no fields for, and the annotations in which it stands there.
+const ANNOTATED: [([&str; 2], &str); 2] =
+    [(["spec", "behavior"], "autoscaling.alpha.kubernetes.io/behavior"), (["status", "conditions"], "autoscaling.alpha.kubernetes.io/conditions")];
+
 /// Utilization of cpu in v1, one metric among others in v2 (`pkg/apis/autoscaling/v1/conversion.go`).
 pub const AUTOSCALER_TO_V1: fn(&mut Value) = |object| {
-    let metrics = object["spec"].remove_at(&["metrics"]).unwrap_or_default();
-    let is_cpu = |it: &&Value| it.text_at(&["resource", "name"]) == "cpu" && it.at(&["resource", "target", "averageUtilization"]).is_some();
-    let all = metrics.as_array().cloned().unwrap_or_default();
-    if let Some(cpu) = all.iter().find(is_cpu) {
+    let is_cpu = |it: &Value| it.text_at(&["resource", "name"]) == "cpu" && it.at(&["resource", "target", "averageUtilization"]).is_some();
+    let (cpu, others): (Vec<Value>, Vec<Value>) = object.items_at(&["spec", "metrics"]).iter().cloned().partition(is_cpu);
+    object.remove_at(&["spec", "metrics"]);
+    if let Some(cpu) = cpu.first() {
         object["spec"]["targetCPUUtilizationPercentage"] = cpu["resource"]["target"]["averageUtilization"].clone();
     }
-    let others: Vec<Value> = all.iter().filter(|it| !is_cpu(it)).cloned().collect();
     if !others.is_empty() {
         object.set_at(&["metadata", "annotations", METRICS], Value::Array(others).to_string());
     }
-    if let Some(behavior) = object["spec"].remove_at(&["behavior"]) {
-        object.set_at(&["metadata", "annotations", BEHAVIOR], behavior.to_string());
-    }
     let current = object.remove_at(&["status", "currentMetrics"]).unwrap_or_default();
-    let percent = current.as_array().into_iter().flatten().find_map(|it| it.at(&["resource", "current", "averageUtilization"]).cloned());
-    if let Some(percent) = percent {
-        object["status"]["currentCPUUtilizationPercentage"] = percent;
+    if let Some(percent) = current.items_at(&[]).iter().find_map(|it| it.at(&["resource", "current", "averageUtilization"])) {
+        object["status"]["currentCPUUtilizationPercentage"] = percent.clone();
     }
-    if let Some(conditions) = object.remove_at(&["status", "conditions"]) {
-        object.set_at(&["metadata", "annotations", CONDITIONS], conditions.to_string());
+    for (path, annotation) in &ANNOTATED {
+        if let Some(value) = object.remove_at(path) {
+            object.set_at(&["metadata", "annotations", annotation], value.to_string());
+        }
     }
 };
 
@@ -87,11 +79,10 @@ pub const AUTOSCALER_FROM_V1: fn(&mut Value) = |object| {
     if !metrics.is_empty() {
         object["spec"]["metrics"] = metrics.into();
     }
-    if let Some(behavior) = taken(object, BEHAVIOR) {
-        object["spec"]["behavior"] = behavior;
-    }
-    if let Some(conditions) = taken(object, CONDITIONS) {
-        object.set_at(&["status", "conditions"], conditions);
+    for (path, annotation) in &ANNOTATED {
+        if let Some(value) = taken(object, annotation) {
+            object.set_at(path, value);
+        }
     }
     if let Some(percent) = object.remove_at(&["status", "currentCPUUtilizationPercentage"]) {
         let metric = json!([{"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": percent}}}]);
@@ -99,33 +90,20 @@ pub const AUTOSCALER_FROM_V1: fn(&mut Value) = |object| {
     }
 };
 
-const METRICS: &str = "autoscaling.alpha.kubernetes.io/metrics";
-const BEHAVIOR: &str = "autoscaling.alpha.kubernetes.io/behavior";
-const CONDITIONS: &str = "autoscaling.alpha.kubernetes.io/conditions";
-
 fn default_priority_level(object: &mut Value) {
     let spec = &mut object["spec"];
-    match spec.text("type") {
-        "Exempt" => {
-            fill_at(spec, &["exempt", "nominalConcurrencyShares"], 0);
-            fill_at(spec, &["exempt", "lendablePercent"], 0);
-        }
-        _ => (),
+    if spec.text("type") == "Exempt" {
+        fill_at(spec, &["exempt", "nominalConcurrencyShares"], 0);
+        fill_at(spec, &["exempt", "lendablePercent"], 0);
     }
 }
 
 /// Conditions are written through `approval` and `status`, the certificate only through `status`.
 fn prepare_signing_request(object: &mut Value, change: Change<'_>) {
-    match change {
-        Change::Create => (),
-        Change::Update(old) => object["spec"] = old["spec"].clone(),
-        Change::Part(part, old) => {
-            object["spec"] = old["spec"].clone();
-            let kept = if part == "approval" { "certificate" } else { "" };
-            if let (false, Some(value)) = (kept.is_empty(), old.at(&["status", kept])) {
-                object.set_at(&["status", kept], value.clone());
-            }
-        }
+    let Some(old) = change.old() else { return };
+    object["spec"] = old["spec"].clone();
+    if let ("approval", Some(certificate)) = (change.subresource(), old.at(&["status", "certificate"])) {
+        object.set_at(&["status", "certificate"], certificate.clone());
     }
 }
 

@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use super::pod::qos_class;
+use super::{
+    pod::qos_class,
+    rules::words::{quantities, quantity},
+};
 use crate::meta::{Meta, Quantity, Value};
 
 pub type Usage = BTreeMap<String, Quantity>;
@@ -26,13 +29,20 @@ fn number(count: i64) -> Quantity {
     count.to_string().parse().unwrap_or_default()
 }
 
-fn amount(value: Option<&Value>) -> Option<Quantity> {
-    value.and_then(Value::as_str).and_then(|it| it.parse().ok())
+/// The quantities of the map at a path.
+pub fn amounts(object: &Value, path: &[&str]) -> Usage {
+    quantities(object, path).map(|(name, amount, _)| (name.to_owned(), amount)).collect()
 }
 
-fn add(usage: &mut Usage, name: String, more: Quantity) {
-    let sum = usage.get(&name).map_or(more, |it| it.add(more));
-    usage.insert(name, sum);
+/// Joins what two have of the same.
+fn merge(to: &mut Usage, from: Usage, join: fn(Quantity, Quantity) -> Quantity) {
+    for (name, value) in from {
+        to.entry(name).and_modify(|it| *it = join(*it, value)).or_insert(value);
+    }
+}
+
+fn larger(one: Quantity, other: Quantity) -> Quantity {
+    if one > other { one } else { other }
 }
 
 /// What one object of `plural` in `group` takes. A pod that has ended is only counted.
@@ -61,41 +71,25 @@ fn is_over(pod: &Value) -> bool {
 
 /// The sum over containers, or the most that an init container takes, with the sidecars that run beside it (`PodRequests`).
 fn total(pod: &Value, kind: &str) -> Usage {
-    let of = |container: &Value| -> Usage {
-        let list = container.map_at(&["resources", kind]).into_iter().flatten();
-        list.filter_map(|(name, value)| Some((name.clone(), amount(Some(value))?))).collect()
-    };
-    let mut sum = Usage::new();
+    let (mut sum, mut sidecars, mut most) = (Usage::new(), Usage::new(), Usage::new());
     for container in pod.items_at(&["spec", "containers"]) {
-        of(container).into_iter().for_each(|(name, more)| add(&mut sum, name, more));
+        merge(&mut sum, amounts(container, &["resources", kind]), Quantity::add);
     }
-    let (mut sidecars, mut most) = (Usage::new(), Usage::new());
     for container in pod.items_at(&["spec", "initContainers"]) {
-        let mut need = of(container);
+        let mut need = amounts(container, &["resources", kind]);
         if container.text("restartPolicy") == "Always" {
-            need.into_iter().for_each(|(name, more)| {
-                add(&mut sidecars, name.clone(), more);
-                add(&mut sum, name, more);
-            });
-            continue;
-        }
-        sidecars.iter().for_each(|(name, more)| add(&mut need, name.clone(), *more));
-        keep_larger(&mut most, need);
-    }
-    keep_larger(&mut sum, most);
-    for (name, value) in pod.map_at(&["spec", "overhead"]).into_iter().flatten() {
-        if let (Some(more), true) = (amount(Some(value)), kind == "requests" || sum.contains_key(name)) {
-            add(&mut sum, name.clone(), more);
+            merge(&mut sidecars, need.clone(), Quantity::add);
+            merge(&mut sum, need, Quantity::add);
+        } else {
+            merge(&mut need, sidecars.clone(), Quantity::add);
+            merge(&mut most, need, larger);
         }
     }
+    merge(&mut sum, most, larger);
+    let mut overhead = amounts(pod, &["spec", "overhead"]);
+    overhead.retain(|name, _| kind == "requests" || sum.contains_key(name));
+    merge(&mut sum, overhead, Quantity::add);
     sum
-}
-
-fn keep_larger(to: &mut Usage, from: Usage) {
-    for (name, value) in from {
-        let larger = to.get(&name).map_or(value, |it| if *it > value { *it } else { value });
-        to.insert(name, larger);
-    }
 }
 
 fn pod(pod: &Value, usage: &mut Usage) {
@@ -120,7 +114,7 @@ fn service(service: &Value, usage: &mut Usage) {
 }
 
 fn claim(claim: &Value, usage: &mut Usage) {
-    let storage = amount(claim.at(&["spec", "resources", "requests", "storage"])).unwrap_or_default();
+    let storage = claim.at(&["spec", "resources", "requests", "storage"]).and_then(quantity).unwrap_or_default();
     usage.insert("requests.storage".to_owned(), storage);
     let class = claim.text_at(&["spec", "storageClassName"]);
     if !class.is_empty() {

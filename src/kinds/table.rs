@@ -11,9 +11,9 @@ use std::sync::{Arc, LazyLock};
 
 use super::{
     ALL_VERBS, Action, Body, CREATE_ONLY, Cell, Column, Convert, FieldPath, Kind, READ_ONLY, Registry, Scope, Selectable, Strategy, Subresource, Verb, Version,
-    admission, columns, crd, event,
+    columns, crd, event,
     expr::{Expr, braced, lines},
-    namespace, networking, node, pod, policy, rbac, secret, service, storage, webhooks, workloads,
+    namespace, networking, node, pod, policy, rbac, secret, service, storage, workloads,
 };
 use crate::{
     meta::{names, object::split_api_version},
@@ -33,9 +33,7 @@ const STRATEGIES: &[(&str, Strategy)] = &[
     ("CronJob", workloads::CRON_JOB), ("Job", workloads::JOB), ("HorizontalPodAutoscaler", policy::AUTOSCALER),
     ("IPAddress", networking::IP_ADDRESS), ("CSIDriver", storage::CSI_DRIVER), ("ResourceClaim", policy::RESOURCE_CLAIM),
     ("ResourceClaimTemplate", policy::RESOURCE_CLAIM_TEMPLATE), ("ResourceSlice", policy::RESOURCE_SLICE), ("CertificateSigningRequest", policy::SIGNING_REQUEST),
-    ("WebhookConfiguration", webhooks::CONFIGURATION), ("ValidatingAdmissionPolicy", admission::VALIDATING_POLICY),
-    ("ValidatingAdmissionPolicyBinding", admission::VALIDATING_BINDING), ("MutatingAdmissionPolicy", admission::MUTATING_POLICY),
-    ("MutatingAdmissionPolicyBinding", admission::MUTATING_BINDING), ("PriorityLevelConfiguration", policy::PRIORITY_LEVEL), ("RoleBinding", rbac::BINDING),
+    ("PriorityLevelConfiguration", policy::PRIORITY_LEVEL), ("RoleBinding", rbac::BINDING),
     ("CustomResourceDefinition", crd::CRD),
 ];
 

@@ -26,6 +26,13 @@ impl fmt::Display for GroupResource {
     }
 }
 
+/// `apps/v1, Kind=Deployment`, as Go prints it.
+impl fmt::Display for GroupVersionKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}, Kind={}", self.group, self.version, self.kind)
+    }
+}
+
 impl GroupResource {
     pub fn new(group: impl Into<Str>, resource: impl Into<Str>) -> Self {
         Self { group: group.into(), resource: resource.into() }
@@ -90,6 +97,14 @@ pub trait Meta {
     /// The elements of the list at a path; none where there is no list.
     fn items_at(&self, path: &[&str]) -> &[Value] {
         self.at(path).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    }
+    /// The list at a path, to add to it; made where there is none.
+    fn list_at(&mut self, path: &[&str]) -> &mut Vec<Value> {
+        if self.at(path).is_none_or(|it| !it.is_array()) {
+            self.set_at(path, Vec::<Value>::new());
+        }
+        let list = path.iter().fold(self.value_mut(), |value, field| &mut value[*field]);
+        list.as_array_mut().expect("it was made a list")
     }
     /// The fields of the map at a path.
     fn map_at(&self, path: &[&str]) -> Option<&Map<String, Value>> {

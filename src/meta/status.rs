@@ -41,6 +41,17 @@ pub struct Cause {
     pub field: String,
 }
 
+/// Several errors as one text (`utilerrors.NewAggregate`): each once, in brackets unless it is alone.
+pub fn aggregate<S: AsRef<str>>(errors: &[S]) -> Option<String> {
+    let mut seen = HashSet::new();
+    let told: Vec<&str> = errors.iter().map(AsRef::as_ref).filter(|it| seen.insert(*it)).collect();
+    match told.as_slice() {
+        [] => None,
+        [one] => Some((*one).to_owned()),
+        many => Some(format!("[{}]", many.join(", "))),
+    }
+}
+
 impl Status {
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
         Self { code, reason: Cow::Borrowed(reason), message: message.into(), details: None }
@@ -93,13 +104,8 @@ impl Status {
 
     pub fn invalid(group: &str, kind: &str, name: &str, errors: FieldErrors) -> Self {
         let kind = GroupResource::new(group.to_owned(), kind.to_owned());
-        let mut seen = HashSet::new();
-        let told: Vec<String> = errors.iter().map(ToString::to_string).filter(|it| seen.insert(it.clone())).collect();
-        let text = match told.as_slice() {
-            [] => String::new(),
-            [one] => format!(": {one}"),
-            many => format!(": [{}]", many.join(", ")),
-        };
+        let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        let text = aggregate(&texts).map(|it| format!(": {it}")).unwrap_or_default();
         let mut status = Self::new(422, "Invalid", format!("{kind} \"{name}\" is invalid{text}")).about(&kind, name);
         status.details.get_or_insert_default().causes = errors.iter().map(|it| it.to_cause()).collect();
         status

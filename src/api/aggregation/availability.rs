@@ -15,7 +15,7 @@ use http_body_util::{BodyExt, Limited};
 use super::{Delegate, Told, find, set_user};
 use crate::{
     api::{
-        Server, body, connect::Route,
+        Server, body, connect::Route, endpoint,
         identity::{MASTERS, User},
         registration::{condition, replace},
     },
@@ -33,7 +33,6 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const ATTEMPTS: usize = 5;
 /// The longest list of resources, and of documents, that is read.
 const ANSWER_MAX: usize = 8 << 20;
-const SLICES: &str = "discovery.k8s.io/endpointslices";
 
 /// Whether an APIService has the condition.
 pub fn is_true(service: &Value) -> bool {
@@ -71,7 +70,7 @@ pub async fn follow(server: Arc<Server>) {
 
 fn revisions(snapshot: &Snapshot, delegate: &Delegate) -> Vec<u64> {
     let (namespace, name, _) = delegate.service();
-    let slices = snapshot.list(SLICES, Some(namespace), None).filter(|it| it.header.label("kubernetes.io/service-name") == Some(name));
+    let slices = endpoint::stored_slices(snapshot, namespace, name);
     let service = snapshot.get(&Key::new("services", namespace, name)).map(|it| it.revision);
     service.into_iter().chain(slices.map(|it| it.revision)).collect()
 }
@@ -107,18 +106,15 @@ fn check_objects(snapshot: &Snapshot, delegate: &Delegate) -> std::result::Resul
     if service.text_at(&["spec", "type"]) != "ClusterIP" {
         return Ok(());
     }
-    let Some(declared) = service.items_at(&["spec", "ports"]).iter().find(|it| it.int_at(&["port"]) == Some(port)) else {
+    let Some(declared) = endpoint::declared(&service, port) else {
         return Err(("ServicePortError", format!("service/{name} in {namespace:?} is not listening on port {port}")));
     };
-    let slices = snapshot.list(SLICES, Some(namespace), None).filter(|it| it.header.label("kubernetes.io/service-name") == Some(name));
-    let slices: Vec<Value> = slices.map(|it| it.value()).collect();
+    let slices: Vec<Value> = endpoint::slices(snapshot, namespace, name);
     if slices.is_empty() {
         return Err(("EndpointsNotFound", format!("cannot find endpointslices for service/{name} in {namespace:?}")));
     }
     let port = declared.text("name");
-    let is_ready = |it: &Value| it.at(&["conditions", "ready"]) != Some(&Value::Bool(false));
-    let serves = |it: &Value| it.items_at(&["endpoints"]).iter().any(is_ready) && it.items_at(&["ports"]).iter().any(|it| it.text("name") == port);
-    if slices.iter().any(serves) {
+    if slices.iter().any(|it| endpoint::ready(it, port).next().is_some()) {
         return Ok(());
     }
     Err(("MissingEndpoints", format!("endpointslices for service/{name} in {namespace:?} have no addresses with port name {port:?}")))
@@ -130,34 +126,28 @@ async fn ask(server: &Server, snapshot: &Snapshot, delegate: &Delegate) -> std::
     let mut last = String::new();
     for _ in 0..ATTEMPTS {
         let route = delegate.route(snapshot).map_err(|it| it.message)?;
-        let url = format!("https://{}{path}", route.authority());
         match get(server, &route, &path).await {
             Ok(resources) => {
                 let openapi = get(server, &route, "/openapi/v3").await.ok();
                 let document = openapi.as_ref().and_then(|it| it.at(&["paths", path.trim_start_matches('/')])).map(|it| it.text("serverRelativeURL").to_owned());
                 return Ok(Told { resources, openapi: document });
             }
-            Err(why) if why.is_status => last = format!("bad status from {url}: {}", why.text),
-            Err(why) => last = format!("failing or missing response from {url}: Get {url:?}: {}", why.text),
+            Err(why) => last = why,
         }
     }
     Err(last)
 }
 
-struct Failure {
-    is_status: bool,
-    text: String,
-}
-
-async fn get(server: &Server, route: &Route, path: &str) -> std::result::Result<Value, Failure> {
-    let failed = |why: &dyn std::fmt::Display| Failure { is_status: false, text: why.to_string() };
+async fn get(server: &Server, route: &Route, path: &str) -> std::result::Result<Value, String> {
+    let url = format!("https://{}{path}", route.authority());
+    let failed = |why: &dyn std::fmt::Display| format!("failing or missing response from {url}: Get {url:?}: {why}");
     let mut request = Request::get(path).header(header::ACCEPT, "application/json").body(body::empty()).map_err(|why| failed(&why))?;
     set_user(request.headers_mut(), &User::system("system:kube-aggregator", &[MASTERS]));
     let answered = async {
         let response = server.nodes.delegate(route, request).await.map_err(|why| failed(&why))?;
         let code = response.status().as_u16();
         if !(200..300).contains(&code) {
-            return Err(Failure { is_status: true, text: code.to_string() });
+            return Err(format!("bad status from {url}: {code}"));
         }
         let body: Bytes = Limited::new(response.into_body(), ANSWER_MAX).collect().await.map_err(|why| failed(&why))?.to_bytes();
         serde_json::from_slice(&body).map_err(|why| failed(&why))

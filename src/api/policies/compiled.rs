@@ -2,50 +2,37 @@
 
 use crate::{
     api::matching::Criteria,
-    kinds::{
-        admission::{mutation_type, scope},
-        expressions::{self, Condition, Scope},
-    },
-    meta::{Meta, Value, object::split_api_version},
-    schema::cel::{Program, Type},
+    kinds::expressions::{Expression, Scope, Seen},
+    meta::{GroupVersionKind, Meta, Value},
+    schema::cel::Program,
 };
-
-pub type Compiled = Result<Program, String>;
 
 pub struct Policy {
     pub name: String,
     pub fails_open: bool,
     pub is_reinvoked: bool,
     pub criteria: Criteria,
-    /// Group, version, kind.
-    pub param_kind: Option<(String, String, String)>,
-    pub conditions: Vec<Condition>,
-    pub variables: Vec<(String, Compiled)>,
+    pub param_kind: Option<GroupVersionKind>,
+    pub conditions: Vec<Expression>,
+    pub variables: Vec<(String, Result<Program, String>)>,
     pub validations: Vec<Validation>,
-    pub annotations: Vec<Annotation>,
+    /// The values of audit annotations by their keys.
+    pub annotations: Vec<(String, Expression)>,
     pub mutations: Vec<Mutation>,
     pub bindings: Vec<Binding>,
 }
 
 pub struct Validation {
-    pub expression: String,
-    pub program: Compiled,
+    pub expression: Expression,
     pub message: String,
-    pub message_program: Option<Compiled>,
+    pub message_expression: Option<Expression>,
     pub reason: String,
-}
-
-pub struct Annotation {
-    pub key: String,
-    pub expression: String,
-    pub program: Compiled,
 }
 
 pub struct Mutation {
     /// A JSON patch; otherwise a configuration to be applied.
     pub is_patch: bool,
-    pub expression: String,
-    pub program: Compiled,
+    pub expression: Expression,
 }
 
 pub struct Binding {
@@ -60,55 +47,43 @@ pub struct Binding {
 impl Policy {
     pub fn new(policy: &Value, bindings: &[Value]) -> Self {
         let spec = &policy["spec"];
-        let (scope, variables) = scope(spec);
-        let kind = &spec["paramKind"];
-        let (group, version) = split_api_version(kind.text("apiVersion"));
+        let Seen { scope, variables } = Seen::by_policy(spec);
+        let list = |field: &str| spec.items_at(&[field]).iter();
+        let annotation = |it: &Value| (it.text("key").to_owned(), scope.expression("annotation", it.text("valueExpression")));
         let bound = bindings.iter().filter(|it| it["spec"].text("policyName") == policy.name());
         Self {
             name: policy.name().to_owned(),
             fails_open: spec.text("failurePolicy") == "Ignore",
             is_reinvoked: spec.text("reinvocationPolicy") == "IfNeeded",
             criteria: Criteria::of_policy(&spec["matchConstraints"]),
-            param_kind: kind.is_object().then(|| (group.to_owned(), version.to_owned(), kind.text("kind").to_owned())),
-            conditions: expressions::conditions(spec, &scope),
-            variables,
-            validations: spec.items_at(&["validations"]).iter().map(|it| Validation::new(it, &scope)).collect(),
-            annotations: spec.items_at(&["auditAnnotations"]).iter().map(|it| Annotation::new(it, &scope)).collect(),
-            mutations: spec.items_at(&["mutations"]).iter().map(|it| Mutation::new(it, &scope)).collect(),
+            param_kind: spec.get("paramKind").filter(|it| it.is_object()).map(GroupVersionKind::of),
+            conditions: scope.conditions(spec),
+            validations: list("validations").map(|it| Validation::new(it, &scope)).collect(),
+            annotations: list("auditAnnotations").map(annotation).collect(),
+            mutations: list("mutations").map(|it| Mutation::new(it, &scope)).collect(),
             bindings: bound.map(Binding::new).collect(),
+            variables,
         }
     }
 }
 
 impl Validation {
     fn new(validation: &Value, scope: &Scope) -> Self {
-        let text = |field: &str| validation.text(field).to_owned();
-        let message = text("messageExpression");
-        let plain = Scope { has_authorizer: false, ..scope.clone() };
+        let text = |field: &str| Some(validation.text(field)).filter(|it| !it.is_empty());
         Self {
-            program: scope.compile(validation.text("expression"), &[Type::BOOL]),
-            expression: text("expression"),
-            message: text("message"),
-            message_program: (!message.is_empty()).then(|| plain.compile(&message, &[Type::STRING])),
-            reason: if text("reason").is_empty() { "Invalid".to_owned() } else { text("reason") },
+            expression: scope.expression("validation", validation.text("expression")),
+            message: validation.text("message").to_owned(),
+            message_expression: text("messageExpression").map(|it| scope.expression("message", it)),
+            reason: text("reason").unwrap_or("Invalid").to_owned(),
         }
-    }
-}
-
-impl Annotation {
-    fn new(annotation: &Value, scope: &Scope) -> Self {
-        let expression = annotation.text("valueExpression").to_owned();
-        Self { key: annotation.text("key").to_owned(), program: scope.compile(&expression, &[Type::STRING, Type::NULL]), expression }
     }
 }
 
 impl Mutation {
     fn new(mutation: &Value, scope: &Scope) -> Self {
-        let is_patch = mutation.text("patchType") == "JSONPatch";
-        let field = if is_patch { "jsonPatch" } else { "applyConfiguration" };
-        let expression = mutation.text_at(&[field, "expression"]).to_owned();
-        let scope = Scope { makes_objects: true, ..scope.clone() };
-        Self { is_patch, program: scope.compile(&expression, &[mutation_type(mutation.text("patchType"))]), expression }
+        let patch = mutation.text("patchType");
+        let field = if patch == "JSONPatch" { "jsonPatch" } else { "applyConfiguration" };
+        Self { is_patch: patch == "JSONPatch", expression: scope.expression(patch, mutation.text_at(&[field, "expression"])) }
     }
 }
 

@@ -160,7 +160,7 @@ fn nobody_grants_more_than_he_holds() {
         ("pods", "ns1", json!({}), "", String::new()),
     ];
     for (resource, namespace, object, verb, expected) in cases {
-        let checked = check_escalation(&index, &user("jane,a,b"), resource, namespace, &object, None, |it| it.verb == verb);
+        let checked = Grant { index: &index, user: &user("jane,a,b"), resource, namespace, object: &object, old: None, is_authorized: &|it| it.verb == verb }.check();
         let message = checked.err().map(|it| it.message).unwrap_or_default();
         assert_eq!(message, expected, "{resource} {object}");
     }
@@ -174,7 +174,8 @@ fn garbage_collection_is_no_escalation() {
     collected.set_metadata("finalizers", json!([]));
     let mut changed = old.clone();
     changed.set_metadata("labels", json!({"a": "b"}));
-    let check = |object: &Value| check_escalation(&index, &user("jane"), "clusterroles", "", object, Some(&old), |_| false);
+    let (jane, old) = (user("jane"), Some(&old));
+    let check = |object: &Value| Grant { index: &index, user: &jane, resource: "clusterroles", namespace: "", object, old, is_authorized: &|_| false }.check();
     assert!(check(&collected).is_ok());
     assert_eq!(check(&changed).unwrap_err().code, 403);
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::{matching::Criteria, outgoing::Destination};
 use crate::{
-    kinds::expressions::{self, Condition, Scope},
+    kinds::expressions::{Expression, Scope},
     meta::{Meta, Value},
 };
 
@@ -21,7 +21,7 @@ pub struct Hook {
     pub timeout: Duration,
     pub review_versions: Vec<String>,
     pub destination: Result<Destination, String>,
-    pub conditions: Vec<Condition>,
+    pub conditions: Vec<Expression>,
 }
 
 impl Hook {
@@ -40,13 +40,9 @@ impl Hook {
             is_harmless: matches!(webhook.text("sideEffects"), "None" | "NoneOnDryRun"),
             is_reinvoked: webhook.text("reinvocationPolicy") == "IfNeeded",
             timeout: Duration::from_secs(seconds),
-            review_versions: texts(webhook, "admissionReviewVersions"),
+            review_versions: webhook.texts_at(&["admissionReviewVersions"]).map(str::to_owned).collect(),
             destination: Destination::new(&webhook["clientConfig"]),
-            conditions: expressions::conditions(webhook, &Scope { has_authorizer: true, ..Scope::default() }),
+            conditions: Scope { has_authorizer: true, ..Scope::default() }.conditions(webhook),
         }
     }
-}
-
-fn texts(object: &Value, field: &str) -> Vec<String> {
-    object.texts_at(&[field]).map(str::to_owned).collect()
 }

@@ -2,14 +2,14 @@
 //! hold wherever they are asked, and where the items of a list stand.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::{HashMap, HashSet},
     rc::Rc,
 };
 
 use super::{Site, When, is_zero};
 use crate::{
-    kinds::expr::Expr,
+    kinds::{expr::Expr, expressions::Seen},
     meta::{FieldError, Path, Value},
     schema::cel::{BUDGET, Budget, EvalError, Val},
 };
@@ -26,6 +26,8 @@ pub struct Memory {
     seen: RefCell<HashSet<(usize, String)>>,
     /// By an expression and the values that it names: whether it holds.
     held: RefCell<HashMap<(usize, Vec<usize>), bool>>,
+    /// What the expressions of an admission policy see.
+    policy: OnceCell<Seen>,
 }
 
 impl Default for Memory {
@@ -37,7 +39,7 @@ impl Default for Memory {
 impl Memory {
     /// Of a walk whose expressions may cost `units` all together.
     pub fn with(units: u64) -> Self {
-        Self { budget: Cell::new(Budget::new(units)), exhausted: Cell::default(), places: RefCell::default(), seen: RefCell::default(), held: RefCell::default() }
+        Self { budget: Cell::new(Budget::new(units)), exhausted: Cell::default(), places: RefCell::default(), seen: RefCell::default(), held: RefCell::default(), policy: OnceCell::default() }
     }
 
     /// Evaluates at the cost of all expressions of this object. One that fails has no value.
@@ -147,6 +149,15 @@ fn list<'a, 'p>(value: &'a Value, path: &'p str) -> Option<(&'a [Value], &'p str
 }
 
 impl<'a> Site<'a> {
+    /// What is wrong with the expression of a policy or a webhook that stands here, by what it is for.
+    pub(super) fn complaint(&self, purpose: &str) -> Option<String> {
+        let seen = self.memory.policy.get_or_init(|| Seen::by_policy(&self.root["spec"]));
+        match purpose {
+            "variable" => seen.variables[self.item.at].1.as_ref().err().cloned(),
+            purpose => seen.scope.compile_for(purpose, self.value.as_str().unwrap_or_default()).err(),
+        }
+    }
+
     pub(super) fn meets(&self, when: &When) -> bool {
         match when {
             When::Holds(expr) => self.holds(expr),

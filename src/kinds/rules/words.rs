@@ -102,6 +102,7 @@ const WORDS: &[(&str, Run)] = &[
         push_if(site.old.is_some_and(|old| rest(site.value) != rest(old)), FieldError::forbidden(site.path(), site.say(test)), errors);
     }),
     ("one", one),
+    ("cel", |site, test, errors| errors.extend(site.complaint(test.argument).map(|it| FieldError::invalid(site.path(), text(site.value), it)))),
 ];
 
 /// Words for what a text must be, by upstream's sentences.

@@ -2,30 +2,44 @@
 
 use std::{fmt, sync::Arc};
 
+use serde::Deserialize;
+
 use super::value::{Eval, Val, fail, no_overload};
 use crate::meta::names;
 
 /// Who answers the questions of an expression: the API server's authorizer for the user of the request.
 pub trait Authorizer: Sync {
-    fn authorize(&self, question: &Question) -> Decision;
+    fn authorize(&self, question: &Attributes) -> Decision;
 }
 
-/// What may be done, by whom.
-#[derive(Clone, Debug, Default)]
-pub struct Question {
+/// `authorizer.Attributes`: one question to the authorizer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Attributes {
     /// Namespace and name of the service account it is about; the user of the request when `None`.
     pub service_account: Option<(String, String)>,
-    /// A path that is no resource; empty for a resource.
+    /// A path that is no resource (`/healthz`); empty for resources.
     pub path: String,
     pub group: String,
+    pub version: String,
     pub resource: String,
     pub subresource: String,
     pub namespace: String,
     pub name: String,
+    /// `get`, `list`, `create`, `impersonate` …; for other paths the HTTP method in lower case.
     pub verb: String,
 }
 
-impl Question {
+impl Attributes {
+    /// The question whether `verb` may be done to a resource.
+    pub fn new(verb: &str, group: &str, resource: &str) -> Self {
+        Self { verb: verb.to_owned(), group: group.to_owned(), resource: resource.to_owned(), ..Self::default() }
+    }
+
+    pub fn is_resource(&self) -> bool {
+        self.path.is_empty()
+    }
+
     /// What a call says of the question that is at that stage, and the stage that it leads to.
     fn part(&mut self, stage: Stage, function: &str) -> Eval<(&mut String, Stage)> {
         Ok(match (stage, function) {
@@ -40,9 +54,10 @@ impl Question {
     }
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Decision {
     pub is_allowed: bool,
+    /// If there is one to tell.
     pub reason: String,
     /// Why no decision could be made; empty when one was.
     pub error: String,
@@ -53,7 +68,7 @@ pub struct Decision {
 pub struct Check<'a> {
     authorizer: &'a dyn Authorizer,
     stage: Stage,
-    question: Question,
+    question: Attributes,
     decision: Decision,
 }
 
@@ -68,11 +83,11 @@ enum Stage {
 
 impl<'a> Check<'a> {
     pub fn new(authorizer: &'a dyn Authorizer) -> Self {
-        Self { authorizer, stage: Stage::Start, question: Question::default(), decision: Decision::default() }
+        Self { authorizer, stage: Stage::Start, question: Attributes::default(), decision: Decision::default() }
     }
 
     /// `authorizer.requestResource`: the resource of the request itself.
-    pub fn of_resource(authorizer: &'a dyn Authorizer, question: Question) -> Self {
+    pub fn of_resource(authorizer: &'a dyn Authorizer, question: Attributes) -> Self {
         Self { stage: Stage::Resource, question, ..Self::new(authorizer) }
     }
 

@@ -46,7 +46,7 @@ fn shown(value: &Val<'_>) -> String {
 struct Answers;
 
 impl authorizer::Authorizer for Answers {
-    fn authorize(&self, it: &authorizer::Question) -> authorizer::Decision {
+    fn authorize(&self, it: &authorizer::Attributes) -> authorizer::Decision {
         match it.verb.as_str() {
             "get" => authorizer::Decision { is_allowed: true, reason: "fine".to_owned(), ..Default::default() },
             "fail" => authorizer::Decision { error: "it failed".to_owned(), ..Default::default() },

@@ -47,9 +47,9 @@ pub const CALLS: &[(&str, Run)] = &[
     ("handsize", hand_size),
     ("webhookurl", |site, _, errors| site.value.as_str().into_iter().for_each(|it| webhook_url(it, site.path(), errors))),
     ("servicepath", |site, _, errors| service_path(text(site.value), site.path(), errors)),
-    ("conditions", |site, _, errors| {
-        let conditions = site.value.as_array().map_or(&[][..], Vec::as_slice);
-        expressions::validate_conditions(conditions, site.object.get("paramKind").is_some_and(Value::is_object), site.path(), errors);
+    ("identifier", |site, _, errors| {
+        let is_wrong = !expressions::is_identifier(text(site.value));
+        push_if(is_wrong, FieldError::invalid(site.path(), text(site.value), "must be a valid CEL identifier"), errors);
     }),
     ("quobyte", quobyte),
 ];
