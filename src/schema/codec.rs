@@ -392,7 +392,8 @@ impl<'s> Walk<'s> {
 }
 
 impl Schema {
-    fn items(&self) -> Option<&Self> {
+    /// The schema of a list's items.
+    pub(super) fn items(&self) -> Option<&Self> {
         match &self.shape {
             Shape::List { items, .. } => Some(items),
             _ => None,

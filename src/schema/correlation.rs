@@ -28,7 +28,7 @@ impl<'a> Correlation<'a> {
 
     /// Whether the field is one that every object has, whatever its schema says of it.
     pub fn is_of_object(self, name: &str) -> bool {
-        (self.is_root || self.schema["x-kubernetes-embedded-resource"] == true) && matches!(name, "apiVersion" | "kind" | "metadata")
+        matches!(name, "apiVersion" | "kind" | "metadata") && (self.is_root || self.schema["x-kubernetes-embedded-resource"] == true)
     }
 
     fn child(self, value: &'a Value, schema: &'a Value, old: Option<&'a Value>) -> Self {

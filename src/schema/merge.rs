@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{PatchStrategy, Schema, Shape};
+use super::{PatchStrategy, Schema};
 use crate::meta::{Map, Result, Status, Value};
 
 type Object = Map<String, Value>;
@@ -30,10 +30,7 @@ struct How<'a> {
 impl<'a> How<'a> {
     fn of(schema: Option<&'a Schema>, name: &str) -> Self {
         let field = schema.and_then(|it| it.field(name));
-        let below = match schema.and_then(|it| it.below(name)).map(|it| (it, &it.shape)) {
-            Some((_, Shape::List { items, .. })) => Some(&**items),
-            other => other.map(|it| it.0),
-        };
+        let below = schema.and_then(|it| it.below(name)).map(|it| it.items().unwrap_or(it));
         Self { below, strategy: field.map(|it| it.patch.clone()).unwrap_or_default() }
     }
 

@@ -107,26 +107,24 @@ impl<'a> Envelope<'a> {
         let body = bytes
             .strip_prefix(MAGIC)
             .ok_or_else(|| Status::bad_request("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]"))?;
-        let mut envelope = Self { api_version: "", kind: "", message: &[] };
-        let mut reader = Reader(body);
-        while let Some((number, wire)) = reader.next()? {
-            match number {
-                1 => {
-                    let mut type_meta = Reader(wire.bytes()?);
-                    while let Some((number, wire)) = type_meta.next()? {
-                        match number {
-                            1 => envelope.api_version = wire.text()?,
-                            2 => envelope.kind = wire.text()?,
-                            _ => (),
-                        }
-                    }
-                }
-                2 => envelope.message = wire.bytes()?,
-                _ => (),
-            }
-        }
-        Ok(envelope)
+        let type_meta = field(body, 1)?;
+        Ok(Self { api_version: utf8(field(type_meta, 1)?)?, kind: utf8(field(type_meta, 2)?)?, message: field(body, 2)? })
     }
+}
+
+/// The bytes of a message's field of that number; none where it was never set.
+fn field(message: &[u8], number: u32) -> Result<&[u8]> {
+    let (mut reader, mut found) = (Reader(message), [].as_slice());
+    while let Some((at, wire)) = reader.next()? {
+        if at == number {
+            found = wire.bytes()?;
+        }
+    }
+    Ok(found)
+}
+
+fn utf8(bytes: &[u8]) -> Result<&str> {
+    std::str::from_utf8(bytes).map_err(|_| malformed("invalid UTF-8"))
 }
 
 #[derive(Clone, Copy)]
@@ -143,7 +141,7 @@ impl<'a> Wire<'a> {
     }
 
     fn text(self) -> Result<&'a str> {
-        std::str::from_utf8(self.bytes()?).map_err(|_| malformed("invalid UTF-8"))
+        self.bytes().and_then(utf8)
     }
 
     fn varint(self) -> Result<u64> {
@@ -272,13 +270,13 @@ fn read_value(wire: Wire<'_>, schema: &Schema, depth: usize) -> Result<Value> {
         Shape::Bytes => BASE64.encode(wire.bytes()?).into(),
         Shape::Time | Shape::MicroTime => read_time(wire.bytes()?, matches!(schema.shape, Shape::MicroTime))?,
         Shape::Duration => format!("{}ns", Triple::read(wire.bytes()?)?.first).into(),
-        Shape::Quantity => match Triple::read(wire.bytes()?)?.text()? {
+        Shape::Quantity => match utf8(Triple::read(wire.bytes()?)?.bytes)? {
             "" => "0".into(),
             text => text.into(),
         },
         Shape::IntOrString => {
             let triple = Triple::read(wire.bytes()?)?;
-            if triple.first == 0 { (triple.second as i32).into() } else { triple.text()?.into() }
+            if triple.first == 0 { (triple.second as i32).into() } else { utf8(triple.bytes)?.into() }
         }
         Shape::Any => match Triple::read(wire.bytes()?)?.bytes {
             [] => Value::Null,
@@ -314,10 +312,6 @@ impl<'a> Triple<'a> {
             }
         }
         Ok(triple)
-    }
-
-    fn text(&self) -> Result<&'a str> {
-        std::str::from_utf8(self.bytes).map_err(|_| malformed("invalid UTF-8"))
     }
 }
 

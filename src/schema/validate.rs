@@ -104,13 +104,11 @@ fn check(value: &Value, rules: &Value, path: &Path, errors: &mut FieldErrors) ->
         let texts: Vec<String> = allowed.iter().map(|it| it.as_str().map_or_else(|| it.to_string(), str::to_owned)).collect();
         errors.push(FieldError::not_supported(path, value.clone(), &texts));
     }
-    errors.extend(excess(value, rules, path));
     let mut problems = Vec::new();
+    errors.extend(sizes(value, rules, path, &mut problems));
     match value {
         Value::String(text) => strings(text, rules, &mut problems),
         Value::Number(number) => numbers(number.as_f64().unwrap_or_default(), rules, &mut problems),
-        Value::Array(list) => least(list.len(), rules, "minItems", "items", &mut problems),
-        Value::Object(map) => least(map.len(), rules, "minProperties", "properties", &mut problems),
         _ => (),
     }
     errors.extend(problems.into_iter().map(|it| FieldError::invalid(path, value.clone(), format!("{} in body {it}", path.as_str()))));
@@ -143,10 +141,6 @@ fn is_of_type(value: &Value, rules: &Value) -> bool {
 }
 
 fn strings(text: &str, rules: &Value, problems: &mut Vec<String>) {
-    let length = text.chars().count() as i64;
-    if let Some(least) = rules.int_at(&["minLength"]).filter(|it| length < *it) {
-        problems.push(format!("should be at least {least} chars long"));
-    }
     let pattern = rules.text("pattern");
     if !pattern.is_empty() && pattern::compiled(pattern).is_ok_and(|it| !it.is_match(text)) {
         problems.push(format!("should match '{pattern}'"));
@@ -169,21 +163,20 @@ fn numbers(number: f64, rules: &Value, problems: &mut Vec<String>) {
     }
 }
 
-/// What is longer than it may be, which has reasons of its own.
-fn excess(value: &Value, rules: &Value, path: &Path) -> Option<FieldError> {
-    let beyond = |bound: &str, count: usize| rules.int_at(&[bound]).and_then(|it| usize::try_from(it).ok()).filter(|it| count > *it);
-    match value {
-        Value::String(text) => beyond("maxLength", text.chars().count()).map(|most| FieldError::too_long(path, most)),
-        Value::Array(list) => beyond("maxItems", list.len()).map(|most| FieldError::too_many(path, list.len(), most)),
-        Value::Object(map) => beyond("maxProperties", map.len()).map(|most| FieldError::too_many(path, map.len(), most)),
-        _ => None,
+/// The fewest and the most of what a value holds; more than the most has a reason of its own.
+fn sizes(value: &Value, rules: &Value, path: &Path, problems: &mut Vec<String>) -> Option<FieldError> {
+    let (count, [least, most], noun) = match value {
+        Value::String(text) => (text.chars().count(), ["minLength", "maxLength"], "chars"),
+        Value::Array(list) => (list.len(), ["minItems", "maxItems"], "items"),
+        Value::Object(map) => (map.len(), ["minProperties", "maxProperties"], "properties"),
+        _ => return None,
+    };
+    let bound = |name: &str| rules.int_at(&[name]).and_then(|it| usize::try_from(it).ok());
+    if let Some(least) = bound(least).filter(|it| count < *it) {
+        problems.push(if value.is_string() { format!("should be at least {least} {noun} long") } else { format!("should have at least {least} {noun}") });
     }
-}
-
-fn least(count: usize, rules: &Value, bound: &str, noun: &str, problems: &mut Vec<String>) {
-    if let Some(least) = rules.int_at(&[bound]).filter(|it| (count as i64) < *it) {
-        problems.push(format!("should have at least {least} {noun}"));
-    }
+    let most = bound(most).filter(|it| count > *it)?;
+    Some(if value.is_string() { FieldError::too_long(path, most) } else { FieldError::too_many(path, count, most) })
 }
 
 /// `allOf`, `anyOf`, `oneOf` and `not`: checks of the value alone, as structural schemas allow them.

@@ -168,21 +168,23 @@ pub struct Part<'v, 's> {
 /// The parts of a value that are owned one by one; none of a leaf or an atomic value.
 pub fn parts<'v, 's>(value: &'v Value, node: &Node<'s>) -> Vec<Part<'v, 's>> {
     static ANY: std::sync::LazyLock<Schema> = std::sync::LazyLock::new(Schema::default);
-    let of_map = |map: &'v Map<String, Value>, node: &dyn Fn(&str) -> Node<'s>| {
-        map.iter().map(|(name, value)| Part { name: format!("f:{name}"), value, node: node(name) }).collect()
-    };
-    let of_list = |list: &'v [Value], items: &'s Schema, name: &dyn Fn(&Value) -> String| {
-        list.iter().map(|value| Part { name: name(value), value, node: Node::of(items, true) }).collect()
-    };
     match (&node.schema.shape, value) {
         _ if node.is_atomic => Vec::new(),
-        (Shape::Object(shape), Value::Object(map)) => of_map(map, &|name| shape.field(name).map_or_else(|| Node::of(&ANY, false), Node::field)),
-        (Shape::Map { values, .. }, Value::Object(map)) => of_map(map, &|_| Node::of(values, false)),
-        (Shape::Any, Value::Object(map)) => of_map(map, &|_| Node::of(&ANY, false)),
-        (Shape::List { items, topology: ListTopology::Set }, Value::Array(list)) => of_list(list, items, &|it| format!("v:{it}")),
-        (Shape::List { items, topology: ListTopology::Map(keys) }, Value::Array(list)) => of_list(list, items, &|it| key(it, keys, items)),
+        (Shape::Object(shape), Value::Object(map)) => of_map(map, |name| shape.field(name).map_or_else(|| Node::of(&ANY, false), Node::field)),
+        (Shape::Map { values, .. }, Value::Object(map)) => of_map(map, |_| Node::of(values, false)),
+        (Shape::Any, Value::Object(map)) => of_map(map, |_| Node::of(&ANY, false)),
+        (Shape::List { items, topology: ListTopology::Set }, Value::Array(list)) => of_list(list, items, |it| format!("v:{it}")),
+        (Shape::List { items, topology: ListTopology::Map(keys) }, Value::Array(list)) => of_list(list, items, |it| key(it, keys, items)),
         _ => Vec::new(),
     }
+}
+
+fn of_map<'v, 's>(map: &'v Map<String, Value>, node: impl Fn(&str) -> Node<'s>) -> Vec<Part<'v, 's>> {
+    map.iter().map(|(name, value)| Part { name: format!("f:{name}"), value, node: node(name) }).collect()
+}
+
+fn of_list<'v, 's>(list: &'v [Value], items: &'s Schema, name: impl Fn(&Value) -> String) -> Vec<Part<'v, 's>> {
+    list.iter().map(|value| Part { name: name(value), value, node: Node::of(items, true) }).collect()
 }
 
 /// `k:{...}` of an item: the values of its keys, the declared default where one is absent.

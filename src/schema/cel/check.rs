@@ -88,7 +88,6 @@ impl Checker<'_> {
     }
 
     fn optional_select(&mut self, id: Id, call: &mut Call) -> Type {
-        call.native = function("_?._");
         call.overloads = vec!["select_optional_field"];
         let [operand, field] = &mut call.args[..] else { return Type::ERROR };
         let Some(Val::String(name)) = field.literal().cloned() else { return Type::ERROR };

@@ -7,7 +7,7 @@ use super::{
     Bindings,
     ast::{ACCUMULATOR, Call, Entry, Expr, Fold, Item, Kind},
     cost::{self, Range},
-    functions::{add, insert},
+    functions::{add, insert, optional_index},
     kube::Kube,
     strings,
     types::Type,
@@ -143,9 +143,7 @@ impl<'a, 'b> Evaluator<'a, 'b> {
         let init = self.eval(&fold.init)?;
         let depth = self.scopes.len();
         self.scopes.push((&fold.accu, Ok(init)));
-        let result = self.rounds(fold, &range);
-        self.scopes.truncate(depth + 1);
-        let result = result.and_then(|()| self.eval(&fold.result));
+        let result = self.rounds(fold, &range).and_then(|()| self.eval(&fold.result));
         self.scopes.truncate(depth);
         result
     }
@@ -227,10 +225,9 @@ impl<'a, 'b> Evaluator<'a, 'b> {
                     self.charge(1)?;
                     return value.index(&index);
                 }
-                let found = match (call.native, &value) {
-                    (_, Val::Variables) => self.bindings.variable(&index.shown()).map_or_else(|_| Val::none(), Val::some),
-                    (Some(native), _) => native.run(&[value, index])?,
-                    (None, _) => return no_overload(),
+                let found = match value {
+                    Val::Variables => self.bindings.variable(&index.shown()).map_or_else(|_| Val::none(), Val::some),
+                    value => optional_index(&value, &index)?,
                 };
                 self.charge(u64::from(matches!(found, Val::Optional(Some(_)))))?;
                 Ok(found)
@@ -301,13 +298,12 @@ impl<'a, 'b> Evaluator<'a, 'b> {
         self.charge(1)?;
         let Some(place) = self.scopes.iter_mut().rev().find(|(name, _)| *name == ACCUMULATOR) else { return no_overload() };
         let accu = std::mem::replace(&mut place.1, Ok(Val::Null))?;
-        match (call.function.as_str(), added.pop()) {
-            ("_+_", Some(value)) => add(accu, value),
-            (_, Some(value)) => {
-                added.push(value);
+        match added.pop() {
+            Some(value) if call.function == "_+_" => add(accu, value),
+            last => {
+                added.extend(last);
                 insert(accu, &added)
             }
-            (_, None) => no_overload(),
         }
     }
 

@@ -108,8 +108,6 @@ fn standard<'a>(function: &str, args: &[Val<'a>]) -> Eval<Val<'a>> {
         ("_%_", [Uint(a), Uint(b)]) => Uint(a % b),
         ("@in", [item, Val::List(list)]) => Bool(contains(list, item)?),
         ("@in", [key, Val::Map(map)]) => Bool(map.find(key)?.is_some()),
-        ("_[_]", [value, key]) => value.index(key)?,
-        ("_[?_]" | "_?._", [value, key]) => optional_index(value, key)?,
         ("size", [it @ (Val::String(_) | Bytes(_) | Val::List(_) | Val::Map(_))]) => Int(it.size() as i64),
         ("type", [it]) => Val::Type(it.type_name().to_owned()),
         ("bool", [Val::String(it)]) => match it.as_ref() {
@@ -132,7 +130,6 @@ fn standard<'a>(function: &str, args: &[Val<'a>]) -> Eval<Val<'a>> {
         ("double", [Uint(it)]) => Double(*it as f64),
         ("double", [Val::String(it)]) => Double(parsed(it, "double")?),
         ("string", [it]) => Val::text(string_of(it)?),
-        ("cel.@mapInsert", [map, added @ ..]) => insert(map.clone(), added)?,
         ("dyn", [it]) => it.clone(),
         ("bool" | "bytes" | "int" | "uint" | "double", [it]) if it.type_name() == function => it.clone(),
         _ => return no_overload(),
@@ -183,8 +180,13 @@ pub fn insert<'a>(map: Val<'a>, added: &[Val<'a>]) -> Eval<Val<'a>> {
 }
 
 pub fn contains(list: &List<'_>, item: &Val<'_>) -> Eval<bool> {
-    for one in list.iter() {
-        if one?.equals(item) {
+    any(list, |it| Ok(it.equals(item)))
+}
+
+/// Whether something holds for an item of a list.
+pub fn any(list: &List<'_>, is_so: impl Fn(&Val<'_>) -> Eval<bool>) -> Eval<bool> {
+    for item in list.iter() {
+        if is_so(&item?)? {
             return Ok(true);
         }
     }
@@ -192,7 +194,7 @@ pub fn contains(list: &List<'_>, item: &Val<'_>) -> Eval<bool> {
 }
 
 /// `a[?b]` and `a.?b`: what is not there is none.
-fn optional_index<'a>(value: &Val<'a>, key: &Val<'a>) -> Eval<Val<'a>> {
+pub fn optional_index<'a>(value: &Val<'a>, key: &Val<'a>) -> Eval<Val<'a>> {
     let value = match value {
         Val::Optional(None) => return Ok(Val::none()),
         Val::Optional(Some(it)) => it.as_ref(),

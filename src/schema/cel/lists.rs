@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::{
-    functions::{add, contains},
+    functions::{add, any, contains},
     value::{Eval, List, Val, fail, no_overload, or_fail},
 };
 
@@ -53,7 +53,7 @@ fn of_list<'a>(function: &str, list: &List<'a>, rest: &[Val<'a>]) -> Eval<Val<'a
         ("@sortByAssociatedKeys", [Val::List(keys)]) => sorted(items, keys.to_vec()?)?,
         ("sets.contains", [Val::List(other)]) => Val::Bool(all_in(other, list)?),
         ("sets.equivalent", [Val::List(other)]) => Val::Bool(all_in(list, other)? && all_in(other, list)?),
-        ("sets.intersects", [Val::List(other)]) => Val::Bool(items.iter().map(|it| contains(other, it)).find(|it| *it != Ok(false)).unwrap_or(Ok(false))?),
+        ("sets.intersects", [Val::List(other)]) => Val::Bool(any(list, |it| contains(other, it))?),
         ("optional.unwrap" | "unwrapOpt", []) => Val::list(unwrap(items)?),
         _ => return no_overload(),
     })
@@ -110,12 +110,7 @@ fn sorted<'a>(list: Vec<Val<'a>>, keys: Vec<Val<'a>>) -> Eval<Val<'a>> {
 }
 
 fn all_in(some: &List<'_>, of: &List<'_>) -> Eval<bool> {
-    for item in some.iter() {
-        if !contains(of, &item?)? {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+    any(some, |it| Ok(!contains(of, it)?)).map(|is_missing| !is_missing)
 }
 
 fn unwrap(items: Vec<Val<'_>>) -> Eval<Vec<Val<'_>>> {

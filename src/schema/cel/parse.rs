@@ -201,26 +201,19 @@ impl<'a> Parser<'a> {
     }
 
     fn unary(&mut self) -> Read<Expr> {
-        for (sign, function) in [("!", "!_"), ("-", "-_")] {
-            if !self.is(sign) {
-                continue;
-            }
-            let offset = self.peek().offset;
-            if sign == "-" && self.is_number_after() {
-                break;
-            }
-            let mut count = 0;
-            while self.take(sign).is_some() {
-                count += 1;
-            }
-            let operand = self.member()?;
-            if count % 2 == 0 {
-                return Ok(operand);
-            }
-            let id = self.new_id(offset);
-            return Ok(self.call_at(id, function, vec![operand]));
+        let (sign, function) = match self.peek().text {
+            "!" => ("!", "!_"),
+            "-" if !self.is_number_after() => ("-", "-_"),
+            _ => return self.member(),
+        };
+        let offset = self.peek().offset;
+        let count = std::iter::from_fn(|| self.take(sign)).count();
+        let operand = self.member()?;
+        if count % 2 == 0 {
+            return Ok(operand);
         }
-        self.member()
+        let id = self.new_id(offset);
+        Ok(self.call_at(id, function, vec![operand]))
     }
 
     fn is_number_after(&self) -> bool {

@@ -108,13 +108,8 @@ fn split<'a>(text: &str, by: &str, most: i64) -> Val<'a> {
     let parts: Vec<String> = match (most, by) {
         (0, _) => Vec::new(),
         (most, "") => {
-            let letters: Vec<char> = text.chars().collect();
-            let single = letters.len().min(most).saturating_sub(usize::from(most < letters.len()));
-            let mut parts: Vec<String> = letters[..single].iter().map(char::to_string).collect();
-            if single < letters.len() {
-                parts.push(letters[single..].iter().collect());
-            }
-            parts
+            let starts: Vec<usize> = text.char_indices().map(|it| it.0).take(most).chain([text.len()]).collect();
+            starts.windows(2).map(|it| text[it[0]..it[1]].to_owned()).collect()
         }
         (most, by) => text.splitn(most, by).map(str::to_owned).collect(),
     };

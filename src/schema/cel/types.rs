@@ -99,10 +99,6 @@ impl Type {
         *self == Self::DYN
     }
 
-    pub fn is_dyn_or_error(&self) -> bool {
-        self.is_dyn() || *self == Self::ERROR
-    }
-
     /// Kubernetes' own: `net.IP`, `kubernetes.Quantity` and so on.
     pub fn is_opaque(&self) -> bool {
         matches!(self, Self::Of(name, _) if name.starts_with("kubernetes.") || name.starts_with("net."))
@@ -168,13 +164,6 @@ pub struct Mapping {
 }
 
 impl Mapping {
-    fn find(&self, param: &Type) -> Option<&Type> {
-        match param {
-            Type::Param(name) => self.known.get(name),
-            _ => None,
-        }
-    }
-
     /// The type with all known variables replaced; the unknown ones become `dyn` when `to_dyn`.
     pub fn substitute(&self, ty: &Type, to_dyn: bool) -> Type {
         ty.replaced(&mut |name| match self.known.get(name) {
@@ -208,7 +197,7 @@ impl Mapping {
             return self.try_variable(from, to).0;
         }
         match (to, from) {
-            _ if to.is_dyn_or_error() || from.is_dyn_or_error() => true,
+            (Type::Of("dyn" | "error", _), _) | (_, Type::Of("dyn" | "error", _)) => true,
             (null, other) | (other, null) if *null == Type::NULL => other.is_nullable(),
             _ => to.is_same_kind(from) && (to.name() == "type" || to.params().iter().zip(from.params()).all(|(to, from)| self.fits(to, from))),
         }
@@ -220,7 +209,7 @@ impl Mapping {
         if ty == variable {
             return (true, true);
         }
-        if let Some(known) = self.find(variable).cloned() {
+        if let Some(known) = self.known.get(name).cloned() {
             if *ty == known {
                 return (true, true);
             }
@@ -244,9 +233,9 @@ impl Mapping {
         if variable == within {
             return false;
         }
-        match self.find(within) {
-            Some(known) => self.is_free_of(variable, known),
-            None => within.params().iter().all(|it| self.is_free_of(variable, it)),
+        match within {
+            Type::Param(name) => self.known.get(name).is_none_or(|it| self.is_free_of(variable, it)),
+            other => other.params().iter().all(|it| self.is_free_of(variable, it)),
         }
     }
 }

@@ -78,7 +78,8 @@ impl Checker {
             let uncorrelated = place.uncorrelated.or((schema.text("x-kubernetes-list-type") != "map").then_some(path));
             self.node(&Place { schema: items, decl: decl.as_ref(), cardinality: place.below("maxItems"), path: &path.child("items"), uncorrelated });
         }
-        let rules: Vec<(Path, &Value)> = (0..).map(|at| path.child("x-kubernetes-validations").index(at)).zip(schema.items_at(&["x-kubernetes-validations"])).collect();
+        let list = path.child("x-kubernetes-validations");
+        let rules: Vec<(Path, &Value)> = (0..).map(|at| list.index(at)).zip(schema.items_at(&["x-kubernetes-validations"])).collect();
         let before = self.errors.len();
         rules.iter().for_each(|(path, rule)| self.form(rule, schema, path));
         if let (Some(decl), true) = (place.decl, self.errors.len() == before) {
