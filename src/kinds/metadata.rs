@@ -15,9 +15,7 @@ pub fn validate(object: &Value, kind: &Kind) -> FieldErrors {
     let mut errors = FieldErrors::new();
     let generate = object.metadata("generateName");
     if !generate.is_empty() {
-        // `maskTrailingDash`: what the random part will follow may end with a dash.
-        let masked = generate.strip_suffix('-').filter(|it| !it.is_empty()).map(|it| format!("{}a", &it[..it.floor_char_boundary(it.len() - 1)]));
-        let problems = (kind.strategy.name)(masked.as_deref().unwrap_or(generate));
+        let problems = (kind.strategy.name)(&names::masked(generate));
         errors.extend(problems.into_iter().map(|it| FieldError::invalid(&path.child("generateName"), generate, it)));
     }
     match object.name() {

@@ -67,6 +67,14 @@ fn max_bytes(most: usize) -> Cow<'static, str> {
     format!("must be no more than {most} bytes").into()
 }
 
+/// A prefix of a name, as it is checked: what follows a dash at its end is not known (`maskTrailingDash`).
+pub fn masked(prefix: &str) -> Cow<'_, str> {
+    match prefix.strip_suffix('-').filter(|it| !it.is_empty()) {
+        Some(rest) => format!("{}a", &rest[..rest.floor_char_boundary(rest.len() - 1)]).into(),
+        None => prefix.into(),
+    }
+}
+
 pub fn dns1123_label(text: &str) -> Problems {
     let mut problems = DNS1123_LABEL.problems(text, LABEL_MAX);
     if DNS1123_SUBDOMAIN.regex.is_match(text)

@@ -166,15 +166,15 @@ impl<'a> Site<'a> {
     }
 
     fn is_alike(&self, guard: &Alike) -> Option<bool> {
-        let own = match &guard.wanted {
-            Some(expr) => vec![self.ask(expr)?.to_json().ok()?.to_string()],
-            None => self.item.of.get(self.item.at).map_or_else(Vec::new, |it| key(it, guard.fields)),
+        let own = || match &guard.wanted {
+            Some(expr) => Some(key(&self.ask(expr)?.to_json().ok()?, "")),
+            None => Some(key(self.item.of.get(self.item.at)?, guard.fields)),
         };
         let places = |list: &[Value]| self.memory.places(list, guard.fields, |it| Some(key(it, guard.fields)));
         Some(match &guard.side {
-            Side::Before => places(self.item.of.as_array()?).get(&own).is_some_and(|it| it.0 < self.item.at),
-            Side::After => places(self.item.of.as_array()?).get(&own).is_some_and(|it| it.1 > self.item.at),
-            Side::Was => places(self.item.old?.as_array()?).contains_key(&own),
+            Side::Before => places(self.item.of.as_array()?).get(&own()?).is_some_and(|it| it.0 < self.item.at),
+            Side::After => places(self.item.of.as_array()?).get(&own()?).is_some_and(|it| it.1 > self.item.at),
+            Side::Was => places(self.item.old?.as_array()?).contains_key(&own()?),
             Side::Repeats => places(self.value.as_array()?).len() < self.value.as_array()?.len(),
             Side::In(lists) => lists.iter().any(|(up, path)| self.found_in(*up, path).is_some()),
         })

@@ -28,14 +28,8 @@ pub const CALLS: &[(&str, Run)] = &[
     ("taken", taken),
     ("claimname", |site, _, errors| ephemeral_claims(site, errors)),
     ("selectslabels", |site, test, errors| check::selector_of_template(site.value, &site.say(test), errors)),
-    ("prefixname", |site, _, errors| {
-        // A name that ends in a dash passes here: upstream takes it for a prefix.
-        let name = text(site.value);
-        let masked = name.strip_suffix('-').filter(|it| !it.is_empty()).map_or_else(|| name.to_owned(), |it| format!("{it}a"));
-        if !name.is_empty() {
-            check::all(names::dns1123_subdomain(&masked), name, site.path(), errors);
-        }
-    }),
+    // Upstream takes the name for a prefix.
+    ("prefixname", |site, _, errors| check::all(names::dns1123_subdomain(&names::masked(text(site.value))), text(site.value), site.path(), errors)),
 ];
 
 fn has(object: &Value, field: &str) -> bool {
@@ -70,7 +64,7 @@ fn mounted(site: &Site<'_>, _: &Test, errors: &mut FieldErrors) {
     let places = volumes(site, spec);
     let find = |name: &str| places.get(&[name.to_owned()][..]).map(|it| &spec["volumes"][it.0]);
     // The claims of a StatefulSet are volumes of its pods too (`volumesToAddForTemplates`).
-    let claims = site.memory.places(site.root.items_at(&["spec", "volumeClaimTemplates"]), "claims", |it| Some(vec![it.name().to_owned()]));
+    let claims = site.memory.places(site.root.items_at(&["spec", "volumeClaimTemplates"]), "names of claims", |it| Some(vec![it.name().to_owned()]));
     let is_claimed = |name: &str| claims.contains_key(&[name.to_owned()][..]);
     for (at, mount) in container.items_at(&["volumeMounts"]).iter().enumerate() {
         let name = mount.text("name");

@@ -47,10 +47,6 @@ const STANDARD: [&str; 20] = [
     "cpu", "memory", "ephemeral-storage", "requests.cpu", "requests.memory", "requests.ephemeral-storage", "limits.cpu", "limits.memory", "limits.ephemeral-storage", "pods",
     "resourcequotas", "services", "replicationcontrollers", "secrets", "configmaps", "persistentvolumeclaims", "storage", "requests.storage", "services.nodeports", "services.loadbalancers",
 ];
-const QUOTA: [&str; 19] = [
-    "cpu", "memory", "ephemeral-storage", "requests.cpu", "requests.memory", "requests.storage", "requests.ephemeral-storage", "limits.cpu", "limits.memory", "limits.ephemeral-storage", "pods",
-    "resourcequotas", "services", "replicationcontrollers", "secrets", "persistentvolumeclaims", "configmaps", "services.nodeports", "services.loadbalancers",
-];
 /// Counted in whole numbers.
 const INTEGERS: [&str; 9] =
     ["pods", "resourcequotas", "services", "replicationcontrollers", "secrets", "configmaps", "persistentvolumeclaims", "services.nodeports", "services.loadbalancers"];
@@ -58,6 +54,11 @@ const COMPUTE: [&str; 6] = ["cpu", "memory", "limits.cpu", "limits.memory", "req
 
 fn is_huge_pages(name: &str) -> bool {
     name.starts_with("hugepages-")
+}
+
+/// Whether a quota may speak of it.
+fn is_limited(name: &str) -> bool {
+    (name != "storage" && STANDARD.contains(&name)) || is_huge_pages(name)
 }
 
 /// Unprefixed, or of `kubernetes.io` (`IsNativeResource`).
@@ -104,7 +105,7 @@ fn pod_name(name: &str, path: &Path, errors: &mut FieldErrors) {
 
 fn quota_name(name: &str, path: &Path, errors: &mut FieldErrors) {
     resource_name(name, path, errors);
-    let is_fine = name.contains('/') || QUOTA.contains(&name) || is_huge_pages(name) || name.starts_with("requests.hugepages-");
+    let is_fine = name.contains('/') || is_limited(name) || name.starts_with("requests.hugepages-");
     push_if(!is_fine, FieldError::invalid(path, name, "must be a standard resource for quota"), errors);
 }
 
@@ -198,7 +199,7 @@ const MISPLACED_TOLD: usize = 256;
 
 /// Tells of each resource to which a scope does not apply.
 fn misplaced(scopes: &[&str], spec: &Value, path: &Path, value: &Value, errors: &mut FieldErrors) {
-    let resources: Vec<&str> = spec.map_at(&["hard"]).into_iter().flatten().map(|it| it.0.as_str()).filter(|it| QUOTA.contains(it) || is_huge_pages(it)).collect();
+    let resources: Vec<&str> = spec.map_at(&["hard"]).into_iter().flatten().map(|it| it.0.as_str()).filter(|it| is_limited(it)).collect();
     let wrong = SCOPES.iter().filter(|it| scopes.contains(it)).flat_map(|scope| resources.iter().filter(|it| !may_scope(scope, it)));
     errors.extend(wrong.take(MISPLACED_TOLD).map(|_| FieldError::invalid(path, value.clone(), "unsupported scope applied to resource")));
 }
