@@ -274,7 +274,7 @@ mod tests {
         ];
         for (lines, common_name, expected) in cases {
             let certificates = if common_name.is_empty() { vec![] } else { vec![certificate(common_name, &["devs"])] };
-            let peer = Peer { certificates, ..Peer::default() };
+            let peer = Peer { certificates: certificates.into(), ..Peer::default() };
             let header = crate::store::Header { uid: "u".into(), ..Default::default() };
             let stored = |key: &Key| {
                 Some(Arc::new(Stored { key: key.clone(), revision: 1, json: "{}".into(), header: header.clone(), forms: Default::default() }))

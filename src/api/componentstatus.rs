@@ -8,18 +8,13 @@ use std::{
 
 use serde_json::json;
 
-use super::{
-    Server,
-    forms::View,
-};
+use super::{Server, forms::View, health};
 use crate::{
     base::clock,
     meta::{Meta, Status, Value},
     store::{Key, Snapshot, Stored},
 };
 
-/// A store that does not answer within this time is not well.
-const STORE_WITHIN: Duration = Duration::from_secs(2);
 const LEASES: &str = "coordination.k8s.io/leases";
 /// The roles beside the store, by the names of their leases too.
 const ROLES: [(&str, &str); 2] = [("controller-manager", "kube-controller-manager"), ("scheduler", "kube-scheduler")];
@@ -28,8 +23,7 @@ const ROLES: [(&str, &str); 2] = [("controller-manager", "kube-controller-manage
 pub async fn all(server: &Server, view: View<'_>) -> Vec<Arc<Stored>> {
     let snapshot = server.store.snapshot();
     let mut found: Vec<(&str, Result<(), String>)> = ROLES.iter().map(|(name, lease)| (*name, role(server, &snapshot, lease))).collect();
-    let store = tokio::time::timeout(STORE_WITHIN, server.store.consistent()).await;
-    found.push(("etcd-0", store.map_err(|it| it.to_string()).and_then(|it| it.map(drop).map_err(|it| it.to_string()))));
+    found.push(("etcd-0", health::store(server).await));
     found.into_iter().map(|(name, health)| Arc::new(object(view, name, health))).collect()
 }
 

@@ -74,7 +74,7 @@ impl Nodes {
         match action {
             Action::Log => match location::log(snapshot, object, query)? {
                 Some(target) => self.log(object.name(), &target, Socket::take(&mut request)?).await,
-                None => Ok(empty(StatusCode::NO_CONTENT)),
+                None => http::Response::builder().status(StatusCode::NO_CONTENT).body(body::empty()).map_err(Status::internal),
             },
             Action::Exec => self.stream(&location::exec(snapshot, object, query)?, request).await,
             Action::Attach => self.stream(&location::attach(snapshot, object, query)?, request).await,
@@ -100,9 +100,7 @@ impl Nodes {
         if let Some(socket) = socket {
             return socket.send_bytes(body, &self.tasks);
         }
-        let mut response = http::Response::new(body);
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-        Ok(response)
+        Ok(body::respond(200, "text/plain", body))
     }
 
     /// Exec, attach and port-forward: nothing but an upgrade makes sense.
@@ -235,12 +233,6 @@ fn add_forwarded(request: &mut Request, uri: &str) {
     }
 }
 
-fn empty(status: StatusCode) -> Response {
-    let mut response = http::Response::new(body::empty());
-    *response.status_mut() = status;
-    response
-}
-
 /// The words of `Connection`.
 fn connection(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     headers.get_all(header::CONNECTION).into_iter().filter_map(|it| it.to_str().ok()).flat_map(|it| it.split(',')).map(str::trim)
@@ -277,10 +269,8 @@ fn readdress(request: Request, authority: &str, place: &str) -> std::result::Res
 /// `…/proxy` without a path goes to `…/proxy/`, so that relative links work.
 fn redirect_to_root(uri: &Uri) -> Result<Response> {
     let query = uri.query().map(|it| format!("?{it}")).unwrap_or_default();
-    let location = HeaderValue::from_str(&format!("{}/{query}", uri.path())).map_err(Status::internal)?;
-    let mut response = empty(StatusCode::MOVED_PERMANENTLY);
-    response.headers_mut().insert(header::LOCATION, location);
-    Ok(response)
+    let response = http::Response::builder().status(StatusCode::MOVED_PERMANENTLY).header(header::LOCATION, format!("{}/{query}", uri.path()));
+    response.body(body::empty()).map_err(Status::internal)
 }
 
 /// Lets a redirect and the links of a page lead back through the proxy.

@@ -1,6 +1,6 @@
 //! Who asks, and what for: the values that authentication and authorization exchange.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::Serialize;
 
@@ -47,7 +47,7 @@ impl User {
 #[derive(Clone, Debug, Default)]
 pub struct Peer {
     /// The DER certificates that a TLS client presented, verified against the client CA; the leaf first.
-    pub certificates: Vec<Vec<u8>>,
+    pub certificates: Arc<[Vec<u8>]>,
     /// Set by the in-process client: nothing is left to authenticate.
     pub user: Option<User>,
     pub address: Option<std::net::SocketAddr>,

@@ -15,7 +15,7 @@ use super::{
     aggregation::Delegates,
     body, discovery,
     forms::parse,
-    paths,
+    paths::{self, META},
     routes::{self, Route},
 };
 use crate::{
@@ -31,7 +31,6 @@ use crate::{
 const V2: &str = "v2";
 /// Other programs may render the same schemas otherwise.
 const PROGRAM: &str = env!("CARGO_PKG_VERSION");
-const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 
 /// The documents. Those about built-in kinds alone are kept, those with custom resources rendered for who asks: there may be hundreds, and few ask for each.
 #[derive(Default)]

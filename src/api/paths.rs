@@ -10,7 +10,7 @@ use crate::{
     schema::{self, openapi::Dialect},
 };
 
-const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
+pub const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 const MEDIA_TYPES: [&str; 3] = ["application/json", "application/vnd.kubernetes.protobuf", "application/yaml"];
 const PATCHES: [&str; 4] = ["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json", "application/apply-patch+yaml"];
 

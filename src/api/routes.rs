@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use super::{
-    paths::{answer, group_version, root},
+    paths::{META, answer, group_version, root},
     tokens,
 };
 use crate::{
@@ -18,7 +18,6 @@ use crate::{
     },
 };
 
-const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 const VERSION: &str = "io.k8s.apimachinery.pkg.version.Info";
 const DISCOVERED: &[&str] = &["application/json", "application/vnd.kubernetes.protobuf", "application/yaml"];
 

@@ -4,7 +4,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
@@ -65,7 +65,7 @@ impl Socket {
         if found.is_none() && !self.offered.is_empty() {
             return Err(Status::bad_request(format!("unsupported WebSocket protocols: {}", self.offered.join(", "))));
         }
-        let (protocol, messages) = found.map_or(("", Messages::Binary), |it| it);
+        let (protocol, messages) = found.unwrap_or(("", Messages::Binary));
         self.send(protocol, messages, bytes, tasks)
     }
 
@@ -75,14 +75,10 @@ impl Socket {
     }
 
     fn send(self, protocol: &str, messages: Messages, bytes: Body, tasks: &Tasks) -> Result<Response> {
-        let mut response = body::respond(StatusCode::SWITCHING_PROTOCOLS.as_u16(), "", body::empty());
-        let headers = response.headers_mut();
-        headers.remove(header::CONTENT_TYPE);
-        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-        headers.insert(header::SEC_WEBSOCKET_ACCEPT, HeaderValue::from_str(&self.accept).map_err(Status::internal)?);
+        let mut response = http::Response::builder().status(StatusCode::SWITCHING_PROTOCOLS).header(header::CONNECTION, "Upgrade");
+        response = response.header(header::UPGRADE, "websocket").header(header::SEC_WEBSOCKET_ACCEPT, &self.accept);
         if !protocol.is_empty() {
-            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_str(protocol).map_err(Status::internal)?);
+            response = response.header(header::SEC_WEBSOCKET_PROTOCOL, protocol);
         }
         tasks.spawn("websocket", async move {
             let Ok(upgraded) = self.upgrade.await else { return };
@@ -91,7 +87,7 @@ impl Socket {
                 tracing::debug!(%why, "a WebSocket ended");
             }
         });
-        Ok(response)
+        response.body(body::empty()).map_err(Status::internal)
     }
 }
 

@@ -22,7 +22,7 @@ const FLOORS: &[&[&str]] = &[
 
 /// Words that only files under the named paths may contain outside tests.
 const ONLY_IN: &[(&str, &[&str])] = &[
-    ("axum::", &["src/api/http", "src/node/server"]),
+    ("axum::", &["src/node/server"]),
     ("sqlx::", &["src/store/sqlite", "src/store/postgres"]),
     ("tokio::spawn", &["src/base/tasks.rs"]),
     ("task::spawn", &["src/base/tasks.rs"]),

@@ -235,7 +235,7 @@ async fn client_of(nodes: Nodes, target: Target) -> TcpStream {
         let service = service_fn(move |request: http::Request<Incoming>| async move {
             let request = request.map(|body| Body::new(body.map_err(crate::api::BodyError::new)));
             let answered = nodes.stream(target, request).await;
-            Ok::<_, std::convert::Infallible>(answered.unwrap_or_else(|status| empty(StatusCode::from_u16(status.code).unwrap())))
+            Ok::<_, std::convert::Infallible>(answered.unwrap_or_else(|status| http::Response::builder().status(status.code).body(body::empty()).unwrap()))
         });
         hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await.unwrap();
         std::future::pending::<()>().await;
