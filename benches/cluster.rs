@@ -5,6 +5,7 @@
 
 use std::{
     fs,
+    hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
     net::TcpListener,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -159,19 +160,23 @@ async fn many_pods() {
     row("memory (PSS) with them", Some(cluster.memory_mib()), "MiB", 300.0, "");
 }
 
-/// A definition such as operators bring: some 45 kB of fields with descriptions, bounds, list maps and a few rules.
+/// What descriptions are made of.
+const WORDS: &str = "the of a to and in is for that it with as be this on by are from or an which not at can has if when will may all only one \
+    value field name resource controller object specified default must should used cluster namespace pod container volume service secret \
+    configuration reference optional maximum minimum number list set key certificate endpoint policy status condition update applied until";
+
+/// As many words as a field's description has, others for each seed.
+fn prose(seed: &str) -> String {
+    let words: Vec<&str> = WORDS.split_whitespace().collect();
+    let chosen = |at: usize| words[BuildHasherDefault::<DefaultHasher>::default().hash_one((seed, at)) as usize % words.len()];
+    (0..20).map(chosen).collect::<Vec<_>>().join(" ")
+}
+
+/// A definition such as operators bring: some 45 kB of fields with descriptions, bounds, list maps and a few rules. No two sections are told
+/// alike, so that what is kept packed shrinks no more than real ones do.
 fn definition(number: usize) -> Value {
-    let text = |it: &str| json!({"type": "string", "maxLength": 253, "description": format!("{it} says what the field of that name says in the many definitions that operators bring, in about as many words.")});
-    let selector = json!({"type": "object", "x-kubernetes-map-type": "atomic", "properties": {"name": text("name"), "key": text("key"), "optional": {"type": "boolean"}}, "required": ["key"]});
-    let item = json!({"type": "object", "required": ["name"], "properties": {"name": text("name"), "value": text("value"), "from": {"type": "object", "properties": {"secret": selector, "config": selector}}}});
-    let section = json!({"type": "object", "description": "A part of the whole that can be set by itself.", "properties": {
-        "image": text("image"), "mode": {"type": "string", "enum": ["Always", "Never", "Auto"], "default": "Auto"}, "replicas": {"type": "integer", "format": "int32", "minimum": 0, "maximum": 100},
-        "limits": {"type": "object", "additionalProperties": {"x-kubernetes-int-or-string": true, "pattern": "^[0-9]+(m|Mi|Gi)?$"}},
-        "labels": {"type": "object", "additionalProperties": text("label")}, "schedule": {"type": "string", "pattern": "^[^ ]+$"}, "enabled": {"type": "boolean", "default": true},
-        "env": {"type": "array", "maxItems": 20, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"], "items": item},
-        "tls": {"type": "object", "properties": {"ca": selector, "cert": selector, "key": selector}}, "args": {"type": "array", "items": text("arg")},
-    }, "x-kubernetes-validations": [{"rule": "!has(self.replicas) || self.replicas < 100 || self.mode != 'Never'", "message": "too many"}]});
-    let sections: Map<String, Value> = (0..10).map(|it| (format!("section{it}"), section.clone())).collect();
+    let section = |at: usize| section(&format!("{number} {at}"));
+    let sections: Map<String, Value> = (0..10).map(|it| (format!("section{it}"), section(it))).collect();
     let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": sections}, "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}});
     json!({
         "metadata": {"name": format!("things{number}.{CRD_GROUP}")},
@@ -180,6 +185,19 @@ fn definition(number: usize) -> Value {
             "versions": [{"name": "v1", "served": true, "storage": true, "subresources": {"status": {}}, "schema": {"openAPIV3Schema": schema}}],
         },
     })
+}
+
+fn section(seed: &str) -> Value {
+    let text = |it: &str| json!({"type": "string", "maxLength": 253, "description": prose(&format!("{seed} {it}"))});
+    let selector = json!({"type": "object", "x-kubernetes-map-type": "atomic", "properties": {"name": text("name"), "key": text("key"), "optional": {"type": "boolean"}}, "required": ["key"]});
+    let item = json!({"type": "object", "required": ["name"], "properties": {"name": text("name"), "value": text("value"), "from": {"type": "object", "properties": {"secret": selector, "config": selector}}}});
+    json!({"type": "object", "description": "A part of the whole that can be set by itself.", "properties": {
+        "image": text("image"), "mode": {"type": "string", "enum": ["Always", "Never", "Auto"], "default": "Auto"}, "replicas": {"type": "integer", "format": "int32", "minimum": 0, "maximum": 100},
+        "limits": {"type": "object", "additionalProperties": {"x-kubernetes-int-or-string": true, "pattern": "^[0-9]+(m|Mi|Gi)?$"}},
+        "labels": {"type": "object", "additionalProperties": text("label")}, "schedule": {"type": "string", "pattern": "^[^ ]+$"}, "enabled": {"type": "boolean", "default": true},
+        "env": {"type": "array", "maxItems": 20, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"], "items": item},
+        "tls": {"type": "object", "properties": {"ca": selector, "cert": selector, "key": selector}}, "args": {"type": "array", "items": text("arg")},
+    }, "x-kubernetes-validations": [{"rule": "!has(self.replicas) || self.replicas < 100 || self.mode != 'Never'", "message": "too many"}]})
 }
 
 /// Definitions that come one by one: what each takes while there are more and more, and what an object of each adds.
