@@ -18,7 +18,7 @@ use crate::{
 };
 
 const JSON_PATCH: &str = "application/json-patch+json";
-pub const MERGE_PATCH: &str = "application/merge-patch+json";
+const MERGE_PATCH: &str = "application/merge-patch+json";
 const STRATEGIC_PATCH: &str = "application/strategic-merge-patch+json";
 pub const APPLY_YAML: &str = "application/apply-patch+yaml";
 /// Operations in one JSON patch (`maxJSONPatchOperations`).
@@ -196,10 +196,7 @@ async fn apply(call: &Call, options: &WriteOptions, bytes: &[u8]) -> Result<Resp
     let undecodable = |why: String| Status::bad_request(format!("error decoding YAML: {why}"));
     let (value, duplicate) = codec::parse_yaml(bytes).map_err(|status| undecodable(status.message))?;
     let (value, duplicate) = of_map(value, duplicate).map_err(|status| undecodable(format!("error unmarshaling JSON: while decoding JSON: {}", status.message)))?;
-    let (group, version) = split_api_version(value.text("apiVersion"));
-    if (value.text("apiVersion"), value.text("kind")) != (&call.target.view().api_version(), &call.target.kind.kind) {
-        return Err(Status::bad_request(format!("invalid object type: {group}/{version}, Kind={}", value.text("kind"))));
-    }
+    check_applied(&value, &call.target.kind.group, &call.target.version().name, &call.target.kind.kind)?;
     if value.at(&["metadata", "managedFields"]).is_some_and(|it| !it.is_null()) {
         return Err(Status::bad_request("metadata.managedFields must be nil"));
     }
@@ -217,6 +214,15 @@ async fn apply(call: &Call, options: &WriteOptions, bytes: &[u8]) -> Result<Resp
         object.set_metadata("namespace", call.target.namespace.as_str());
     }
     call.written(call.writer(options).apply(object).await?).await
+}
+
+/// A configuration says of what type it is (`versionCheckManager`).
+pub fn check_applied(configuration: &Value, group: &str, version: &str, kind: &str) -> Result<()> {
+    let (said_group, said_version) = split_api_version(configuration.text("apiVersion"));
+    match (said_group, said_version, configuration.text("kind")) == (group, version, kind) {
+        true => Ok(()),
+        false => Err(Status::bad_request(format!("invalid object type: {said_group}/{said_version}, Kind={}", configuration.text("kind")))),
+    }
 }
 
 fn keep_written(decoded: Value, written: &Value) -> Value {

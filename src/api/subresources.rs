@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{
     Request, Response, body, eviction, negotiation,
-    patch::{APPLY_YAML, MERGE_PATCH, Patch},
+    patch::{self, APPLY_YAML, Patch},
     reviews,
     target::Target,
     verbs::Call,
@@ -46,8 +46,16 @@ async fn scale(call: &Call, action: &Action, request: Request) -> Result<Respons
         Method::PUT => Patch::Whole(call.read(request).await?.0),
         Method::PATCH => {
             // To apply a scale, which has one field, is to merge it.
-            let media_type = negotiation::media_type(request.headers()).replace(APPLY_YAML, MERGE_PATCH);
-            Patch::read(&media_type, &body::read(request.into_body()).await?, call.target.kind.custom.is_some())?.0
+            let media_type = negotiation::media_type(request.headers()).to_owned();
+            let bytes = body::read(request.into_body()).await?;
+            match media_type.as_str() {
+                APPLY_YAML => {
+                    let (configuration, _) = codec::parse_yaml(&bytes)?;
+                    patch::check_applied(&configuration, "autoscaling", "v1", "Scale")?;
+                    Patch::Merge(configuration)
+                }
+                _ => Patch::read(&media_type, &bytes, call.target.kind.custom.is_some())?.0,
+            }
         }
         _ => return call.answer_value(200, &write::scale(&call.value().await?, action)),
     };

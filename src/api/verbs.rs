@@ -61,13 +61,10 @@ pub async fn serve(server: Arc<Server>, user: User, info: Attributes, query: Que
         None if call.info.verb == "watch" => call.dispatch(request).await,
         None => tokio::time::timeout(within, Box::pin(call.dispatch(request))).await.unwrap_or_else(|_| Err(overdue())),
     };
-    let warnings = call.requester.warnings();
-    let mut response = match answered {
-        // What has been said on the way is said of a refusal too.
-        Err(status) if !warnings.is_empty() => http::error(&status, form.encoding),
-        other => other?,
-    };
-    call.target.version().deprecation.iter().map(AsRef::as_ref).chain(warnings.iter().map(String::as_str)).for_each(|it| warn(&mut response, it));
+    // What has been said on the way is said of a refusal too.
+    let mut response = answered.unwrap_or_else(|status| http::error(&status, form.encoding));
+    let (deprecation, warnings) = (&call.target.version().deprecation, call.requester.warnings());
+    deprecation.iter().map(AsRef::as_ref).chain(warnings.iter().map(String::as_str)).for_each(|it| warn(&mut response, it));
     Ok(response)
 }
 

@@ -247,9 +247,21 @@ impl Writer<'_> {
         let wanted = change(&old)?;
         self.preconditions(&old, &wanted)?;
         let mut new = kind.confine(self.target.subresource.as_ref(), &old, wanted);
-        self.record(&old, &mut new)?;
-        kind.keep(&old, &mut new);
-        self.target.fill(&mut new);
+        let settle = |new: &mut Value| {
+            kind.keep(&old, new);
+            self.target.fill(new);
+        };
+        // What a client sends has its defaults before it is told who owns what; what it applies gets them afterwards.
+        match self.applies {
+            None => {
+                settle(&mut new);
+                self.record(&old, &mut new)?;
+            }
+            Some(_) => {
+                self.record(&old, &mut new)?;
+                settle(&mut new);
+            }
+        }
         let options = self.options.to_value("UpdateOptions");
         let context = self.context(snapshot, Operation::Update, Some(&old), &options);
         self.mutate(&context, &mut new).await?;
@@ -296,7 +308,7 @@ impl Writer<'_> {
         }
         if asked.is_empty() && !self.target.kind.strategy.updates_unconditionally {
             let errors = vec![crate::meta::FieldError::invalid(&Path::new("metadata").child("resourceVersion"), 0, "must be specified for an update")];
-            return Err(self.target.kind.invalid(old.name(), errors));
+            return Err(Status::invalid(&resource.group, &resource.resource, old.name(), errors));
         }
         Ok(())
     }

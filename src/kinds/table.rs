@@ -2,7 +2,7 @@
 //!
 //! The format: `# group/version`; below it a row: the resource's plural, the kind, and words. `namespaced` or `cluster`; `short=`, `category=`, `singular=`; `status`, `scale=PATH` (of the selector)
 //! and `sub=NAME,ACTION,BODY,VERB…` are subresources; `fields=` has what a field selector may name: `name`, or `name=path=path`, and `|` before what stands where nothing is;
-//! `status=kept` when a create may bring it. `counted`, `upserts`, `orphans` and `names=path` or `names=label` are facts of [`Strategy`]; `does=` one that is not called like the kind.
+//! `status=kept` when a create may bring it. `counted`, `upserts`, `conditional`, `orphans` and `names=path` or `names=label` are facts of [`Strategy`]; `does=` one that is not called like the kind.
 //! `returned`: a deletion answers with the object; `create-only`: a question; `read-only`: found out when asked for; `stored=` another kind's key; `also=` another version; `like=` with the columns of
 //! the row in that version. Indented lines are columns, `+` those of `-o wide`: `Name: path`, `Name: path|path or word`, `age path`, `count path`, `selector path`, `{expression}` (over `self`),
 //! `some {list}` (its first few), `call function`; before it the type when it is not a string.
@@ -95,6 +95,7 @@ fn say(kind: &mut Kind, name: &'static str, word: &'static str, before: &[Kind])
         "singular" => kind.singular = value.into(),
         "counted" => kind.strategy.has_generation = true,
         "upserts" => kind.strategy.creates_on_update = true,
+        "conditional" => kind.strategy.updates_unconditionally = false,
         "orphans" => kind.strategy.orphans_by_default = true,
         "names" => kind.strategy.name = if value == "path" { names::path_segment } else { names::dns1123_label },
         "status" => {
