@@ -1,11 +1,12 @@
 //! Schedules of CronJobs: five fields, a name such as `@daily`, or `@every 1h30m`. Source: robfig/cron v3 `ParseStandard`.
 
-use std::time::Duration;
+use std::{sync::LazyLock, time::Duration};
 
 use croner::{
     Cron,
     parser::{CronParser, Seconds, Year},
 };
+use regex::Regex;
 use jiff::{SignedDuration, Timestamp, ToSpan, tz::TimeZone};
 
 const NAMED: [(&str, &str); 7] = [
@@ -17,10 +18,11 @@ const NAMED: [(&str, &str); 7] = [
     ("@midnight", "0 0 * * *"),
     ("@hourly", "0 * * * *"),
 ];
-/// Letters that the library reads and robfig does not, outside the names of months and days.
-const FOREIGN: [char; 4] = ['#', '+', 'L', 'W'];
-const NAMES: [&str; 19] =
-    ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC", "SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"];
+/// What a field is made of for robfig: the library reads other letters too, as in `5#2` and `15W`.
+static FIELD: LazyLock<Regex> = LazyLock::new(|| {
+    let names = "JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC|SUN|MON|TUE|WED|THU|FRI|SAT";
+    Regex::new(&format!("(?i)^(?:[^#+LW]|{names})*$")).expect("a constant pattern")
+});
 /// A schedule that has no time within so many years has none.
 const HORIZON_YEARS: i64 = 5;
 
@@ -81,16 +83,11 @@ fn when(text: &str) -> Result<When, String> {
     if parts.len() != 5 {
         return Err(format!("expected exactly 5 fields, found {}: [{}]", parts.len(), parts.join(" ")));
     }
-    if let Some(part) = parts.iter().find(|it| is_foreign(it)) {
+    if let Some(part) = parts.iter().find(|it| !FIELD.is_match(it)) {
         return Err(format!("failed to parse int from {part}: strconv.Atoi: parsing {part:?}: invalid syntax"));
     }
     let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
     parser.parse(fields).map(|it| When::Cron(Box::new(it))).map_err(|error| error.to_string())
-}
-
-fn is_foreign(field: &str) -> bool {
-    let bare = NAMES.iter().fold(field.to_uppercase(), |rest, name| rest.replace(name, ""));
-    bare.contains(FOREIGN)
 }
 
 /// From now to a time to come; nothing once it is past.

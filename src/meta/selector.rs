@@ -33,6 +33,12 @@ pub enum Operator {
     LessThan,
 }
 
+/// How a text writes operators that take values, the usual way first.
+const SIGNS: [(Operator, &str); 7] = [
+    (Operator::Equals, "="), (Operator::Equals, "=="), (Operator::NotEquals, "!="), (Operator::GreaterThan, ">"), (Operator::LessThan, "<"),
+    (Operator::In, "in"), (Operator::NotIn, "notin"),
+];
+
 impl LabelSelector {
     pub fn everything() -> Self {
         Self::default()
@@ -61,13 +67,9 @@ impl LabelSelector {
         let mut res = Self::from_map(labels.filter_map(|(key, value)| Some((key.as_str(), value.as_str()?))));
         for expression in selector.items_at(&["matchExpressions"]) {
             let values = expression.texts_at(&["values"]).map(str::to_owned).collect();
-            let operator = match expression.text("operator") {
-                "In" => Operator::In,
-                "NotIn" => Operator::NotIn,
-                "Exists" => Operator::Exists,
-                "DoesNotExist" => Operator::DoesNotExist,
-                other => return Err(format!("{other:?} is not a valid label selector operator")),
-            };
+            let name = expression.text("operator");
+            let known = [Operator::In, Operator::NotIn, Operator::Exists, Operator::DoesNotExist].into_iter().find(|it| format!("{it:?}") == name);
+            let operator = known.ok_or_else(|| format!("{name:?} is not a valid label selector operator"))?;
             res.requirements.push(Requirement { key: expression.text("key").to_owned(), operator, values });
         }
         res.requirements.iter().try_for_each(Requirement::check)?;
@@ -150,15 +152,12 @@ impl fmt::Display for LabelSelector {
 impl fmt::Display for Requirement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (key, values) = (&self.key, self.values.join(","));
+        let sign = SIGNS.iter().find(|it| it.0 == self.operator).map_or("", |it| it.1);
         match self.operator {
-            Operator::In => write!(f, "{key} in ({values})"),
-            Operator::NotIn => write!(f, "{key} notin ({values})"),
             Operator::Exists => f.write_str(key),
             Operator::DoesNotExist => write!(f, "!{key}"),
-            Operator::Equals => write!(f, "{key}={values}"),
-            Operator::NotEquals => write!(f, "{key}!={values}"),
-            Operator::GreaterThan => write!(f, "{key}>{values}"),
-            Operator::LessThan => write!(f, "{key}<{values}"),
+            Operator::In | Operator::NotIn => write!(f, "{key} {sign} ({values})"),
+            _ => write!(f, "{key}{sign}{values}"),
         }
     }
 }
@@ -214,13 +213,10 @@ impl<'a> Parser<'a> {
         let operator = match self.peek() {
             _ if is_negated => return Ok(Requirement { key, operator: Operator::DoesNotExist, values: Vec::new() }),
             "" | "," => return Ok(Requirement { key, operator: Operator::Exists, values: Vec::new() }),
-            "=" | "==" => Operator::Equals,
-            "!=" => Operator::NotEquals,
-            ">" => Operator::GreaterThan,
-            "<" => Operator::LessThan,
-            "in" => Operator::In,
-            "notin" => Operator::NotIn,
-            other => return Err(format!("found '{other}', expected: in, notin, =, ==, !=, gt, lt")),
+            sign => match SIGNS.iter().find(|it| it.1 == sign) {
+                Some((operator, _)) => *operator,
+                None => return Err(format!("found '{sign}', expected: in, notin, =, ==, !=, gt, lt")),
+            },
         };
         self.next();
         let values = match operator {
