@@ -1,11 +1,12 @@
 //! What an expression may cost at most, known before it runs: upstream refuses rules that could be too costly, so these numbers are part of the API.
-//! Follows cel-go `checker/cost.go` and apiserver `pkg/cel/library/cost.go`.
+//! And what a call has cost that has run. Follows cel-go `checker/cost.go` and apiserver `pkg/cel/library/cost.go`.
 
 use super::{
     Decl, Environment,
     ast::{Call, Expr, Fold, Kind},
+    kube::Kube,
     types::Type,
-    value::Val,
+    value::{Eval, Val},
 };
 
 /// From the least to the most; both stop at the largest number.
@@ -16,9 +17,9 @@ pub struct Range {
 }
 
 /// A tenth of a unit for every character that is looked at (`StringTraversalCostFactor`).
-pub const TRAVERSAL: f64 = 0.1;
+const TRAVERSAL: f64 = 0.1;
 /// A quarter for every character of a pattern (`RegexStringLengthCostFactor`).
-pub const PATTERN: f64 = 0.25;
+const PATTERN: f64 = 0.25;
 pub const LIST: u64 = 10;
 pub const MAP: u64 = 30;
 pub const STRUCT: u64 = 40;
@@ -32,7 +33,7 @@ impl Range {
     const ONE: Self = Self::fixed(1);
     const UNKNOWN: Self = Self { min: 0, max: u64::MAX };
 
-    pub const fn fixed(size: u64) -> Self {
+    const fn fixed(size: u64) -> Self {
         Self { min: size, max: size }
     }
 
@@ -44,13 +45,13 @@ impl Range {
         Self { min: self.min.saturating_mul(other.min), max: self.max.saturating_mul(other.max) }
     }
 
-    pub fn scaled(self, factor: f64) -> Self {
+    fn scaled(self, factor: f64) -> Self {
         // A conversion to an integer stops at its largest.
         let scale = |it: u64| (it as f64 * factor).ceil() as u64;
         Self { min: scale(self.min), max: scale(self.max) }
     }
 
-    pub fn traversed(self) -> Self {
+    fn traversed(self) -> Self {
         self.scaled(TRAVERSAL)
     }
 
@@ -367,7 +368,7 @@ fn is_scalar(ty: &Type) -> bool {
 
 /// What a call costs by the sizes of its arguments, the receiver first: before it runs and, with fixed sizes, when it has run. The few calls that
 /// differ in this stand where they are asked about.
-pub fn by_size(function: &str, overload: &str, size: impl Fn(usize) -> Range) -> Range {
+fn by_size(function: &str, overload: &str, size: impl Fn(usize) -> Range) -> Range {
     match function {
         "check" => Range::fixed(CHECK),
         // A list of requirements, two characters each at the least.
@@ -392,13 +393,62 @@ pub fn by_size(function: &str, overload: &str, size: impl Fn(usize) -> Range) ->
     }
 }
 
+/// What a call has cost, its arguments not included.
+pub fn spent(call: &Call, args: &[Val<'_>], result: &Eval<Val<'_>>) -> u64 {
+    let size = |at: usize| Range::fixed(args.get(at).map_or(1, Val::size));
+    let made = |otherwise: u64| result.as_ref().map_or(otherwise, Val::size);
+    let overload = if let [one] = call.overloads[..] { one } else { "" };
+    let cost = match call.function.as_str() {
+        "isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf" => return args.first().map_or(1, traversal),
+        "ip" | "_==_" if matches!(args.first(), Some(Val::Kube(_) | Val::Check(_))) => return 1,
+        "lists.range" | "slice" | "reverse" => return 1 + LIST + made(1),
+        "flatten" => {
+            let depth = if let Some(Val::Int(depth)) = args.get(1) { depth.unsigned_abs() } else { 1 };
+            return (1 + LIST).saturating_add(size(0).max.saturating_mul(depth));
+        }
+        "distinct" | "sort" => return compared_all(args.first()),
+        "@sortByAssociatedKeys" => return compared_all(args.get(1)),
+        "join" => Range::fixed(made(0)).scaled(2.0 * TRAVERSAL),
+        "startsWith" | "endsWith" => size(0).traversed(),
+        "containsIP" | "containsCIDR" => {
+            let is_text = matches!(args.get(1), Some(Val::String(_))) && !overload.is_empty();
+            held_in(&call.function, size(0), if is_text { size(1) } else { Range::fixed(0) })
+        }
+        "validate" => match args.first() {
+            Some(Val::Kube(it)) if let Kube::Format(format) = it.as_ref() => matched(size(1), Range::fixed(format.regex_size)),
+            _ => return 1,
+        },
+        function => by_size(function, overload, size),
+    };
+    cost.max
+}
+
+/// A list whose items are all compared with each other.
+fn compared_all(list: Option<&Val<'_>>) -> u64 {
+    let Some(Val::List(list)) = list else { return 1 };
+    let size = list.len() as f64;
+    let is_text = list.iter().next().is_some_and(|it| matches!(it, Ok(Val::String(_) | Val::Bytes(_))));
+    (size * size * if is_text { 2.0 + TRAVERSAL } else { 2.0 }) as u64 + 1 + LIST
+}
+
+/// What it costs to look at all of a value.
+fn traversal(value: &Val<'_>) -> u64 {
+    match value {
+        Val::String(it) => (it.len() as f64 * TRAVERSAL) as u64,
+        Val::Bytes(it) => (it.len() as f64 * TRAVERSAL) as u64,
+        Val::List(list) => list.iter().map(|it| it.as_ref().map_or(1, traversal)).sum(),
+        Val::Map(map) => map.entries().unwrap_or_default().iter().map(|(key, value)| traversal(key) + traversal(value)).sum(),
+        _ => 1,
+    }
+}
+
 /// A pattern tried on a text.
-pub fn matched(text: Range, pattern: Range) -> Range {
+fn matched(text: Range, pattern: Range) -> Range {
     text.plus(Range::ONE).traversed().times(pattern.scaled(PATTERN))
 }
 
 /// Whether a range of addresses of that size holds another or an address; `text` is the size of one that has to be read first.
-pub fn held_in(function: &str, net: Range, text: Range) -> Range {
+fn held_in(function: &str, net: Range, text: Range) -> Range {
     let twice = net.plus(net).traversed().plus(text.traversed());
     if function == "containsCIDR" { twice.plus(net.traversed()).plus(Range::ONE) } else { twice }
 }

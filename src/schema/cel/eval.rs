@@ -1,14 +1,12 @@
-//! Runs a checked tree, and counts what it costs. Follows cel-go `interpreter/interpretable.go`, `interpreter/runtimecost.go`
-//! and `CallCost` of apiserver `pkg/cel/library/cost.go`.
+//! Runs a checked tree, and counts what it costs. Follows cel-go `interpreter/interpretable.go`, `interpreter/runtimecost.go`.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     Bindings,
     ast::{ACCUMULATOR, Call, Entry, Expr, Fold, Item, Kind},
-    cost::{self, Range},
+    cost,
     functions::{add, insert, optional_index},
-    kube::Kube,
     strings,
     types::Type,
     value::{Eval, EvalError, Key, Map, Val, fail, no_overload},
@@ -278,7 +276,7 @@ impl<'a, 'b> Evaluator<'a, 'b> {
             _ => native.run(&args),
         };
         if !is_constant_call(call) {
-            self.charge(call_cost(call, &args, &result))?;
+            self.charge(cost::spent(call, &args, &result))?;
         }
         if let Ok(made) = &result
             && made.size() > FREE_SIZE
@@ -371,7 +369,7 @@ fn is_constant(expr: &Expr) -> bool {
 }
 
 /// A conversion of a constant is one too.
-pub fn is_constant_call(call: &Call) -> bool {
+fn is_constant_call(call: &Call) -> bool {
     let is_conversion = matches!(call.function.as_str(), "bool" | "bytes" | "double" | "duration" | "dyn" | "int" | "string" | "timestamp" | "uint" | "type");
     is_conversion && call.target.is_none() && call.args.iter().all(is_constant)
 }
@@ -382,54 +380,5 @@ fn zero_of<'a>(overloads: &[&str]) -> Val<'a> {
         ["list_double_sum_double"] => Val::Double(0.0),
         ["list_duration_sum_duration"] => Val::Duration(0),
         _ => Val::Int(0),
-    }
-}
-
-/// What a call has cost.
-fn call_cost(call: &Call, args: &[Val<'_>], result: &Eval<Val<'_>>) -> u64 {
-    let size = |at: usize| Range::fixed(args.get(at).map_or(1, Val::size));
-    let made = |otherwise: u64| result.as_ref().map_or(otherwise, Val::size);
-    let overload = if let [one] = call.overloads[..] { one } else { "" };
-    let cost = match call.function.as_str() {
-        "isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf" => return args.first().map_or(1, traversal),
-        "ip" | "_==_" if matches!(args.first(), Some(Val::Kube(_) | Val::Check(_))) => return 1,
-        "lists.range" | "slice" | "reverse" => return 1 + cost::LIST + made(1),
-        "flatten" => {
-            let depth = if let Some(Val::Int(depth)) = args.get(1) { depth.unsigned_abs() } else { 1 };
-            return (1 + cost::LIST).saturating_add(size(0).max.saturating_mul(depth));
-        }
-        "distinct" | "sort" => return compared_all(args.first()),
-        "@sortByAssociatedKeys" => return compared_all(args.get(1)),
-        "join" => Range::fixed(made(0)).scaled(2.0 * cost::TRAVERSAL),
-        "startsWith" | "endsWith" => size(0).traversed(),
-        "containsIP" | "containsCIDR" => {
-            let is_text = matches!(args.get(1), Some(Val::String(_))) && !overload.is_empty();
-            cost::held_in(&call.function, size(0), if is_text { size(1) } else { Range::fixed(0) })
-        }
-        "validate" => match args.first() {
-            Some(Val::Kube(it)) if let Kube::Format(format) = it.as_ref() => cost::matched(size(1), Range::fixed(format.regex_size)),
-            _ => return 1,
-        },
-        function => cost::by_size(function, overload, size),
-    };
-    cost.max
-}
-
-/// A list whose items are all compared with each other.
-fn compared_all(list: Option<&Val<'_>>) -> u64 {
-    let Some(Val::List(list)) = list else { return 1 };
-    let size = list.len() as f64;
-    let is_text = list.iter().next().is_some_and(|it| matches!(it, Ok(Val::String(_) | Val::Bytes(_))));
-    (size * size * if is_text { 2.0 + cost::TRAVERSAL } else { 2.0 }) as u64 + 1 + cost::LIST
-}
-
-/// What it costs to look at all of a value.
-fn traversal(value: &Val<'_>) -> u64 {
-    match value {
-        Val::String(it) => (it.len() as f64 * cost::TRAVERSAL) as u64,
-        Val::Bytes(it) => (it.len() as f64 * cost::TRAVERSAL) as u64,
-        Val::List(list) => list.iter().map(|it| it.as_ref().map_or(1, traversal)).sum(),
-        Val::Map(map) => map.entries().unwrap_or_default().iter().map(|(key, value)| traversal(key) + traversal(value)).sum(),
-        _ => 1,
     }
 }
