@@ -327,8 +327,9 @@ impl<'s> Walk<'s> {
         let Value::Object(map) = value else { return self.mismatch(value, schema, place) };
         for (key, value) in map.iter_mut() {
             let place = Place::Key(place, key);
-            if value.is_null() && matches!(values.shape, Shape::String) && !self.is_custom() {
-                *value = "".into();
+            if value.is_null() && !values.is_nullable {
+                let is_text = matches!(values.shape, Shape::String) && !self.is_custom();
+                *value = values.default.clone().or(is_text.then(|| "".into())).unwrap_or_default();
             }
             self.visit(value, values, &place)?;
         }
@@ -520,7 +521,8 @@ mod tests {
             "list": {"type": "array", "items": item()}, "map": {"type": "object", "additionalProperties": item()},
             "open": {"type": "object", "x-kubernetes-preserve-unknown-fields": true, "properties": {"item": item()}},
             "embedded": {"type": "object", "x-kubernetes-embedded-resource": true, "properties": {"spec": item()}},
-            "any": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}, "n": {"type": "integer"}, "null": {"type": "string", "nullable": true}}}}})));
+            "any": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}, "n": {"type": "integer"}, "null": {"type": "string", "nullable": true},
+            "filled": {"type": "object", "additionalProperties": {"type": "string", "default": "x"}}}}}})));
         let cases = [
             (json!({"kind": "K", "apiVersion": "g/v1", "metadata": {"name": "n"}}), vec![]),
             (json!({"other": 1, "spec": {"z": 1, "y": {"x": 1}}}), vec!["other", "spec.y", "spec.z"]),
@@ -539,8 +541,8 @@ mod tests {
             assert_eq!(decode_value(pruned.clone(), &schema).expect("decodes"), (pruned.clone(), Notes::default()), "once pruned, nothing is left to drop");
             assert_eq!(pruned == input, expected.is_empty(), "{input}");
         }
-        let (without_nulls, _) = decode_value(json!({"spec": {"n": null, "null": null, "map": {"a": null}, "any": {"x": null}}}), &schema).expect("decodes");
-        assert_eq!(without_nulls["spec"], json!({"null": null, "map": {}, "any": {"x": null}}));
+        let (without_nulls, _) = decode_value(json!({"spec": {"n": null, "null": null, "map": {"a": null}, "filled": {"a": null}, "any": {"x": null}}}), &schema).expect("decodes");
+        assert_eq!(without_nulls["spec"], json!({"null": null, "map": {}, "filled": {"a": "x"}, "any": {"x": null}}));
         assert_eq!(decode_value(json!({"metadata": {"labels": 5}}), &schema).map_err(|it| it.code), Err(400));
     }
 
