@@ -90,7 +90,7 @@ impl Server {
 
     /// The answer, whatever happens: an error is a Status, and so is a panic.
     async fn respond(self: &Arc<Self>, request: Request) -> Response {
-        let form = Form::negotiate(request.headers(), &Query::default()).ok();
+        let form = Form::negotiate(request.headers(), &Query::default(), true).ok();
         let encoding = form.map_or(Encoding::Json, |it| it.encoding);
         let what = format!("{} {}", request.method(), request.uri().path());
         let (takes_gzip, is_head) = (body::takes_gzip(request.headers()), request.method() == Method::HEAD);

@@ -85,7 +85,8 @@ impl Form {
     }
 
     /// The first acceptable clause of `Accept`; 406 when there is none.
-    pub fn negotiate(headers: &HeaderMap, query: &Query) -> Result<Self> {
+    /// Where objects have no protobuf form, lists and tables of them may.
+    pub fn negotiate(headers: &HeaderMap, query: &Query, has_protobuf: bool) -> Result<Self> {
         let accept = headers.get(header::ACCEPT).and_then(|it| it.to_str().ok()).unwrap_or("*/*");
         let mut clauses: Vec<Clause<'_>> = accept.split(',').map(Clause::parse).collect();
         clauses.sort_by_key(|it| std::cmp::Reverse(it.quality));
@@ -99,7 +100,10 @@ impl Form {
             }
         };
         let is_routed = clauses.iter().any(|it| Encoding::parse(it.media_type).is_some());
-        clauses.iter().find_map(|it| it.form(include)).ok_or_else(|| if is_routed { Status::not_acceptable(&ACCEPTED) } else { Status::not_routed(406) })
+        let is_offered = |it: &Self| has_protobuf || it.encoding != Encoding::Protobuf || it.shape != Shape::Object;
+        let offered = if has_protobuf { &ACCEPTED[..] } else { &ACCEPTED[..2] };
+        let refusal = || if is_routed { Status::not_acceptable(offered) } else { Status::not_routed(406) };
+        clauses.iter().find_map(|it| it.form(include).filter(is_offered)).ok_or_else(refusal)
     }
 }
 
@@ -172,7 +176,7 @@ mod tests {
         for (accept, expected) in cases {
             let mut headers = HeaderMap::new();
             headers.insert(header::ACCEPT, accept.parse().expect("a header"));
-            let form = Form::negotiate(&headers, &Query::default());
+            let form = Form::negotiate(&headers, &Query::default(), true);
             assert_eq!(form.map(|it| (it.encoding, it.shape)).ok(), expected, "{accept}");
         }
     }

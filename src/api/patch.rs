@@ -14,7 +14,7 @@ use crate::{
         object::split_api_version,
         options::{WriteOptions, invalid},
     },
-    schema::{self, codec::{self, Notes}, merge},
+    schema::{self, apply, codec::{self, Notes}, merge},
 };
 
 const JSON_PATCH: &str = "application/json-patch+json";
@@ -39,7 +39,7 @@ pub async fn patch(call: &Call, request: Request) -> Result<Response> {
     let options = WriteOptions::from_query(&call.query, "PatchOptions")?;
     let bytes = body::read(request.into_body()).await?;
     if media_type == APPLY_YAML {
-        return apply(call, &options, &bytes).await;
+        return apply_configuration(call, &options, &bytes).await;
     }
     let (patch, duplicate) = Patch::read(&media_type, &bytes, call.target.kind.custom.is_some())?;
     if options.is_forced.is_some() {
@@ -69,6 +69,7 @@ impl Patch {
                 (patch, duplicate) => Ok((Self::Merge(patch), duplicate)),
             },
             STRATEGIC_PATCH if !is_custom => codec::parse_json(bytes).and_then(|it| of_map(it.0, it.1)).map(|it| (Self::Strategic(if it.0.is_null() { Value::Object(Map::new()) } else { it.0 }), it.1)),
+            _ if is_custom => Err(Status::unsupported_media_type(&[JSON_PATCH, MERGE_PATCH, APPLY_YAML])),
             _ => Err(Status::not_routed(415)),
         }
     }
@@ -86,12 +87,17 @@ impl Patch {
 
     /// The result is still of the target's type; a strategic patch cannot say otherwise.
     fn check_type(&self, call: &Call, patched: &Value) -> Result<()> {
-        let (version, kind) = (patched.text("apiVersion"), patched.text("kind"));
+        let said = |field: &str, is: &str| Some(patched.text(field)).filter(|it| !it.is_empty() && *it != is).map(str::to_owned);
+        let (version, kind) = (call.target.view().api_version(), &*call.target.kind.kind);
+        let wrong = [("apiVersion", said("apiVersion", &version), version.as_str()), ("kind", said("kind", kind), kind)];
+        let Some((field, Some(other), is)) = wrong.into_iter().find(|it| it.1.is_some()) else { return Ok(()) };
         match self {
-            Self::Json(_) | Self::Merge(_) if !(version.is_empty() || version == call.target.view().api_version()) || !(kind.is_empty() || kind == &*call.target.kind.kind) => {
-                Err(self.unfit(patched, &format!("no kind {kind:?} is registered for version {version:?} in scheme")))
+            Self::Strategic(_) | Self::Whole(_) => Ok(()),
+            _ if call.target.kind.custom.is_some() => {
+                let error = FieldError::invalid(&Path::new(field), other, format!("must be {is}"));
+                Err(Status::invalid(&call.target.kind.group, patched.text("kind"), patched.name(), vec![error]))
             }
-            _ => Ok(()),
+            _ => Err(self.unfit(patched, &format!("no kind {:?} is registered for version {:?} in scheme", patched.text("kind"), patched.text("apiVersion")))),
         }
     }
 
@@ -189,7 +195,7 @@ fn untyped(call: &Call, object: &Value, why: &str) -> Status {
 }
 
 /// Server-side apply: the body is the configuration that the manager wants.
-async fn apply(call: &Call, options: &WriteOptions, bytes: &[u8]) -> Result<Response> {
+async fn apply_configuration(call: &Call, options: &WriteOptions, bytes: &[u8]) -> Result<Response> {
     if options.field_manager.is_empty() {
         return Err(invalid("PatchOptions", vec![FieldError::required(&Path::new("fieldManager"), "is required for apply patch")]));
     }
@@ -202,6 +208,7 @@ async fn apply(call: &Call, options: &WriteOptions, bytes: &[u8]) -> Result<Resp
     }
     let (decoded, notes) = codec::decode_value(value.clone(), &call.target.version().schema).map_err(|why| untyped(call, &value, &why.message))?;
     undeclared(call, &value, &notes.unknown)?;
+    apply::check(&value, &call.target.version().schema).map_err(|why| untyped(call, &value, &why))?;
     // Decoding adds empty structs, which nobody applied.
     let mut object = keep_written(decoded, &value);
     let notes = Notes { duplicate, ..Notes::default() };

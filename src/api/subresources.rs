@@ -43,7 +43,11 @@ async fn scale(call: &Call, action: &Action, request: Request) -> Result<Respons
     let options = WriteOptions::from_query(&call.query, if *request.method() == Method::PATCH { "PatchOptions" } else { "UpdateOptions" })?;
     let schema = call.target.body_schema().ok_or_else(|| Status::internal("no Scale"))?;
     let wanted = match *request.method() {
-        Method::PUT => Patch::Whole(call.read(request).await?.0),
+        Method::PUT => {
+            let (scale, _) = call.read(request).await?;
+            call.target.check_name(&scale)?;
+            Patch::Whole(scale)
+        }
         Method::PATCH => {
             // To apply a scale, which has one field, is to merge it.
             let media_type = negotiation::media_type(request.headers()).to_owned();

@@ -51,7 +51,7 @@ pub async fn serve(server: Arc<Server>, user: User, info: Attributes, query: Que
     let within = within(&query)?;
     let requester = Requester::new(user, Instant::now() + within.min(ADMITTED_WITHIN));
     let action = target.subresource.as_ref().map(|it| it.action.clone()).filter(is_stream);
-    let form = if action.is_some() { Form { encoding: Encoding::Json, shape: Shape::Object, is_beta: false } } else { Form::negotiate(request.headers(), &query)? };
+    let form = if action.is_some() { Form { encoding: Encoding::Json, shape: Shape::Object, is_beta: false } } else { Form::negotiate(request.headers(), &query, target.kind.custom.is_none())? };
     let agent = request.headers().get(header::USER_AGENT).and_then(|it| it.to_str().ok()).unwrap_or("unknown");
     let agent = agent.split('/').next().unwrap_or_default().to_owned();
     let call = Call { server, requester, info, query, agent, target, form };
@@ -367,7 +367,7 @@ pub fn decode(bytes: &[u8], encoding: Encoding, kind: &str, api_version: &str, s
     let (mut value, notes) = match encoding {
         Encoding::Protobuf => {
             let (found_version, found_kind) = protobuf::type_of(bytes).map_err(|it| unrecognized(&it.message))?;
-            check_type(&found_version, &found_kind, kind, api_version)?;
+            check_type(&found_version, &found_kind, kind, api_version, schema.is_builtin())?;
             (protobuf::decode(bytes, schema).map_err(explain)?, Notes::default())
         }
         Encoding::Json | Encoding::Yaml => {
@@ -379,10 +379,14 @@ pub fn decode(bytes: &[u8], encoding: Encoding, kind: &str, api_version: &str, s
                 parsed.0 = json!({});
             }
             let value = &parsed.0;
+            if let Some(field) = ["kind", "apiVersion"].into_iter().find(|it| !schema.is_builtin() && value.is_object() && value.text(it).is_empty()) {
+                let field = if field == "kind" { "Kind" } else { field };
+                return Err(unrecognized(&format!("Object '{field}' is missing in '{}'", String::from_utf8_lossy(bytes))));
+            }
             if !value.is_object() {
                 return Err(no_json(&format!("json: cannot unmarshal {} into Go value of type {TYPE_META}", schema::codec::json_type(value))));
             }
-            check_type(value.text("apiVersion"), value.text("kind"), kind, api_version)?;
+            check_type(value.text("apiVersion"), value.text("kind"), kind, api_version, schema.is_builtin())?;
             schema::codec::decode(parsed, schema).map_err(explain)?
         }
     };
@@ -412,7 +416,7 @@ fn summary(bytes: &[u8]) -> String {
 }
 
 /// What says nothing of its type is what is expected.
-fn check_type(found_version: &str, found_kind: &str, kind: &str, api_version: &str) -> Result<()> {
+fn check_type(found_version: &str, found_kind: &str, kind: &str, api_version: &str, is_builtin: bool) -> Result<()> {
     let or = |text: &'_ str, default: &'_ str| if text.is_empty() { default.to_owned() } else { text.to_owned() };
     let (version, found) = (or(found_version, api_version), or(found_kind, kind));
     // Evictions are taken in their older version too (`EvictionREST.AcceptsGroupVersion`).
@@ -420,7 +424,7 @@ fn check_type(found_version: &str, found_kind: &str, kind: &str, api_version: &s
         return Ok(());
     }
     let (group, name) = split_api_version(&version);
-    if found != kind || schema::builtin(&kinds::definition(group, name, kind)).is_none() {
+    if found != kind || is_builtin && schema::builtin(&kinds::definition(group, name, kind)).is_none() {
         return Err(unfit(&found, &version, kind, &format!("no kind {found:?} is registered for version {version:?} in scheme")));
     }
     Err(Status::bad_request(format!("the API version in the data ({version}) does not match the expected API version ({api_version})")))

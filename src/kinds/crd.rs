@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     meta::{FieldError, FieldErrors, Json, Meta, Path, Value},
-    schema::{SchemaRef, rules, structural},
+    schema::{SchemaRef, codec, rules, structural, validate},
 };
 
 pub const CRD: Strategy = Strategy { prepare, validate, ..Strategy::PLAIN };
@@ -47,6 +47,11 @@ fn validate(crd: &Value, change: Change<'_>) -> FieldErrors {
         return errors;
     }
     validate_versions(&crd["spec"], &mut errors);
+    let is_open = |crd: &Value| crd["spec"]["preserveUnknownFields"] == true;
+    if is_open(crd) && !change.old().is_some_and(is_open) {
+        let detail = "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";
+        errors.push(FieldError::invalid(&Path::new("spec").child("preserveUnknownFields"), true, detail));
+    }
     validate_schemas(crd, change.old(), &mut errors);
     errors
 }
@@ -129,9 +134,44 @@ fn validate_schemas(crd: &Value, old: Option<&Value>, errors: &mut FieldErrors) 
         if version.at(&["subresources", "status"]).is_some() {
             problems.extend(beside_status(schema, &place));
         }
+        problems.extend(metadata(schema, &place));
+        if problems.is_empty() {
+            defaults(schema, &place, &mut problems);
+        }
         let is_unchanged = known.get(version.text("name")).is_some_and(|it| it.at(&["schema", "openAPIV3Schema"]) == Some(schema));
         // A schema that is not structural has no types to check rules by.
         errors.extend(if problems.is_empty() { rules::check::check(schema, &place, is_unchanged) } else { problems });
+    }
+}
+
+/// `metadata` is what it is for every object; a schema may bound names alone (`validateStructuralMetadataInvariants`).
+fn metadata(schema: &Value, path: &Path) -> Option<FieldError> {
+    let metadata = schema.at(&["properties", "metadata"])?.as_object()?;
+    let is_name = |it: &String| matches!(it.as_str(), "name" | "generateName");
+    let is_allowed = |(word, value): (&String, &Value)| match word.as_str() {
+        "type" | "default" => true,
+        "properties" => value.as_object().is_some_and(|it| it.keys().all(is_name)),
+        _ => value.is_null(),
+    };
+    let detail = "must not specify anything other than name and generateName, but metadata is implicitly specified";
+    (!metadata.iter().all(is_allowed)).then(|| FieldError::forbidden(&path.child("properties").key("metadata"), detail))
+}
+
+/// Defaults are values of their schemas, and have no fields that would be pruned (`ValidateDefaults`).
+fn defaults(schema: &Value, path: &Path, errors: &mut FieldErrors) {
+    if let Some(default) = schema.get("default").filter(|it| !it.is_null()) {
+        let (own, mut pruned, path) = (structural::from_crd(Some(schema.clone())), default.clone(), path.child("default"));
+        codec::prune(&mut pruned, &own);
+        match pruned == *default {
+            true => errors.extend(validate::custom(default, None, &own).0.into_iter().map(|it| FieldError { field: path.with(it.field.as_str()), ..it })),
+            false => errors.push(FieldError::invalid(&path, default.clone(), "must not have unknown fields")),
+        }
+    }
+    for (name, property) in schema.map_at(&["properties"]).into_iter().flatten() {
+        defaults(property, &path.child("properties").key(name), errors);
+    }
+    if let Some(items) = schema.get("items") {
+        defaults(items, &path.child("items"), errors);
     }
 }
 

@@ -10,6 +10,7 @@ pub mod cel;
 pub mod codec;
 mod correlation;
 pub mod default;
+mod formats;
 pub mod merge;
 pub mod openapi;
 pub mod protobuf;

@@ -6,6 +6,7 @@ use std::{cmp::Ordering, collections::HashSet};
 use super::{
     ListTopology, Schema, Shape,
     correlation::{Correlation, identity},
+    formats,
 };
 use crate::meta::{FieldError, FieldErrors, Meta, Path, Value, field::FieldReason, pattern};
 
@@ -96,14 +97,7 @@ fn check(value: &Value, rules: &Value, path: &Path, errors: &mut FieldErrors) ->
         errors.push(FieldError::type_invalid(path, type_name(value), detail));
         return false;
     }
-    for name in rules.texts_at(&["required"]).filter(|it| value.is_object() && value.get(it).is_none()) {
-        errors.push(FieldError::required(&path.child(name), ""));
-    }
-    let allowed = rules.items_at(&["enum"]);
-    if !allowed.is_empty() && !allowed.contains(value) {
-        let texts: Vec<String> = allowed.iter().map(|it| it.as_str().map_or_else(|| it.to_string(), str::to_owned)).collect();
-        errors.push(FieldError::not_supported(path, value.clone(), &texts));
-    }
+    combinations(value, rules, path, errors);
     let mut problems = Vec::new();
     errors.extend(sizes(value, rules, path, &mut problems));
     match value {
@@ -112,7 +106,19 @@ fn check(value: &Value, rules: &Value, path: &Path, errors: &mut FieldErrors) ->
         _ => (),
     }
     errors.extend(problems.into_iter().map(|it| FieldError::invalid(path, value.clone(), format!("{} in body {it}", path.as_str()))));
-    combinations(value, rules, path, errors);
+    let format = rules.text("format");
+    if let Some(text) = value.as_str().filter(|it| !formats::is_of(it, format)) {
+        errors.push(FieldError::type_invalid(path, text, format!("{} in body must be of type {format}: {text:?}", path.as_str())));
+    }
+    let allowed = rules.items_at(&["enum"]);
+    if !allowed.is_empty() && !allowed.contains(value) {
+        let texts: Vec<String> = allowed.iter().map(|it| it.as_str().map_or_else(|| it.to_string(), str::to_owned)).collect();
+        errors.push(FieldError::not_supported(path, value.clone(), &texts));
+    }
+    // A resource within another says what it is (`ValidateEmbeddedResource`).
+    let embedded: &[&str] = if rules["x-kubernetes-embedded-resource"] == true { &["apiVersion", "kind"] } else { &[] };
+    let required = embedded.iter().copied().chain(rules.texts_at(&["required"]));
+    errors.extend(required.filter(|it| value.is_object() && value.get(it).is_none()).map(|it| FieldError::required(&path.child(it), "")));
     true
 }
 
@@ -145,9 +151,6 @@ fn strings(text: &str, rules: &Value, problems: &mut Vec<String>) {
     if !pattern.is_empty() && pattern::compiled(pattern).is_ok_and(|it| !it.is_match(text)) {
         problems.push(format!("should match '{pattern}'"));
     }
-    if rules.text("format") == "date-time" && text.parse::<jiff::Timestamp>().is_err() {
-        problems.push(format!("must be of type date-time: {text:?}"));
-    }
 }
 
 fn numbers(number: f64, rules: &Value, problems: &mut Vec<String>) {
@@ -179,25 +182,40 @@ fn sizes(value: &Value, rules: &Value, path: &Path, problems: &mut Vec<String>) 
     Some(if value.is_string() { FieldError::too_long(path, most) } else { FieldError::too_many(path, count, most) })
 }
 
-/// `allOf`, `anyOf`, `oneOf` and `not`: checks of the value alone, as structural schemas allow them.
+/// `allOf`, `anyOf`, `oneOf` and `not`: checks of the value alone, as structural schemas allow them. Where none of several holds, what is
+/// wrong with the first is told too.
 fn combinations(value: &Value, rules: &Value, path: &Path, errors: &mut FieldErrors) {
-    let holds = |rules: &Value| {
+    let failures = |rules: &Value| {
         let mut errors = FieldErrors::new();
         visit(Correlation::part(value, rules), path, &mut errors);
-        errors.is_empty()
+        errors
     };
-    rules.items_at(&["allOf"]).iter().for_each(|it| visit(Correlation::part(value, it), path, errors));
-    let mut fail = |detail: &str| errors.push(FieldError::invalid(path, value.clone(), format!("{} in body {detail}", path.as_str())));
-    let any = rules.items_at(&["anyOf"]);
-    if !any.is_empty() && !any.iter().any(holds) {
-        fail("must validate at least one schema (anyOf)");
+    let fail = |detail: String| FieldError::invalid(&Path::root(), "", format!("\"{}\" must {detail}", path.as_str()));
+    let each = |word: &str| rules.items_at(&[word]).iter().map(failures).collect::<Vec<_>>();
+    let valid = |all: &[FieldErrors]| all.iter().filter(|it| it.is_empty()).count();
+    let any = each("anyOf");
+    if !any.is_empty() && valid(&any) == 0 {
+        errors.push(fail("validate at least one schema (anyOf)".to_owned()));
+        errors.extend(any.into_iter().next().unwrap_or_default());
     }
-    let one = rules.items_at(&["oneOf"]);
-    if !one.is_empty() && one.iter().filter(|it| holds(it)).count() != 1 {
-        fail("must validate one and only one schema (oneOf)");
+    let one = each("oneOf");
+    match valid(&one) {
+        _ if one.is_empty() => (),
+        0 => {
+            errors.push(fail("validate one and only one schema (oneOf). Found none valid".to_owned()));
+            errors.extend(one.into_iter().next().unwrap_or_default());
+        }
+        1 => (),
+        count => errors.push(fail(format!("validate one and only one schema (oneOf). Found {count} valid alternatives"))),
     }
-    if rules.get("not").is_some_and(holds) {
-        fail("must not validate the schema (not)");
+    let all = each("allOf");
+    if valid(&all) < all.len() {
+        let none = if valid(&all) == 0 { ". None validated" } else { "" };
+        errors.extend(all.into_iter().flatten());
+        errors.push(fail(format!("validate all the schemas (allOf){none}")));
+    }
+    if rules.get("not").is_some_and(|it| failures(it).is_empty()) {
+        errors.push(fail("not validate the schema (not)".to_owned()));
     }
 }
 

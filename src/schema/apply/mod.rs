@@ -4,6 +4,9 @@
 //! Source: apimachinery `pkg/util/managedfields`, structured-merge-diff `merge/update.go`.
 
 mod set;
+mod typed;
+
+pub use typed::check;
 
 use std::collections::HashMap;
 
