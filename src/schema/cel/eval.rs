@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    Bindings,
+    Bindings, CALL_LIMIT,
     ast::{ACCUMULATOR, Call, Entry, Expr, Fold, Item, Kind},
     cost,
     functions::{add, insert, optional_index},
@@ -22,17 +22,16 @@ pub struct Evaluator<'a, 'b> {
     /// Variables of macros, the innermost last.
     scopes: Vec<(&'b str, Eval<Val<'a>>)>,
     pub cost: u64,
-    limit: u64,
 }
 
 impl<'a, 'b> Evaluator<'a, 'b> {
-    pub fn new(bindings: &'b Bindings<'a>, limit: u64) -> Self {
-        Self { bindings, scopes: Vec::new(), cost: 0, limit }
+    pub fn new(bindings: &'b Bindings<'a>) -> Self {
+        Self { bindings, scopes: Vec::new(), cost: 0 }
     }
 
     fn charge(&mut self, cost: u64) -> Eval<()> {
         self.cost = self.cost.saturating_add(cost);
-        if self.cost > self.limit { Err(EvalError::TooCostly) } else { Ok(()) }
+        if self.cost > CALL_LIMIT { Err(EvalError::TooCostly) } else { Ok(()) }
     }
 
     pub fn eval(&mut self, expr: &'b Expr) -> Eval<Val<'a>> {

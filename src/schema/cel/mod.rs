@@ -116,14 +116,12 @@ pub struct Program {
 
 impl Program {
     pub fn compile(environment: &Environment, text: &str) -> Result<Self, CompileError> {
-        let mut parsed = parse::parse(text);
-        if !parsed.issues.is_empty() {
-            return Err(CompileError::Issues(Issues::new(text, parsed.issues)));
-        }
-        let types = check::check(&mut parsed.expr, environment, &parsed.offsets).map_err(|it| CompileError::Issues(Issues::new(text, it)))?;
-        eval::try_constants(&parsed.expr).map_err(CompileError::Instantiation)?;
-        let max_cost = cost::estimate(&parsed.expr, &types, environment).max;
-        Ok(Self { output: types[parsed.expr.id].clone(), expr: Arc::new(parsed.expr), max_cost })
+        let refuse = |issues| CompileError::Issues(Issues::new(text, issues));
+        let (mut expr, offsets) = parse::parse(text).map_err(refuse)?;
+        let types = check::check(&mut expr, environment, &offsets).map_err(refuse)?;
+        eval::try_constants(&expr).map_err(CompileError::Instantiation)?;
+        let max_cost = cost::estimate(&expr, &types, environment).max;
+        Ok(Self { output: types[expr.id].clone(), expr: Arc::new(expr), max_cost })
     }
 
     /// The type of the result.
@@ -149,7 +147,7 @@ impl Program {
     }
 
     fn run<'a>(&self, bindings: &Bindings<'a>) -> (Result<Val<'a>, EvalError>, u64) {
-        let mut evaluator = eval::Evaluator::new(bindings, CALL_LIMIT);
+        let mut evaluator = eval::Evaluator::new(bindings);
         let result = evaluator.eval(&self.expr);
         (result, evaluator.cost)
     }

@@ -26,23 +26,19 @@ const LEVELS: [&[(&str, &str)]; 5] = [
     &[("*", "_*_"), ("/", "_/_"), ("%", "_%_")],
 ];
 
-/// A parsed expression, the position of every node, and what is wrong.
-pub struct Parsed {
-    pub expr: Expr,
-    pub offsets: Vec<usize>,
-    pub issues: Vec<Issue>,
-}
-
-pub fn parse(text: &str) -> Parsed {
+/// The tree of an expression and the position of every node, or what is wrong.
+pub fn parse(text: &str) -> Result<(Expr, Vec<usize>), Vec<Issue>> {
     let length = text.chars().count();
     if length > LENGTH_MAX {
         let message = format!("expression code point size exceeds limit: size: {length}, limit {LENGTH_MAX}");
-        return Parsed { expr: Expr::new(0, Kind::Broken), offsets: vec![0], issues: vec![Issue { offset: 0, message }] };
+        return Err(vec![Issue { offset: 0, message }]);
     }
     let (tokens, issues) = tokens(text);
     let mut parser = Parser { tokens, at: 0, depth: 0, offsets: Vec::new(), issues, parts: Vec::new() };
-    let expr = parser.whole().unwrap_or_else(|_| parser.node(0, Kind::Broken));
-    Parsed { expr, offsets: parser.offsets, issues: parser.issues }
+    match parser.whole() {
+        Ok(expr) if parser.issues.is_empty() => Ok((expr, parser.offsets)),
+        _ => Err(parser.issues),
+    }
 }
 
 /// The rest of the text makes no sense any more; the issue is noted.
