@@ -67,16 +67,6 @@ struct Rule {
     resource_names: Vec<String>,
 }
 
-/// What a rule is held against.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    pub group: String,
-    pub version: String,
-    pub resource: String,
-    pub subresource: String,
-    pub is_namespaced: bool,
-}
-
 impl Criteria {
     /// Of a webhook: an object with `rules`.
     pub fn of_webhook(webhook: &Value) -> Self {
@@ -99,9 +89,9 @@ impl Criteria {
         }
     }
 
-    /// Under which of its places the request is meant: its own, or an equivalent one by the first rule that has any.
-    fn matched(&self, operation: Operation, name: &str, places: &[Place]) -> Option<usize> {
-        let find = |rules: &[Rule]| self.find(rules, operation, name, places);
+    /// The form in which a request is meant: its own, or an equivalent one by the first rule that has any.
+    fn matched(&self, asked: &Asked<'_>, forms: &[Form]) -> Option<usize> {
+        let find = |rules: &[Rule]| self.find(rules, asked, forms);
         match &self.rules {
             _ if find(&self.excluded).is_some() => None,
             None => Some(OWN),
@@ -109,11 +99,14 @@ impl Criteria {
         }
     }
 
-    fn find(&self, rules: &[Rule], operation: Operation, name: &str, places: &[Place]) -> Option<usize> {
-        let among = |places: &[Place]| rules.iter().find_map(|rule| places.iter().position(|it| rule.matches(operation, name, it)));
-        among(&places[..=OWN]).or_else(|| among(places).filter(|_| self.is_equivalent))
+    fn find(&self, rules: &[Rule], asked: &Asked<'_>, forms: &[Form]) -> Option<usize> {
+        let among = |forms: &[Form]| rules.iter().find_map(|rule| forms.iter().position(|it| rule.matches(asked, it)));
+        among(&forms[..=OWN]).or_else(|| among(forms).filter(|_| self.is_equivalent))
     }
 }
+
+/// What is asked of an object, beside the form: operation, name and subresource.
+struct Asked<'a>(Operation, &'a str, &'a str);
 
 /// An absent selector selects everything, as its default does.
 fn selector(owner: &Value, field: &str) -> std::result::Result<LabelSelector, String> {
@@ -129,26 +122,23 @@ fn rules(owner: &Value, field: &str) -> Vec<Rule> {
 }
 
 impl Rule {
-    fn matches(&self, operation: Operation, name: &str, place: &Place) -> bool {
+    fn matches(&self, Asked(operation, name, part): &Asked<'_>, form: &Form) -> bool {
         let has = |list: &[String], wanted: &str| list.iter().any(|it| it == "*" || it == wanted);
-        self.is_in_scope(place)
+        let is_in_scope = match self.scope.as_str() {
+            "" | "*" => true,
+            "Namespaced" => form.kind.is_namespaced(),
+            "Cluster" => !form.kind.is_namespaced(),
+            _ => false,
+        };
+        is_in_scope
             && has(&self.operations, operation.as_str())
-            && has(&self.api_groups, &place.group)
-            && has(&self.api_versions, &place.version)
+            && has(&self.api_groups, &form.kind.group)
+            && has(&self.api_versions, &form.view().version.name)
             && (self.resource_names.is_empty() || self.resource_names.iter().any(|it| it == name))
             && self.resources.iter().any(|it| {
                 let (resource, subresource) = it.split_once('/').unwrap_or((it, ""));
-                (resource == "*" || resource == place.resource) && (subresource == "*" || subresource == place.subresource)
+                (resource == "*" || resource == form.kind.plural) && (subresource == "*" || subresource == *part)
             })
-    }
-
-    fn is_in_scope(&self, place: &Place) -> bool {
-        match self.scope.as_str() {
-            "" | "*" => true,
-            "Namespaced" => place.is_namespaced,
-            "Cluster" => !place.is_namespaced,
-            _ => false,
-        }
     }
 }
 
@@ -205,6 +195,10 @@ impl Form {
     pub fn view(&self) -> View<'_> {
         View { kind: &self.kind, version: &self.kind.versions[self.version] }
     }
+
+    fn resource(&self) -> Value {
+        json!({"group": self.kind.group, "version": self.view().version.name, "resource": self.kind.plural})
+    }
 }
 
 /// The request's own form stands first.
@@ -214,8 +208,6 @@ pub const OWN: usize = 0;
 pub struct Question<'a> {
     pub context: &'a Context<'a>,
     forms: Vec<Form>,
-    /// Of the forms.
-    places: Vec<Place>,
     /// Whether what is sent is the object itself; what a subresource takes beside it has one form only.
     is_object: bool,
     /// That of the request; a namespace is its own.
@@ -233,13 +225,12 @@ impl<'a> Question<'a> {
         let has_part = |kind: &Kind| target.subresource.is_none() || kind.subresource(target.subresource_name()).is_some();
         let others = served.filter(|(kind, _)| has_part(kind)).map(|(kind, version)| Form { kind, version });
         let own = Form { kind: target.kind.clone(), version: target.version_at() };
-        let place = |it: &Form| place(&it.kind, it.version, target.subresource_name());
-        let own_place = place(&own);
-        let forms: Vec<Form> = std::iter::once(own).chain(others.filter(|it| place(it) != own_place)).collect();
+        let is_other = |it: &Form| it.resource() != own.resource();
+        let mut forms: Vec<Form> = others.filter(is_other).collect();
+        forms.insert(OWN, own);
         let name = if target.name.is_empty() { object.name() } else { &target.name };
         Self {
             context,
-            places: forms.iter().map(place).collect(),
             forms,
             is_object: target.body_type().1 == target.kind.kind,
             namespace: if resource == NAMESPACES { name } else { &target.namespace }.to_owned(),
@@ -253,14 +244,14 @@ impl<'a> Question<'a> {
         if namespace == Ok(false) || !self.matches_object(criteria, object).unwrap_or(true) {
             return Ok(None);
         }
-        let Some(form) = criteria.matched(self.context.operation, &self.name, &self.places) else { return Ok(None) };
+        let Some(form) = criteria.matched(&Asked(self.context.operation, &self.name, self.context.target.subresource_name()), &self.forms) else { return Ok(None) };
         namespace?;
         self.matches_object(criteria, object)?;
         Ok(Some(form))
     }
 
     fn matches_namespace(&self, criteria: &Criteria, object: &Value) -> Result<bool> {
-        if self.namespace.is_empty() && self.places[OWN].resource != NAMESPACES {
+        if self.namespace.is_empty() && self.context.target.kind.plural != NAMESPACES {
             return Ok(true);
         }
         let selector = criteria.namespaces.as_ref().map_err(Status::internal)?;
@@ -309,8 +300,8 @@ impl<'a> Question<'a> {
     pub fn attributes(&self, form: usize) -> Value {
         let context = self.context;
         let mut request = json!({
-            "kind": self.kind(form), "resource": resource(&self.places[form]),
-            "requestKind": self.kind(OWN), "requestResource": resource(&self.places[OWN]),
+            "kind": self.kind(form), "resource": self.forms[form].resource(),
+            "requestKind": self.kind(OWN), "requestResource": self.forms[OWN].resource(),
             "operation": context.operation.as_str(), "userInfo": context.requester.user,
             "dryRun": context.is_dry_run, "options": context.options,
         });
@@ -352,8 +343,9 @@ impl<'a> Question<'a> {
 impl Question<'_> {
     /// With `authorizer` and `authorizer.requestResource`, which is what the request itself is about.
     pub fn bind<'v>(&'v self, bindings: Bindings<'v>) -> Bindings<'v> {
-        let Place { group, resource, subresource, .. } = self.places[OWN].clone();
-        let own = Attributes { group, resource, subresource, namespace: self.namespace.clone(), name: self.name.clone(), ..Default::default() };
+        let target = self.context.target;
+        let (namespace, name, subresource) = (self.namespace.clone(), self.name.clone(), target.subresource_name().to_owned());
+        let own = Attributes { namespace, name, subresource, ..Attributes::new("", &target.kind.group, &target.kind.plural) };
         let check = |it: Check<'v>| Val::Check(it.into());
         bindings.with("authorizer", check(Check::new(self))).with("authorizer.requestResource", check(Check::of_resource(self, own)))
     }
@@ -368,30 +360,21 @@ impl Authorizer for Question<'_> {
     }
 }
 
-fn place(kind: &Kind, version: usize, subresource: &str) -> Place {
-    Place {
-        group: kind.group.to_string(),
-        version: kind.versions[version].name.to_string(),
-        resource: kind.plural.to_string(),
-        subresource: subresource.to_owned(),
-        is_namespaced: kind.is_namespaced(),
-    }
-}
-
-fn resource(place: &Place) -> Value {
-    json!({"group": place.group, "version": place.version, "resource": place.resource})
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
 
-    fn place(text: &str, is_namespaced: bool) -> Place {
+    /// `group|version|resource`.
+    fn form(text: &str, is_namespaced: bool) -> Form {
         let mut parts = text.split('|').map(str::to_owned);
-        let [group, version, resource, subresource] = [(); 4].map(|()| parts.next().unwrap_or_default());
-        Place { group, version, resource, subresource, is_namespaced }
+        let [group, version, plural] = [(); 3].map(|()| std::borrow::Cow::Owned(parts.next().unwrap_or_default()));
+        let registry = crate::kinds::table::registry();
+        let known = registry.iter().find(|it| it.is_namespaced() == is_namespaced).expect("a kind");
+        let mut kind = Kind { group, plural, ..Kind::clone(known) };
+        kind.versions[0].name = version;
+        Form { kind: kind.into(), version: 0 }
     }
 
     fn hook(rule: Value, policy: &str) -> Criteria {
@@ -419,20 +402,21 @@ mod tests {
             (rule(&["*"], "*", "*", "*", "Namespaced"), "|v1|namespaces", false, false),
         ];
         for (rule, asked, is_namespaced, expected) in cases {
-            let (hook, own) = (hook(rule.clone(), "Exact"), place(asked, is_namespaced));
-            assert_eq!(hook.matched(Operation::Create, "", &[own]).is_some(), expected, "{rule} {asked}");
+            let (hook, own) = (hook(rule.clone(), "Exact"), form(asked, is_namespaced));
+            let asked_of = Asked(Operation::Create, "", asked.split('|').nth(3).unwrap_or_default());
+            assert_eq!(hook.matched(&asked_of, &[own]).is_some(), expected, "{rule} {asked}");
         }
     }
 
     #[test]
-    fn equivalent_places_match_in_the_order_of_the_rules() {
+    fn equivalent_forms_match_in_the_order_of_the_rules() {
         let rule = |versions: &[&str]| json!({"operations": ["*"], "apiGroups": ["g"], "apiVersions": versions, "resources": ["xs"]});
-        let all = ["g|v1|xs", "g|v2|xs", "g|v3|xs"].map(|it| place(it, true));
-        let matched = |policy: &str, versions: &[&str]| hook(rule(versions), policy).matched(Operation::Update, "", &all);
+        let all = ["g|v1|xs", "g|v2|xs", "g|v3|xs"].map(|it| form(it, true));
+        let matched = |policy: &str, versions: &[&str]| hook(rule(versions), policy).matched(&Asked(Operation::Update, "", ""), &all);
         assert_eq!(matched("Equivalent", &["v2"]), Some(1));
         assert_eq!(matched("Equivalent", &["v2", "v1"]), Some(OWN));
         assert_eq!(matched("Exact", &["v2"]), None);
         let ordered = Criteria::of_webhook(&json!({"rules": [rule(&["v3"]), rule(&["v2"])]}));
-        assert_eq!(ordered.matched(Operation::Update, "", &all), Some(2));
+        assert_eq!(ordered.matched(&Asked(Operation::Update, "", ""), &all), Some(2));
     }
 }

@@ -42,7 +42,8 @@ pub struct Rule {
 pub struct Index {
     cluster: Bindings,
     namespaces: HashMap<String, Bindings>,
-    roles: Roles,
+    /// By (namespace, name); ClusterRoles have no namespace.
+    roles: HashMap<(String, String), Rules>,
 }
 
 /// The bindings of one namespace, or those of the cluster.
@@ -80,12 +81,6 @@ struct Subject {
 }
 
 type Rules = Arc<[Rule]>;
-
-#[derive(Debug, Default)]
-struct Roles {
-    /// By (namespace, name); ClusterRoles have no namespace.
-    rules: HashMap<(String, String), Rules>,
-}
 
 /// The binding and the subject in it by which a rule applies; prints as upstream describes it.
 #[derive(Clone, Copy)]
@@ -188,7 +183,7 @@ impl Index {
     /// Indexes Roles and ClusterRoles, RoleBindings and ClusterRoleBindings. Objects that do not read as such grant nothing.
     pub fn new<'a>(roles: impl IntoIterator<Item = &'a Value>, bindings: impl IntoIterator<Item = &'a Value>) -> Self {
         let rules = roles.into_iter().map(|role| ((role.namespace().to_owned(), role.name().to_owned()), rules_of(role).into()));
-        let mut index = Self { roles: Roles { rules: rules.collect() }, ..Self::default() };
+        let mut index = Self { roles: rules.collect(), ..Self::default() };
         for binding in bindings {
             index.add(binding);
         }
@@ -200,7 +195,7 @@ impl Index {
         let role: RoleRef = serde_json::from_value(read("roleRef")).unwrap_or_default();
         let subjects: Vec<Subject> = serde_json::from_value(read("subjects")).unwrap_or_default();
         let (name, namespace) = (object.name().to_owned(), object.namespace().to_owned());
-        let rules = self.roles.referred(&role.kind, &role.name, &namespace);
+        let rules = self.referred(&role.kind, &role.name, &namespace);
         let bindings = match namespace.as_str() {
             "" => &mut self.cluster,
             _ => self.namespaces.entry(namespace.clone()).or_default(),
@@ -227,7 +222,7 @@ impl Index {
 
     /// Whether a rule of the ClusterRole `name` allows it, whoever is bound to that.
     pub fn role_allows(&self, name: &str, attributes: &Attributes) -> bool {
-        self.roles.rules.get(&(String::new(), name.to_owned())).is_some_and(|rules| rules.iter().any(|it| it.allows(attributes)))
+        self.roles.get(&(String::new(), name.to_owned())).is_some_and(|rules| rules.iter().any(|it| it.allows(attributes)))
     }
 
     /// The reason why RBAC allows it, or the errors met on the way, if any.
@@ -241,6 +236,17 @@ impl Index {
             }
         }
         Err(status::aggregate(&errors).map(|it| format!("RBAC: {it}")).unwrap_or_default())
+    }
+
+    /// The rules of the role that a binding in a namespace refers to.
+    fn referred(&self, kind: &str, name: &str, namespace: &str) -> std::result::Result<Rules, String> {
+        let namespace = match kind {
+            "Role" => namespace,
+            "ClusterRole" => "",
+            _ => return Err(format!("unsupported role reference kind: {kind:?}")),
+        };
+        let rules = self.roles.get(&(namespace.to_owned(), name.to_owned()));
+        rules.cloned().ok_or_else(|| format!("{}.{GROUP} {name:?} not found", kind.to_lowercase()))
     }
 
     /// Refuses rules that `user` does not hold itself (`ConfirmNoEscalation`).
@@ -285,18 +291,6 @@ impl Bindings {
             let binding = &self.bindings[binding as usize];
             Source { binding, subject: &binding.subjects[subject as usize] }
         })
-    }
-}
-
-impl Roles {
-    fn referred(&self, kind: &str, name: &str, namespace: &str) -> std::result::Result<Rules, String> {
-        let namespace = match kind {
-            "Role" => namespace,
-            "ClusterRole" => "",
-            _ => return Err(format!("unsupported role reference kind: {kind:?}")),
-        };
-        let rules = self.rules.get(&(namespace.to_owned(), name.to_owned()));
-        rules.cloned().ok_or_else(|| format!("{}.{GROUP} {name:?} not found", kind.to_lowercase()))
     }
 }
 
@@ -345,7 +339,7 @@ impl Grant<'_> {
             return Ok(Ok(()));
         }
         let missing = |_| Status::not_found(&GroupResource::new(GROUP, kind.to_lowercase()), name);
-        let rules = self.index.roles.referred(kind, name, self.namespace).map_err(missing)?;
+        let rules = self.index.referred(kind, name, self.namespace).map_err(missing)?;
         Ok(self.index.confirm(self.user, self.namespace, &rules))
     }
 

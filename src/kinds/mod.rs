@@ -19,7 +19,6 @@ pub mod pod;
 pub mod podsecurity;
 pub mod policy;
 pub mod quota;
-pub mod rbac;
 pub mod registry;
 pub mod rules;
 pub mod secret;

@@ -165,20 +165,12 @@ const RULES: [(Level, u32, Option<u32>, &str, Check); 20] = [
 const CAPABILITIES: [&str; 13] = [
     "AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT",
 ];
-/// Sysctls that are harmless, and since which version that is known.
-const SYSCTLS: [(&str, u32); 12] = [
-    ("kernel.shm_rmid_forced", 0),
-    ("net.ipv4.ip_local_port_range", 0),
-    ("net.ipv4.tcp_syncookies", 0),
-    ("net.ipv4.ping_group_range", 0),
-    ("net.ipv4.ip_unprivileged_port_start", 0),
-    ("net.ipv4.ip_local_reserved_ports", 27),
-    ("net.ipv4.tcp_keepalive_time", 29),
-    ("net.ipv4.tcp_fin_timeout", 29),
-    ("net.ipv4.tcp_keepalive_intvl", 29),
-    ("net.ipv4.tcp_keepalive_probes", 29),
-    ("net.ipv4.tcp_rmem", 32),
-    ("net.ipv4.tcp_wmem", 32),
+/// Sysctls that are harmless, by the version since which that is known.
+const SYSCTLS: [(u32, &[&str]); 4] = [
+    (0, &["kernel.shm_rmid_forced", "net.ipv4.ip_local_port_range", "net.ipv4.tcp_syncookies", "net.ipv4.ping_group_range", "net.ipv4.ip_unprivileged_port_start"]),
+    (27, &["net.ipv4.ip_local_reserved_ports"]),
+    (29, &["net.ipv4.tcp_keepalive_time", "net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_keepalive_intvl", "net.ipv4.tcp_keepalive_probes"]),
+    (32, &["net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"]),
 ];
 const VOLUMES: [&str; 9] = ["configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "persistentVolumeClaim", "projected", "secret"];
 const SECCOMP_POD: &str = "seccomp.security.alpha.kubernetes.io/pod";
@@ -367,7 +359,7 @@ impl<'a> Pod<'a> {
     }
 
     fn sysctls(&self) -> Option<String> {
-        let is_fine = |name: &str| SYSCTLS.iter().any(|(it, since)| *it == name && self.standard.holds_from(*since));
+        let is_fine = |name: &str| SYSCTLS.iter().any(|(since, names)| names.contains(&name) && self.standard.holds_from(*since));
         let bad: Vec<&str> = self.spec.items_at(&["securityContext", "sysctls"]).iter().map(|it| it.text("name")).filter(|it| !is_fine(it)).collect();
         (!bad.is_empty()).then(|| joined(bad))
     }

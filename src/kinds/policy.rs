@@ -5,41 +5,11 @@ use serde_json::json;
 
 use super::{
     Change, Strategy,
-    check::{each, fill, fill_at},
+    check::{each, fill},
 };
 use crate::meta::{Meta, Value};
 
-pub const AUTOSCALER: Strategy = Strategy { default: default_autoscaler, ..Strategy::PLAIN };
-pub const PRIORITY_LEVEL: Strategy = Strategy { default: default_priority_level, ..Strategy::PLAIN };
-pub const SIGNING_REQUEST: Strategy =
-    Strategy { prepare: prepare_signing_request, ..Strategy::PLAIN };
-pub const RESOURCE_CLAIM: Strategy = Strategy { default: |object| default_claim(&mut object["spec"]), ..Strategy::PLAIN };
-pub const RESOURCE_CLAIM_TEMPLATE: Strategy = Strategy { default: |object| default_claim(&mut object["spec"]["spec"]), ..Strategy::PLAIN };
-
-fn default_autoscaler(object: &mut Value) {
-    if object.text("apiVersion") == "autoscaling/v1" {
-        // What v2 has for metrics may stand in an annotation.
-        if object.at(&["metadata", "annotations", METRICS]).is_none() {
-            fill(&mut object["spec"], "targetCPUUtilizationPercentage", 80);
-        }
-        return;
-    }
-    let spec = &mut object["spec"];
-    if spec.items_at(&["metrics"]).is_empty() {
-        spec["metrics"] = json!([{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}}]);
-    }
-    let percent = json!({"type": "Percent", "value": 100, "periodSeconds": 15});
-    let pods = json!({"type": "Pods", "value": 4, "periodSeconds": 15});
-    let up = json!({"selectPolicy": "Max", "policies": [pods, percent], "stabilizationWindowSeconds": 0});
-    let down = json!({"selectPolicy": "Max", "policies": [percent]});
-    let Some(behavior) = spec.get_mut("behavior") else { return };
-    for (direction, defaults) in [("scaleUp", up), ("scaleDown", down)] {
-        for (field, value) in defaults.as_object().into_iter().flatten() {
-            fill_at(behavior, &[direction, field], value.clone());
-        }
-    }
-}
-
+pub const SIGNING_REQUEST: Strategy = Strategy { prepare: prepare_signing_request, ..Strategy::PLAIN };
 const METRICS: &str = "autoscaling.alpha.kubernetes.io/metrics";
 /// What v1 has no fields for, and the annotations in which it stands there.
 const ANNOTATED: [([&str; 2], &str); 2] =
@@ -90,29 +60,12 @@ pub const AUTOSCALER_FROM_V1: fn(&mut Value) = |object| {
     }
 };
 
-fn default_priority_level(object: &mut Value) {
-    let spec = &mut object["spec"];
-    if spec.text("type") == "Exempt" {
-        fill_at(spec, &["exempt", "nominalConcurrencyShares"], 0);
-        fill_at(spec, &["exempt", "lendablePercent"], 0);
-    }
-}
-
 /// Conditions are written through `approval` and `status`, the certificate only through `status`.
 fn prepare_signing_request(object: &mut Value, change: Change<'_>) {
     let Some(old) = change.old() else { return };
     object["spec"] = old["spec"].clone();
     if let ("approval", Some(certificate)) = (change.subresource(), old.at(&["status", "certificate"])) {
         object.set_at(&["status", "certificate"], certificate.clone());
-    }
-}
-
-fn default_claim(spec: &mut Value) {
-    for request in each(spec, &["devices", "requests"]) {
-        if let Some(exactly) = request.get_mut("exactly") {
-            default_device_request(exactly);
-        }
-        each(request, &["firstAvailable"]).for_each(default_device_request);
     }
 }
 
@@ -124,12 +77,6 @@ fn default_slice(object: &mut Value) {
     let Some(now) = times.chain([object.metadata("creationTimestamp")]).max().filter(|it| !it.is_empty()).map(str::to_owned) else { return };
     for device in each(object, &["spec", "devices"]) {
         each(device, &["taints"]).for_each(|it| fill(it, "timeAdded", now.as_str()));
-    }
-}
-
-fn default_device_request(request: &mut Value) {
-    if request.text("allocationMode") == "ExactCount" {
-        fill(request, "count", 1);
     }
 }
 
@@ -160,6 +107,29 @@ mod tests {
         assert_eq!(v1, json!({"spec": {"maxReplicas": 3, "targetCPUUtilizationPercentage": 50}}));
         AUTOSCALER_FROM_V1(&mut v1);
         assert_eq!(v1, v2);
+    }
+
+    #[test]
+    fn defaults_depend_on_other_fields() {
+        let cases = [
+            ("HorizontalPodAutoscaler", json!({"spec": {"behavior": {"scaleDown": {"selectPolicy": "Min"}}}}), json!({"spec": {
+                "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}}],
+                "minReplicas": 1,
+                "behavior": {
+                    "scaleUp": {"selectPolicy": "Max", "stabilizationWindowSeconds": 0, "policies": [
+                        {"type": "Pods", "value": 4, "periodSeconds": 15}, {"type": "Percent", "value": 100, "periodSeconds": 15},
+                    ]},
+                    "scaleDown": {"selectPolicy": "Min", "policies": [{"type": "Percent", "value": 100, "periodSeconds": 15}]},
+                },
+            }})),
+            ("ClusterRoleBinding", json!({"subjects": [{"kind": "Group"}, {"kind": "ServiceAccount"}]}), json!({"subjects": [{"kind": "Group", "apiGroup": "rbac.authorization.k8s.io"}, {"kind": "ServiceAccount"}]})),
+            ("PriorityLevelConfiguration", json!({"spec": {"type": "Exempt"}}), json!({"spec": {"type": "Exempt", "exempt": {"nominalConcurrencyShares": 0, "lendablePercent": 0}}})),
+            ("ResourceClaim", json!({"spec": {"devices": {"requests": [{"exactly": {}}, {"firstAvailable": [{"allocationMode": "All"}]}]}}}),
+                json!({"spec": {"devices": {"requests": [{"exactly": {"allocationMode": "ExactCount", "count": 1}}, {"firstAvailable": [{"allocationMode": "All"}]}]}}})),
+        ];
+        for (kind, object, expected) in cases {
+            assert_eq!(crate::kinds::rules::filled(kind, object), expected, "{kind}");
+        }
     }
 
     #[test]

@@ -1,19 +1,22 @@
 //! The table: every built-in kind, a row of `table.txt` each.
 //!
-//! The format: `# group/version`; below it a row: the resource's plural, the kind, and words. `namespaced` or `cluster`; `short=`, `category=`, `singular=`; `status`, `scale=PATH` (of the selector)
+//! The format: `# group/version` and how clients prefer the group and the version (`priority`); below it a row: the resource's plural, the kind, and words. `namespaced` or `cluster`; `short=`, `category=`, `singular=`; `status`, `scale=PATH` (of the selector)
 //! and `sub=NAME,ACTION,BODY,VERB…` are subresources; `fields=` has what a field selector may name: `name`, or `name=path=path`, and `|` before what stands where nothing is;
-//! `status=kept` when a create may bring it. `counted`, `upserts`, `conditional`, `orphans` and `names=path` or `names=label` are facts of [`Strategy`]; `does=` one that is not called like the kind.
+//! `status=kept` when a create may bring it. `counted`, `upserts`, `conditional`, `orphans` and `names=path` or `names=label` are facts of [`Strategy`].
 //! `returned`: a deletion answers with the object; `create-only`: a question; `read-only`: found out when asked for; `stored=` another kind's key; `also=` another version; `like=` with the columns of
 //! the row in that version. Indented lines are columns, `+` those of `-o wide`: `Name: path`, `Name: path|path or word`, `age path`, `count path`, `selector path`, `{expression}` (over `self`),
 //! `some {list}` (its first few), `call function`; before it the type when it is not a string.
 
-use std::sync::{Arc, LazyLock};
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock},
+};
 
 use super::{
     ALL_VERBS, Action, Body, CREATE_ONLY, Cell, Column, Convert, FieldPath, Kind, READ_ONLY, Registry, Scope, Selectable, Strategy, Subresource, Verb, Version,
     columns, crd, event,
     expr::{Expr, braced, lines},
-    namespace, networking, node, pod, policy, rbac, secret, service, storage, workloads,
+    namespace, networking, node, pod, policy, secret, service, storage, workloads,
 };
 use crate::{
     meta::{names, object::split_api_version},
@@ -26,14 +29,10 @@ const NO_COLLECTION: &[Verb] = &[Verb::Create, Verb::Delete, Verb::Get, Verb::Li
 /// Kinds that do more than [`Strategy::PLAIN`].
 #[rustfmt::skip]
 const STRATEGIES: &[(&str, Strategy)] = &[
-    ("Secret", secret::SECRET), ("ServiceAccount", secret::SERVICE_ACCOUNT), ("Pod", pod::POD), ("Service", service::SERVICE),
-    ("LimitRange", policy::LIMIT_RANGE),
+    ("Secret", secret::SECRET), ("ServiceAccount", secret::SERVICE_ACCOUNT), ("Pod", pod::POD), ("Service", service::SERVICE), ("LimitRange", policy::LIMIT_RANGE),
     ("PersistentVolume", storage::VOLUME), ("PersistentVolumeClaim", storage::CLAIM), ("Namespace", namespace::NAMESPACE), ("Node", node::NODE),
-    ("DaemonSet", workloads::DAEMON_SET),
-    ("CronJob", workloads::CRON_JOB), ("Job", workloads::JOB), ("HorizontalPodAutoscaler", policy::AUTOSCALER),
-    ("IPAddress", networking::IP_ADDRESS), ("CSIDriver", storage::CSI_DRIVER), ("ResourceClaim", policy::RESOURCE_CLAIM),
-    ("ResourceClaimTemplate", policy::RESOURCE_CLAIM_TEMPLATE), ("ResourceSlice", policy::RESOURCE_SLICE), ("CertificateSigningRequest", policy::SIGNING_REQUEST),
-    ("PriorityLevelConfiguration", policy::PRIORITY_LEVEL), ("RoleBinding", rbac::BINDING),
+    ("DaemonSet", workloads::DAEMON_SET), ("CronJob", workloads::CRON_JOB), ("Job", workloads::JOB), ("IPAddress", networking::IP_ADDRESS),
+    ("CSIDriver", storage::CSI_DRIVER), ("ResourceSlice", policy::RESOURCE_SLICE), ("CertificateSigningRequest", policy::SIGNING_REQUEST),
     ("CustomResourceDefinition", crd::CRD),
 ];
 
@@ -41,8 +40,8 @@ const STRATEGIES: &[(&str, Strategy)] = &[
 pub fn registry() -> Registry {
     let (mut rows, mut group, mut version) = (Vec::new(), "", "");
     for line in LINES.iter() {
-        if let Some(name) = line.strip_prefix("# ") {
-            (group, version) = split_api_version(name);
+        if let Some((name, _)) = header(line) {
+            (group, version) = name;
         } else if let Some(line) = line.strip_prefix(' ') {
             rows.last_mut().into_iter().for_each(|it: &mut Kind| it.versions[0].columns.push(column(line)));
         } else {
@@ -52,6 +51,22 @@ pub fn registry() -> Registry {
     }
     rows.into_iter().map(in_all_versions).fold(Registry::default(), |registry, row| registry.with(row))
 }
+
+/// The group and version that a line begins, and their priorities.
+fn header(line: &'static str) -> Option<((&'static str, &'static str), &'static str)> {
+    let (name, priorities) = line.strip_prefix("# ")?.split_once(' ')?;
+    Some((split_api_version(name), priorities))
+}
+
+/// How much clients prefer a built-in group, and its best version (`pkg/controlplane/apiserver/aggregator.go`).
+pub static PRIORITIES: LazyLock<HashMap<&str, (i64, &str, i64)>> = LazyLock::new(|| {
+    let number = |text: &str| text.parse().expect("table.txt: a priority");
+    let read = |((group, version), numbers): ((&'static str, &'static str), &str)| {
+        let (of_group, of_version) = numbers.split_once(' ').expect("table.txt: two priorities");
+        (group, (number(of_group), version, number(of_version)))
+    };
+    LINES.iter().filter_map(|it| header(it)).map(read).collect()
+});
 
 fn row(line: &'static str, group: &'static str, version: &'static str, before: &[Kind]) -> Kind {
     let (line, deprecation) = line.split_once(" deprecated: ").map_or((line, None), |it| (it.0, Some(it.1.into())));
@@ -71,7 +86,7 @@ fn row(line: &'static str, group: &'static str, version: &'static str, before: &
         versions: vec![version],
         stored: 0,
         subresources: Vec::new(),
-        strategy: strategy(line.split(' ').find_map(|it| it.strip_prefix("does=")).unwrap_or(name)),
+        strategy: strategy(name),
         returns_deleted: false,
         storage: None,
         custom: None,
@@ -84,7 +99,7 @@ fn row(line: &'static str, group: &'static str, version: &'static str, before: &
 fn say(kind: &mut Kind, name: &'static str, word: &'static str, before: &[Kind]) {
     let (word, value) = word.split_once('=').unwrap_or((word, ""));
     match word {
-        "namespaced" | "does" => (),
+        "namespaced" => (),
         "cluster" => kind.scope = Scope::Cluster,
         "returned" => kind.returns_deleted = true,
         "create-only" => kind.verbs = CREATE_ONLY,

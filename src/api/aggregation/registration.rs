@@ -9,7 +9,7 @@ use super::{API_SERVICES, find};
 use crate::{
     api::{Server, registration::insert},
     base::clock,
-    kinds::Registry,
+    kinds::{Registry, table::PRIORITIES},
     meta::Value,
     store::{Change, Draft, Expect, Scope, Transaction, Write},
 };
@@ -19,48 +19,17 @@ const MANAGED: &str = "kube-aggregator.kubernetes.io/automanaged";
 /// How often it is seen whether other versions are served.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// How clients prefer groups: built-in ones by upstream's table.
-const GROUPS: [(&str, i64); 21] = [
-    ("", 18000),
-    ("apiregistration.k8s.io", 18000),
-    ("apps", 17800),
-    ("events.k8s.io", 17750),
-    ("authentication.k8s.io", 17700),
-    ("authorization.k8s.io", 17600),
-    ("autoscaling", 17500),
-    ("batch", 17400),
-    ("certificates.k8s.io", 17300),
-    ("networking.k8s.io", 17200),
-    ("policy", 17100),
-    ("rbac.authorization.k8s.io", 17000),
-    ("storage.k8s.io", 16800),
-    ("apiextensions.k8s.io", 16700),
-    ("admissionregistration.k8s.io", 16700),
-    ("scheduling.k8s.io", 16600),
-    ("coordination.k8s.io", 16500),
-    ("node.k8s.io", 16300),
-    ("discovery.k8s.io", 16200),
-    ("resource.k8s.io", 16200),
-    ("flowcontrol.apiserver.k8s.io", 16100),
-];
-/// Of custom resources (`crdregistration`).
+/// The priorities of groups and versions of custom resources (`crdregistration`), and of a built-in version that is not its group's best.
 const CUSTOM: (i64, i64) = (1000, 100);
+const SECOND: i64 = 15;
 
 /// The priority of a group that this server serves itself.
 pub fn group_priority(group: &str) -> i64 {
-    GROUPS.iter().find(|(it, _)| *it == group).map_or(CUSTOM.0, |(_, priority)| *priority)
+    PRIORITIES.get(group).map_or(CUSTOM.0, |it| it.0)
 }
 
 fn version_priority(group: &str, version: &str) -> i64 {
-    match (group, version) {
-        ("", _) => 1,
-        ("autoscaling", "v2") => 30,
-        ("flowcontrol.apiserver.k8s.io" | "resource.k8s.io", "v1") => 21,
-        (_, version) if version.contains("alpha") => 1,
-        (_, version) if version.contains("beta") => 9,
-        ("apiregistration.k8s.io", _) => 18,
-        _ => 15,
-    }
+    PRIORITIES.get(group).filter(|it| it.1 == version).map_or(SECOND, |it| it.2)
 }
 
 /// Follows APIServices and the served kinds until the server stops.

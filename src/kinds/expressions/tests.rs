@@ -58,6 +58,32 @@ fn validating_policies_get_upstreams_errors() {
 }
 
 #[test]
+fn what_a_policy_lacks_is_told() {
+    let set = |field: &'static str, value: Value| move |spec: &mut Value| spec[field] = value.clone();
+    let validate = |object: Value| told("ValidatingAdmissionPolicy", &object, Change::Create);
+    let validations = json!([{"expression": " ", "messageExpression": " ", "message": "a\nb"}]);
+    check(validate(policy(set("validations", validations))), &[
+        "spec.validations[0].expression: Required value: expression is not specified",
+        "spec.validations[0].messageExpression: Invalid value: \" \": must be non-empty if specified",
+        "spec.validations[0].message: Invalid value: \"a\\nb\": must not contain line breaks",
+    ]);
+    check(validate(policy(set("variables", json!([{}])))), &[
+        "spec.variables[0].name: Required value: name is not specified",
+        "spec.variables[0].expression: Required value: expression is not specified",
+    ]);
+    let annotations = json!([{"key": "a", "valueExpression": "''"}, {"key": "a b", "valueExpression": ""}, {"key": "a", "valueExpression": format!("'{}'", "x".repeat(5 * 1024))}]);
+    check(validate(policy(set("auditAnnotations", annotations))), &[
+        "spec.auditAnnotations[1].key: Invalid value: \"p/a b\": name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')",
+        "spec.auditAnnotations[1].valueExpression: Required value: valueExpression is not specified",
+        "spec.auditAnnotations[2].valueExpression: Required value: must not exceed 5120 bytes in length",
+        "spec.auditAnnotations[2].key: Duplicate value: \"a\"",
+    ]);
+    let mut nameless = policy(set("auditAnnotations", json!([{"key": "a", "valueExpression": "''"}])));
+    nameless["metadata"] = json!({"generateName": "p-"});
+    check(validate(nameless), &["spec.auditAnnotations[0].key: Invalid value: \"a\": requires metadata.name be non-empty"]);
+}
+
+#[test]
 fn mutating_policies_get_upstreams_errors() {
     let with = |mutations: Value| {
         let mut object = policy(|spec| spec["mutations"] = mutations.clone());
