@@ -217,9 +217,9 @@ pub fn update(old: &Value, new: &mut Value, schema: &Schema, manager: &Manager<'
     managers.write(new);
 }
 
-/// An object in which nothing is set.
+/// An object in which nothing is set: it has its metadata, which nobody owns.
 fn nothing(schema: &Schema) -> Value {
-    codec::decode_value(json!({}), schema).map(|(value, _)| value).unwrap_or_default()
+    codec::decode_value(json!({"metadata": {}}), schema).map(|(value, _)| value).unwrap_or_default()
 }
 
 /// A client clears the managers by an empty list, or a list with one empty entry.
