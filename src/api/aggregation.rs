@@ -5,10 +5,7 @@
 pub mod availability;
 pub mod registration;
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -49,11 +46,11 @@ pub struct Delegate {
     pub is_available: bool,
     spec: Value,
     tls: std::result::Result<Arc<ClientConfig>, String>,
-    told: Arc<Mutex<Told>>,
+    told: Arc<ArcSwap<Told>>,
 }
 
 /// What the server said of itself when it was last asked; kept while it is away.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct Told {
     /// Its `APIResourceList`.
     pub resources: Value,
@@ -132,12 +129,8 @@ impl Delegate {
         (service.text("namespace"), service.text("name"), service.int_at(&["port"]).unwrap_or(443))
     }
 
-    pub fn told(&self) -> Told {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn tell(&self, told: Told) {
-        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = told;
+    pub fn told(&self) -> Arc<Told> {
+        self.told.load_full()
     }
 
     /// The way to one of its endpoints.

@@ -11,7 +11,6 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
     bootstrap_tokens,
-    authz::forbidden,
     identity::{ANONYMOUS, AUTHENTICATED, Attributes, Decision, Peer, UNAUTHENTICATED, User},
     tokens::{CREDENTIAL_ID, Find, Tokens},
     websocket,
@@ -142,9 +141,7 @@ pub fn remove_credentials(headers: &mut HeaderMap) {
 pub fn impersonate(user: User, headers: &HeaderMap, authorize: impl Fn(&User, &Attributes) -> Decision) -> Result<User> {
     let Some(asked) = Impersonation::of(headers)? else { return Ok(user) };
     for attributes in asked.questions() {
-        if let Decision { is_allowed: false, reason, .. } = authorize(&user, &attributes) {
-            return Err(forbidden(&user, &attributes, &reason));
-        }
+        authorize(&user, &attributes).check(&user, &attributes)?;
     }
     Ok(asked.into_user())
 }

@@ -63,20 +63,17 @@ impl Decision {
 
 /// `responsewriters.ForbiddenStatusError`.
 pub fn forbidden(user: &User, attributes: &Attributes, reason: &str) -> Status {
-    let message = forbidden_message(user, attributes);
-    let why = if reason.is_empty() { message } else { format!("{message}: {reason}") };
-    Status::forbidden(&GroupResource::new(attributes.group.clone(), attributes.resource.clone()), &attributes.name, why)
-}
-
-fn forbidden_message(user: &User, attributes: &Attributes) -> String {
     let Attributes { verb, path, group, resource, subresource, namespace, .. } = attributes;
-    let name = &user.name;
-    if !attributes.is_resource() {
-        return format!("User {name:?} cannot {verb} path {path:?}");
-    }
-    let resource = if subresource.is_empty() { resource.clone() } else { format!("{resource}/{subresource}") };
-    let scope = if namespace.is_empty() { "at the cluster scope".to_owned() } else { format!("in the namespace {namespace:?}") };
-    format!("User {name:?} cannot {verb} resource {resource:?} in API group {group:?} {scope}")
+    let who = format!("User {:?} cannot {verb}", user.name);
+    let message = if attributes.is_resource() {
+        let part = if subresource.is_empty() { resource.clone() } else { format!("{resource}/{subresource}") };
+        let scope = if namespace.is_empty() { "at the cluster scope".to_owned() } else { format!("in the namespace {namespace:?}") };
+        format!("{who} resource {part:?} in API group {group:?} {scope}")
+    } else {
+        format!("{who} path {path:?}")
+    };
+    let why = if reason.is_empty() { message } else { format!("{message}: {reason}") };
+    Status::forbidden(&GroupResource::new(group.clone(), resource.clone()), &attributes.name, why)
 }
 
 #[cfg(test)]

@@ -125,7 +125,7 @@ impl Documents {
             })
             .collect();
         // Documents of other servers are asked for here and passed on.
-        let others = delegates.values().filter_map(|it| Some((paths::root(&it.group, &it.version), json!({"serverRelativeURL": it.told().openapi?}))));
+        let others = delegates.values().filter_map(|it| Some((paths::root(&it.group, &it.version), json!({"serverRelativeURL": it.told().openapi.clone()?}))));
         paths.extend(others);
         json!({"paths": paths}).to_string()
     }

@@ -2,28 +2,14 @@
 
 use crate::meta::{FieldError, FieldErrors, LabelSelector, Meta, Path, Value, names::Problems};
 
-/// A text that must be there.
-pub fn required(object: &Value, field: &str, path: &Path, errors: &mut FieldErrors) {
-    if object.text(field).is_empty() {
-        errors.push(FieldError::required(&path.child(field), ""));
-    }
-}
-
-/// One of some words, when it is there; they are named in the order given.
-pub fn one_of(object: &Value, field: &str, words: &[&str], path: &Path, errors: &mut FieldErrors) {
-    let text = object.text(field);
-    if !text.is_empty() && !words.contains(&text) {
-        errors.push(FieldError::not_supported(&path.child(field), text, words));
-    }
+/// What is wrong with a name.
+pub fn all(problems: Problems, value: &str, path: &Path, errors: &mut FieldErrors) {
+    errors.extend(problems.into_iter().map(|it| FieldError::invalid(path, value, it)));
 }
 
 /// The same for a value that is no text.
 pub fn all_of(problems: Problems, value: Value, path: &Path, errors: &mut FieldErrors) {
     errors.extend(problems.into_iter().map(|it| FieldError::invalid(path, value.clone(), it)));
-}
-
-pub fn all(problems: Problems, value: &str, path: &Path, errors: &mut FieldErrors) {
-    errors.extend(problems.into_iter().map(|it| FieldError::invalid(path, value, it)));
 }
 
 /// A number of pods or a share of them, from 0 up to 100% (`ValidatePositiveIntOrPercent`, `IsNotMoreThan100Percent`).
@@ -73,18 +59,7 @@ pub fn labels_of_template(spec: &Value, path: &Path, errors: &mut FieldErrors) {
     }
 }
 
-/// Sets a default where nothing stands.
-pub fn fill(object: &mut Value, field: &str, value: impl Into<Value>) {
-    if let Some(map) = object.as_object_mut() {
-        match map.get(field) {
-            None | Some(Value::Null) => _ = map.insert(field.to_owned(), value.into()),
-            Some(Value::String(text)) if text.is_empty() => _ = map.insert(field.to_owned(), value.into()),
-            Some(_) => (),
-        }
-    }
-}
-
-/// Sets a default at a path; what leads there is made.
+/// Sets a default at a path where nothing stands; what leads there is made.
 pub fn fill_at(object: &mut Value, path: &[&str], value: impl Into<Value>) {
     let is_missing = match object.at(path) {
         None | Some(Value::Null) => true,

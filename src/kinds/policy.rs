@@ -1,15 +1,16 @@
-//! Limits on what users do: disruption budgets, quotas, autoscalers, admission configuration, flow control.
-//! Source: `pkg/apis/{policy,autoscaling,admissionregistration,flowcontrol,core}/{v1/defaults.go,validation}`.
+//! Autoscalers in their two versions, what may be written of a signing request, and defaults that are more than a line of `rules.txt`.
+//! Source: `pkg/apis/{autoscaling/v1/conversion.go,core/v1/defaults.go,resource/v1/defaults.go}`, `pkg/registry/certificates/certificates/strategy.go`.
 
 use serde_json::json;
 
 use super::{
     Change, Strategy,
-    check::{each, fill},
+    check::{each, fill_at},
 };
 use crate::meta::{Meta, Value};
 
 pub const SIGNING_REQUEST: Strategy = Strategy { prepare: prepare_signing_request, ..Strategy::PLAIN };
+
 const METRICS: &str = "autoscaling.alpha.kubernetes.io/metrics";
 /// What v1 has no fields for, and the annotations in which it stands there.
 const ANNOTATED: [([&str; 2], &str); 2] =
@@ -76,7 +77,7 @@ fn default_slice(object: &mut Value) {
     let times = object.items_at(&["metadata", "managedFields"]).iter().map(|it| it.text("time"));
     let Some(now) = times.chain([object.metadata("creationTimestamp")]).max().filter(|it| !it.is_empty()).map(str::to_owned) else { return };
     for device in each(object, &["spec", "devices"]) {
-        each(device, &["taints"]).for_each(|it| fill(it, "timeAdded", now.as_str()));
+        each(device, &["taints"]).for_each(|it| fill_at(it, &["timeAdded"], now.as_str()));
     }
 }
 

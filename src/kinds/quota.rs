@@ -7,7 +7,7 @@ use super::{
     pod::qos_class,
     rules::words::{quantities, quantity},
 };
-use crate::meta::{Meta, Quantity, Value};
+use crate::meta::{Meta, Quantity, Value, quantity::Format};
 
 pub type Usage = BTreeMap<String, Quantity>;
 
@@ -26,7 +26,7 @@ fn one() -> Quantity {
 }
 
 fn number(count: i64) -> Quantity {
-    count.to_string().parse().unwrap_or_default()
+    Quantity::from_units(count, Format::DecimalSi)
 }
 
 /// The quantities of the map at a path.

@@ -82,7 +82,7 @@ async fn settle(server: &Arc<Server>, snapshot: &Snapshot, delegate: &Delegate) 
     };
     let (is_available, reason, message) = match checked {
         Ok(told) => {
-            delegate.tell(told);
+            delegate.told.store(told.into());
             (true, "Passed", "all checks passed".to_owned())
         }
         Err((reason, message)) => (false, reason, message),

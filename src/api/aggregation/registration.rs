@@ -1,7 +1,7 @@
 //! APIService objects: those of other servers are taken over as they change; for each version that this server serves itself there is one too.
 //! Source: kube-aggregator `pkg/controllers/autoregister`, kubernetes `pkg/controlplane/apiserver/aggregator.go`.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde_json::json;
 
@@ -9,7 +9,7 @@ use super::{API_SERVICES, find};
 use crate::{
     api::{Server, registration::insert},
     base::clock,
-    kinds::{Registry, table::PRIORITIES},
+    kinds::{Kind, Registry, table::PRIORITIES},
     meta::Value,
     store::{Change, Draft, Expect, Scope, Transaction, Write},
 };
@@ -57,18 +57,16 @@ pub async fn follow(server: Arc<Server>) {
 /// Makes the APIServices of what is served here that are missing, and removes those of what is no longer.
 async fn settle(server: &Arc<Server>, registry: &Registry) {
     let snapshot = server.store.snapshot();
-    let versions = |it: &Arc<crate::kinds::Kind>| {
-        let (group, is_custom) = (it.group.to_string(), it.custom.is_some());
-        it.versions.iter().filter(|it| it.is_served).map(|it| (group.clone(), it.name.to_string(), is_custom)).collect::<Vec<_>>()
-    };
-    let wanted: BTreeSet<(String, String, bool)> = registry.iter().flat_map(versions).collect();
-    for (group, version, is_custom) in &wanted {
-        if find(&snapshot, &format!("{version}.{group}")).is_none() {
-            insert(server, API_SERVICES, &local(group, version, *is_custom)).await;
+    let mut wanted = BTreeMap::new();
+    for kind in registry.iter() {
+        wanted.extend(kind.versions.iter().filter(|it| it.is_served).map(|it| (format!("{}.{}", it.name, kind.group), (kind, &it.name))));
+    }
+    for (name, (kind, version)) in &wanted {
+        if find(&snapshot, name).is_none() {
+            insert(server, API_SERVICES, &local(name, kind, version)).await;
         }
     }
-    let names: BTreeSet<String> = wanted.iter().map(|(group, version, _)| format!("{version}.{group}")).collect();
-    let obsolete = snapshot.list(API_SERVICES, None, None).filter(|it| it.header.label(MANAGED) == Some("true") && !names.contains(&*it.key.name));
+    let obsolete = snapshot.list(API_SERVICES, None, None).filter(|it| it.header.label(MANAGED) == Some("true") && !wanted.contains_key(&*it.key.name));
     for stored in obsolete {
         let change = Change::Delete(Draft::new(&stored.value(), stored.header.clone()));
         let write = Write { key: stored.key.clone(), expect: Expect::At(stored.revision), change };
@@ -76,14 +74,16 @@ async fn settle(server: &Arc<Server>, registry: &Registry) {
     }
 }
 
-fn local(group: &str, version: &str, is_custom: bool) -> Value {
-    let managed = if is_custom { "true" } else { "onstart" };
-    let (group_priority, version_priority) = if is_custom { CUSTOM } else { (group_priority(group), version_priority(group, version)) };
+fn local(name: &str, kind: &Kind, version: &str) -> Value {
+    let (managed, (group_priority, version_priority)) = match kind.custom {
+        Some(_) => ("true", CUSTOM),
+        None => ("onstart", (group_priority(&kind.group), version_priority(&kind.group, version))),
+    };
     let now = clock::now_rfc3339();
     json!({
         "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
-        "metadata": {"name": format!("{version}.{group}"), "labels": {MANAGED: managed}, "uid": uuid::Uuid::new_v4().to_string(), "creationTimestamp": now},
-        "spec": {"group": group, "version": version, "groupPriorityMinimum": group_priority, "versionPriority": version_priority},
+        "metadata": {"name": name, "labels": {MANAGED: managed}, "uid": uuid::Uuid::new_v4().to_string(), "creationTimestamp": now},
+        "spec": {"group": kind.group, "version": version, "groupPriorityMinimum": group_priority, "versionPriority": version_priority},
         "status": {"conditions": [{"type": "Available", "status": "True", "reason": "Local", "message": "Local APIServices are always available", "lastTransitionTime": now}]},
     })
 }
