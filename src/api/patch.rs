@@ -49,9 +49,9 @@ pub async fn patch(call: &Call, request: Request) -> Result<Response> {
         let schema = &call.target.version().schema;
         let patched = patch.apply_to(old, schema)?;
         patch.check_type(call, &patched)?;
-        let (new, notes) = codec::decode_value(patched.clone(), schema).map_err(|why| patch.unfit(&patched, &why.message))?;
-        let notes = Notes { duplicate: duplicate.clone(), ..notes };
-        call.strict(&options, &notes).map_err(|why| patch.unfit(&patched, &why))?;
+        let unfit = |why: &str| patch.apply_to(old, schema).map_or_else(|status| status, |patched| patch.unfit(&patched, why));
+        let (new, notes) = codec::decode_value(patched, schema).map_err(|status| unfit(&status.message))?;
+        call.strict(&options, &Notes { duplicate: duplicate.clone(), ..notes }).map_err(|why| unfit(&why))?;
         call.target.check_name(&new)?;
         Ok(new)
     };
@@ -62,13 +62,14 @@ impl Patch {
     /// A patch, and what stands twice in it. 415 for one that the kind does not take.
     pub fn read(media_type: &str, bytes: &[u8], is_custom: bool) -> Result<(Self, Vec<String>)> {
         let undecodable = |why: Status| Status::bad_request(format!("error decoding patch: {}", why.message));
+        let map = || codec::parse_json(bytes).and_then(of_map);
         match media_type {
             JSON_PATCH => read_operations(bytes).map_err(undecodable),
-            MERGE_PATCH => match codec::parse_json(bytes).and_then(|it| of_map(it.0, it.1)).map_err(undecodable)? {
-                (Value::Null, _) => Err(Status::bad_request("Invalid JSON Patch")),
-                (patch, duplicate) => Ok((Self::Merge(patch), duplicate)),
+            MERGE_PATCH => match map().map_err(undecodable)? {
+                (None, _) => Err(Status::bad_request("Invalid JSON Patch")),
+                (Some(patch), duplicate) => Ok((Self::Merge(patch.into()), duplicate)),
             },
-            STRATEGIC_PATCH if !is_custom => codec::parse_json(bytes).and_then(|it| of_map(it.0, it.1)).map(|it| (Self::Strategic(if it.0.is_null() { Value::Object(Map::new()) } else { it.0 }), it.1)),
+            STRATEGIC_PATCH if !is_custom => map().map(|(patch, duplicate)| (Self::Strategic(patch.unwrap_or_default().into()), duplicate)),
             _ if is_custom => Err(Status::unsupported_media_type(&[JSON_PATCH, MERGE_PATCH, APPLY_YAML])),
             _ => Err(Status::not_routed(415)),
         }
@@ -104,29 +105,29 @@ impl Patch {
     /// The result is no object of the kind.
     fn unfit(&self, patched: &Value, why: &str) -> Status {
         let shown = match self {
-            Self::Strategic(patch) => go_map(patch),
+            Self::Strategic(patch) => printed(patch),
             _ => patched.to_string(),
         };
         Status::invalid("", "", "", vec![FieldError::invalid(&Path::new("patch"), shown, why.to_owned())])
     }
 }
 
-/// A patch that is an object, or null.
-fn of_map(patch: Value, duplicate: Vec<String>) -> Result<(Value, Vec<String>)> {
+/// A patch that is an object, or null, and what stands twice in it.
+fn of_map((patch, duplicate): (Value, Vec<String>)) -> Result<(Option<Map<String, Value>>, Vec<String>)> {
     match patch {
-        Value::Object(_) | Value::Null => Ok((patch, duplicate)),
+        Value::Object(map) => Ok((Some(map), duplicate)),
+        Value::Null => Ok((None, duplicate)),
         other => Err(Status::bad_request(format!("json: cannot unmarshal {} into Go value of type map[string]interface {{}}", codec::json_type(&other)))),
     }
 }
 
 /// A value as Go's `%v` prints it.
-fn go_map(value: &Value) -> String {
-    let joined = |parts: Vec<String>| parts.join(" ");
+fn printed(value: &Value) -> String {
     match value {
         Value::Null => "<nil>".to_owned(),
         Value::String(text) => text.clone(),
-        Value::Array(list) => format!("[{}]", joined(list.iter().map(go_map).collect())),
-        Value::Object(map) => format!("map[{}]", joined(map.iter().map(|(key, value)| format!("{key}:{}", go_map(value))).collect())),
+        Value::Array(list) => format!("[{}]", list.iter().map(printed).collect::<Vec<_>>().join(" ")),
+        Value::Object(map) => format!("map[{}]", map.iter().map(|(key, value)| format!("{key}:{}", printed(value))).collect::<Vec<_>>().join(" ")),
         other => other.to_string(),
     }
 }
@@ -201,7 +202,8 @@ async fn apply_configuration(call: &Call, options: &WriteOptions, bytes: &[u8]) 
     }
     let undecodable = |why: String| Status::bad_request(format!("error decoding YAML: {why}"));
     let (value, duplicate) = codec::parse_yaml(bytes).map_err(|status| undecodable(status.message))?;
-    let (value, duplicate) = of_map(value, duplicate).map_err(|status| undecodable(format!("error unmarshaling JSON: while decoding JSON: {}", status.message)))?;
+    let (value, duplicate) = of_map((value, duplicate)).map_err(|status| undecodable(format!("error unmarshaling JSON: while decoding JSON: {}", status.message)))?;
+    let value = Value::Object(value.unwrap_or_default());
     check_applied(&value, &call.target.kind.group, &call.target.version().name, &call.target.kind.kind)?;
     if value.at(&["metadata", "managedFields"]).is_some_and(|it| !it.is_null()) {
         return Err(Status::bad_request("metadata.managedFields must be nil"));
