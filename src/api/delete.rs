@@ -15,6 +15,7 @@ use crate::{
     base::clock,
     meta::{
         FieldError, FieldErrors, Meta, Path, Result, Status, Value,
+        object::GroupResource,
         options::{DeleteOptions, Propagation, Query, dry_run, invalid},
     },
     store::{Change, Expect, Snapshot, Stored, Write},
@@ -138,12 +139,15 @@ fn preconditions(target: &Target, old: &Value, options: &DeleteOptions) -> Resul
     if target.kind.strategy.is_emptied && matches!(old.name(), "default" | "kube-system" | "kube-public") {
         return Err(Status::forbidden(&resource, old.name(), "this namespace may not be deleted"));
     }
-    let fail = |what: &str, asked: &str, found: &str| {
-        Err(Status::conflict(&resource, old.name(), format!("Precondition failed: {what} in precondition: {asked}, {what} in object meta: {found}")))
+    // `BeforeDelete` tells the kind in the place of the resource.
+    let about = GroupResource::new(target.kind.group.clone(), target.kind.kind.clone());
+    let fail = |what: &str, asked: &str, found: &str, maybe: &str| {
+        let why = format!("the {what} in the precondition ({asked}) does not match the {what} in record ({found}). The object might have been {maybe}");
+        Err(Status::conflict(&about, old.name(), why))
     };
     match (&options.uid, &options.resource_version) {
-        (Some(uid), _) if *uid != old.uid() => fail("UID", uid, old.uid()),
-        (_, Some(revision)) if *revision != old.resource_version() => fail("ResourceVersion", revision, old.resource_version()),
+        (Some(uid), _) if *uid != old.uid() => fail("UID", uid, old.uid(), "deleted and then recreated"),
+        (_, Some(revision)) if *revision != old.resource_version() => fail("ResourceVersion", revision, old.resource_version(), "modified"),
         _ => Ok(()),
     }
 }

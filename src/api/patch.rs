@@ -201,7 +201,7 @@ async fn apply_configuration(call: &Call, options: &WriteOptions, bytes: &[u8]) 
         return Err(invalid("PatchOptions", vec![FieldError::required(&Path::new("fieldManager"), "is required for apply patch")]));
     }
     let undecodable = |why: String| Status::bad_request(format!("error decoding YAML: {why}"));
-    let (value, duplicate) = codec::parse_yaml(bytes).map_err(|status| undecodable(status.message))?;
+    let (value, duplicate) = codec::parse_yaml(bytes).map_err(|status| undecodable(format!("error converting YAML to JSON: {}", status.message)))?;
     let (value, duplicate) = of_map((value, duplicate)).map_err(|status| undecodable(format!("error unmarshaling JSON: while decoding JSON: {}", status.message)))?;
     let value = Value::Object(value.unwrap_or_default());
     check_applied(&value, &call.target.kind.group, &call.target.version().name, &call.target.kind.kind)?;

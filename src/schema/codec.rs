@@ -55,10 +55,10 @@ pub fn parse_object(bytes: &[u8], schema: &Schema) -> Result<(Value, Vec<String>
 
 /// Parses one YAML document without a schema, and notes the first key that stands twice in its map. 400 where it is no YAML.
 pub fn parse_yaml(bytes: &[u8]) -> Result<(Value, Vec<String>)> {
-    let text = std::str::from_utf8(bytes).map_err(|_| Status::bad_request("error converting YAML to JSON: yaml: invalid leading UTF-8 octet"))?;
+    let text = std::str::from_utf8(bytes).map_err(|_| Status::bad_request("yaml: invalid leading UTF-8 octet"))?;
     let bad = |error: serde_saphyr::Error| {
         let text = error.without_snippet().to_string();
-        Status::bad_request(format!("error converting YAML to JSON: yaml: {}", text.strip_prefix("error: ").unwrap_or(&text)))
+        Status::bad_request(format!("yaml: {}", text.strip_prefix("error: ").unwrap_or(&text)))
     };
     match serde_saphyr::from_str(text) {
         Ok(value) => Ok((value, Vec::new())),

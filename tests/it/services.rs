@@ -21,7 +21,7 @@ const TWO_FAMILIES: &[(&str, &str)] = &[
     ("{ipFamilyPolicy: RequireDualStack, ipFamilies: [IPv6]}", "RequireDualStack|IPv6 IPv4|fd00:96::"),
     ("{ipFamilies: [IPv6]}", "SingleStack|IPv6|fd00:96::"),
     ("{clusterIP: 'fd00:96::9'}", "SingleStack|IPv6|fd00:96::9"),
-    ("{clusterIP: 'fd00:97::9'}", "failed to allocate IP fd00:97::9: the provided IP (fd00:97::9) is not in the valid range. The range of valid IPs is fd00:96::/112"),
+    ("{clusterIP: 'fd00:97::9'}", "failed to allocate IP fd00:97::9: the provided network does not match the current range"),
 ];
 
 const CIDR: &str = "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: more}\nspec: {cidrs: ['fd00:96::/112']}\n";

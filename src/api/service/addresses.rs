@@ -250,8 +250,7 @@ fn check(context: &Context<'_>, service: &Value, ip: &str, ranges: &[(String, Ra
         return Err(invalid(context, service, "clusterIPs", json!([ip]), detail));
     };
     if !ranges.iter().any(|(_, range)| range.holds(address)) {
-        let all: Vec<&str> = ranges.iter().filter(|(_, it)| it.family() == family_of(ip)).map(|(cidr, _)| cidr.as_str()).collect();
-        return fail(format!("the provided IP ({ip}) is not in the valid range. The range of valid IPs is {}", all.join(",")));
+        return fail("the provided network does not match the current range".to_owned());
     }
     if is_taken(context.snapshot, ADDRESSES, ip) {
         return fail("provided IP is already allocated".to_owned());
