@@ -11,7 +11,7 @@ use crate::{
     base::clock,
     kinds::event,
     meta::Value,
-    store::{Change, Draft, Expect, Revision, Stored, Transaction, Write},
+    store::{Revision, Stored, Transaction},
 };
 
 /// How often expired Events are looked for.
@@ -38,7 +38,7 @@ async fn expire(server: &Server, old: Option<Revision>, now: Timestamp) {
     let snapshot = server.store.snapshot();
     let expired: Vec<&Arc<Stored>> = snapshot.list(event::RESOURCE, None, None).filter(|it| is_expired(it, old, now)).collect();
     for some in expired.chunks(TOGETHER) {
-        let deletions = some.iter().map(|it| server.store.submit(deletion(it)));
+        let deletions = some.iter().map(|it| server.store.submit(Transaction { writes: vec![it.removal()] }));
         futures::future::join_all(deletions).await;
     }
 }
@@ -50,11 +50,6 @@ fn is_expired(stored: &Stored, old: Option<Revision>, now: Timestamp) -> bool {
     let event: Value = stored.value();
     let last = event::times(&event).filter_map(|it| it.parse::<Timestamp>().ok()).max();
     last.is_some_and(|it| now.duration_since(it).as_secs() >= event::TTL.as_secs() as i64)
-}
-
-fn deletion(stored: &Stored) -> Transaction {
-    let change = Change::Delete(Draft::new(&stored.value(), stored.header.clone()));
-    Transaction { writes: vec![Write { key: stored.key.clone(), expect: Expect::At(stored.revision), change }] }
 }
 
 #[cfg(test)]

@@ -38,18 +38,12 @@ pub fn release(snapshot: &Snapshot, target: &Target, service: &Value) -> Vec<Wri
     }
     let ips = addresses::held(service).into_iter().map(|it| Key::new(ADDRESSES, "", &it));
     let ports = held_ports(service).into_iter().map(|it| Key::new(NODE_PORTS, "", &it.to_string()));
-    ips.chain(ports).filter_map(|key| removal(snapshot, &key)).collect()
-}
-
-fn removal(snapshot: &Snapshot, key: &Key) -> Option<Write> {
-    let stored = snapshot.get(key)?;
-    let change = Change::Delete(Draft::new(&stored.value(), stored.header.clone()));
-    Some(Write { key: key.clone(), expect: Expect::At(stored.revision), change })
+    ips.chain(ports).filter_map(|key| Some(snapshot.get(&key)?.removal())).collect()
 }
 
 /// The writes that claim what a Service holds now and did not before, and give back what it held.
 fn exchange<T: Ord + ToString>(snapshot: &Snapshot, resource: &str, before: &BTreeSet<T>, now: &BTreeSet<T>, claim: impl Fn(&T) -> Result<Write>) -> Result<Vec<Write>> {
-    let given_back = before.difference(now).filter_map(|it| removal(snapshot, &Key::new(resource, "", &it.to_string())));
+    let given_back = before.difference(now).filter_map(|it| Some(snapshot.get(&Key::new(resource, "", &it.to_string()))?.removal()));
     now.difference(before).map(claim).chain(given_back.map(Ok)).collect()
 }
 

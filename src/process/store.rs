@@ -13,7 +13,7 @@ use crate::{
     api::{self, http::BACKUP_PATH, identity::{MASTERS, User}},
     base::Tasks,
     kinds::table,
-    store::{Change, Draft, Expect, Key, Rejected, Revision, Store, Stored, Transaction, Write, archive::Archive},
+    store::{Key, Rejected, Revision, Store, Transaction, Write, archive::Archive},
 };
 
 /// Objects deleted in one step.
@@ -97,7 +97,7 @@ pub async fn delete(store: &StoreKind, data_dir: &Path, resource: &str, namespac
 async fn delete_together(store: &Store, keys: &[&Key]) -> Result<usize> {
     loop {
         let snapshot = store.snapshot();
-        let writes: Vec<Write> = keys.iter().filter_map(|it| snapshot.get(it)).map(|it| deletion(&it)).collect();
+        let writes: Vec<Write> = keys.iter().filter_map(|it| snapshot.get(it)).map(|it| it.removal()).collect();
         let count = writes.len();
         match store.submit(Transaction { writes }).await {
             // A server that runs was quicker with one of them.
@@ -105,11 +105,6 @@ async fn delete_together(store: &Store, keys: &[&Key]) -> Result<usize> {
             answer => return answer.map(|_| count).map_err(|why| Error::new("the store", why)),
         }
     }
-}
-
-fn deletion(stored: &Stored) -> Write {
-    let change = Change::Delete(Draft::new(&stored.value(), stored.header.clone()));
-    Write { key: stored.key.clone(), expect: Expect::At(stored.revision), change }
 }
 
 async fn open(store: &StoreKind, data_dir: &Path) -> Result<(Store, Tasks)> {
@@ -123,7 +118,7 @@ async fn open(store: &StoreKind, data_dir: &Path) -> Result<(Store, Tasks)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Header;
+    use crate::store::{Change, Draft, Expect, Header};
 
     #[tokio::test]
     async fn all_of_a_resource_go_in_a_few_steps() {

@@ -37,9 +37,7 @@ fn put(name: &str, expect: Expect, node: &str) -> Transaction {
 }
 
 fn delete(object: &Arc<Stored>) -> Transaction {
-    let value: Value = serde_json::from_slice(&object.json.text()).expect("JSON");
-    let change = Change::Delete(Draft::new(&value, object.header.clone()));
-    Transaction { writes: vec![Write { key: object.key.clone(), expect: Expect::At(object.revision), change }] }
+    Transaction { writes: vec![object.removal()] }
 }
 
 fn names(snapshot: &Snapshot) -> Vec<String> {

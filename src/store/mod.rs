@@ -92,6 +92,12 @@ impl Stored {
         serde_json::from_slice(&self.json.text()).unwrap_or_default()
     }
 
+    /// The write that removes the object, as long as nobody has changed it.
+    pub fn removal(&self) -> Write {
+        let change = Change::Delete(Draft::new(&self.value(), self.header.clone()));
+        Write { key: self.key.clone(), expect: Expect::At(self.revision), change }
+    }
+
     /// The same object at a later revision: what watchers are told who see it leave their selection.
     pub fn moved(&self, revision: Revision) -> Self {
         let member = |it: Revision| format!("\"resourceVersion\":\"{it}\"");

@@ -11,7 +11,7 @@ use crate::{
     base::clock,
     kinds::{Kind, Registry, table::PRIORITIES},
     meta::Value,
-    store::{Change, Draft, Expect, Scope, Transaction, Write},
+    store::{Scope, Transaction},
 };
 
 /// `onstart` for built-in versions, `true` for those of custom resources, which end with their definition.
@@ -68,9 +68,7 @@ async fn settle(server: &Arc<Server>, registry: &Registry) {
     }
     let obsolete = snapshot.list(API_SERVICES, None, None).filter(|it| it.header.label(MANAGED) == Some("true") && !wanted.contains_key(&*it.key.name));
     for stored in obsolete {
-        let change = Change::Delete(Draft::new(&stored.value(), stored.header.clone()));
-        let write = Write { key: stored.key.clone(), expect: Expect::At(stored.revision), change };
-        let _ = server.store.submit(Transaction { writes: vec![write] }).await;
+        let _ = server.store.submit(Transaction { writes: vec![stored.removal()] }).await;
     }
 }
 
