@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use ::http::header;
 use bytes::Bytes;
+use futures::stream::{self, StreamExt};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -77,6 +78,9 @@ pub fn within(query: &Query) -> Result<Duration> {
     let asked = query.duration("timeout").map_err(|why| Status::bad_request(format!("invalid timeout specified in the request URL - {why}")))?;
     Ok(asked.filter(|it| !it.is_zero()).map_or(TIMEOUT, |it| it.min(TIMEOUT)))
 }
+
+/// Objects of a collection that are deleted at the same time: their writes share commits.
+const DELETED_TOGETHER: usize = 64;
 
 /// What one gets whose request took too long; it may still be carried out (`WithTimeoutForNonLongRunningRequests`).
 fn overdue() -> Status {
@@ -247,12 +251,15 @@ impl Call {
         let snapshot = self.server.store.snapshot();
         let all = snapshot.list(&self.target.kind.resource(), self.target.in_namespace(), None);
         let chosen = list::select(&self.server, &self.target, &selection, all).await?;
-        for object in &chosen {
-            match self.deletion(&self.target.named(object), &options).run().await {
+        let delete = async |object: &Arc<Stored>| self.deletion(&self.target.named(object), &options).run().await;
+        let mut deletions = stream::iter(chosen.iter().map(delete)).buffer_unordered(DELETED_TOGETHER);
+        while let Some(deleted) = deletions.next().await {
+            match deleted {
                 Err(status) if !status.is_not_found() => return Err(status),
                 _ => (),
             }
         }
+        drop(deletions);
         let objects: Vec<&Stored> = chosen.iter().map(|it| it.as_ref()).collect();
         let metadata = json!({"resourceVersion": self.server.store.revision().to_string()});
         Ok(self.respond(200, self.target.view().list(&objects, self.form, metadata)?))
