@@ -10,6 +10,9 @@ mod database;
 #[path = "../tests/support/etcd.rs"]
 mod etcd;
 
+#[path = "../tests/support/kube_apiserver.rs"]
+mod kube_apiserver;
+
 use std::{
     collections::HashMap,
     fs,
@@ -27,7 +30,7 @@ use bytes::Bytes;
 use howdah::{
     base::{
         clock,
-        pki::{self, Authority, Identity, Rotating},
+        pki::{self, Identity, Rotating},
     },
     process::kubeconfig::Kubeconfig,
 };
@@ -39,6 +42,8 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use serde_json::{Value, json};
+
+use crate::kube_apiserver::KubeApiserver;
 
 const PODS: &str = "/api/v1/namespaces/default/pods";
 /// Clients that make the pods, and pods that one client changes in turn.
@@ -179,38 +184,8 @@ async fn howdah(folder: &Path, store: &str) -> Option<System> {
 }
 
 async fn upstream(folder: &Path) -> Option<System> {
-    let Some(program) = std::env::var_os("KUBE_APISERVER").map(PathBuf::from) else {
-        println!("SKIPPED: upstream's kube-apiserver is not named by KUBE_APISERVER");
-        return None;
-    };
-    fs::create_dir_all(folder).expect("a folder");
-    let etcd = etcd::Etcd::start(folder).await?;
-    let authority = Authority::generate(clock::now()).expect("an authority");
-    let issue = |identity: Identity| authority.issue(&identity, clock::now()).expect("a certificate");
-    let file = |name: &str, text: &str| {
-        fs::write(folder.join(name), text).expect("a file");
-        folder.join(name).display().to_string()
-    };
-    let (serving, accounts, admin) = (issue(Identity::api_server(&[])), issue(Identity::front_proxy()), issue(Identity::admin()));
-    let port = free_port();
-    let address = howdah::process::machine_address().map_or("192.0.2.1".to_owned(), |it| it.to_string());
-    let arguments = [
-        ("etcd-servers", format!("http://127.0.0.1:{}", etcd.port)),
-        ("bind-address", "127.0.0.1".to_owned()),
-        ("advertise-address", address),
-        ("endpoint-reconciler-type", "none".to_owned()),
-        ("secure-port", port.to_string()),
-        ("cert-dir", folder.display().to_string()),
-        ("tls-cert-file", file("serving.crt", &serving.certificate)),
-        ("tls-private-key-file", file("serving.key", &serving.key)),
-        ("client-ca-file", file("ca.crt", authority.certificate())),
-        ("service-account-issuer", "https://kubernetes.default.svc".to_owned()),
-        ("service-account-key-file", file("accounts.crt", &accounts.certificate)),
-        ("service-account-signing-key-file", file("accounts.key", &accounts.key)),
-        ("service-cluster-ip-range", "10.250.0.0/16".to_owned()),
-        ("authorization-mode", "Node,RBAC".to_owned()),
-    ];
-    let arguments = arguments.iter().map(|(name, value)| format!("--{name}={value}")).collect();
+    let KubeApiserver { program, arguments, port, authority, etcd } = KubeApiserver::prepare(folder).await?;
+    let admin = authority.issue(&Identity::admin(), clock::now()).expect("a certificate");
     let credentials = Box::new(move || pki::client_config(authority.certificate(), Some(Rotating::new(&admin).ok()?)).ok());
     Some(System { name: "kube-apiserver", program, arguments, log: folder.join("log"), port, server: None, beneath: Beneath::Etcd(etcd), credentials })
 }

@@ -20,6 +20,10 @@ mod validation;
 mod volumes;
 mod webhooks;
 
+#[path = "../support/etcd.rs"]
+mod etcd;
+#[path = "../support/kube_apiserver.rs"]
+mod kube_apiserver;
 #[path = "../support/dice.rs"]
 mod dice;
 #[expect(dead_code, reason = "the store's own tests use more of it")]
