@@ -113,6 +113,7 @@ async fn the_answers_are_those_of_kube_apiserver() {
     assert!(put("/api/v1/namespaces/default/serviceaccounts", r#"{"metadata":{"name":"default"}}"#).await);
     let (failures, count) = ask_all(&client, true).await;
     _ = server.kill().and_then(|()| server.wait());
+    drop(upstream.etcd);
     assert!(failures.is_empty(), "{} of {count}:\n{}", failures.len(), failures.join("\n"));
 }
 
