@@ -233,7 +233,7 @@ pub fn parse_revision(text: &str) -> Result<Revision> {
     let unreadable = || FieldError::invalid(&Path::new("resourceVersion"), text, format!("strconv.ParseUint: parsing {text:?}: invalid syntax"));
     match text {
         "" => Ok(0),
-        text => text.parse().map_err(|_| Status::new(500, "", unreadable().to_string())),
+        text => text.parse().map_err(|_| Status::bad_request(unreadable().to_string())),
     }
 }
 

@@ -192,7 +192,7 @@ fn undeclared(call: &Call, object: &Value, unknown: &[String]) -> Result<()> {
 
 fn untyped(call: &Call, object: &Value, why: &str) -> Status {
     let (Kind { group, kind, .. }, version) = (&*call.target.kind, &call.target.version().name);
-    Status::new(500, "", format!("failed to create typed patch object ({}/{}; {group}/{version}, Kind={kind}): {why}", object.namespace(), object.name()))
+    Status::bad_request(format!("failed to create typed patch object ({}/{}; {group}/{version}, Kind={kind}): {why}", object.namespace(), object.name()))
 }
 
 /// Server-side apply: the body is the configuration that the manager wants.

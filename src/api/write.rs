@@ -156,7 +156,7 @@ impl Writer<'_> {
         let context = self.context(&snapshot, Operation::Create, None, &options);
         let companions = self.finish(&context, &mut new, Step::Create).await?;
         if !new.resource_version().is_empty() {
-            return Err(Status::new(500, "", "resourceVersion should not be set on objects to be created"));
+            return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
         }
         let key = self.target.key_of(new.name());
         if self.options.is_dry_run && snapshot.get(&key).is_some() {
@@ -301,7 +301,7 @@ impl Writer<'_> {
         let resource = self.target.resource();
         let asked = new.resource_version();
         if asked != old.resource_version() && asked.parse::<u64>().is_err() && !asked.is_empty() {
-            return Err(Status::new(500, "", format!("strconv.ParseUint: parsing {asked:?}: invalid syntax")));
+            return Err(Status::bad_request(format!("strconv.ParseUint: parsing {asked:?}: invalid syntax")));
         }
         if !asked.is_empty() && asked != old.resource_version() {
             return Err(Status::modified(&resource, old.name()));

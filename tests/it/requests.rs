@@ -80,7 +80,7 @@ async fn ask_all(client: &Client, is_upstream: bool) -> (Vec<String>, usize) {
     (failures, count)
 }
 
-/// Marks a case whose answer is not upstream's, for it depends on libraries.
+/// Marks a case whose answer is not upstream's: it depends on libraries, or upstream says 500 where the request is wrong.
 const OWN: char = '~';
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
