@@ -26,7 +26,7 @@ assert [it.data["number"] for it in odd.items] == ["1", "3", "5", "7", "9"]
 assert odd.metadata._continue and odd.metadata.remaining_item_count is None  # not counted where there is a selector
 
 why = json.loads(refused(400, core.list_namespaced_config_map, NAMESPACE, limit=5, _continue="nonsense"))
-assert why["reason"] == "BadRequest" and why["message"].startswith("continue key is not valid"), why
+assert why["reason"] == "BadRequest" and why["message"].startswith("invalid continue token: continue key is not valid"), why
 one = core.list_namespaced_config_map(NAMESPACE, field_selector="metadata.name=item-99")
 assert [it.metadata.name for it in one.items] == ["item-99"]
 core.delete_collection_namespaced_config_map(NAMESPACE, label_selector="parity")

@@ -46,4 +46,4 @@ marked = list(events(seconds=2, allow_watch_bookmarks=True, send_initial_events=
 assert [it["type"] for it in marked][:2] == ["ADDED", "BOOKMARK"], marked
 assert marked[1]["raw_object"]["metadata"]["annotations"] == {"k8s.io/initial-events-end": "true"}, marked[1]
 
-assert "Invalid value" in refused(422, lambda: list(events(resource_version="yesterday")))
+assert "Invalid value" in refused(400, lambda: list(events(resource_version="yesterday")))

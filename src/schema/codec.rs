@@ -118,11 +118,21 @@ fn bad_json(error: &serde_json::Error, bytes: &[u8]) -> Status {
     let line = bytes.split(|it| *it == b'\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
     let letter = error.column().checked_sub(1).and_then(|it| line.get(it)).map_or('\n', |it| char::from(*it));
     Status::bad_request(match SYNTAX.iter().find(|it| it.0 == reason) {
-        Some((_, place)) => format!("invalid character {letter:?} {place}"),
+        Some((_, place)) => format!("invalid character {} {place}", quoted(letter)),
         None if error.is_eof() => "unexpected end of JSON input".to_owned(),
         None if reason == "recursion limit exceeded" => "exceeded max depth".to_owned(),
         None => format!("invalid JSON: {reason} (line {}, column {})", error.line(), error.column()),
     })
+}
+
+/// A character as Go quotes it.
+fn quoted(letter: char) -> String {
+    match letter {
+        '\n' | '\r' | '\t' => format!("{letter:?}"),
+        '\0'..='\x1f' => format!("'\\x{:02x}'", u32::from(letter)),
+        '\x7f'..='\u{9f}' => format!("'\\u{:04x}'", u32::from(letter)),
+        _ => format!("{letter:?}"),
+    }
 }
 
 /// What Go calls the type of a value.
