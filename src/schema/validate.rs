@@ -193,10 +193,10 @@ fn combinations(value: &Value, rules: &Value, path: &Path, errors: &mut FieldErr
     let fail = |detail: String| FieldError::invalid(&Path::root(), "", format!("\"{}\" must {detail}", path.as_str()));
     let each = |word: &str| rules.items_at(&[word]).iter().map(failures).collect::<Vec<_>>();
     let valid = |all: &[FieldErrors]| all.iter().filter(|it| it.is_empty()).count();
-    let any = each("anyOf");
-    if !any.is_empty() && valid(&any) == 0 {
+    let any = rules.items_at(&["anyOf"]);
+    if !any.is_empty() && any.iter().all(|it| !failures(it).is_empty()) {
         errors.push(fail("validate at least one schema (anyOf)".to_owned()));
-        errors.extend(any.into_iter().next().unwrap_or_default());
+        errors.extend(any.first().map(failures).unwrap_or_default());
     }
     let one = each("oneOf");
     match valid(&one) {

@@ -234,9 +234,6 @@ fn is_cleared(object: &Value) -> bool {
 /// Merges `applied` into `live` (null when the object does not exist), records the ownership, and returns the result.
 /// 409 `Conflict` with a cause per field (`conflict with "x": .spec.replicas`) unless `is_forced`.
 pub fn apply(live: &Value, applied: &Value, schema: &Schema, manager: &Manager<'_>, is_forced: bool, reset: &[&[&str]]) -> Result<Value> {
-    if applied.at(&["metadata", "managedFields"]).is_some() {
-        return Err(Status::bad_request("metadata.managedFields must be nil"));
-    }
     let mut managers = Managers::read(live).unwrap_or_default();
     if !live.is_null() && managers.0.is_empty() {
         // What nobody is known to have set was there before the first apply (`skipnonapplied.go`).
